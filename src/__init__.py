@@ -1,0 +1,1 @@
+"""HyperDFlash: block-parallel speculative drafting for targets with hyper-connections."""
