@@ -90,7 +90,7 @@ class Blocks:
 
     ``anchors`` [B, A] int64 positions, ``anchor_mask`` [B, A] bool (False: padding of the anchor axis),
     ``labels`` [B, A, S] int64 with ``labels[b, i, k - 1] = x[anchors[b, i] + k]``,
-    ``label_mask`` [B, A, S] bool (False past the document's end or where the token is not supervised).
+    ``label_mask`` [B, A, S] bool (False past the end of the anchor's own answer).
     """
 
     anchors: Tensor

@@ -1,0 +1,91 @@
+"""Fill a store with target states (write on a miss), and read it as a data set (read on a hit)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from src.cache.store import Shard, StateStore, make_shards
+from src.contracts import Document, TargetStates
+from src.target.load import Target
+from src.target.taps import tap_residual
+
+
+@torch.inference_mode()
+def shard_states(target: Target, shard: Shard, layer_ids: Sequence[int]) -> dict[int | None, Tensor]:
+    """One forward over a shard's documents, right-padded to whole attention windows -> tap -> states [N, M, D].
+
+    Right padding is exact for V4 (left padding is not); None stands for the final residual.
+    """
+    window = target.model.config.sliding_window
+    lengths = [len(document.input_ids) for document in shard.documents]
+    width = -(-max(lengths) // window) * window
+    input_ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, document in enumerate(shard.documents):
+        input_ids[row, : lengths[row]] = document.input_ids
+    with tap_residual(target.model, layer_ids) as taps:
+        target.model.model(input_ids.to(target.model.device), use_cache=False)
+    states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
+    return {
+        tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()
+    }
+
+
+def capture(
+    documents: Sequence[Document],
+    store: StateStore,
+    target: Callable[[], Target],
+    *,
+    layer_ids: Sequence[int] = (),
+    documents_per_shard: int = 16,
+    progress: bool = True,
+) -> list[Shard]:
+    """Make sure that every document's taps are in ``store``; ``target()`` is called (loaded) only if something is missing."""
+    shards = make_shards(documents, documents_per_shard)
+    missing = {shard.name: store.missing(shard, layer_ids) for shard in shards}
+    work = [shard for shard in shards if missing[shard.name]]
+    if not work:
+        return shards
+    loaded = target()
+    if loaded.fingerprint != store.key.target:
+        raise ValueError(
+            f"the target at {loaded.path} has fingerprint {loaded.fingerprint} and the cache {store.directory} wants "
+            f"{store.key.target}: give the target.path that the cache was made with, or another cache.directory"
+        )
+    written = 0
+    total = sum(shard.num_tokens for shard in work)
+    with tqdm(total=total, desc="capture states", unit="tok", unit_scale=True, disable=not progress, mininterval=2) as bar:
+        for shard in work:
+            taps = missing[shard.name]
+            states = shard_states(loaded, shard, [tap for tap in taps if tap is not None])
+            # the final residual goes last: a shard that has it has its tokens
+            for tap in sorted(taps, key=lambda t: t is None):
+                written += store.write(shard, states[tap], tap)
+            bar.set_postfix(MB=f"{written / 1e6:.0f}", refresh=False)
+            bar.update(shard.num_tokens)
+    return shards
+
+
+class CachedStates(Dataset):
+    """Documents of a filled store, one a row: index -> TargetStates of batch size 1."""
+
+    def __init__(self, store: StateStore, shards: Sequence[Shard], layer_ids: Sequence[int] = ()):
+        self.store = store
+        self.layer_ids = tuple(layer_ids)
+        self.places = [(shard, row) for shard in shards for row in range(len(shard.documents))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def length(self, index: int) -> int:
+        """Tokens of one document, without touching the disk."""
+        shard, row = self.places[index]
+        return len(shard.documents[row].input_ids)
+
+    def __getitem__(self, index: int) -> TargetStates:
+        shard, row = self.places[index]
+        return self.store.read(shard, row, self.layer_ids)

@@ -1,0 +1,1 @@
+"""Acceptance rules, exact replay, and the counts that tau is made of."""

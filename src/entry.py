@@ -1,0 +1,100 @@
+"""What the entry points share: where the configuration lies, how a run's directory is named, how an error is told.
+
+A run's directory is a function of everything that decides its result, so the same command finds its own run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+# What decides a training run's result. Hardware, logging and where things lie do not.
+DECIDING = (
+    "stage target corpus conditioning blocks reducer drafter kl loss optim mode seed init_from cache.dtype "
+    "trainer.max_epochs trainer.precision"
+).split()
+
+
+def runs_dir() -> Path:
+    """Where everything that is made goes: ``$HYPERDFLASH_RUNS``, or ``runs``."""
+    return Path(os.environ.get("HYPERDFLASH_RUNS", "runs"))
+
+
+def decided_by(config: DictConfig) -> dict:
+    """The part of a training configuration that decides the run's result, resolved."""
+    values = {}
+    for name in DECIDING:
+        value = OmegaConf.select(config, name, throw_on_missing=True)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+            value = {k: v for k, v in value.items() if k != "directory"} if isinstance(value, dict) else value
+        values[name] = value
+    return values
+
+
+def run_name(config: DictConfig) -> str:
+    """Readable head and a hash over ``decided_by``: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
+    digest = hashlib.sha256(json.dumps(decided_by(config), sort_keys=True).encode()).hexdigest()[:8]
+    parts = [f"stage{config.stage}", class_name(config.drafter)]
+    if parts[-1] != "mtp":
+        parts[1:] = [class_name(config.conditioning), class_name(config.reducer)]
+    return "-".join([*parts, f"kl{config.kl.alpha:g}", f"s{config.seed}", digest])
+
+
+def class_name(group: DictConfig) -> str:
+    """A short name of an option from its class: src.drafter.reducers.hc_gate.HcGate -> hc_gate."""
+    module, _, name = group._target_.rpartition(".")
+    snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+    return "mtp" if "mtp" in module else snake
+
+
+def train_run_dir(config: DictConfig) -> Path:
+    return runs_dir() / "train" / run_name(config)
+
+
+OmegaConf.register_new_resolver("train_run_dir", lambda *, _root_: str(train_run_dir(_root_)), replace=True)
+OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
+
+
+def entry_point(config_name: str) -> Callable:
+    """``hydra.main`` with the absolute configuration path; a user's error becomes one sentence and exit code 1."""
+
+    def decorate(function: Callable[[DictConfig], object]) -> Callable:
+        @wraps(function)
+        def task(config: DictConfig):
+            try:
+                return function(config)
+            except InstantiationException as error:
+                raise CompactHydraException(f"error: {_innermost(error)}") from None
+            except (ValueError, OmegaConfBaseException) as error:
+                if os.environ.get("HYDRA_FULL_ERROR"):
+                    raise
+                raise CompactHydraException(f"error: {error}") from None
+
+        return hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
+
+    return decorate
+
+
+def command_of(module: str) -> str:
+    """The command that started this job, for messages and records."""
+    return " ".join(["python", "-m", module, *HydraConfig.get().overrides.task])
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, InstantiationException):
+        return str(error).splitlines()[0]
+    return str(error)

@@ -1,0 +1,67 @@
+"""The LightningDataModule: cached target states, in length-bucketed batches of a seeded order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from src.cache.capture import CachedStates
+from src.cache.store import collate
+
+
+class BucketedBatches(Sampler[list[int]]):
+    """Batches of documents of similar length in a random order, a function of ``seed`` and ``epoch`` alone.
+
+    A bucket is 16 batches of the shuffled order, sorted by length; the batches are then shuffled again. Rank ``rank`` of
+    ``world_size`` takes every ``world_size``-th batch; all ranks get the same number (the last ones are dropped).
+    """
+
+    def __init__(
+        self, dataset: CachedStates, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ):
+        self.dataset, self.batch_size = dataset, batch_size
+        self.seed, self.epoch, self.rank, self.world_size = seed, epoch, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size) // self.world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        bucket = 16 * self.batch_size
+        batches = []
+        for start in range(0, len(order), bucket):
+            members = sorted(order[start : start + bucket], key=self.dataset.length)
+            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        mine = shuffled[self.rank :: self.world_size][: len(self)]
+        return iter([batches[i] for i in mine])
+
+
+class TargetStatesData(L.LightningDataModule):
+    """``train`` and ``validation`` documents; the trainer reloads the loader every epoch to give the epoch's order."""
+
+    def __init__(self, train: CachedStates, validation: CachedStates, *, batch_size: int, seed: int):
+        super().__init__()
+        self.train_states, self.validation_states = train, validation
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        batches = BucketedBatches(
+            self.train_states,
+            self.batch_size,
+            self.seed,
+            self.trainer.current_epoch,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        return DataLoader(self.train_states, batch_sampler=batches, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader:
+        by_length = sorted(range(len(self.validation_states)), key=self.validation_states.length)
+        mine = by_length[self.trainer.global_rank :: self.trainer.world_size]
+        batches = [mine[i : i + 16] for i in range(0, len(mine), 16)]
+        return DataLoader(self.validation_states, batch_sampler=batches, collate_fn=collate)

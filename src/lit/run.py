@@ -1,0 +1,304 @@
+"""One training run from a configuration: parts, data, drafter, trainer, record.
+
+    1. parts        everything that is cheap, checked with the drafter's shapes on the meta device: a mistake fails here
+    2. directory    a finished run is reported and left alone; a broken one goes on from its last checkpoint
+    3. documents    conversations -> the target's own answers (kept on disk)
+    4. states       captured where the cache misses them; the target is loaded only if something is missing
+    5. fit          best checkpoint by validation tau
+    6. record       result.json last: a directory that has it is finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from transformers import DeepseekV4Config, PreTrainedTokenizerBase
+
+from src.blocks.anchors import BlockSampler, eligible_anchors
+from src.cache.capture import CachedStates, capture
+from src.cache.store import CacheKey, StateStore
+from src.contracts import Conversation, Document
+from src.corpus.chat import encode
+from src.corpus.mixture import Corpus
+from src.corpus.tokenizer import load_tokenizer, special_ids
+from src.drafter.conditioning import Conditioning
+from src.drafter.config import DrafterConfig
+from src.drafter.model import build_drafter
+from src.drafter.mtp_chain import MTPChain, MTPChainConfig
+from src.drafter.reducers.reducer import ReducerConfig
+from src.entry import command_of, decided_by, run_name, runs_dir, train_run_dir
+from src.lit.data import TargetStatesData
+from src.lit.loggers import make_loggers
+from src.lit.module import DraftingModule, OptimSettings
+from src.lit.progress import ProgressBar
+from src.lit.record import environment_record, write_json
+from src.loss.cross_entropy import PositionWeighted
+from src.loss.distillation import KLConfig
+from src.target.heads import TargetHeads
+from src.target.load import Target, fingerprint, load_heads, load_mtp, read_config
+from src.target.responses import AnswerSettings, answer_conversations
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The instantiated, checked groups of a training configuration; nothing here has read a weight."""
+
+    target_config: DeepseekV4Config
+    tokenizer: PreTrainedTokenizerBase
+    mask_token_id: int
+    corpus: Corpus
+    conditioning: Conditioning
+    reducer: ReducerConfig
+    drafter: DrafterConfig | MTPChainConfig
+    blocks: BlockSampler
+    kl: KLConfig
+    loss: PositionWeighted
+    optim: OptimSettings
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return () if isinstance(self.drafter, MTPChainConfig) else tuple(self.conditioning.layer_ids)
+
+    def build(self, heads: TargetHeads, path: str | Path, seed: int) -> nn.Module:
+        """A new drafter; on meta heads its shapes only."""
+        if isinstance(self.drafter, MTPChainConfig):
+            return MTPChain(load_mtp(path, self.target_config), self.drafter.num_slots, trainable=True)
+        return build_drafter(
+            conditioning=self.conditioning,
+            reducer=self.reducer,
+            drafter=self.drafter,
+            heads=heads,
+            mask_token_id=self.mask_token_id,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
+def make_parts(config: DictConfig) -> Parts:
+    """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
+    parts = {name: instantiate(config[name]) for name in "corpus conditioning reducer drafter blocks kl loss optim".split()}
+    target_config = read_config(config.target.path)
+    tokenizer = load_tokenizer(config.target.path)
+    mask_token_id = special_ids(tokenizer, config.target.mask_token_id).mask
+    made = Parts(target_config=target_config, tokenizer=tokenizer, mask_token_id=mask_token_id, **parts)
+    wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
+    if wrong:
+        raise ValueError(
+            f"conditioning.layer_ids={list(made.layer_ids)} but this target has layers 0..{target_config.num_hidden_layers - 1}: "
+            "give ids in that range"
+        )
+    if isinstance(made.drafter, DrafterConfig):
+        with torch.device("meta"):
+            heads = TargetHeads(target_config)
+        made.build(heads, config.target.path, config.seed)
+        made.kl.check_slots(made.drafter.block_size - 1)
+    return made
+
+
+def lazy_target(config: DictConfig) -> Callable[[], Target]:
+    """Loads on the first call."""
+
+    @cache
+    def load() -> Target:
+        print(f"loading the target from {config.target.path}", flush=True)
+        return instantiate(config.target)
+
+    return load
+
+
+def open_store(config: DictConfig, heads: TargetHeads) -> StateStore:
+    """The cache directory of this target and dtype."""
+    key = CacheKey(
+        target=fingerprint(heads), num_paths=heads.num_paths, hidden_size=heads.hidden_size, dtype=config.cache.dtype
+    )
+    return StateStore(Path(config.cache.directory) / f"{key.target}-{key.dtype}", key)
+
+
+def make_documents(
+    conversations: Sequence[Conversation],
+    config: DictConfig,
+    parts: Parts,
+    heads: TargetHeads,
+    target: Callable[[], Target],
+) -> list[Document]:
+    """Encoded conversations with the target's or the corpus's answers; those without a supervised pair are dropped."""
+    corpus = parts.corpus
+    if corpus.responses == "original":
+        documents = [encode(c, parts.tokenizer, config.mode, corpus.max_length) for c in conversations]
+    else:
+        settings = AnswerSettings(
+            temperature=corpus.temperature,
+            top_p=corpus.top_p,
+            max_new_tokens=corpus.max_new_tokens,
+            max_length=corpus.max_length,
+            mode=config.mode,
+            seed=config.seed if corpus.temperature > 0 else 0,
+        )
+        documents = answer_conversations(
+            conversations, target, fingerprint(heads), parts.tokenizer, settings, runs_dir() / "responses"
+        )
+    return with_supervised_pair(documents)
+
+
+def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
+    """Documents that can give an anchor; says how many cannot, and ValueError where none can."""
+    kept = [d for d in documents if eligible_anchors(d.loss_mask[None], torch.tensor([len(d.loss_mask)])).any()]
+    if not kept:
+        raise ValueError(
+            f"none of {len(documents)} documents has two supervised tokens in a row, so there is nothing to train on: "
+            "check corpus.mixture, corpus.max_length and the loss mask of the source"
+        )
+    if len(kept) < len(documents):
+        print(f"{len(documents) - len(kept)} of {len(documents)} documents have no two supervised tokens in a row: dropped")
+    return kept
+
+
+def find_stage1(config: DictConfig) -> Path:
+    """The finished stage-1 run with this target, conditioning, reducer, drafter and seed; prints what else differs."""
+    wanted = decided_by(config)
+    must = ("target", "conditioning", "reducer", "drafter", "seed", "mode")
+    found = []
+    for record in sorted((runs_dir() / "train").glob("*/result.json")):
+        decided = json.loads(record.read_text())["decided_by"]
+        if decided["stage"] == 1 and all(decided[name] == wanted[name] for name in must):
+            differing = [n for n in wanted if n not in ("stage", "corpus", "init_from") and decided[n] != wanted[n]]
+            found.append((len(differing), -record.stat().st_mtime, record.parent, differing, decided))
+    if not found:
+        overrides = [o for o in command_of("src.train").split()[3:] if not o.startswith(("experiment=", "init_from=", "-m"))]
+        command = " ".join(["python -m src.train experiment=stage1", *overrides])
+        raise ValueError(
+            "stage 2 continues from a stage-1 run with the same target, conditioning, reducer, drafter and seed, and there is "
+            f"none in {runs_dir() / 'train'}: run `{command}` first, or give init_from=<run directory>"
+        )
+    _, _, path, differing, decided = min(found, key=lambda entry: entry[:2])
+    print(f"stage 2 continues from {path}")
+    for name in differing:
+        print(f"  differs in {name}: stage 1 had {decided[name]}, this run has {wanted[name]}")
+    return path
+
+
+def best_checkpoint(run: Path) -> Path:
+    """Best checkpoint of a finished run; ValueError where the run is not there or not finished."""
+    if not (run / "result.json").exists():
+        raise ValueError(f"{run} is not a finished run (no result.json): run its `python -m src.train ...` command first")
+    return run / json.loads((run / "result.json").read_text())["best_checkpoint"]
+
+
+def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
+    """Put a finished run's best weights into ``drafter``; refuses other weights of the target and other shapes."""
+    checkpoint = torch.load(best_checkpoint(run), map_location="cpu", weights_only=True)
+    made_on = checkpoint["run"]["target"]
+    if made_on != target_fingerprint:
+        raise ValueError(
+            f"{run} was trained on the target {made_on}, this one is {target_fingerprint}: a drafter accepts next to nothing "
+            "on other weights; train it on this target"
+        )
+    state = {k.removeprefix("drafter."): v for k, v in checkpoint["state_dict"].items()}
+    own = drafter.state_dict()
+    wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
+    if wrong:
+        raise ValueError(f"{run} holds a drafter of another shape (first difference: {min(wrong)}): give the options it had")
+    drafter.load_state_dict(state)
+
+
+def train(config: DictConfig) -> dict:
+    """Run or resume one training; returns the record in result.json."""
+    parts = make_parts(config)
+    run = train_run_dir(config)
+    result = run / "result.json"
+    if result.exists():
+        record = json.loads(result.read_text())
+        print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
+        return record
+    if config.stage not in (1, 2):
+        raise ValueError(f"stage must be 1 or 2, got {config.stage!r}: use experiment=stage1 or experiment=stage2")
+    init_from = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
+    if init_from is not None:
+        best_checkpoint(init_from)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+
+    heads = load_heads(config.target.path)
+    target = lazy_target(config)
+    store = open_store(config, heads)
+    data = {}
+    for name, conversations in (
+        ("train", parts.corpus.train()),
+        ("validation", parts.corpus.validation_conversations()),
+    ):
+        documents = make_documents(conversations, config, parts, heads, target)
+        tokens = sum(len(d.input_ids) for d in documents)
+        supervised = sum(int(d.loss_mask.sum()) for d in documents)
+        print(f"{name}: {len(documents):,} documents, {tokens:,} tokens, {supervised:,} supervised", flush=True)
+        shards = capture(
+            documents, store, target, layer_ids=parts.layer_ids, documents_per_shard=config.cache.documents_per_shard
+        )
+        data[name] = CachedStates(store, shards, parts.layer_ids)
+
+    drafter = parts.build(heads, config.target.path, config.seed)
+    if init_from is not None:
+        load_drafter_weights(drafter, init_from, store.key.target)
+    trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
+    print(f"{run_name(config)}: {trainable:,} trainable parameters", flush=True)
+    module = DraftingModule(
+        drafter=drafter,
+        heads=heads,
+        blocks=parts.blocks,
+        weights=parts.loss,
+        kl=parts.kl,
+        optim=parts.optim,
+        seed=config.seed,
+        meta={"target": store.key.target, "name": run_name(config)},
+    )
+    run.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, run / "config.yaml", resolve=True)
+    write_json(run / "environment.json", environment_record(command_of("src.train")))
+    checkpoints = ModelCheckpoint(
+        dirpath=run / "checkpoints",
+        filename="best",
+        monitor="val/tau",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        **{k: v for k, v in config.trainer.items() if k != "threads"},
+        default_root_dir=run,
+        logger=make_loggers(config.logger, run, run_name(config)),
+        callbacks=[checkpoints, ProgressBar()],
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        enable_model_summary=False,
+    )
+    last = run / "checkpoints" / "last.ckpt"
+    if last.exists():
+        print(f"resuming from {last}")
+    data_module = TargetStatesData(
+        data["train"], data["validation"], batch_size=parts.optim.batch_size, seed=config.seed
+    )
+    trainer.fit(module, data_module, ckpt_path=last if last.exists() else None, weights_only=True)
+    record = {
+        "name": run_name(config),
+        "val_tau": float(checkpoints.best_model_score),
+        "best_checkpoint": str(Path(checkpoints.best_model_path).relative_to(run.resolve())),
+        "steps": trainer.global_step,
+        "trainable_parameters": trainable,
+        "target": store.key.target,
+        "init_from": str(init_from) if init_from else None,
+        "command": command_of("src.train"),
+        "decided_by": decided_by(config),
+    }
+    write_json(result, record)
+    print(f"{run}: best validation tau {record['val_tau']:.3f}")
+    return record

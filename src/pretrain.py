@@ -1,0 +1,58 @@
+"""Train a tiny DeepSeek-V4 target on the embedded corpus.
+
+    python -m src.pretrain                                                      the shipped one, into assets/tiny
+    python -m src.pretrain name=deep seed=1 model.num_hidden_layers=16          another, by the same recipe
+
+A killed run goes on where its last checkpoint was. `python -m src.card` measures what came out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="pretrain")
+def main(config: DictConfig) -> None:
+    from src.corpus.chat import encode
+    from src.corpus.embedded import load_embedded
+    from src.corpus.tokenizer import train_tokenizer
+    from src.target.build import build_target, count_parameters, tiny_config
+    from src.target.load import save_target
+    from src.target.pretraining import pretrain
+
+    torch.set_num_threads(config.threads)
+    settings = hydra.utils.instantiate(config.settings)
+    run, out = Path("runs/pretrain") / config.name, Path(config.out)
+    conversations = load_embedded("train", cache_dir=Path(config.corpus_dir))
+    texts = (turn.content for conversation in conversations for turn in conversation.turns)
+    tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
+    documents = [encode(conversation, tokenizer).input_ids for conversation in conversations]
+    tokens = sum(map(len, documents))
+    overrides = hydra.utils.instantiate(config.model, _convert_="all")
+    model, mtp = build_target(tiny_config(vocab_size=len(tokenizer), **overrides), seed=config.seed)
+    print(
+        f"pretrain {config.name}: {len(documents):,} documents, {tokens:,} tokens, "
+        f"{count_parameters(model, mtp):,} parameters with the MTP block, {settings.steps:,} steps"
+    )
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "log.jsonl").open("a") as log:
+
+        def write(record: dict) -> None:
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+
+        last = pretrain(model, mtp, documents, settings, run / "checkpoint.pt", write)
+    tokenizer.save_pretrained(out)
+    path = save_target(out, model, mtp)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB) after {last.get('elapsed_s', 0) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Bootstrap over prompts: pooled ratios within a domain, their plain mean over domains, 95% percentile intervals.
+
+Legend: N prompts, S draft slots, R resamples, G groups (the domains in order of first appearance, then MEAN).
+
+A resample draws, within each domain, as many prompts as the domain has, with replacement; it is kept as how often each
+prompt was drawn (``weights`` [R, N]), so every statistic is a ratio of two matrix products and two methods that share
+their prompts also share the resample: the difference of their statistics is then a paired one. Prompts are the unit
+because rounds of one answer are not independent. The interval speaks of these prompts only: not of another training
+seed, nor of another target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MEAN = "mean"
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class PromptCounts:
+    """Sums a prompt, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
+
+    ``survived`` rounds with accepted >= k; ``reached`` rounds with accepted >= k - 1 whose text has a slot k.
+    """
+
+    emitted: np.ndarray
+    accepted: np.ndarray
+    rounds: np.ndarray
+    survived: np.ndarray
+    reached: np.ndarray
+
+    def __post_init__(self):
+        prompts, slots = self.survived.shape
+        for name, shape in (
+            ("emitted", (prompts,)),
+            ("accepted", (prompts,)),
+            ("rounds", (prompts,)),
+            ("reached", (prompts, slots)),
+        ):
+            got = getattr(self, name).shape
+            if got != shape:
+                raise ValueError(f"PromptCounts.{name} must be {list(shape)} beside survived [N, S], got {list(got)}")
+
+    @property
+    def num_slots(self) -> int:
+        return self.survived.shape[1]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic and its 95% interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """How often each resample drew each prompt: ``weights`` [R, N] float64; ``domains`` one a prompt."""
+
+    weights: np.ndarray
+    domains: tuple[str, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return (*dict.fromkeys(self.domains), MEAN)
+
+
+def resample_prompts(domains: Sequence[str], num_resamples: int = 2000, seed: int = 0) -> Resamples:
+    """Draws within each domain; row sums over a domain are the domain's number of prompts."""
+    domains = tuple(domains)
+    if not domains:
+        raise ValueError("nothing to resample: got no prompts; run the evaluation on at least one prompt")
+    if MEAN in domains:
+        raise ValueError(f"a domain cannot be called {MEAN!r}: that row is the plain mean over domains")
+    generator = np.random.default_rng(seed)
+    weights = np.zeros((num_resamples, len(domains)))
+    for domain in dict.fromkeys(domains):
+        members = np.flatnonzero([d == domain for d in domains])
+        share = np.full(len(members), 1 / len(members))
+        weights[:, members] = generator.multinomial(len(members), share, size=num_resamples)
+    return Resamples(weights, domains)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A pooled ratio a group: ``value`` [G, ...] on the prompts as they are, ``resampled`` [R, G, ...]."""
+
+    groups: tuple[str, ...]
+    value: np.ndarray
+    resampled: np.ndarray
+
+    def estimates(self) -> dict[str, Estimate] | dict[str, tuple[Estimate, ...]]:
+        """An Estimate a group; a tuple of S of them where the ratio has slots."""
+        low, high = interval(self.resampled)
+        if self.value.ndim == 1:
+            return {g: Estimate(*map(float, row)) for g, *row in zip(self.groups, self.value, low, high, strict=True)}
+        return {
+            g: tuple(Estimate(*map(float, slot)) for slot in zip(*rows, strict=True))
+            for g, *rows in zip(self.groups, self.value, low, high, strict=True)
+        }
+
+    def minus(self, other: Ratio) -> Ratio:
+        """Paired difference; both must come from the same Resamples."""
+        assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
+        return Ratio(self.groups, self.value - other.value, self.resampled - other.resampled)
+
+
+def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> Ratio:
+    """sum(numerator) / sum(denominator) a domain and the plain mean of these: [N] or [N, S] each.
+
+    A domain whose denominator is 0 (every answer one token, a slot never reached) is NaN and so is the plain mean.
+    """
+    assert len(numerator) == len(denominator) == len(resamples.domains)
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    values, resampled = [], []
+    for domain in resamples.groups[:-1]:
+        members = np.flatnonzero([d == domain for d in resamples.domains])
+        top, bottom, weights = numerator[members], denominator[members], resamples.weights[:, members]
+        values.append(_divide(top.sum(axis=0), bottom.sum(axis=0)))
+        resampled.append(_divide(weights @ top, weights @ bottom))
+    values.append(np.mean(values, axis=0))
+    resampled.append(np.mean(resampled, axis=0))
+    return Ratio(resamples.groups, np.stack(values), np.stack(resampled, axis=1))
+
+
+def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval over axis 0: [R, ...] -> (low [...], high [...]).
+
+    Resamples in which the statistic is undefined are left out; where it never is defined the bounds are NaN.
+    """
+    tail = (1 - LEVEL) / 2
+    defined = ~np.isnan(resampled).all(axis=0)
+    filled = np.where(defined, resampled, 0.0)  # nanquantile warns on columns of NaN only
+    quantile = np.nanquantile if np.isnan(filled).any() else np.quantile
+    low, high = quantile(filled, [tail, 1 - tail], axis=0)
+    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """0 / 0 is NaN, without a warning."""
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=np.asarray(bottom) != 0)

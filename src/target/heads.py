@@ -1,0 +1,83 @@
+"""The part of a target that a drafter shares: embedding, final norm, LM head, and how the paths collapse.
+
+Shapes: see src/contracts.py. This is all that training and replay need once the states are cached; "how this target
+collapses its paths" lives here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead, DeepseekV4RMSNorm
+
+Teacher = Literal["mean_pool", "hc_head"]
+
+
+class TargetHeads(nn.Module):
+    """Frozen embedding, hc_head, norm and LM head of a DeepSeek-V4 target.
+
+    ``config`` the target's; ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` RMSNorm over D,
+    ``hc_head`` transformers' own hyper-connection head.
+    """
+
+    def __init__(self, config: DeepseekV4Config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.hc_head = DeepseekV4HyperHead(config)
+        self.norm = DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def of(cls, model: DeepseekV4ForCausalLM) -> TargetHeads:
+        """The heads of a loaded model; the tensors are shared, not copied."""
+        with torch.device("meta"):
+            heads = cls(model.config)
+        heads.embed_tokens = model.model.embed_tokens
+        heads.hc_head = model.model.hc_head
+        heads.norm = model.model.norm
+        heads.lm_head = model.lm_head
+        heads.requires_grad_(False)
+        return heads.eval()
+
+    @property
+    def num_paths(self) -> int:
+        return self.config.hc_mult
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def train(self, mode: bool = True) -> TargetHeads:
+        """Stays in eval mode: the heads are frozen."""
+        return super().train(False)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[...] int64 -> [..., D]."""
+        return self.embed_tokens(input_ids)
+
+    def collapse(self, final: Tensor, teacher: Teacher = "hc_head") -> Tensor:
+        """Normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
+
+        ``hc_head`` is the target's own gated collapse (its logits are the target's); ``mean_pool`` is the paper's
+        KL teacher, lm_head(norm(mean_j H_j)) (section 2.3).
+        """
+        final = final.to(self.dtype)
+        if teacher == "hc_head":
+            return self.norm(self.hc_head(final))
+        if teacher == "mean_pool":
+            return self.norm(final.mean(dim=-2))
+        raise ValueError(f"kl.teacher must be mean_pool or hc_head, got {teacher!r}")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V] in fp32."""
+        return self.lm_head(hidden.to(self.dtype)).float()

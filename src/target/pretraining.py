@@ -1,0 +1,216 @@
+"""Pretrain a tiny target and its MTP block together, as DeepSeek does.
+
+    1. conversations -> token ids, shuffled, packed end to end      [rows, T + 1]
+    2. model -> pre_hc_head residual H and logits                   [B, T, M, D], [B, T, V]
+    3. MTP block on (H[i], embed(x[i+1])) -> logits for x[i+2]      [B, T - 1, V]
+    4. loss = CE(x[i+1]) + mtp_weight * CE(x[i+2])
+    5. Muon on matrices, AdamW on the rest, linear warm-up, constant, linear decay to zero
+    6. router biases follow the load, without an auxiliary loss (DeepSeek-V3, section 2.1.2)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import DeepseekV4ForCausalLM
+
+from src.target.mtp import MTPBlock
+from src.target.muon import Muon
+from src.target.taps import tap_residual
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """``tokens`` in all; ``context`` T and ``batch_rows`` B of a step; learning rates at the plateau."""
+
+    tokens: int = 18_000_000
+    context: int = 1024
+    batch_rows: int = 4
+    lr: float = 3e-3
+    warmup_share: float = 0.02
+    decay_share: float = 0.5
+    weight_decay: float = 0.01
+    mtp_weight: float = 0.3
+    router_bias_rate: float = 0.002
+    router_bias_every: int = 20
+    clip: float = 1.0
+    seed: int = 0
+    bf16: bool = True
+    compile: bool = True
+    checkpoint_every_s: float = 300.0
+
+    def __post_init__(self):
+        if self.tokens < self.context * self.batch_rows:
+            raise ValueError(f"tokens must cover one step of {self.context * self.batch_rows}, got {self.tokens}")
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (self.context * self.batch_rows)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate at ``step``: warm-up, plateau, linear decay to zero."""
+        done = (step + 1) / self.steps
+        return self.lr * min(1.0, done / self.warmup_share, (1 - done) / self.decay_share + 1e-8)
+
+
+def pack(documents: Sequence[Tensor], context: int, seed: int, epoch: int) -> Tensor:
+    """Shuffle and lay documents end to end: list of [T_i] -> [rows, context + 1] int64; the remainder is dropped."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(documents), generator=generator).tolist()
+    stream = torch.cat([documents[i] for i in order])
+    rows = (len(stream) - 1) // context
+    if rows == 0:
+        raise ValueError(f"the corpus has {len(stream)} tokens, fewer than one row of {context}: give it more documents")
+    return stream[: rows * context + 1].unfold(0, context + 1, context)
+
+
+def joint_loss(model: DeepseekV4ForCausalLM, mtp: MTPBlock, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, T + 1] int64 -> mean next-token and mean MTP cross-entropy in nats a token."""
+    ids, targets = rows[:, :-1], rows[:, 1:]
+    with tap_residual(model) as tap:
+        hidden = model.model(ids, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden).float()
+    main = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    # T rows, so that windowed attention applies; the last index has no x[i+2] inside the row and is left out of the loss.
+    states = mtp(tap.final, model.model.embed_tokens(targets))[:, :-1]
+    logits = model.lm_head(states).float()
+    return main, F.cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten())
+
+
+def make_optimisers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: PretrainSettings) -> list:
+    """Muon on the layers' matrices, AdamW on embeddings, heads, norms, hyper-connections and routers."""
+    matrices, rest, undecayed = [], [], []
+    for name, p in [*model.named_parameters(), *(("mtp." + n, p) for n, p in mtp.named_parameters())]:
+        inside = "layers." in name or name.startswith("mtp.")
+        special = any(word in name for word in ("hc", "gate.weight", "position_bias", "indexer"))
+        if p.ndim >= 2 and inside and not special:
+            matrices.append(p)
+        elif p.ndim >= 2 and not special:
+            rest.append(p)
+        else:
+            undecayed.append(p)
+    groups = [{"params": rest, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    return [
+        Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay),
+        torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-10, fused=True),
+    ]
+
+
+@torch.no_grad()
+def balance_routers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, ids: Tensor, rate: float) -> None:
+    """Move each top-k router's selection bias by ``rate`` against its load on ``ids`` [B, T]."""
+    gates = [layer.mlp.gate for layer in [*model.model.layers, mtp.layer] if not layer.mlp.is_hash]
+
+    def adjust(gate, _, output):
+        load = torch.bincount(output[2].flatten(), minlength=gate.num_experts).float()
+        gate.e_score_correction_bias -= rate * torch.sign(load - load.mean())
+
+    hooks = [gate.register_forward_hook(adjust) for gate in gates]
+    with torch.compiler.set_stance("force_eager"):
+        joint_loss(model, mtp, ids)
+    for hook in hooks:
+        hook.remove()
+
+
+def pretrain(
+    model: DeepseekV4ForCausalLM,
+    mtp: MTPBlock,
+    documents: Sequence[Tensor],
+    settings: PretrainSettings,
+    checkpoint: Path,
+    on_log: Callable[[dict], None] = lambda _: None,
+) -> dict:
+    """Train in place; returns the last log record. A killed run goes on from ``checkpoint`` (written atomically)."""
+    optimisers = make_optimisers(model, mtp, settings)
+    step, spent_s = _resume(model, mtp, optimisers, settings, checkpoint)
+    if settings.compile:
+        for layer in [*model.model.layers, mtp.layer]:
+            layer.compile(dynamic=False)
+    model.train(), mtp.train()
+    parameters = [p for o in optimisers for g in o.param_groups for p in g["params"]]
+    steps_per_epoch, packed_epoch, rows = None, None, None
+    started, saved, record = time.monotonic(), time.monotonic(), {}
+    bar = tqdm(total=settings.steps, initial=step, desc="pretrain", unit="step", mininterval=5, dynamic_ncols=True)
+    while step < settings.steps:
+        epoch = 0 if steps_per_epoch is None else step // steps_per_epoch
+        if epoch != packed_epoch:
+            rows, packed_epoch = pack(documents, settings.context, settings.seed, epoch), epoch
+            steps_per_epoch = max(1, len(rows) // settings.batch_rows)
+            if step // steps_per_epoch != epoch:  # a resumed run goes straight to its epoch
+                continue
+        at = (step % steps_per_epoch) * settings.batch_rows
+        batch = rows[at : at + settings.batch_rows]
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr_at(step)
+        precision = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
+        with precision:
+            main, mtp_loss = joint_loss(model, mtp, batch)
+        loss = main + settings.mtp_weight * mtp_loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        if not math.isfinite(float(norm)):
+            raise ValueError(f"gradient norm is {float(norm)} at step {step}: lower lr (now {settings.lr}) and run again")
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        if settings.router_bias_every and step % settings.router_bias_every == 0:
+            balance_routers(model, mtp, batch[:1], settings.router_bias_rate * settings.router_bias_every)
+        step += 1
+        if step % 20 == 0 or step == settings.steps:
+            elapsed = spent_s + time.monotonic() - started
+            record = {
+                "step": step,
+                "tokens": step * settings.batch_rows * settings.context,
+                "loss": float(main),
+                "mtp_loss": float(mtp_loss),
+                "gradient_norm": float(norm),
+                "elapsed_s": elapsed,
+            }
+            on_log(record)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", mtp=f"{record['mtp_loss']:.3f}", refresh=False)
+        bar.update()
+        if time.monotonic() - saved > settings.checkpoint_every_s:
+            _save(model, mtp, optimisers, settings, checkpoint, step, spent_s + time.monotonic() - started)
+            saved = time.monotonic()
+    bar.close()
+    model.eval(), mtp.eval()
+    _save(model, mtp, optimisers, settings, checkpoint, step, spent_s + time.monotonic() - started)
+    return record
+
+
+def _save(model, mtp, optimisers, settings, path: Path, step: int, elapsed_s: float) -> None:
+    state = {
+        "model": model.state_dict(),
+        "mtp": mtp.state_dict(),
+        "optimisers": [o.state_dict() for o in optimisers],
+        "settings": asdict(settings),
+        "step": step,
+        "elapsed_s": elapsed_s,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(model, mtp, optimisers, settings, path: Path) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    if state["settings"] != asdict(settings):
+        raise ValueError(f"{path} was written with other settings: remove it to start again, or run with the settings it has")
+    model.load_state_dict(state["model"])
+    mtp.load_state_dict(state["mtp"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+    return state["step"], state["elapsed_s"]

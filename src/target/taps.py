@@ -1,0 +1,47 @@
+"""Read a target's hidden states while it runs: the residual before `hc_head`, and the outputs of chosen layers.
+
+Shapes: see src/contracts.py. `pre_hc_head` is in no output of transformers, so it is taken where it enters `hc_head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+from transformers import DeepseekV4ForCausalLM
+
+
+class Taps:
+    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward inside the context."""
+
+    def __init__(self) -> None:
+        self.final: Tensor | None = None
+        self.layers: dict[int, Tensor] = {}
+
+
+@contextmanager
+def tap_residual(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
+    """Collect the states of the forwards run inside; layer i is transformers' ``hidden_states[i + 1]``, before any collapse."""
+    layers = model.model.layers
+    wrong = [i for i in layer_ids if not 0 <= i < len(layers)]
+    if wrong:
+        raise ValueError(f"layer_ids must be in 0..{len(layers) - 1} for this target, got {wrong}")
+    taps = Taps()
+
+    def at_head(_, args):
+        taps.final = args[0]
+
+    def at_layer(index):
+        def hook(_, __, output):
+            taps.layers[index] = output
+
+        return hook
+
+    handles = [model.model.hc_head.register_forward_pre_hook(at_head)]
+    handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
