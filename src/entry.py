@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shlex
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -73,6 +76,7 @@ def entry_point(config_name: str) -> Callable:
     def decorate(function: Callable[[DictConfig], object]) -> Callable:
         @wraps(function)
         def task(config: DictConfig):
+            _quiet_libraries()
             try:
                 return function(config)
             except InstantiationException as error:
@@ -87,9 +91,21 @@ def entry_point(config_name: str) -> Callable:
     return decorate
 
 
+def _quiet_libraries() -> None:
+    """What Lightning and transformers say about hardware and progress at every start is not this run's news."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*in eval mode at the start.*", ".*num_workers.*"):
+        warnings.filterwarnings("ignore", message=message)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_MININTERVAL", "2")
+
+
 def command_of(module: str) -> str:
-    """The command that started this job, for messages and records."""
-    return " ".join(["python", "-m", module, *HydraConfig.get().overrides.task])
+    """The command that started this job, for messages and records; in a sweep, the job's own."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return shlex.join(["python", "-m", module, *overrides])
 
 
 def _innermost(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.blocks.settings import positive_int
+from src.settings import positive_int
 from src.contracts import Blocks
 
 

@@ -1,29 +1,33 @@
 """Which conversations a training stage sees: a number of each domain, training and validation apart.
 
-Two sources with one interface, ``train()`` and ``validation_prompts()``: the embedded corpus, and hub data sets or files.
+Two corpora with one interface, ``train()`` and ``validation_conversations()``: the embedded corpus, and hub data sets or files.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from src.contracts import DOMAINS, Conversation
 from src.corpus.embedded import load_embedded
 from src.corpus.prompts import load_eval_prompts
-from src.corpus.sources import HUB_DATASETS, stream
+from src.corpus.sources import stream
 from src.corpus.stable_hash import content_hash
-
-RESPONSES = ("target", "original")
+from src.settings import natural_int, one_of, positive_int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What both sources share: ``responses`` written by the target or taken as they are, and the limits of an answer."""
+    """What both sources share.
 
-    mixture: Mapping[str, int]
+    ``stage`` 1 or 2 chooses the mixture ``stage1`` or ``stage2``; ``responses`` are written by the target or taken as they
+    are; ``temperature``, ``top_p``, ``max_new_tokens`` (a turn) say how the target answers, ``max_length`` cuts a document.
+    """
+
+    stage: int
     validation: int
     responses: str
     temperature: float
@@ -32,74 +36,89 @@ class Corpus:
     max_length: int
 
     def __post_init__(self):
-        if self.responses not in RESPONSES:
-            raise ValueError(f"corpus.responses must be {' or '.join(RESPONSES)}, got {self.responses!r}")
-        for name, count in self.mixture.items():
-            if not isinstance(count, int) or count < 0:
-                raise ValueError(
-                    f"corpus.mixture.{name} must be a number of conversations of at least 0, got {count!r}"
-                )
-        if not any(self.mixture.values()):
-            raise ValueError(
-                f"corpus.mixture={dict(self.mixture)} asks for no conversation: give at least one domain a number"
-            )
-        if not isinstance(self.validation, int) or self.validation < 1:
-            raise ValueError(f"corpus.validation must be at least 1 conversation a domain, got {self.validation!r}")
-        if self.max_new_tokens < 1 or self.max_length < 3:
-            raise ValueError(
-                f"corpus.max_new_tokens must be at least 1 and corpus.max_length at least 3 tokens, got "
-                f"{self.max_new_tokens} and {self.max_length}"
-            )
+        one_of("corpus.responses", self.responses, ("target", "original"))
+        if self.stage not in (1, 2):
+            raise ValueError(f"stage must be 1 or 2, got {self.stage!r}: use experiment=stage1 or experiment=stage2")
+        for name in ("validation", "max_new_tokens", "max_length"):
+            positive_int(f"corpus.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedCorpus(Corpus):
-    """``mixture`` conversations a domain from one ``half`` of the train split: the two stages never share a document."""
+    """``stage1``, ``stage2``: conversations a domain, each from its own half of the train split, so that no document is
+    in both."""
 
-    half: int
-    directory: str | Path = "runs/corpus"
+    stage1: Mapping[str, int]
+    stage2: Mapping[str, int]
+    directory: str | Path
 
     def __post_init__(self):
         super().__post_init__()
-        if self.half not in (1, 2):
-            raise ValueError(f"corpus.half must be 1 or 2, got {self.half!r}")
-        if unknown := [name for name in self.mixture if name not in DOMAINS]:
-            raise ValueError(f"corpus.mixture names {unknown[0]!r}; the embedded corpus has {', '.join(DOMAINS)}")
+        for name, mixture in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if unknown := [domain for domain in mixture if domain not in DOMAINS]:
+                raise ValueError(f"corpus.{name} names {unknown[0]!r}; the embedded corpus has {', '.join(DOMAINS)}")
+            for domain, count in mixture.items():
+                natural_int(f"corpus.{name}.{domain}", count)
+        if not any(self._mixture.values()):
+            raise ValueError(f"corpus.stage{self.stage} asks for no conversation: give at least one domain a number")
+
+    @property
+    def _mixture(self) -> Mapping[str, int]:
+        return self.stage1 if self.stage == 1 else self.stage2
 
     def train(self) -> list[Conversation]:
-        """The first ``mixture`` conversations of each domain, in the corpus's stable order."""
-        side = self.half - 1
+        """The first conversations of each domain in this stage's half, in the corpus's stable order."""
+        side = self.stage - 1
         ours = (c for c in load_embedded("train", cache_dir=self.directory) if int(content_hash(c.id), 16) % 2 == side)
-        return _take(ours, self.mixture)
+        return _take(ours, self._mixture)
 
     def validation_conversations(self) -> list[Conversation]:
         """``validation`` held-out conversations of each domain in the mixture, none of them an evaluation prompt."""
         taken = {prompt.id for prompt in load_eval_prompts()}
         free = (c for c in load_embedded("heldout", cache_dir=self.directory) if c.id not in taken)
-        return _take(free, {name: self.validation for name, count in self.mixture.items() if count})
+        return _take(free, {name: self.validation for name, count in self._mixture.items() if count})
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubCorpus(Corpus):
-    """``mixture`` conversations a source: a short name below, a hub id, or the path of a JSONL file."""
+class StreamedCorpus(Corpus):
+    """``stage1``, ``stage2``: a list of ``{source, count}``, with ``skip`` rows to leave out first and the ``domain`` of a
+    local JSONL file; ``source`` is a hub id or a file (src.corpus.sources)."""
 
-    domains: Mapping[str, str] = field(default_factory=dict)
+    stage1: Sequence[Mapping]
+    stage2: Sequence[Mapping]
 
-    SHORT_NAMES = {name.split("/")[1].split("-v")[0].lower(): name for name in HUB_DATASETS}
+    def __post_init__(self):
+        super().__post_init__()
+        for name, entries in (("stage1", self.stage1), ("stage2", self.stage2)):
+            for entry in entries:
+                if not {"source", "count"} <= set(entry) <= {"source", "count", "skip", "domain"}:
+                    raise ValueError(
+                        f"corpus.{name} has an entry with {', '.join(sorted(entry))}; wanted source and count, "
+                        "with skip and domain where needed"
+                    )
+                positive_int(f"corpus.{name} count of {entry['source']}", entry["count"])
+        if not self._entries:
+            raise ValueError(f"corpus.stage{self.stage} is empty: give at least one source and count")
 
-    def _source(self, name: str, limit: int) -> Iterable[Conversation]:
-        return stream(self.SHORT_NAMES.get(name, name), self.domains.get(name), limit=limit)
+    @property
+    def _entries(self) -> Sequence[Mapping]:
+        return self.stage1 if self.stage == 1 else self.stage2
 
     def train(self) -> list[Conversation]:
-        """After the held-out ones, which come first in each source."""
-        return [c for name, count in self.mixture.items() if count for c in self._read(name, count)[self.validation :]]
+        """After the validation conversations, which come first in each source's part."""
+        return [c for entry in self._entries for c in self._read(entry, self.validation, entry["count"])]
 
     def validation_conversations(self) -> list[Conversation]:
-        return [c for name, count in self.mixture.items() if count for c in self._read(name, 0)[: self.validation]]
+        return [c for entry in self._entries for c in self._read(entry, 0, self.validation)]
 
-    def _read(self, name: str, count: int) -> list[Conversation]:
-        """The first ``validation + count`` conversations of a source, equal ones once."""
-        return list({c.id: c for c in self._source(name, self.validation + count)}.values())
+    def _read(self, entry: Mapping, start: int, count: int) -> list[Conversation]:
+        """``count`` well-formed conversations after ``skip + start``, equal ones once."""
+        start += entry.get("skip", 0)
+        rows = stream(entry["source"], entry.get("domain"), limit=start + count)
+        found = list({c.id: c for c in islice(rows, start, None)}.values())
+        if not found:
+            raise ValueError(f"{entry['source']} has no conversation after row {start}: give a smaller skip or validation")
+        return found
 
 
 def _take(conversations: Iterable[Conversation], counts: Mapping[str, int]) -> list[Conversation]:
@@ -111,6 +130,6 @@ def _take(conversations: Iterable[Conversation], counts: Mapping[str, int]) -> l
     if short := {name: n for name, n in left.items() if n > 0}:
         name, n = next(iter(short.items()))
         raise ValueError(
-            f"the corpus has only {counts[name] - n} {name} conversations here, corpus.mixture wants {counts[name]}"
+            f"the corpus has only {counts[name] - n} {name} conversations here, the mixture wants {counts[name]}"
         )
     return chosen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -90,3 +90,23 @@ def load_eval_prompts(domain: str | None = None, path: Path = PROMPTS_FILE) -> l
 def reference_answers(path: Path = PROMPTS_FILE) -> dict[str, int]:
     """Conversation id -> the right final number, for the maths prompts."""
     return {row["id"]: row["answer"] for row in _rows(path) if "answer" in row}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutPrompts:
+    """``per_domain`` of the committed prompts of each domain, maths half from unseen templates; and an answer's limits."""
+
+    per_domain: int
+    max_new_tokens: int
+    max_length: int
+
+    def conversations(self) -> list[Conversation]:
+        """Prompts in file order; ValueError where the file has fewer than asked for."""
+        chosen = []
+        for domain in DOMAINS:
+            prompts = load_eval_prompts(domain)
+            if not 1 <= self.per_domain <= len(prompts):
+                raise ValueError(f"benchmarks.per_domain must be in 1..{len(prompts)} for {domain}, got {self.per_domain}")
+            stride = len(prompts) / self.per_domain
+            chosen += [prompts[int(i * stride)] for i in range(self.per_domain)]
+        return chosen

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from src.blocks.settings import natural_int, one_of
+from src.settings import natural_int, one_of
 from src.contracts import TargetStates
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.blocks.settings import positive_int, positive_number
+from src.settings import positive_int, positive_number
 
 
 @dataclass(frozen=True, kw_only=True)

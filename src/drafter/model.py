@@ -82,6 +82,11 @@ class Drafter(nn.Module):
         self.reducer.reset_parameters(heads, generator)
 
     @property
+    def num_slots(self) -> int:
+        """S: tokens drafted a round."""
+        return self.config.num_slots
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
 
@@ -92,6 +97,10 @@ class Drafter(nn.Module):
         anchor_ids = states.input_ids.gather(1, anchors)
         draft = self.draft(anchor_ids, anchors, context_kv, context_mask(anchors, positions), heads)
         return DraftOutput(hidden=draft.hidden.masked_fill(~anchor_mask[..., None, None], 0.0))
+
+    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+        """[B, A] -> [B, A, S, D]: what training and replay ask of any drafter."""
+        return self(states, heads, anchors, anchor_mask).hidden
 
     def context(self, states: TargetStates, heads: TargetHeads) -> Tensor:
         """[B, T, D']: reduced and normed, shared by all layers; the states change dtype here, once."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from src.cache.capture import CachedStates
 from src.cache.store import collate
+from src.contracts import TargetStates
 
 
 class BucketedBatches(Sampler[list[int]]):
@@ -48,6 +51,13 @@ class TargetStatesData(L.LightningDataModule):
         super().__init__()
         self.train_states, self.validation_states = train, validation
         self.batch_size, self.seed = batch_size, seed
+
+    def transfer_batch_to_device(self, batch: TargetStates, device: torch.device, dataloader_idx: int) -> TargetStates:
+        """Frozen dataclasses are not something Lightning moves by itself."""
+        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        return TargetStates(
+            **{name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in values.items()}
+        )
 
     def train_dataloader(self) -> DataLoader:
         batches = BucketedBatches(

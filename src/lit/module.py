@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.blocks.anchors import BlockSampler, coverage
-from src.blocks.settings import natural_int, number_between, positive_int, positive_number
+from src.settings import natural_int, number_between, positive_int, positive_number
 from src.contracts import TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import replay
@@ -97,9 +97,9 @@ class DraftingModule(L.LightningModule):
             }
             if self.kl.alpha > 0:
                 logged["train/kl"] = (terms.kl_sum.detach() / terms.kl_count.clamp(min=1)).mean()
-            self.log_dict({name: float(value) for name, value in logged.items()})
+            self.log_dict({name: float(value) for name, value in logged.items()}, batch_size=len(batch.ids))
             self._tokens, self._since = 0, now
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch.ids))
         return loss
 
     def validation_step(self, batch: TargetStates, batch_index: int) -> None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +41,7 @@ from src.entry import command_of, decided_by, run_name, runs_dir, train_run_dir
 from src.lit.data import TargetStatesData
 from src.lit.loggers import make_loggers
 from src.lit.module import DraftingModule, OptimSettings
-from src.lit.progress import ProgressBar
+from src.lit.progress import StepBar
 from src.lit.record import environment_record, write_json
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
@@ -69,10 +70,10 @@ class Parts:
     def layer_ids(self) -> tuple[int, ...]:
         return () if isinstance(self.drafter, MTPChainConfig) else tuple(self.conditioning.layer_ids)
 
-    def build(self, heads: TargetHeads, path: str | Path, seed: int) -> nn.Module:
+    def build(self, heads: TargetHeads, target: DictConfig, seed: int) -> nn.Module:
         """A new drafter; on meta heads its shapes only."""
         if isinstance(self.drafter, MTPChainConfig):
-            return MTPChain(load_mtp(path, self.target_config), self.drafter.num_slots, trainable=True)
+            return MTPChain(load_mtp(target.path, experts=target.experts), self.drafter.num_slots, trainable=True)
         return build_drafter(
             conditioning=self.conditioning,
             reducer=self.reducer,
@@ -99,7 +100,7 @@ def make_parts(config: DictConfig) -> Parts:
     if isinstance(made.drafter, DrafterConfig):
         with torch.device("meta"):
             heads = TargetHeads(target_config)
-        made.build(heads, config.target.path, config.seed)
+        made.build(heads, config.target, config.seed)
         made.kl.check_slots(made.drafter.block_size - 1)
     return made
 
@@ -170,20 +171,44 @@ def find_stage1(config: DictConfig) -> Path:
     for record in sorted((runs_dir() / "train").glob("*/result.json")):
         decided = json.loads(record.read_text())["decided_by"]
         if decided["stage"] == 1 and all(decided[name] == wanted[name] for name in must):
-            differing = [n for n in wanted if n not in ("stage", "corpus", "init_from") and decided[n] != wanted[n]]
-            found.append((len(differing), -record.stat().st_mtime, record.parent, differing, decided))
+            differing = _differences(decided, wanted)
+            found.append((len(differing), -record.stat().st_mtime, record.parent, differing))
     if not found:
-        overrides = [o for o in command_of("src.train").split()[3:] if not o.startswith(("experiment=", "init_from=", "-m"))]
-        command = " ".join(["python -m src.train experiment=stage1", *overrides])
+        overrides = [o for o in shlex.split(command_of("src.train"))[3:] if not o.startswith(("experiment=", "init_from="))]
+        command = shlex.join(["python", "-m", "src.train", "experiment=stage1", *overrides])
         raise ValueError(
             "stage 2 continues from a stage-1 run with the same target, conditioning, reducer, drafter and seed, and there is "
             f"none in {runs_dir() / 'train'}: run `{command}` first, or give init_from=<run directory>"
         )
-    _, _, path, differing, decided = min(found, key=lambda entry: entry[:2])
+    _, _, path, differing = min(found, key=lambda entry: entry[:2])
     print(f"stage 2 continues from {path}")
-    for name in differing:
-        print(f"  differs in {name}: stage 1 had {decided[name]}, this run has {wanted[name]}")
+    for name, (before, now) in differing.items():
+        print(f"  differs in {name}: stage 1 had {before}, this run has {now}")
     return path
+
+
+def _differences(before: dict, now: dict) -> dict[str, tuple]:
+    """Dotted option -> (value then, value now), where two runs differ in anything but stage and corpus."""
+    flat = [
+        {
+            ".".join(path): value
+            for name, value in decided.items()
+            if name not in ("stage", "corpus", "init_from")
+            for path, value in _leaves(name, value)
+        }
+        for decided in (before, now)
+    ]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return {n: (flat[0].get(n), flat[1].get(n)) for n in names if flat[0].get(n) != flat[1].get(n)}
+
+
+def _leaves(name: str, value: object):
+    if not isinstance(value, dict):
+        yield (name,), value
+        return
+    for key, inner in value.items():
+        for path, leaf in _leaves(key, inner):
+            yield (name, *path), leaf
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -210,6 +235,36 @@ def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str)
     drafter.load_state_dict(state)
 
 
+def cached_data(config: DictConfig, parts: Parts, heads: TargetHeads, store: StateStore) -> dict[str, CachedStates]:
+    """Training and validation documents with their states in the cache; the target is loaded if anything is missing."""
+    target = lazy_target(config)
+    data = {}
+    for name, conversations in (
+        ("train", parts.corpus.train()),
+        ("validation", parts.corpus.validation_conversations()),
+    ):
+        documents = make_documents(conversations, config, parts, heads, target)
+        tokens = sum(len(d.input_ids) for d in documents)
+        supervised = sum(int(d.loss_mask.sum()) for d in documents)
+        print(f"{name}: {len(documents):,} documents, {tokens:,} tokens, {supervised:,} supervised", flush=True)
+        shards = capture(
+            documents, store, target, layer_ids=parts.layer_ids, documents_per_shard=config.cache.documents_per_shard
+        )
+        data[name] = CachedStates(store, shards, parts.layer_ids)
+    return data
+
+
+def capture_states(config: DictConfig) -> None:
+    """The first half of ``train``: answers and states of a configuration, on disk."""
+    parts = make_parts(config)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    heads = load_heads(config.target.path)
+    store = open_store(config, heads)
+    cached_data(config, parts, heads, store)
+    print(f"states are in {store.directory}")
+
+
 def train(config: DictConfig) -> dict:
     """Run or resume one training; returns the record in result.json."""
     parts = make_parts(config)
@@ -228,23 +283,10 @@ def train(config: DictConfig) -> dict:
         torch.set_num_threads(config.trainer.threads)
 
     heads = load_heads(config.target.path)
-    target = lazy_target(config)
     store = open_store(config, heads)
-    data = {}
-    for name, conversations in (
-        ("train", parts.corpus.train()),
-        ("validation", parts.corpus.validation_conversations()),
-    ):
-        documents = make_documents(conversations, config, parts, heads, target)
-        tokens = sum(len(d.input_ids) for d in documents)
-        supervised = sum(int(d.loss_mask.sum()) for d in documents)
-        print(f"{name}: {len(documents):,} documents, {tokens:,} tokens, {supervised:,} supervised", flush=True)
-        shards = capture(
-            documents, store, target, layer_ids=parts.layer_ids, documents_per_shard=config.cache.documents_per_shard
-        )
-        data[name] = CachedStates(store, shards, parts.layer_ids)
+    data = cached_data(config, parts, heads, store)
 
-    drafter = parts.build(heads, config.target.path, config.seed)
+    drafter = parts.build(heads, config.target, config.seed)
     if init_from is not None:
         load_drafter_weights(drafter, init_from, store.key.target)
     trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
@@ -274,12 +316,13 @@ def train(config: DictConfig) -> dict:
         **{k: v for k, v in config.trainer.items() if k != "threads"},
         default_root_dir=run,
         logger=make_loggers(config.logger, run, run_name(config)),
-        callbacks=[checkpoints, ProgressBar()],
+        callbacks=[checkpoints, StepBar()],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
+        enable_progress_bar=False,
     )
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.blocks.settings import positive_number
+from src.settings import positive_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.blocks.settings import natural_int, number_between, one_of, positive_number
+from src.settings import natural_int, number_between, one_of, positive_number
 
 if TYPE_CHECKING:
     from src.target.heads import TargetHeads

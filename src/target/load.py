@@ -118,9 +118,10 @@ def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
     return heads.requires_grad_(False).eval()
 
 
-def load_mtp(path: str | Path, config: DeepseekV4Config | None = None, dtype: str = "fp32") -> MTPBlock:
-    """The native MTP block alone, frozen."""
-    config = config or read_config(path)
+def load_mtp(path: str | Path, *, experts: str, dtype: str = "fp32") -> MTPBlock:
+    """The native MTP block alone, frozen; its attention is transformers' eager one (chains bring masks of their own)."""
+    config = read_config(path)
+    config._attn_implementation, config._experts_implementation = "eager", experts
     tensors = read_tensors(path, lambda name: name.startswith(MTP_PREFIX))
     if not tensors:
         raise ValueError(f"target.path={path} has no {MTP_PREFIX}* tensors, so no native MTP block: leave MTP methods out")
@@ -139,8 +140,8 @@ def load_target(
     if mask_token_id is not None and not 0 <= mask_token_id < config.vocab_size:
         raise ValueError(f"target.mask_token_id must be in 0..{config.vocab_size - 1}, got {mask_token_id}")
     model = DeepseekV4ForCausalLM.from_pretrained(path, config=config, dtype=DTYPES[dtype])
-    mtp = load_mtp(path, model.config, dtype)
-    set_implementations(model, mtp, attention=attention, experts=experts)
+    mtp = load_mtp(path, experts=experts, dtype=dtype)
+    set_implementations(model, attention=attention, experts=experts)
     for module in (model, mtp):
         module.requires_grad_(False).eval()
     heads = TargetHeads.of(model)

@@ -32,7 +32,7 @@ from src.target.taps import tap_residual
 class PretrainSettings:
     """``tokens`` in all; ``context`` T and ``batch_rows`` B of a step; learning rates at the plateau."""
 
-    tokens: int = 18_000_000
+    tokens: int = 12_288_000
     context: int = 1024
     batch_rows: int = 4
     lr: float = 3e-3

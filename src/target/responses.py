@@ -60,14 +60,15 @@ def answer_conversations(
     with its count printed.
     """
     batches = _batches(conversations, tokenizer, settings)
-    key = hashlib.sha256(json.dumps([fingerprint, asdict(settings), tokenizer.get_vocab().__len__()]).encode())
+    key = hashlib.sha256(json.dumps([fingerprint, asdict(settings), tokenizer.backend_tokenizer.to_str()]).encode())
     for batch in batches:
         for conversation in batch:
             key.update(repr((conversation.id, conversation.turns)).encode())
     path = directory / f"{fingerprint}-{key.hexdigest()[:16]}.jsonl"
     done = _read(path)
     loaded = None
-    with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=not progress, mininterval=2) as bar:
+    cached = all(conversation.id in done for conversation in conversations)
+    with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached or not progress) as bar:
         for number, batch in enumerate(batches):
             if any(conversation.id not in done for conversation in batch):
                 loaded = loaded or target()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.blocks.settings import boolean, one_of
+from src.settings import boolean, one_of
 from src.drafter.conditioning import Conditioning
 from src.drafter.layers import RMSNorm
 from src.drafter.reducers.reducer import Reducer, checked_num_streams

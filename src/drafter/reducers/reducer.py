@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from src.blocks.settings import positive_int
+from src.settings import positive_int
 from src.drafter.conditioning import Conditioning
 
 if TYPE_CHECKING:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from src.contracts import TargetStates
-from src.decode.mtp_replay import MTPReplay
 from src.decode.replay import replay
+from src.drafter.mtp_chain import MTPChain
 from src.target.heads import TargetHeads
 from src.target.mtp import MTPBlock
 from transformers import DeepseekV4Config
-
-torch.set_num_threads(1)
 
 
 def tiny_config(window: int) -> DeepseekV4Config:
@@ -99,7 +97,7 @@ def test_chain_is_the_brute_force_one(window: int, num_slots: int, monkeypatch):
     anchors = torch.tensor([list(range(3, 33)), list(range(12, 30)) + [0] * 12, [1, 2, 18, 5, 9] + [0] * 25])
     anchor_mask = torch.ones(3, 30, dtype=torch.bool)
     anchor_mask[1, 18:], anchor_mask[2, 5:] = False, False
-    drafter = MTPReplay(block, num_slots, indices_per_pass=11, rows_per_pass=32)
+    drafter = MTPChain(block, num_slots, indices_per_pass=11, rows_per_pass=32)
     hidden = drafter.score(states, heads, anchors, anchor_mask)
     assert hidden.shape == (3, 30, num_slots, 32)
     for row, column in anchor_mask.nonzero().tolist()[::3]:
@@ -112,8 +110,8 @@ def test_passes_do_not_change_the_answer():
     block, heads, states = make(8)
     anchors = torch.arange(12, 28).expand(3, -1)
     mask = torch.ones_like(anchors, dtype=torch.bool)
-    whole = MTPReplay(block, 4).score(states, heads, anchors, mask)
-    small = MTPReplay(block, 4, indices_per_pass=5, rows_per_pass=1)
+    whole = MTPChain(block, 4).score(states, heads, anchors, mask)
+    small = MTPChain(block, 4, indices_per_pass=5, rows_per_pass=1)
     one_by_one = torch.cat([small.score(states, heads, anchors[:, i : i + 1], mask[:, :1]) for i in range(16)], dim=1)
     assert torch.allclose(whole, one_by_one, atol=1e-5)
 
@@ -121,18 +119,18 @@ def test_passes_do_not_change_the_answer():
 def test_a_slot_sees_no_state_of_its_anchor_or_later():
     block, heads, states = make(8, batch=1)
     anchors, mask = torch.tensor([[20]]), torch.ones(1, 1, dtype=torch.bool)
-    before = MTPReplay(block, 6).score(states, heads, anchors, mask)
+    before = MTPChain(block, 6).score(states, heads, anchors, mask)
     states.final[:, 20:] = 7.0
     states.input_ids[:, 26:] = 0  # slot 6 reads x[25] last
-    assert torch.equal(before, MTPReplay(block, 6).score(states, heads, anchors, mask))
+    assert torch.equal(before, MTPChain(block, 6).score(states, heads, anchors, mask))
     states.final[:, 19] = 7.0
-    assert not torch.allclose(before, MTPReplay(block, 6).score(states, heads, anchors, mask))
+    assert not torch.allclose(before, MTPChain(block, 6).score(states, heads, anchors, mask))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_mtp_through_replay(temperature: float):
     block, heads, states = make(8)
-    three, six = (replay(MTPReplay(block, s), states, heads, temperature) for s in (3, 6))
+    three, six = (replay(MTPChain(block, s), states, heads, temperature) for s in (3, 6))
     answered = int((states.loss_mask.sum(1) - 1).sum())
     assert int(three.emitted.sum()) == int(six.emitted.sum()) == answered
     # the first rounds of a text start at the same anchor: the first three slots are the same draft
@@ -143,8 +141,8 @@ def test_mtp_through_replay(temperature: float):
 def test_refuses():
     block, heads, states = make(8)
     with pytest.raises(ValueError, match="at least one drafted step"):
-        MTPReplay(block, 0)
+        MTPChain(block, 0)
     with pytest.raises(ValueError, match="position 0"):
-        MTPReplay(block, 3).score(
+        MTPChain(block, 3).score(
             states, heads, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool)
         )

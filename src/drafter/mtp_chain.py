@@ -1,4 +1,6 @@
-"""The native MTP block as a drafter for replay: a chain of S steps from every anchor, teacher-forced on the text.
+"""The native MTP block as a drafter: a chain of S steps from every anchor, teacher-forced on the text.
+
+The same pass serves replay and, with gradients, fine-tuning: what training sees is what a decoding loop would draft.
 
 Shapes: see src/contracts.py; G anchors a group, W the block's sliding window, C = head_dim of its single key/value head.
 
@@ -17,9 +19,12 @@ let it attend to keys of states that a decoding loop does not have yet.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from src.settings import positive_int
 from src.contracts import TargetStates
 from src.target.heads import TargetHeads
 from src.target.mtp import MTPBlock
@@ -41,21 +46,39 @@ class _Keys:
         return seen, seen
 
 
-class MTPReplay:
-    """``MTP (num_slots)`` behind replay's ReplayDrafter interface.
+@dataclass(frozen=True, kw_only=True)
+class MTPChainConfig:
+    """``drafter=mtp``: fine-tune a copy of the target's MTP block, ``num_slots`` steps chained as in decoding."""
+
+    num_slots: int
+
+    def __post_init__(self):
+        positive_int("drafter.num_slots", self.num_slots)
+
+
+class MTPChain(nn.Module):
+    """``MTP (num_slots)``. ``trainable`` sets gradients on ``block``, which should then be the caller's own copy.
 
     ``indices_per_pass`` bounds the query length of the first step, ``rows_per_pass`` the anchors of a chained step.
     """
 
-    def __init__(self, block: MTPBlock, num_slots: int, *, indices_per_pass: int = 512, rows_per_pass: int = 2048):
+    def __init__(
+        self,
+        block: MTPBlock,
+        num_slots: int,
+        *,
+        trainable: bool = False,
+        indices_per_pass: int = 512,
+        rows_per_pass: int = 2048,
+    ):
+        super().__init__()
         if num_slots < 1:
             raise ValueError(f"MTP needs at least one drafted step, got {num_slots}")
-        self.block = block
+        self.block = block.requires_grad_(trainable)
         self.num_slots = num_slots
         self.indices_per_pass = indices_per_pass
         self.groups_per_pass = max(1, rows_per_pass // GROUP)
 
-    @torch.no_grad()
     def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
         """anchors [B, A] int64 -> [B, A, S, D], read by ``heads.logits``."""
         if not bool(anchor_mask.any()):

@@ -1,0 +1,183 @@
+"""Measure methods by replay: answers of the target, their states, every method's rounds on the same texts.
+
+    1. methods      native MTP with n steps, or the run that `python -m src.train <overrides>` names
+    2. prompts      held-out; the target answers them at each temperature (kept on disk)
+    3. states       captured with every layer any method reads
+    4. replay       one pass a method and batch -> rounds -> counts a prompt
+    5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from tqdm import tqdm
+
+from src.cache.capture import CachedStates, capture
+from src.cache.store import collate
+from src.contracts import Document
+from src.corpus.prompts import HeldoutPrompts
+from src.corpus.tokenizer import load_tokenizer, special_ids
+from src.decode.looping import ends_in_loop
+from src.decode.metrics import document_counts
+from src.decode.replay import ReplayDrafter, concat_rounds, replay
+from src.drafter.mtp_chain import MTPChain
+from src.entry import command_of, train_run_dir
+from src.lit.record import environment_record, write_json
+from src.lit.run import best_checkpoint, lazy_target, load_drafter_weights, make_parts, open_store, with_supervised_pair
+from src.report.bootstrap import PromptCounts
+from src.report.figures import acceptance_figure
+from src.report.summary import MethodResult, summarise
+from src.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
+from src.target.heads import TargetHeads
+from src.target.load import fingerprint, load_heads, load_mtp
+from src.target.responses import AnswerSettings, answer_conversations
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name and what made it; ``training`` the composed configuration of its run, None for the native MTP."""
+
+    name: str
+    native_steps: int | None
+    training: DictConfig | None
+    layer_ids: tuple[int, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        return "as shipped" if self.training is None else train_run_dir(self.training).name
+
+    def drafter(self, config: DictConfig, heads: TargetHeads) -> ReplayDrafter:
+        """Ready to draft, in eval mode."""
+        if self.training is None:
+            return MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps).eval()
+        module = make_parts(self.training).build(heads, config.target, seed=0)
+        load_drafter_weights(module, train_run_dir(self.training), fingerprint(heads))
+        return module.eval()
+
+
+def make_methods(config: DictConfig) -> list[Method]:
+    """Every method checked before anything is loaded: its run must exist."""
+    methods = []
+    for entry in config.methods:
+        unknown = set(entry) - {"name", "native_steps", "train"}
+        if unknown or ("native_steps" in entry) == ("train" in entry):
+            raise ValueError(
+                f"a method has a name and either native_steps or train, got {OmegaConf.to_container(entry)}: mend `methods`"
+            )
+        if "native_steps" in entry:
+            methods.append(Method(entry.name, entry.native_steps, None))
+            continue
+        overrides = list(entry.train)
+        training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
+        training.target = config.target
+        training.cache = config.cache
+        run = train_run_dir(training)
+        if not (run / "result.json").exists():
+            raise ValueError(
+                f"{entry.name!r} has no finished run {run}: run `python -m src.train {' '.join(overrides)}` first, "
+                "or leave the method out of `methods`"
+            )
+        best_checkpoint(run)
+        methods.append(Method(entry.name, None, training, make_parts(training).layer_ids))
+    if len({method.name for method in methods}) < len(methods):
+        raise ValueError("two methods have one name: give each of `methods` its own")
+    if config.baseline not in {method.name for method in methods}:
+        raise ValueError(f"baseline={config.baseline!r} is not among the methods: {', '.join(m.name for m in methods)}")
+    return methods
+
+
+def evaluate(config: DictConfig) -> dict:
+    """Replay all methods; returns what metrics.json holds."""
+    methods = make_methods(config)
+    benchmark: HeldoutPrompts = instantiate(config.benchmarks)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    heads = load_heads(config.target.path)
+    tokenizer = load_tokenizer(config.target.path)
+    target = lazy_target(config)
+    store = open_store(config, heads)
+    layer_ids = tuple(sorted({i for method in methods for i in method.layer_ids}))
+    drafters = [(method, method.drafter(config, heads)) for method in methods]
+    eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
+    out = Path(config.out)
+
+    results = []
+    for temperature in config.temperature:
+        settings = AnswerSettings(
+            temperature=temperature,
+            top_p=config.top_p if temperature > 0 else 1.0,
+            max_new_tokens=benchmark.max_new_tokens,
+            max_length=benchmark.max_length,
+            mode=config.mode,
+            seed=config.seed if temperature > 0 else 0,
+        )
+        documents = with_supervised_pair(
+            answer_conversations(
+                benchmark.conversations(), target, store.key.target, tokenizer, settings, out.parent / "responses"
+            )
+        )
+        shards = capture(
+            documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard
+        )
+        states = CachedStates(store, shards, layer_ids)
+        ordered = [document for shard in shards for document in shard.documents]
+        looped = np.array([ends_in_loop(_last_answer(document)) for document in ordered])
+        ended = np.mean([int(document.input_ids[-1]) == eos_id for document in ordered])
+        print(f"T = {temperature}: {len(ordered)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop", flush=True)
+        batches = [list(range(i, min(i + 16, len(states)))) for i in range(0, len(states), 16)]
+        parts: dict[str, list] = {method.name: [] for method in methods}
+        with tqdm(total=len(states) * len(methods), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
+            for batch in batches:
+                rows = collate([states[i] for i in batch])
+                for method, drafter in drafters:
+                    parts[method.name].append(
+                        replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed)
+                    )
+                    bar.update(len(batch))
+        for method in methods:
+            rounds = concat_rounds(parts[method.name], [len(batch) for batch in batches])
+            counts = document_counts(rounds, len(states))
+            results.append(
+                MethodResult(
+                    name=method.name,
+                    temperature=float(temperature),
+                    prompt_ids=tuple(document.id for document in ordered),
+                    domains=tuple(document.domain for document in ordered),
+                    counts=PromptCounts(**counts._asdict()),
+                    looped=looped,
+                    run_id=method.run_id,
+                )
+            )
+    summary = summarise(results, baseline=config.baseline, num_resamples=config.num_resamples, seed=config.seed)
+    metrics = {
+        **metrics_dict(summary),
+        "target": {"path": str(config.target.path), "fingerprint": store.key.target},
+        "environment": environment_record(command_of("src.evaluate")),
+        "runs": {method.name: method.run_id for method in methods},
+    }
+    write_json(out / "metrics.json", metrics)
+    (out / "acceptance.md").write_text(markdown_report(summary))
+    (out / "acceptance.csv").write_text(csv_text(summary))
+    acceptance_figure(summary, out / "acceptance.png", title=f"Per-position acceptance, target {store.key.target}")
+    Console().print(terminal_table(summary))
+    print(f"wrote {out}/metrics.json, acceptance.md, acceptance.csv, acceptance.png")
+    return metrics
+
+
+def _last_answer(document: Document) -> list[int]:
+    """The trailing run of supervised tokens."""
+    mask = document.loss_mask.tolist()
+    start = len(mask)
+    while start and mask[start - 1]:
+        start -= 1
+    return document.input_ids[start:].tolist()
+
+
