@@ -78,3 +78,39 @@ def mini_target(tmp_path_factory) -> Path:
     save_target(path, model, mtp)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def compose_config(monkeypatch, tmp_path):
+    """compose_config("train", ["reducer=fc"]) -> DictConfig, with everything that is made going to tmp_path."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from src.entry import CONF
+
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        yield lambda name, overrides=(): compose(config_name=name, overrides=list(overrides))
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def mini_overrides(mini_target, rows_file) -> list[str]:
+    """A training that takes seconds: the random target, 24 + 16 rows of a file, one draft layer."""
+    rows = f"source: {rows_file}, domain: code"
+    return [
+        f"target.path={mini_target}",
+        "corpus=paper",
+        f"corpus.stage1=[{{{rows}, count: 24}}]",
+        f"corpus.stage2=[{{{rows}, count: 16, skip: 30}}]",
+        "corpus.validation=6",
+        "corpus.max_new_tokens=24",
+        "corpus.max_length=96",
+        "blocks.num_anchors=8",
+        "optim.batch_size=4",
+        "trainer.max_epochs=2",
+        "trainer.threads=1",
+        "trainer.log_every_n_steps=2",
+        "logger=csv",
+    ]

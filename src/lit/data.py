@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 import lightning as L
@@ -16,23 +16,33 @@ from src.contracts import TargetStates
 
 
 class BucketedBatches(Sampler[list[int]]):
-    """Batches of documents of similar length in a random order, a function of ``seed`` and ``epoch`` alone.
+    """Batches of documents of similar length in a random order, a function of ``seed`` and the epoch alone.
+
+    ``step()`` is the number of batches this rank has trained on, from which the epoch follows. It is
+    asked for with the first batch: Lightning makes the iterator of a resumed run before it restores the run's progress.
 
     A bucket is 16 batches of the shuffled order, sorted by length; the batches are then shuffled again. Rank ``rank`` of
     ``world_size`` takes every ``world_size``-th batch; all ranks get the same number (the last ones are dropped).
     """
 
     def __init__(
-        self, dataset: CachedStates, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+        self,
+        dataset: CachedStates,
+        batch_size: int,
+        seed: int,
+        step: Callable[[], int],
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.dataset, self.batch_size = dataset, batch_size
-        self.seed, self.epoch, self.rank, self.world_size = seed, epoch, rank, world_size
+        self.seed, self.step, self.rank, self.world_size = seed, step, rank, world_size
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size) // self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        epoch = self.step() // max(1, len(self))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
         bucket = 16 * self.batch_size
         batches = []
@@ -40,12 +50,12 @@ class BucketedBatches(Sampler[list[int]]):
             members = sorted(order[start : start + bucket], key=self.dataset.length)
             batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        mine = shuffled[self.rank :: self.world_size][: len(self)]
-        return iter([batches[i] for i in mine])
+        for index in shuffled[self.rank :: self.world_size][: len(self)]:
+            yield batches[index]
 
 
 class TargetStatesData(L.LightningDataModule):
-    """``train`` and ``validation`` documents; the trainer reloads the loader every epoch to give the epoch's order."""
+    """``train`` and ``validation`` documents."""
 
     def __init__(self, train: CachedStates, validation: CachedStates, *, batch_size: int, seed: int):
         super().__init__()
@@ -64,7 +74,7 @@ class TargetStatesData(L.LightningDataModule):
             self.train_states,
             self.batch_size,
             self.seed,
-            self.trainer.current_epoch,
+            lambda: self.trainer.global_step,
             self.trainer.global_rank,
             self.trainer.world_size,
         )

@@ -84,8 +84,7 @@ class DraftingModule(L.LightningModule):
         terms = loss_terms(hidden, blocks, batch.final, self.target_heads, weights=self.weights, kl=self.kl)
         loss = total_loss(terms, alpha=self.kl.alpha, temperature=self.kl.temperature)
         self._tokens += int(batch.lengths.sum())
-        step = self.global_step
-        if step % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # when Lightning writes its logs
             covered, supervised = coverage(blocks, batch.loss_mask, batch.lengths)
             now = time.monotonic()
             logged = {

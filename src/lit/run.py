@@ -304,27 +304,21 @@ def train(config: DictConfig) -> dict:
     run.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run / "config.yaml", resolve=True)
     write_json(run / "environment.json", environment_record(command_of("src.train")))
-    checkpoints = ModelCheckpoint(
-        dirpath=run / "checkpoints",
-        filename="best",
-        monitor="val/tau",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    directory = run / "checkpoints"
+    shared = {"dirpath": directory, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val/tau", mode="max", **shared)
+    latest = ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **shared)
     trainer = L.Trainer(
         **{k: v for k, v in config.trainer.items() if k != "threads"},
         default_root_dir=run,
         logger=make_loggers(config.logger, run, run_name(config)),
-        callbacks=[checkpoints, StepBar()],
-        log_every_n_steps=10,
+        callbacks=[best, latest, StepBar()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    last = run / "checkpoints" / "last.ckpt"
+    last = directory / "last.ckpt"
     if last.exists():
         print(f"resuming from {last}")
     data_module = TargetStatesData(
@@ -333,8 +327,8 @@ def train(config: DictConfig) -> dict:
     trainer.fit(module, data_module, ckpt_path=last if last.exists() else None, weights_only=True)
     record = {
         "name": run_name(config),
-        "val_tau": float(checkpoints.best_model_score),
-        "best_checkpoint": str(Path(checkpoints.best_model_path).relative_to(run.resolve())),
+        "val_tau": float(best.best_model_score),
+        "best_checkpoint": str(Path(best.best_model_path).relative_to(run.resolve())),
         "steps": trainer.global_step,
         "trainable_parameters": trainable,
         "target": store.key.target,

@@ -1,0 +1,72 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test lint format demo pretrain card clean constraints
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints/cpu.txt
+RUNS ?= $(or $(HYPERDFLASH_RUNS),runs)
+export HYPERDFLASH_RUNS := $(RUNS)
+
+PY := .venv/bin/python
+STAGE1 := $(PY) -m src.train experiment=stage1
+STAGE2 := $(PY) -m src.train experiment=stage2
+VANILLA := conditioning=layers reducer=fc kl=off
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables:        PYTHON=$(PYTHON) CONSTRAINTS=$(CONSTRAINTS) RUNS=$(RUNS)"
+
+setup: .venv/.done ## make .venv and install the project with pinned packages
+
+# torch first and by itself, so that no other package can ask for another one.
+.venv/.done: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: $(PYTHON) is Python " + sys.version.split()[0] + ", 3.11 or newer is needed: run make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -c $(CONSTRAINTS) torch==2.13.0
+	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+test: .venv/.done ## run the tests
+	$(PY) -m pytest
+
+lint: .venv/.done ## check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: .venv/.done ## fix style and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# HyperDFlash, vanilla DFlash in both forms, the native MTP block fine-tuned; then all of them measured.
+demo: .venv/.done ## the whole job: answers, states, both stages of each method, table and picture
+	$(STAGE1)
+	$(STAGE2)
+	$(STAGE1) $(VANILLA)
+	$(STAGE2) $(VANILLA)
+	$(STAGE1) $(VANILLA) conditioning.paths=flat
+	$(STAGE2) $(VANILLA) conditioning.paths=flat
+	$(STAGE1) drafter=mtp
+	$(STAGE2) drafter=mtp
+	$(PY) -m src.evaluate out=$(RUNS)/demo
+
+pretrain: .venv/.done ## train the tiny target that ships in assets/tiny
+	$(PY) -m src.pretrain
+
+card: .venv/.done ## measure the tiny target
+	$(PY) -m src.card
+
+clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
+	rm -rf .pytest_cache .ruff_cache *.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# In an empty environment, so that nothing left over from earlier work gets a pin.
+constraints: ## resolve pyproject.toml anew and pin the result in constraints/cpu.txt
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet -e ".[dev]"
+	{ grep '^#' constraints/cpu.txt; .venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+		| sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints/cpu.new
+	mv constraints/cpu.new constraints/cpu.txt
+	rm -rf .venv-constraints

@@ -1,0 +1,269 @@
+"""A target's model card: what it is, what it can do, and which bars it meets.
+
+1. text         held-out documents -> nats of the target and a 5-gram, bytes of xz; path statistics of the same forwards
+2. answers      greedy, to the committed prompts (kept on disk, shared with src.evaluate where the limits agree)
+3. MTP          states of the answers (cached) -> replay of the native block
+4. card         model_card.json, and model_card.md rendered from it
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from src.cache.capture import CachedStates, capture
+from src.cache.store import collate
+from src.contracts import DOMAINS, Conversation, Document
+from src.corpus.chat import answer_text, encode
+from src.corpus.embedded import load_embedded, text_bytes
+from src.corpus.prompts import HeldoutPrompts, reference_answers
+from src.corpus.tokenizer import load_tokenizer, special_ids
+from src.decode.looping import ends_in_loop
+from src.decode.metrics import AcceptanceMetrics
+from src.decode.replay import replay
+from src.drafter.mtp_chain import MTPChain
+from src.entry import command_of, runs_dir
+from src.lit.record import environment_record, write_json
+from src.lit.run import open_store, with_supervised_pair
+from src.settings import positive_int
+from src.target.build import count_parameters
+from src.target.load import Target, load_mtp, read_config
+from src.target.quality_answers import Answer, answer_figures
+from src.target.quality_bars import bars
+from src.target.quality_card import bar_rows, markdown
+from src.target.quality_ngram import KneserNey
+from src.target.quality_paths import PathStatistics
+from src.target.quality_text import GROUPS, bits_per_byte, group_of, heldout_groups, nats_sum, state_batches, xz_bytes
+from src.target.responses import AnswerSettings, answer_conversations
+
+SETTINGS = "mode text_bytes prime_bytes ngram_order mtp_steps samples batch_tokens threads".split()
+
+
+def make_card(config: DictConfig) -> dict:
+    """Measure everything and write the card; returns what model_card.json holds."""
+    for name in ("text_bytes", "prime_bytes", "mtp_steps", "batch_tokens", "threads"):
+        positive_int(name, config[name])
+    benchmark: HeldoutPrompts = instantiate(config.benchmarks)
+    prompts = benchmark.conversations()
+    read_config(config.target.path)
+    tokenizer = load_tokenizer(config.target.path)
+    torch.set_num_threads(config.threads)
+    seconds: dict[str, float] = {}
+
+    with _timed(seconds, "loading"):
+        target: Target = instantiate(config.target)
+        train = load_embedded("train")
+        groups = heldout_groups(load_embedded("heldout"), config.text_bytes)
+    text, paths, ngram_train_tokens = _measure_text(config, target, tokenizer, train, groups, seconds)
+    with _timed(seconds, "answers"):
+        settings = AnswerSettings(
+            max_new_tokens=benchmark.max_new_tokens, max_length=benchmark.max_length, mode=config.mode
+        )
+        documents = answer_conversations(
+            prompts, lambda: target, target.fingerprint, tokenizer, settings, runs_dir() / "responses"
+        )
+    answers = _answers(prompts, documents, tokenizer, config.target.mask_token_id)
+    with _timed(seconds, "MTP replay"):
+        mtp = _measure_mtp(config, target, with_supervised_pair(documents))
+
+    command = command_of("src.card")
+    environment = environment_record(command)
+    diff = environment.pop("git_diff")
+    card = {
+        "made_by": {**environment, "git_dirty": bool(diff)},
+        "settings": {**{name: config[name] for name in SETTINGS}, **dict(config.benchmarks)},
+        "target": _description(target, len(tokenizer)),
+        "training": training_record(runs_dir() / "pretrain" / target.path.name / "log.jsonl"),
+        "ngram_train_tokens": ngram_train_tokens,
+        "text": text,
+        "answers": {name: answer_figures(found) for name, found in answers.items()},
+        "mtp": mtp,
+        "paths": paths,
+        "samples": {
+            name: [{"question": a.question, "text": a.text, "ended": a.ended} for a in found[: config.samples]]
+            for name, found in answers.items()
+        },
+        "seconds": seconds,
+    }
+    card["bars"] = [
+        {"name": b.name, "relation": b.relation, "asked": b.asked, "measured": b.measured, "met": b.met}
+        for b in bars(card)
+    ]
+    out = Path(config.out)
+    write_json(out / "model_card.json", card)
+    (out / "model_card.md").write_text(markdown(card), encoding="utf-8")
+    _print_bars(card)
+    print(f"wrote {out}/model_card.json and {out}/model_card.md in {sum(seconds.values()):.0f} s")
+    return card
+
+
+def training_record(log: Path) -> dict | None:
+    """The last line of a pretraining's log.jsonl; None where there is no such file."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    if not lines:
+        return None
+    last = json.loads(lines[-1])
+    return {
+        "tokens": last["tokens"],
+        "steps": last["step"],
+        "minutes": last["elapsed_s"] / 60,
+        "loss": last["loss"],
+        "mtp_loss": last["mtp_loss"],
+    }
+
+
+def _measure_text(
+    config: DictConfig,
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Conversation],
+    groups: dict[str, list[Conversation]],
+    seconds: dict[str, float],
+) -> tuple[dict, dict, int]:
+    """(group -> figures of its held-out text, group and "all" -> path figures, training tokens of the n-gram)."""
+    documents = {name: [encode(c, tokenizer, config.mode) for c in found] for name, found in groups.items()}
+    with _timed(seconds, "5-gram"):
+        bar = tqdm(train, desc="encode training text", unit="doc", mininterval=2)
+        train_ids = [encode(c, tokenizer, config.mode).input_ids.numpy() for c in bar]
+        ngram = KneserNey(train_ids, target.model.config.vocab_size, config.ngram_order)
+        ngram_nats = {name: float(ngram.nats([d.input_ids for d in found]).sum()) for name, found in documents.items()}
+        train_tokens = sum(map(len, train_ids))
+        del ngram, train_ids
+    with _timed(seconds, "xz"):
+        xz = xz_bytes(train, groups, config.prime_bytes, config.threads)
+    text, paths = {}, {}
+    with _timed(seconds, "target's text"):
+        for name, found in documents.items():
+            statistics, nats, tokens = PathStatistics(), 0.0, 0
+            for batch in state_batches(target, found, config.batch_tokens, f"held-out text, {name}"):
+                more, count = nats_sum(target.heads, batch)
+                nats, tokens = nats + more, tokens + count
+                statistics.update(target.heads, batch.final[batch.loss_mask])
+            size = sum(map(text_bytes, groups[name]))
+            paths[name] = statistics
+            text[name] = {
+                "documents": len(found),
+                "bytes": size,
+                "tokens": tokens,
+                "nats": nats,
+                "target": bits_per_byte(nats, size),
+                "xz": 8 * xz[name] / size,
+                "ngram": bits_per_byte(ngram_nats[name], size),
+            }
+    figures = {name: statistics.figures() for name, statistics in paths.items()}
+    figures["all"] = sum(paths.values(), start=PathStatistics()).figures()
+    return text, figures, train_tokens
+
+
+def _answers(
+    prompts: Sequence[Conversation],
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    mask_token_id: int | None,
+) -> dict[str, list[Answer]]:
+    """The last answer of each document by group."""
+    eos_id = special_ids(tokenizer, mask_token_id).eos
+    questions = {prompt.id: prompt.turns[-1].content for prompt in prompts}
+    wanted = reference_answers()
+    answers: dict[str, list[Answer]] = {name: [] for name in GROUPS}
+    for document in documents:
+        others = (~document.loss_mask).nonzero()
+        ids = document.input_ids[int(others[-1]) + 1 if len(others) else 0 :].tolist()
+        group = group_of(document.id, document.domain)
+        answers[group].append(
+            Answer(
+                id=document.id,
+                group=group,
+                question=questions[document.id],
+                text=answer_text(ids, tokenizer),
+                num_tokens=len(ids),
+                ended=bool(ids) and ids[-1] == eos_id,
+                looped=ends_in_loop(ids, end_token_id=eos_id),
+                wanted=wanted.get(document.id),
+            )
+        )
+    return answers
+
+
+def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Document]) -> dict:
+    """Group -> acceptance of the native MTP block, chained ``mtp_steps`` times, at T = 0; maths also as a whole."""
+    store = open_store(config, target.heads)
+    shards = capture(documents, store, lambda: target, documents_per_shard=config.cache.documents_per_shard)
+    states = CachedStates(store, shards)
+    names = [group_of(document.id, document.domain) for shard in shards for document in shard.documents]
+    drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()
+    metrics = {name: AcceptanceMetrics(config.mtp_steps) for name in (*GROUPS, *DOMAINS)}
+    with tqdm(total=len(states), desc="MTP replay", unit="doc", mininterval=2) as bar:
+        for name in GROUPS:
+            rows = [i for i, found in enumerate(names) if found == name]
+            for batch in (rows[i : i + 16] for i in range(0, len(rows), 16)):
+                rounds = replay(drafter, collate([states[i] for i in batch]), target.heads, temperature=0)
+                for pool in {name, name.split()[0]}:
+                    metrics[pool].update(rounds)
+                bar.update(len(batch))
+    return {name: _acceptance(metrics[name]) for name in (*GROUPS[:2], *DOMAINS)}
+
+
+def _acceptance(metrics: AcceptanceMetrics) -> dict:
+    if not int(metrics.rounds_count):
+        empty = [None] * metrics.num_slots
+        return {"tau": None, "accepted": None, "survival": empty, "conditional": empty, "rounds": 0}
+    found = metrics.compute()
+    return {
+        "tau": float(found.tau),
+        "accepted": float(found.accepted),
+        "survival": found.survival.tolist(),
+        "conditional": [None if math.isnan(value) else value for value in found.conditional.tolist()],
+        "rounds": int(found.rounds),
+    }
+
+
+def _description(target: Target, tokenizer_size: int) -> dict:
+    config = target.model.config
+    if tokenizer_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {target.path} has {tokenizer_size} entries and the model {config.vocab_size}: "
+            "give the tokenizer it was trained with"
+        )
+    return {
+        "name": target.path.name,
+        "path": str(target.path),
+        "fingerprint": target.fingerprint,
+        "parameters": count_parameters(target.model, target.mtp),
+        "mtp_parameters": count_parameters(target.mtp),
+        "file_bytes": sum(file.stat().st_size for file in target.path.glob("*.safetensors")),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "paths": config.hc_mult,
+        "vocab_size": tokenizer_size,
+        "context": config.max_position_embeddings,
+    }
+
+
+def _print_bars(card: dict) -> None:
+    shown = Table(title=f"Model card of {card['target']['path']}", title_justify="left")
+    shown.add_column("bar")
+    for name in ("asked", "measured", "met"):
+        shown.add_column(name, justify="right")
+    for name, asked, measured, met in bar_rows(card):
+        shown.add_row(name, asked, measured, "[green]yes[/]" if met == "yes" else "[bold red]no[/]")
+    Console().print(shown)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started

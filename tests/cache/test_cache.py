@@ -1,0 +1,138 @@
+"""Cached states are the live ones, bit for bit, and nothing foreign or half-written is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from src.cache.capture import CachedStates, capture, shard_states
+from src.cache.store import CacheKey, StateStore, collate, make_shards
+from src.contracts import Document
+from src.target.load import load_target
+
+
+@pytest.fixture(scope="module")
+def target(mini_target):
+    return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+
+
+def documents(count: int = 7) -> list[Document]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for i in range(count):
+        length = 9 + 5 * i
+        ids = torch.randint(8, 320, (length,), generator=generator)
+        made.append(Document(f"d{i}", "code", ids, torch.arange(length) >= 4))
+    return made
+
+
+def key(target, dtype="bf16") -> CacheKey:
+    return CacheKey(target=target.fingerprint, num_paths=4, hidden_size=32, dtype=dtype)
+
+
+def test_cached_states_equal_live_ones(target, tmp_path):
+    store = StateStore(tmp_path, key(target))
+    shards = capture(documents(), store, lambda: target, layer_ids=(1, 2), documents_per_shard=3, progress=False)
+    data = CachedStates(store, shards, (1, 2))
+    assert len(data) == 7
+    row = 0
+    for shard in shards:
+        live = shard_states(target, shard, (1, 2))
+        start = 0
+        for document in shard.documents:
+            states = data[row]
+            end = start + len(document.input_ids)
+            assert states.ids == (document.id,) and torch.equal(states.input_ids[0], document.input_ids)
+            assert torch.equal(states.loss_mask[0], document.loss_mask)
+            assert states.final.dtype == torch.bfloat16
+            assert torch.equal(states.final[0], live[None][start:end].bfloat16())
+            assert torch.equal(states.layers[0, :, 1], live[2][start:end].bfloat16())
+            start, row = end, row + 1
+
+
+def test_a_hit_loads_no_target_and_a_new_tap_captures_only_itself(target, tmp_path):
+    store = StateStore(tmp_path, key(target))
+    loads = []
+
+    def load():
+        loads.append(1)
+        return target
+
+    first = capture(documents(), store, load, documents_per_shard=3, progress=False)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
+    again = capture(reversed_documents(), store, load, documents_per_shard=3, progress=False)
+    assert [shard.name for shard in again] == [shard.name for shard in first]
+    assert len(loads) == 1
+    capture(documents(), store, load, layer_ids=(3,), documents_per_shard=3, progress=False)
+    assert len(loads) == 2 and len(list(tmp_path.rglob("*.layer3.safetensors"))) == 3
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
+
+
+def reversed_documents() -> list[Document]:
+    return list(reversed(documents()))
+
+
+def test_other_tokens_are_another_shard():
+    one, two = make_shards(documents(), 3), make_shards(documents()[:-1], 3)
+    assert one[0].name == two[0].name and one[-1].name != two[-1].name
+    changed = documents()
+    changed[0].input_ids[0] += 1
+    assert make_shards(changed, 3)[0].name != one[0].name
+
+
+def test_collate_pads_on_the_right_with_masked_zeros(target, tmp_path):
+    store = StateStore(tmp_path, key(target))
+    data = CachedStates(store, capture(documents(), store, lambda: target, layer_ids=(0,), progress=False), (0,))
+    batch = collate([data[0], data[3]])
+    assert batch.input_ids.shape == (2, 24) and batch.lengths.tolist() == [9, 24]
+    assert batch.layers.shape == (2, 24, 1, 4, 32)
+    assert not batch.loss_mask[0, 9:].any() and not batch.final[0, 9:].any()
+    assert torch.equal(batch.final[0, :9], data[0].final[0])
+
+
+def test_another_target_dtype_or_format_is_refused(target, tmp_path):
+    StateStore(tmp_path, key(target))
+    for other, named in (
+        (replace(key(target), target="beef"), "target"),
+        (key(target, "fp32"), "dtype"),
+        (replace(key(target), format_version=99), "format_version"),
+    ):
+        with pytest.raises(ValueError, match=rf"{named}=.*cache\.directory"):
+            StateStore(tmp_path, other)
+    store = StateStore(tmp_path / "b", replace(key(target), target="beef"))
+    with pytest.raises(ValueError, match="fingerprint"):
+        capture(documents(), store, lambda: target, progress=False)
+
+
+def test_a_cut_or_missing_file_is_named(target, tmp_path):
+    store = StateStore(tmp_path, key(target))
+    shards = capture(documents(), store, lambda: target, documents_per_shard=3, progress=False)
+    data = CachedStates(store, shards)
+    path = store.path(shards[0])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
+        data[0]
+    path.unlink()
+    with pytest.raises(ValueError, match=r"no .*safetensors.*src\.capture"):
+        data[0]
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable"):
+        StateStore(tmp_path, key(target))
+
+
+def test_an_interrupted_write_leaves_no_shard(target, tmp_path, monkeypatch):
+    store = StateStore(tmp_path, key(target))
+    shard = make_shards(documents(), 3)[0]
+
+    def torn(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("src.cache.store.save_file", torn)
+    with pytest.raises(OSError, match="disk full"):
+        store.write(shard, shard_states(target, shard, ())[None])
+    assert store.missing(shard, ()) == [None]
+    assert json.loads((tmp_path / "manifest.json").read_text())["target"] == target.fingerprint

@@ -1,0 +1,120 @@
+"""Every option of every group composes, and instantiates beside a partner it fits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hydra.utils import instantiate
+from transformers import DeepseekV4Config
+
+from src.entry import CONF
+from src.lit.loggers import make_loggers
+from src.target.heads import TargetHeads
+
+OPTIONS = sorted(
+    (path.parent.name, path.stem) for path in Path(CONF).glob("*/*.yaml") if path.parent.name not in ("benchmarks",)
+)
+# An option that needs another beside it.
+PARTNERS = {
+    ("conditioning", "layers"): ["reducer=fc"],
+    ("conditioning", "post_hc_head"): ["reducer=mean"],
+    ("drafter", "paper"): ["drafter.hidden_size=null"],
+}
+
+
+def test_the_groups_are_all_here():
+    groups = {group for group, _ in OPTIONS}
+    assert groups == set(
+        "target corpus conditioning cache blocks reducer drafter kl loss optim trainer logger experiment".split()
+    )
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
+def test_every_option_composes_and_instantiates(group, option, compose_config, mini_target, tmp_path, monkeypatch):
+    from src.lit.run import make_parts
+
+    overrides = [f"{group}={option}", *PARTNERS.get((group, option), [])]
+    config = compose_config("train", overrides)
+    if group == "trainer":
+        keywords = {k: v for k, v in config.trainer.items() if k != "threads"}
+        # hardware swapped for what is here
+        keywords |= {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true"}
+        L.Trainer(**keywords, logger=False, enable_checkpointing=False)
+        assert config.trainer.devices == (8 if "8" in option else 1)
+        return
+    if group == "logger":
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        assert make_loggers(config.logger, tmp_path, "x")
+        return
+    config.conditioning.update({"layer_ids": [0, 2]} if "layer_ids" in config.conditioning else {})
+    mask_token_id = config.target.mask_token_id
+    config.target.path = str(mini_target)
+    if mask_token_id is not None:
+        config.target.mask_token_id = 7  # the mini vocabulary ends long before
+    if group == "target":
+        config.target.experts = "dense" if config.target.experts == "grouped_mm" else config.target.experts
+        assert instantiate(config.target).model.lm_head.weight.dtype in (torch.float32, torch.bfloat16)
+    parts = make_parts(config)
+    heads = TargetHeads(DeepseekV4Config(hidden_size=32, vocab_size=320, num_hidden_layers=4)).to_empty(device="cpu")
+    drafter = parts.build(heads.apply(_fill), config.target, seed=0)
+    assert sum(p.numel() for p in drafter.parameters()) > 0 and drafter.num_slots == 6
+
+
+def _fill(module: torch.nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data.normal_()
+
+
+def test_every_experiment_is_the_command_line_of_the_readme(compose_config):
+    config = compose_config("train", ["experiment=stage2", "reducer=hc_gate", "kl.alpha=0.15"])
+    assert (config.stage, config.optim.lr, config.kl.alpha) == (2, 1e-4, 0.15)
+    assert compose_config("train", ["experiment=stage1"]).optim.lr == 8e-4
+    assert compose_config("train", ["reducer.num_streams=4"]).reducer.num_streams == 4
+
+
+def test_a_run_is_named_by_what_decides_it(compose_config):
+    from src.entry import run_name
+
+    plain = run_name(compose_config("train"))
+    assert plain == run_name(compose_config("train", ["logger=csv", "trainer.threads=1", "cache.directory=/x"]))
+    names = {plain}
+    for other in ("kl.alpha=0.1", "reducer=fc", "seed=1", "optim.lr=0.1", "blocks.num_anchors=3", "corpus.validation=1"):
+        names.add(run_name(compose_config("train", [other])))
+    assert len(names) == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["kl.alpha=1.5"], r"kl\.alpha must be in \[0, 1\], got 1\.5"),
+        (["kl.positions=7"], r"kl\.positions must be in 0\.\.6"),
+        (["reducer.num_streams=3"], r"reducer\.num_streams must be 4"),
+        (["conditioning=post_hc_head"], r"reducer=fc"),
+        (["drafter.num_heads=0"], r"drafter\.num_heads must be a positive integer"),
+        (["optim.lr='3e-4'"], r"optim\.lr must be a number above 0"),
+        (["corpus.responses=mine"], r"corpus\.responses must be target or original"),
+        (["conditioning=layers", "reducer=fc", "conditioning.layer_ids=[0,9]"], r"layers 0\.\.3"),
+        (["target.path=/nowhere"], r"no config\.json"),
+        (["corpus=embedded", "corpus.stage1={chat: 0, code: 0, math: 0}"], r"asks for no conversation"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_any_weight_is_read(
+    overrides, sentence, compose_config, mini_overrides, monkeypatch
+):
+    from hydra.errors import InstantiationException
+
+    from src.entry import _innermost
+    from src.lit import run as runs
+
+    monkeypatch.setattr(runs, "load_heads", lambda *_: pytest.fail("weights were read before the error"))
+    embedded = "corpus=embedded" in overrides
+    others = [o for o in mini_overrides if not (embedded and o.startswith("corpus"))]
+    with pytest.raises((ValueError, InstantiationException)) as caught:
+        runs.train(compose_config("train", [*others, *overrides]))
+    message = _innermost(caught.value)
+    assert re.search(sentence, message), message
+    assert "\n" not in message
