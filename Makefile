@@ -23,6 +23,7 @@ setup: .venv/.done ## make .venv and install the project with pinned packages
 # torch first and by itself, so that no other package can ask for another one.
 .venv/.done: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: $(PYTHON) is Python " + sys.version.split()[0] + ", 3.11 or newer is needed: run make setup PYTHON=python3.11")'
+	@echo 'setting up .venv: some minutes, once'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) torch==2.13.0
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"

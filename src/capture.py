@@ -1,7 +1,7 @@
 """Fill the cache with the states that a training would need, and train nothing.
 
-    python -m src.capture experiment=stage1
-    python -m src.capture experiment=stage2 conditioning=layers reducer=fc
+python -m src.capture experiment=stage1
+python -m src.capture experiment=stage2 conditioning=layers reducer=fc
 """
 
 from __future__ import annotations

@@ -23,10 +23,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 # What decides a training run's result. Hardware, logging and where things lie do not.
-DECIDING = (
-    "stage target corpus conditioning blocks reducer drafter kl loss optim mode seed init_from cache.dtype "
-    "trainer.max_epochs trainer.precision"
-).split()
+DECIDING = [
+    "stage",
+    "target",
+    "corpus",
+    "conditioning",
+    "blocks",
+    "reducer",
+    "drafter",
+    "kl",
+    "loss",
+    "optim",
+    "mode",
+    "seed",
+    "init_from",
+    "cache.dtype",
+    "trainer.max_epochs",
+    "trainer.precision",
+]
 
 
 def runs_dir() -> Path:
@@ -48,11 +62,20 @@ def decided_by(config: DictConfig) -> dict:
 
 def run_name(config: DictConfig) -> str:
     """Readable head and a hash over ``decided_by``: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
-    digest = hashlib.sha256(json.dumps(decided_by(config), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(_plain(decided_by(config)), sort_keys=True).encode()).hexdigest()[:8]
     parts = [f"stage{config.stage}", class_name(config.drafter)]
     if parts[-1] != "mtp":
         parts[1:] = [class_name(config.conditioning), class_name(config.reducer)]
-    return "-".join([*parts, f"kl{config.kl.alpha:g}", f"s{config.seed}", digest])
+    return "-".join([*parts, f"kl{_plain(config.kl.alpha)}", f"s{config.seed}", digest])
+
+
+def _plain(value: object) -> object:
+    """1.0 and 1 alike, all the way down: kl.alpha=0 and kl.alpha=0.0 are one run."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def class_name(group: DictConfig) -> str:
@@ -66,7 +89,7 @@ def train_run_dir(config: DictConfig) -> Path:
     return runs_dir() / "train" / run_name(config)
 
 
-OmegaConf.register_new_resolver("train_run_dir", lambda *, _root_: str(train_run_dir(_root_)), replace=True)
+OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
 OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
 
 
@@ -95,7 +118,12 @@ def _quiet_libraries() -> None:
     """What Lightning and transformers say about hardware and progress at every start is not this run's news."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*in eval mode at the start.*", ".*num_workers.*"):
+    for message in (
+        ".*LeafSpec.*",
+        ".*smaller than the logging interval.*",
+        ".*in eval mode at the start.*",
+        ".*num_workers.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,7 +1,7 @@
 """Accepted lengths of the methods by exact replay: a table, metrics.json and Figure 1's picture.
 
-    python -m src.evaluate
-    python -m src.evaluate benchmarks.per_domain=300 temperature=[0,1] out=runs/evaluate-large
+python -m src.evaluate
+python -m src.evaluate benchmarks.per_domain=300 temperature=[0,1] out=runs/evaluate-large
 """
 
 from __future__ import annotations

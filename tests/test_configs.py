@@ -29,7 +29,21 @@ PARTNERS = {
 def test_the_groups_are_all_here():
     groups = {group for group, _ in OPTIONS}
     assert groups == set(
-        "target corpus conditioning cache blocks reducer drafter kl loss optim trainer logger experiment".split()
+        [
+            "target",
+            "corpus",
+            "conditioning",
+            "cache",
+            "blocks",
+            "reducer",
+            "drafter",
+            "kl",
+            "loss",
+            "optim",
+            "trainer",
+            "logger",
+            "experiment",
+        ]
     )
 
 
@@ -81,8 +95,16 @@ def test_a_run_is_named_by_what_decides_it(compose_config):
 
     plain = run_name(compose_config("train"))
     assert plain == run_name(compose_config("train", ["logger=csv", "trainer.threads=1", "cache.directory=/x"]))
+    assert run_name(compose_config("train", ["kl=off"])) == run_name(compose_config("train", ["kl.alpha=0"]))
     names = {plain}
-    for other in ("kl.alpha=0.1", "reducer=fc", "seed=1", "optim.lr=0.1", "blocks.num_anchors=3", "corpus.validation=1"):
+    for other in (
+        "kl.alpha=0.1",
+        "reducer=fc",
+        "seed=1",
+        "optim.lr=0.1",
+        "blocks.num_anchors=3",
+        "corpus.validation=1",
+    ):
         names.add(run_name(compose_config("train", [other])))
     assert len(names) == 7
 
@@ -102,9 +124,7 @@ def test_a_run_is_named_by_what_decides_it(compose_config):
         (["corpus=embedded", "corpus.stage1={chat: 0, code: 0, math: 0}"], r"asks for no conversation"),
     ],
 )
-def test_a_mistake_is_one_sentence_before_any_weight_is_read(
-    overrides, sentence, compose_config, mini_overrides, monkeypatch
-):
+def test_a_mistake_is_one_sentence_before_any_weight_is_read(overrides, sentence, compose_config, mini_overrides, monkeypatch):
     from hydra.errors import InstantiationException
 
     from src.entry import _innermost

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.settings import positive_int
 from src.contracts import Blocks
+from src.settings import positive_int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,7 @@ def eligible_anchors(loss_mask: Tensor, lengths: Tensor) -> Tensor:
     return mask & _shifted_left(mask)
 
 
-def sample_anchors(
-    loss_mask: Tensor, lengths: Tensor, num_anchors: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sample_anchors(loss_mask: Tensor, lengths: Tensor, num_anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Uniform without replacement within each document, all where there are fewer; sorted.
 
     Returns ``anchors`` [B, A] int64 and ``anchor_mask`` [B, A] bool with A = min(num_anchors, T), padded with

@@ -30,9 +30,7 @@ def shard_states(target: Target, shard: Shard, layer_ids: Sequence[int]) -> dict
     with tap_residual(target.model, layer_ids) as taps:
         target.model.model(input_ids.to(target.model.device), use_cache=False)
     states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
-    return {
-        tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()
-    }
+    return {tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()}
 
 
 def capture(

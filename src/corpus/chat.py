@@ -128,9 +128,7 @@ def encode(
     )
 
 
-def encode_prompt(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think"
-) -> list[int]:
+def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[int]:
     """Ids of a conversation that ends at a user turn, followed by the assistant's header of ``mode``."""
     _check(conversation, mode)
     if conversation.turns[-1].role != "user":

@@ -89,9 +89,7 @@ def _is_stub(body: list[ast.stmt]) -> bool:
     if not body:
         return True
     first = body[0]
-    return isinstance(first, ast.Raise | ast.Pass) or (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    )
+    return isinstance(first, ast.Raise | ast.Pass) or (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant))
 
 
 def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: str, class_name: str) -> FunctionDefinition | None:

@@ -8,9 +8,7 @@ _ROLE = re.compile(r":[\w:+-]+:`~?\.?([^`<]*?)(?:\s*<[^`]*>)?`_*")
 _LITERAL = re.compile(r"``([^`]+)``")
 _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_*")
 _FIELD = re.compile(r"^\s*(:\w[^:]*:|@\w+|\w[\w ]*:\s*$|[-=~^*]{3,}|>>>|\.\. |\$ |[*+-] |\d+[.)] )")
-_SENTENCE_END = re.compile(
-    r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<!vs\.)(?<!cf\.)(?<!Fig\.)(?<!Eq\.)\s+(?=[A-Z`])"
-)
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<!vs\.)(?<!cf\.)(?<!Fig\.)(?<!Eq\.)\s+(?=[A-Z`])")
 _MARKUP = re.compile(r"::|>>>|\.\. |\||\\|http|\*\*|[<>]{2}|%\(|\{\{|:\w+:|__doc|TODO|XXX|FIXME|\$|\*\w")
 
 

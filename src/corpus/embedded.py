@@ -94,9 +94,7 @@ def math_candidates(templates: Iterable[Template], count: int = PROBLEMS_A_TEMPL
     return found
 
 
-def select(
-    candidates: Iterable[Candidate], train_bytes: int | None, *, by_shingles: bool = True, progress: bool = False
-):
+def select(candidates: Iterable[Candidate], train_bytes: int | None, *, by_shingles: bool = True, progress: bool = False):
     """(train, held-out) conversations in an order that depends on their ids alone, without near-duplicates.
 
     ``by_shingles=False`` compares folded texts for equality only (maths, whose numbers are its content).

@@ -74,9 +74,7 @@ def arguments_sentence(arguments: Sequence[str]) -> str:
 
 def example_call(function: FunctionDefinition) -> str:
     """A call with the required arguments, spelled as their names."""
-    required = ", ".join(
-        argument for argument in function.arguments if "=" not in argument and not argument.startswith("*")
-    )
+    required = ", ".join(argument for argument in function.arguments if "=" not in argument and not argument.startswith("*"))
     owner = f"{function.class_name.lower().strip('_')}." if function.class_name else ""
     wait = "await " if function.is_async else ""
     return f"For example, `{wait}{owner}{function.name}({required})`."
@@ -125,9 +123,7 @@ def explain_function(function: FunctionDefinition) -> Conversation | None:
     kind = "method" if function.class_name else "function"
     first, rest = _opening(function.sentences)
     where = (
-        f"It is a method of the class `{function.class_name}` in the module"
-        if function.class_name
-        else "It is in the module"
+        f"It is a method of the class `{function.class_name}` in the module" if function.class_name else "It is in the module"
     )
     available = [
         lambda: (choices.one(_ARGUMENTS, "arguments"), arguments_sentence(function.arguments)),

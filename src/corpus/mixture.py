@@ -129,7 +129,5 @@ def _take(conversations: Iterable[Conversation], counts: Mapping[str, int]) -> l
             chosen.append(conversation)
     if short := {name: n for name, n in left.items() if n > 0}:
         name, n = next(iter(short.items()))
-        raise ValueError(
-            f"the corpus has only {counts[name] - n} {name} conversations here, the mixture wants {counts[name]}"
-        )
+        raise ValueError(f"the corpus has only {counts[name] - n} {name} conversations here, the mixture wants {counts[name]}")
     return chosen

@@ -90,11 +90,7 @@ def python_files(root: Path, prefix: str = "") -> Iterator[SourceFile]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS)
         for name in sorted(names):
-            if (
-                not name.endswith(".py")
-                or name.startswith("test_")
-                or name.endswith(("_test.py", "_tests.py", "_pb2.py"))
-            ):
+            if not name.endswith(".py") or name.startswith("test_") or name.endswith(("_test.py", "_tests.py", "_pb2.py")):
                 continue
             path = Path(folder, name)
             parts = [part for part in path.relative_to(root).with_suffix("").parts if part != "__init__"]

@@ -29,9 +29,7 @@ def as_prompt(conversation: Conversation) -> Conversation:
     while turns and turns[-1].role != "user":
         turns = turns[:-1]
     if not turns:
-        raise ValueError(
-            f"conversation {conversation.id} has no user turn; a prompt needs one; drop it from the prompts"
-        )
+        raise ValueError(f"conversation {conversation.id} has no user turn; a prompt needs one; drop it from the prompts")
     return replace(conversation, turns=turns)
 
 
@@ -59,9 +57,7 @@ def choose_prompts(heldout: Iterable[Conversation], per_domain: int = PROMPTS_A_
     return sorted(chosen, key=lambda conversation: DOMAINS.index(conversation.domain))
 
 
-def write_prompts(
-    heldout: Iterable[Conversation], path: Path = PROMPTS_FILE, per_domain: int = PROMPTS_A_DOMAIN
-) -> int:
+def write_prompts(heldout: Iterable[Conversation], path: Path = PROMPTS_FILE, per_domain: int = PROMPTS_A_DOMAIN) -> int:
     """Write the prompts' file; returns the number of rows."""
     chosen = choose_prompts(heldout, per_domain)
     lines = []

@@ -110,9 +110,7 @@ def stream(
     return _parsed(rows, str(source), domain, limit, drops if drops is not None else Counter())
 
 
-def _parsed(
-    rows: Iterable[object], source: str, domain: str, limit: int | None, drops: Counter
-) -> Iterator[Conversation]:
+def _parsed(rows: Iterable[object], source: str, domain: str, limit: int | None, drops: Counter) -> Iterator[Conversation]:
     count = 0
     try:
         for row in rows:

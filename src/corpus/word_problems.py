@@ -117,9 +117,7 @@ def problems(source: Template, count: int) -> list[Problem]:
             continue
         worked, answer = _work(source.steps, numbers)
         text = worked.format(**words, **numbers)
-        found[key] = Problem(
-            source.name, key, question.format(**words, **numbers), f"{text} The answer is {answer}.", answer
-        )
+        found[key] = Problem(source.name, key, question.format(**words, **numbers), f"{text} The answer is {answer}.", answer)
     return list(found.values())
 
 

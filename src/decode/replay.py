@@ -53,17 +53,18 @@ def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:
     if (start == 0).any():
         row = int(document[(start == 0).nonzero()[0]])
         raise ValueError(
-            f"document {states.ids[row]!r} is supervised from its first token on; replay needs a prompt of at least one "
-            "token before each answer, because the anchor's own state is not part of its context"
+            f"document {states.ids[row]!r} is supervised from its first token on; replay needs a prompt of at least "
+            "one token before each answer, because the anchor's own state is not part of its context"
         )
     return document, start, end
 
 
 def walk(accept: Tensor, start: Tensor, end: Tensor, document: Tensor | None = None) -> Rounds:
-    """Rounds of each answer: accept [B, T, S] bool, start / end / document [N] int64 -> Rounds by document, then anchor.
+    """Rounds of each answer: accept [B, T, S] bool, start / end / document [N] int64 -> Rounds.
 
     ``accept[b, a, k - 1]`` says whether slot k drafted from position a of row b is accepted if the earlier ones are.
-    ``document`` gives each answer's row; answer n is row n without it. An answer of one token has no round.
+    ``document`` gives each answer's row; answer n is row n without it. An answer of one token has no round. Rounds are
+    ordered by document, then anchor.
     All answers step together, so the cost is the longest answer's rounds, not the number of tokens. The result is on
     the CPU.
     """
@@ -144,7 +145,7 @@ def replay(
 
 
 def position_uniforms(seed: int, document_id: str, length: int) -> Tensor:
-    """One draw in [0, 1) a position of a document: fp32 [T], a function of ``seed``, the document's id and the position.
+    """One draw in [0, 1) a position of a document: fp32 [T], a function of ``seed``, the id and the position.
 
     Within one walk a position is verified at most once (the one after a rejection is the bonus token), so one draw a
     position serves all slots and anchors, and the slot draws along a walk are independent as they must be. Every
@@ -165,8 +166,7 @@ def concat_rounds(parts: Sequence[Rounds], num_documents: Sequence[int]) -> Roun
         raise ValueError(f"rounds of drafters with different numbers of slots do not join: got {sorted(slots)}")
     offsets = np.cumsum([0, *num_documents[:-1]]).tolist()
     columns = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("anchor", "accepted", "emitted", "available")
+        name: torch.cat([getattr(part, name) for part in parts]) for name in ("anchor", "accepted", "emitted", "available")
     }
     document = torch.cat([part.document + offset for part, offset in zip(parts, offsets, strict=True)])
     return Rounds(document=document, num_slots=slots.pop(), **columns)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from src.settings import natural_int, one_of
 from src.contracts import TargetStates
+from src.settings import natural_int, one_of
 
 if TYPE_CHECKING:
     from src.target.heads import TargetHeads
@@ -73,9 +73,7 @@ class Layers:
 
     def __post_init__(self):
         if isinstance(self.layer_ids, str) or not isinstance(self.layer_ids, Sequence) or not self.layer_ids:
-            raise ValueError(
-                f"conditioning.layer_ids must be a list of layer numbers such as [1, 5], got {self.layer_ids!r}"
-            )
+            raise ValueError(f"conditioning.layer_ids must be a list of layer numbers such as [1, 5], got {self.layer_ids!r}")
         ids = tuple(natural_int("every entry of conditioning.layer_ids", i) for i in self.layer_ids)
         if len(set(ids)) < len(ids):
             raise ValueError(f"conditioning.layer_ids must name each layer once, got {list(ids)}")

@@ -37,8 +37,7 @@ class DrafterConfig:
             raise ValueError("drafter.block_size must be at least 2 (the anchor and one draft slot), got 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"drafter.num_heads must be a multiple of drafter.num_kv_heads ({self.num_kv_heads}), "
-                f"got {self.num_heads}"
+                f"drafter.num_heads must be a multiple of drafter.num_kv_heads ({self.num_kv_heads}), got {self.num_heads}"
             )
         if self.head_dim % 2:
             raise ValueError(f"drafter.head_dim must be even (RoPE turns pairs), got {self.head_dim}")

@@ -152,9 +152,7 @@ def build_drafter(
     ``with torch.device("meta"): heads = TargetHeads(config)``.
     """
     with torch.device("meta"):
-        module = Drafter(
-            config=drafter, conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=mask_token_id
-        )
+        module = Drafter(config=drafter, conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=mask_token_id)
     if heads.embed_tokens.weight.is_meta:
         return module
     if generator is None:

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from src.settings import positive_int
 from src.contracts import TargetStates
+from src.settings import positive_int
 from src.target.heads import TargetHeads
 from src.target.mtp import MTPBlock
 

@@ -48,7 +48,7 @@ from src.target.quality_paths import PathStatistics
 from src.target.quality_text import GROUPS, bits_per_byte, group_of, heldout_groups, nats_sum, state_batches, xz_bytes
 from src.target.responses import AnswerSettings, answer_conversations
 
-SETTINGS = "mode text_bytes prime_bytes ngram_order mtp_steps samples batch_tokens threads".split()
+SETTINGS = ("mode", "text_bytes", "prime_bytes", "ngram_order", "mtp_steps", "samples", "batch_tokens", "threads")
 
 
 def make_card(config: DictConfig) -> dict:
@@ -68,9 +68,7 @@ def make_card(config: DictConfig) -> dict:
         groups = heldout_groups(load_embedded("heldout"), config.text_bytes)
     text, paths, ngram_train_tokens = _measure_text(config, target, tokenizer, train, groups, seconds)
     with _timed(seconds, "answers"):
-        settings = AnswerSettings(
-            max_new_tokens=benchmark.max_new_tokens, max_length=benchmark.max_length, mode=config.mode
-        )
+        settings = AnswerSettings(max_new_tokens=benchmark.max_new_tokens, max_length=benchmark.max_length, mode=config.mode)
         documents = answer_conversations(
             prompts, lambda: target, target.fingerprint, tokenizer, settings, runs_dir() / "responses"
         )
@@ -98,8 +96,7 @@ def make_card(config: DictConfig) -> dict:
         "seconds": seconds,
     }
     card["bars"] = [
-        {"name": b.name, "relation": b.relation, "asked": b.asked, "measured": b.measured, "met": b.met}
-        for b in bars(card)
+        {"name": b.name, "relation": b.relation, "asked": b.asked, "measured": b.measured, "met": b.met} for b in bars(card)
     ]
     out = Path(config.out)
     write_json(out / "model_card.json", card)

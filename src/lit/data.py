@@ -66,7 +66,10 @@ class TargetStatesData(L.LightningDataModule):
         """Frozen dataclasses are not something Lightning moves by itself."""
         values = {f.name: getattr(batch, f.name) for f in fields(batch)}
         return TargetStates(
-            **{name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in values.items()}
+            **{
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -1,10 +1,10 @@
 """Measure methods by replay: answers of the target, their states, every method's rounds on the same texts.
 
-    1. methods      native MTP with n steps, or the run that `python -m src.train <overrides>` names
-    2. prompts      held-out; the target answers them at each temperature (kept on disk)
-    3. states       captured with every layer any method reads
-    4. replay       one pass a method and batch -> rounds -> counts a prompt
-    5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
+1. methods      native MTP with n steps, or the run that `python -m src.train <overrides>` names
+2. prompts      held-out; the target answers them at each temperature (kept on disk)
+3. states       captured with every layer any method reads
+4. replay       one pass a method and batch -> rounds -> counts a prompt
+5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
 """
 
 from __future__ import annotations
@@ -124,23 +124,22 @@ def evaluate(config: DictConfig) -> dict:
                 benchmark.conversations(), target, store.key.target, tokenizer, settings, out.parent / "responses"
             )
         )
-        shards = capture(
-            documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard
-        )
+        shards = capture(documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard)
         states = CachedStates(store, shards, layer_ids)
         ordered = [document for shard in shards for document in shard.documents]
         looped = np.array([ends_in_loop(_last_answer(document)) for document in ordered])
         ended = np.mean([int(document.input_ids[-1]) == eos_id for document in ordered])
-        print(f"T = {temperature}: {len(ordered)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop", flush=True)
+        print(
+            f"T = {temperature}: {len(ordered)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop",
+            flush=True,
+        )
         batches = [list(range(i, min(i + 16, len(states)))) for i in range(0, len(states), 16)]
         parts: dict[str, list] = {method.name: [] for method in methods}
         with tqdm(total=len(states) * len(methods), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
             for batch in batches:
                 rows = collate([states[i] for i in batch])
                 for method, drafter in drafters:
-                    parts[method.name].append(
-                        replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed)
-                    )
+                    parts[method.name].append(replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed))
                     bar.update(len(batch))
         for method in methods:
             rounds = concat_rounds(parts[method.name], [len(batch) for batch in batches])
@@ -179,5 +178,3 @@ def _last_answer(document: Document) -> list[int]:
     while start and mask[start - 1]:
         start -= 1
     return document.input_ids[start:].tolist()
-
-

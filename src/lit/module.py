@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from src.blocks.anchors import BlockSampler, coverage
-from src.settings import natural_int, number_between, positive_int, positive_number
 from src.contracts import TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import replay
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
 from src.loss.objective import loss_terms, total_loss
+from src.settings import natural_int, number_between, positive_int, positive_number
 from src.target.heads import TargetHeads
 
 

@@ -1,11 +1,11 @@
 """One training run from a configuration: parts, data, drafter, trainer, record.
 
-    1. parts        everything that is cheap, checked with the drafter's shapes on the meta device: a mistake fails here
-    2. directory    a finished run is reported and left alone; a broken one goes on from its last checkpoint
-    3. documents    conversations -> the target's own answers (kept on disk)
-    4. states       captured where the cache misses them; the target is loaded only if something is missing
-    5. fit          best checkpoint by validation tau
-    6. record       result.json last: a directory that has it is finished
+1. parts        everything that is cheap, checked with the drafter's shapes on the meta device: a mistake fails here
+2. directory    a finished run is reported and left alone; a broken one goes on from its last checkpoint
+3. documents    conversations -> the target's own answers (kept on disk)
+4. states       captured where the cache misses them; the target is loaded only if something is missing
+5. fit          best checkpoint by validation tau
+6. record       result.json last: a directory that has it is finished
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class Parts:
 
 def make_parts(config: DictConfig) -> Parts:
     """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
-    parts = {name: instantiate(config[name]) for name in "corpus conditioning reducer drafter blocks kl loss optim".split()}
+    parts = {
+        name: instantiate(config[name])
+        for name in ["corpus", "conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
+    }
     target_config = read_config(config.target.path)
     tokenizer = load_tokenizer(config.target.path)
     mask_token_id = special_ids(tokenizer, config.target.mask_token_id).mask
@@ -94,8 +97,8 @@ def make_parts(config: DictConfig) -> Parts:
     wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
     if wrong:
         raise ValueError(
-            f"conditioning.layer_ids={list(made.layer_ids)} but this target has layers 0..{target_config.num_hidden_layers - 1}: "
-            "give ids in that range"
+            f"conditioning.layer_ids={list(made.layer_ids)} but the target has layers "
+            f"0..{target_config.num_hidden_layers - 1}: give ids in that range"
         )
     if isinstance(made.drafter, DrafterConfig):
         with torch.device("meta"):
@@ -321,9 +324,7 @@ def train(config: DictConfig) -> dict:
     last = directory / "last.ckpt"
     if last.exists():
         print(f"resuming from {last}")
-    data_module = TargetStatesData(
-        data["train"], data["validation"], batch_size=parts.optim.batch_size, seed=config.seed
-    )
+    data_module = TargetStatesData(data["train"], data["validation"], batch_size=parts.optim.batch_size, seed=config.seed)
     trainer.fit(module, data_module, ckpt_path=last if last.exists() else None, weights_only=True)
     record = {
         "name": run_name(config),

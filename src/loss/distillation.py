@@ -43,8 +43,7 @@ class KLConfig:
         """Against the drafter that will be trained."""
         if self.positions > num_slots:
             raise ValueError(
-                f"kl.positions must be in 0..{num_slots} (the drafter's slots, drafter.block_size - 1), "
-                f"got {self.positions}"
+                f"kl.positions must be in 0..{num_slots} (the drafter's slots, drafter.block_size - 1), got {self.positions}"
             )
 
 

@@ -3,7 +3,7 @@
 Legend: N prompts, S draft slots, R resamples, G groups (the domains in order of first appearance, then MEAN).
 
 A resample draws, within each domain, as many prompts as the domain has, with replacement; it is kept as how often each
-prompt was drawn (``weights`` [R, N]), so every statistic is a ratio of two matrix products and two methods that share
+prompt was drawn, so every statistic is a ratio of two matrix products and two methods that share
 their prompts also share the resample: the difference of their statistics is then a paired one. Prompts are the unit
 because rounds of one answer are not independent. The interval speaks of these prompts only: not of another training
 seed, nor of another target.
@@ -61,30 +61,32 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each resample drew each prompt: ``weights`` [R, N] float64; ``domains`` one a prompt."""
+    """How often each resample drew each prompt, a domain at a time (legend: n prompts of that domain).
 
-    weights: np.ndarray
-    domains: tuple[str, ...]
+    ``members`` domain -> [n] rows of its prompts; ``weights`` domain -> [R, n] float64, each row sums to n.
+    """
+
+    members: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
 
     @property
     def groups(self) -> tuple[str, ...]:
-        return (*dict.fromkeys(self.domains), MEAN)
+        return (*self.members, MEAN)
 
 
 def resample_prompts(domains: Sequence[str], num_resamples: int = 2000, seed: int = 0) -> Resamples:
-    """Draws within each domain; row sums over a domain are the domain's number of prompts."""
-    domains = tuple(domains)
-    if not domains:
+    """Draws within each of ``domains`` (one a prompt) as many prompts as it has."""
+    if not len(domains):
         raise ValueError("nothing to resample: got no prompts; run the evaluation on at least one prompt")
     if MEAN in domains:
         raise ValueError(f"a domain cannot be called {MEAN!r}: that row is the plain mean over domains")
     generator = np.random.default_rng(seed)
-    weights = np.zeros((num_resamples, len(domains)))
-    for domain in dict.fromkeys(domains):
-        members = np.flatnonzero([d == domain for d in domains])
-        share = np.full(len(members), 1 / len(members))
-        weights[:, members] = generator.multinomial(len(members), share, size=num_resamples)
-    return Resamples(weights, domains)
+    members = {name: np.flatnonzero([d == name for d in domains]) for name in dict.fromkeys(domains)}
+    weights = {
+        name: generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=num_resamples).astype(np.float64)
+        for name, rows in members.items()
+    }
+    return Resamples(members, weights)
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,11 @@ def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resa
 
     A domain whose denominator is 0 (every answer one token, a slot never reached) is NaN and so is the plain mean.
     """
-    assert len(numerator) == len(denominator) == len(resamples.domains)
+    assert len(numerator) == len(denominator) == sum(map(len, resamples.members.values()))
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     values, resampled = [], []
-    for domain in resamples.groups[:-1]:
-        members = np.flatnonzero([d == domain for d in resamples.domains])
-        top, bottom, weights = numerator[members], denominator[members], resamples.weights[:, members]
+    for domain, members in resamples.members.items():
+        top, bottom, weights = numerator[members], denominator[members], resamples.weights[domain]
         values.append(_divide(top.sum(axis=0), bottom.sum(axis=0)))
         resampled.append(_divide(weights @ top, weights @ bottom))
     values.append(np.mean(values, axis=0))

@@ -156,7 +156,7 @@ def _method(result: MethodResult, tau: Ratio, resamples: Resamples) -> MethodSum
     groups, shares = {}, []
     for group in resamples.groups:
         members = np.array([group in (d, MEAN) for d in result.domains])
-        shares.append(float(np.mean(shares)) if group == MEAN else float(1 - keep[members].mean()))
+        shares.append(float(np.mean(shares)) if group == MEAN else float((~keep)[members].mean()))
         groups[group] = GroupSummary(
             prompts=int(members.sum()),
             rounds=int(counts.rounds[members].sum()),

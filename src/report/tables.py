@@ -11,35 +11,38 @@ import io
 import math
 from dataclasses import asdict
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from src.report.bootstrap import LEVEL, MEAN, Estimate
-from src.report.summary import GroupSummary, MethodSummary, Summary
+from src.report.summary import GroupSummary, Summary
 
 CSV_HEADER = ("temperature", "method", "run_id", "group", "metric", "slot", "value", "low", "high")
 
 
 def terminal_table(summary: Summary) -> Table:
-    """The main table, a section a temperature."""
-    table = Table(title="Accepted length tau (tokens a round, bonus token included)", title_justify="left")
-    table.add_column("T", justify="right")
-    table.add_column("Method", no_wrap=True)
-    for group in summary.groups:
+    """The main table, a section a temperature; about 110 columns wide with six methods' names of usual length."""
+    table = Table(box=box.SIMPLE_HEAD, title="Accepted length τ (tokens a round, bonus token included)")
+    table.title_justify = table.caption_justify = "left"
+    table.add_column("Method")
+    for group in summary.groups[:-1]:
         table.add_column(group, justify="right")
-    for name in (f"minus {summary.baseline}", "accepted", "loops", "tau, no loops"):
+    for name in (f"mean [{LEVEL:.0%}]", f"minus {summary.baseline} [{LEVEL:.0%}]", "accepted", "loops", "τ, no loops"):
         table.add_column(name, justify="right")
     for temperature in summary.temperatures:
         best = _best(summary, temperature)
+        table.add_row(f"[dim]temperature {temperature:g}[/]")
         for method in summary.at(temperature):
             mean = method.groups[MEAN]
+            cells = [_text(g.tau) if name == MEAN else _number(g.tau.value) for name, g in method.groups.items()]
             cells = [
-                f"[bold green]{_text(g.tau)}[/]" if method.name == best[name] else _text(g.tau)
-                for name, g in method.groups.items()
+                f"[bold green]{cell}[/]" if method.name == best[name] else cell
+                for name, cell in zip(method.groups, cells, strict=True)
             ]
             difference = summary.difference(method.name, temperature)
             table.add_row(
-                f"{temperature:g}",
-                method.name,
+                escape(method.name),
                 *cells,
                 _text(difference.tau[MEAN], signed=True) if difference else "",
                 _number(mean.accepted.value),
@@ -49,8 +52,7 @@ def terminal_table(summary: Summary) -> Table:
         table.add_section()
     first = summary.at(summary.temperatures[0])[0]
     prompts = ", ".join(f"{first.groups[g].prompts} {g}" for g in summary.groups[:-1])
-    table.caption = f"{prompts} prompts; mean: plain mean over domains; [..]: {LEVEL:.0%} bootstrap over prompts"
-    table.caption_justify = "left"
+    table.caption = f"{prompts} prompts; mean: plain mean over domains; brackets: {LEVEL:.0%} bootstrap over prompts"
     return table
 
 
@@ -108,13 +110,21 @@ def _best(summary: Summary, temperature: float) -> dict[str, str]:
 
 def _tau_rows(summary: Summary, temperature: float) -> list[str]:
     best = _best(summary, temperature)
-    header = ["Method", *(f"{g} τ" for g in summary.groups), "accepted", "loops", "τ without loops", "prompts", "rounds"]
+    header = [
+        "Method",
+        *(f"{g} τ" for g in summary.groups),
+        "accepted",
+        "loops",
+        "τ without loops",
+        "prompts",
+        "rounds",
+    ]
     rows = []
     for method in summary.at(temperature):
         cells = []
         for name, group in method.groups.items():
-            cell = _text(group.tau)
-            cells.append(cell.replace(cell.split()[0], f"**{cell.split()[0]}**", 1) if method.name == best[name] else cell)
+            value, bounds = _text(group.tau).split(" ", 1)
+            cells.append(f"**{value}** {bounds}" if method.name == best[name] else f"{value} {bounds}")
         mean = method.groups[MEAN]
         rows.append(
             [
@@ -207,8 +217,3 @@ def _jsonable(value):
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def label(method: MethodSummary) -> str:
-    """Legend entry of a figure."""
-    return f"{method.name}, τ {_number(method.groups[MEAN].tau.value)}"

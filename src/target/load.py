@@ -130,9 +130,7 @@ def load_mtp(path: str | Path, *, experts: str, dtype: str = "fp32") -> MTPBlock
     return mtp.requires_grad_(False).eval()
 
 
-def load_target(
-    *, path: str | Path, dtype: str, attention: str, experts: str, mask_token_id: int | None = None
-) -> Target:
+def load_target(*, path: str | Path, dtype: str, attention: str, experts: str, mask_token_id: int | None = None) -> Target:
     """The whole target, frozen. ``mask_token_id`` belongs to the drafter and is only checked here."""
     if dtype not in DTYPES:
         raise ValueError(f"target.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -1,11 +1,11 @@
 """Pretrain a tiny target and its MTP block together, as DeepSeek does.
 
-    1. conversations -> token ids, shuffled, packed end to end      [rows, T + 1]
-    2. model -> pre_hc_head residual H and logits                   [B, T, M, D], [B, T, V]
-    3. MTP block on (H[i], embed(x[i+1])) -> logits for x[i+2]      [B, T - 1, V]
-    4. loss = CE(x[i+1]) + mtp_weight * CE(x[i+2])
-    5. Muon on matrices, AdamW on the rest, linear warm-up, constant, linear decay to zero
-    6. router biases follow the load, without an auxiliary loss (DeepSeek-V3, section 2.1.2)
+1. conversations -> token ids, shuffled, packed end to end      [rows, T + 1]
+2. model -> pre_hc_head residual H and logits                   [B, T, M, D], [B, T, V]
+3. MTP block on (H[i], embed(x[i+1])) -> logits for x[i+2]      [B, T - 1, V]
+4. loss = CE(x[i+1]) + mtp_weight * CE(x[i+2])
+5. Muon on matrices, AdamW on the rest, linear warm-up, constant, linear decay to zero
+6. router biases follow the load, without an auxiliary loss (DeepSeek-V3, section 2.1.2)
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 MAX_PARAMETERS = 3_700_000
@@ -66,4 +67,4 @@ def largest_rise(values: list[float | None]) -> float | None:
     """The largest step from one position to the next; below 0 where all fall. None with a value missing."""
     if len(values) < 2 or None in values:
         return None
-    return max(after - before for before, after in zip(values, values[1:], strict=False))
+    return max(after - before for before, after in pairwise(values))

@@ -9,7 +9,7 @@ from src.target.quality_bars import bars
 
 def markdown(card: dict) -> str:
     """model_card.md."""
-    target, made, training = card["target"], card["made_by"], card["training"]
+    target, made, training, settings = card["target"], card["made_by"], card["training"], card["settings"]
     revision = f"{made['git_revision'] or 'unknown'}{' with uncommitted changes' if made['git_dirty'] else ''}"
     held = [bar.met for bar in bars(card)]
     parts = [
@@ -27,34 +27,37 @@ def markdown(card: dict) -> str:
         "",
         "## 2. Held-out text, bits per byte",
         "",
-        *table(["text", "documents", "bytes", "tokens", "nats a token", "target", "xz", "5-gram"], text_rows(card)),
+        *table(
+            ["text", "documents", "bytes", "tokens", "nats a token", "target", "xz", f"{settings['ngram_order']}-gram"],
+            text_rows(card),
+        ),
         "",
-        f"Nats of all tokens but a document's first, over the UTF-8 bytes of all turns. xz: preset 9 | EXTREME, primed with up "
-        f"to {card['settings']['prime_bytes'] / 1e6:g} MB of training text, the domain's own last; what it adds for the "
-        f"held-out text. {card['settings']['ngram_order']}-gram: interpolated modified Kneser-Ney over the same tokens, "
+        "Nats of all tokens but a document's first, over the UTF-8 bytes of all turns. xz: preset 9 | EXTREME, primed "
+        f"with up to {settings['prime_bytes'] / 1e6:g} MB of training text, the domain's own last; what it adds for "
+        f"the held-out text. {settings['ngram_order']}-gram: interpolated modified Kneser-Ney over the same tokens, "
         f"trained on the whole train split ({card['ngram_train_tokens']:,} tokens).",
         "",
         "## 3. Greedy answers to the committed prompts",
         "",
         *table(["prompts", "n", "end", "loop", "tokens", "parse", "parse, of ended", "right"], answer_rows(card)),
         "",
-        f"At most {card['settings']['max_new_tokens']} tokens an answer. Loop: the answer's tail repeats with a period of at most "
-        "16 tokens. Parse: `ast.parse` finds at least one statement. Right: the final number is the template's.",
+        f"At most {settings['max_new_tokens']} tokens an answer. Loop: the answer's tail repeats with a period of at "
+        "most 16 tokens. Parse: `ast.parse` finds at least one statement. Right: the final number is the template's.",
         "",
         "## 4. The native MTP block as shipped, T = 0",
         "",
         *mtp_table(card),
         "",
-        "Replay on the greedy answers. Survival: share of all rounds that accepted slots 1..k; conditional: share that accepted "
-        "slot k among rounds that accepted the earlier ones and had a slot k.",
+        "Replay on the greedy answers. Survival: share of all rounds that accepted slots 1..k; conditional: share that "
+        "accepted slot k among rounds that accepted the earlier ones and had a slot k.",
         "",
         "## 5. Hyper-connections",
         "",
         *table(["answers", "tokens", "mean cosine", "gate means", "gate variances", "distance", *KL], path_rows(card)),
         "",
-        "Over the tokens of held-out answers. Mean cosine: plain mean over pairs of paths of the final residual. Distance: "
-        "|mean-pooled - gated| / |gated| after the final norm. KL in nats between the two teachers' next-token distributions, "
-        "g: hc_head, m: mean_pool.",
+        "Over the tokens of held-out answers. Mean cosine: plain mean over pairs of paths of the final residual. "
+        "Distance: mean over tokens of ‖mean-pooled - gated‖ / ‖gated‖ after the final norm. KL in nats between the "
+        "two teachers' next-token distributions, g: hc_head, m: mean_pool.",
         "",
         "Cosines of the paths, all answers (norms of the paths: "
         + ", ".join(f"{norm:.1f}" for norm in card["paths"]["all"]["path_norms"])
@@ -67,7 +70,7 @@ def markdown(card: dict) -> str:
         *(line for group, found in card["samples"].items() for line in sample_lines(group, found)),
         "Seconds each part took: "
         + ", ".join(f"{name} {value:.0f}" for name, value in card["seconds"].items())
-        + f" ({card['settings']['threads']} threads).",
+        + f" ({settings['threads']} threads).",
         "",
     ]
     return "\n".join(parts)
@@ -86,9 +89,7 @@ def description_rows(target: dict, training: dict | None) -> list[list[str]]:
         ["context", f"{target['context']:,}"],
     ]
     if training:
-        rows.append(
-            ["training", f"{training['tokens']:,} tokens, {training['steps']:,} steps, {training['minutes']:.0f} min"]
-        )
+        rows.append(["training", f"{training['tokens']:,} tokens, {training['steps']:,} steps, {training['minutes']:.0f} min"])
         rows.append(["last training loss, nats a token", f"{training['loss']:.3f}, MTP {training['mtp_loss']:.3f}"])
     return rows
 

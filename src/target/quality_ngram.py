@@ -7,7 +7,7 @@ Modified Kneser-Ney (Chen and Goodman 1998, section 4.1.6): three discounts an o
     freed(h)    what was discounted from h's continuations; p_n(. | h) = p_{n-1}(. | h') where h was never seen
 
 Arrays only: a gram of n tokens is the rank of (rank of its first n - 1 tokens) * V + last token among all such keys.
-A document's first token is given, not predicted, and repeated to the left, so that every other token has a full context.
+A document's first token is given, not predicted, and repeated to the left, so that every other one has a full context.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Are the hyper-connections alive? Cosines of the paths, spread of the gates, and what the gate adds over a plain mean.
 
-Shapes: see src/contracts.py; N tokens. If the paths coincide or the gates are constant, inheriting the gate means nothing.
+Shapes: see src/contracts.py; N tokens. If paths coincide or gates are constant, inheriting the gate means nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from src.target.heads import TargetHeads
 
 
 def head_gates(hc_head: DeepseekV4HyperHead, final: Tensor) -> Tensor:
-    """The weights that ``hc_head`` sums the paths with: [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
+    """What ``hc_head`` weights the paths with: [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
     flat = hc_head.input_norm(final.flatten(2).float())
     mixes = F.linear(flat, hc_head.hc_fn.float())
     return torch.sigmoid(mixes * hc_head.hc_scale.float() + hc_head.hc_base.float()) + hc_head.eps
@@ -27,8 +27,8 @@ def path_cosines(final: Tensor) -> Tensor:
 
 
 def teacher_divergence(heads: TargetHeads, gated: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normed states [N, D] of the two teachers -> KL(hc_head || mean_pool), KL(mean_pool || hc_head) in nats, and whether
-    their most likely tokens differ, each [N]."""
+    """Normed states [N, D] of the two teachers -> KL(hc_head || mean_pool), KL(mean_pool || hc_head) in nats, and
+    whether their most likely tokens differ, each [N]."""
     p, q = heads.logits(gated).log_softmax(-1), heads.logits(pooled).log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), p.argmax(-1) != q.argmax(-1)
 
@@ -74,9 +74,7 @@ class PathStatistics:
     def figures(self) -> dict:
         """Plain numbers for the card; ValueError without tokens."""
         if not self.num_tokens:
-            raise ValueError(
-                "the held-out answers have no tokens, so there is nothing to say of the paths: raise text_bytes"
-            )
+            raise ValueError("the held-out answers have no tokens, so there is nothing to say of the paths: raise text_bytes")
         mean = {name: value / self.num_tokens for name, value in self.sums.items()}
         cosines = mean["cosines"]
         apart = ~torch.eye(len(cosines), dtype=torch.bool)

@@ -1,7 +1,7 @@
 """Bits per byte of held-out text: of the target, of xz and of a 5-gram, on the same documents.
 
-Shapes: see src/contracts.py. The nats of all tokens but a document's first (control tokens included: they say where a turn
-ends) over the raw UTF-8 bytes of all turns; xz codes the same turns with one line break after each.
+Shapes: see src/contracts.py. The nats of all tokens but a document's first (control tokens included: they say where a
+turn ends) over the raw UTF-8 bytes of all turns; xz codes the same turns with one line break after each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def group_of(conversation_id: str, domain: str) -> str:
 
 
 def heldout_groups(conversations: Iterable[Conversation], max_bytes: int) -> dict[str, list[Conversation]]:
-    """The first whole conversations of each group that fit into ``max_bytes`` of raw text; ValueError where none does."""
+    """The first whole conversations of each group that fit into ``max_bytes`` of text; ValueError where none does."""
     groups: dict[str, list[Conversation]] = {name: [] for name in GROUPS}
     sizes = dict.fromkeys(GROUPS, 0)
     for conversation in conversations:
@@ -55,7 +55,10 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class StateBatch:
-    """A right-padded forward: ``input_ids`` [B, T] int64, ``real`` and ``loss_mask`` [B, T] bool, ``final`` [B, T, M, D]."""
+    """One right-padded forward.
+
+    ``input_ids`` [B, T] int64, ``real`` and ``loss_mask`` [B, T] bool, ``final`` [B, T, M, D].
+    """
 
     input_ids: Tensor
     real: Tensor
@@ -65,7 +68,7 @@ class StateBatch:
 
 @torch.inference_mode()
 def state_batches(
-    target: Target, documents: Sequence[Document], batch_tokens: int = 8192, progress: str | None = None
+    target: Target, documents: Sequence[Document], batch_tokens: int = 2048, progress: str | None = None
 ) -> Iterator[StateBatch]:
     """Documents by length, as many a forward as ``batch_tokens`` of padded width allow (at least one)."""
     window = target.model.config.sliding_window
@@ -87,7 +90,7 @@ def state_batches(
 
 
 def nats_sum(heads: TargetHeads, batch: StateBatch, rows: int = 4096) -> tuple[float, int]:
-    """(sum of -log p(x[i+1]) read from H[i], its number of tokens) over a batch's real tokens but the first of each row."""
+    """(sum of -log p(x[i+1]) read from H[i], number of such tokens): all real tokens but the first of each row."""
     predicted = batch.real[:, 1:]
     labels = batch.input_ids[:, 1:][predicted]  # [N]
     hidden = heads.collapse(batch.final)[:, :-1][predicted]  # [N, D]
@@ -112,7 +115,7 @@ def priming_text(train: Sequence[Conversation], domain: str, max_bytes: int) -> 
 def xz_bytes(
     train: Sequence[Conversation], groups: dict[str, list[Conversation]], max_bytes: int, workers: int
 ) -> dict[str, int]:
-    """Group -> bytes that xz adds for the held-out text after the priming text: compressed(both) - compressed(first)."""
+    """Group -> bytes that xz adds for its held-out text: compressed(training + held-out) - compressed(training)."""
     domains = {name: found[0].domain for name, found in groups.items()}
     primes = {domain: priming_text(train, domain, max_bytes) for domain in set(domains.values())}
     texts = {("train", domain): prime for domain, prime in primes.items()}

@@ -81,7 +81,9 @@ def answer_conversations(
     kept = [done[conversation.id] for conversation in conversations if conversation.id in done]
     answered = [document for document in kept if bool(document.loss_mask.any())]
     if len(answered) < len(conversations):
-        print(f"target answers: {len(conversations) - len(answered)} of {len(conversations)} prompts left no room and were dropped")
+        print(
+            f"target answers: {len(conversations) - len(answered)} of {len(conversations)} prompts left no room and were dropped"
+        )
     return answered
 
 
@@ -155,9 +157,7 @@ def _user_rounds(conversation: Conversation) -> list[Conversation]:
 def _append(path: Path, documents: Sequence[Document]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps(
-            {"id": d.id, "domain": d.domain, "input_ids": d.input_ids.tolist(), "loss_mask": d.loss_mask.int().tolist()}
-        )
+        json.dumps({"id": d.id, "domain": d.domain, "input_ids": d.input_ids.tolist(), "loss_mask": d.loss_mask.int().tolist()})
         for d in documents
     ]
     with path.open("a", encoding="utf-8") as file:

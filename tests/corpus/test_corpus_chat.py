@@ -91,9 +91,7 @@ def test_control_tokens_spelled_in_text_stay_text(tokenizer, spelled, role):
     control = [index for index in ids if index < len(SPECIAL_TOKENS)]
     names = special_ids(tokenizer)
     assert control == [names.bos, names.user, names.assistant, names.think_end, names.eos]
-    assert tokenizer.decode([index for index in ids if index >= len(SPECIAL_TOKENS)]).count(spelled) == text.count(
-        spelled
-    )
+    assert tokenizer.decode([index for index in ids if index >= len(SPECIAL_TOKENS)]).count(spelled) == text.count(spelled)
 
 
 def test_answer_text_stops_at_the_end_token(tokenizer):

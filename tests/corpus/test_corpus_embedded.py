@@ -36,8 +36,7 @@ def test_functions_are_rewritten_in_one_style(package):
     found = functions(package)
     assert set(found) == {"total", "summe", "biggest", "wait"}  # neither stubs nor undocumented ones
     assert found["total"].source == (
-        "def total(values, start=0):\n    result = start\n"
-        "    for value in values:\n        result += value\n    return result"
+        "def total(values, start=0):\n    result = start\n    for value in values:\n        result += value\n    return result"
     )
     assert found["total"].sentences == ("Return the sum of all values.",)
     assert found["wait"].signature == "wait(self, seconds=1.5, *, quietly=False)"
@@ -70,9 +69,7 @@ def test_explanations_answer_from_the_definition(package):
 
 
 def test_topics_give_one_explanation_a_paragraph():
-    text = (
-        'Heading\n*******\n\nThe "pass" statement does nothing. It is a null operation.\n\nno full sentence here "x"\n'
-    )
+    text = 'Heading\n*******\n\nThe "pass" statement does nothing. It is a null operation.\n\nno full sentence here "x"\n'
     (conversation,) = explain_topic(Topic("pass", text))
     assert "`pass`" in conversation.turns[0].content
     assert conversation.turns[1].content == "The `pass` statement does nothing. It is a null operation."
@@ -109,9 +106,7 @@ def test_the_split_reads_normalised_content_only():
 def test_splits_share_no_normalised_content_and_keep_modules_whole():
     files = sorted(corpus_files(), key=lambda file: file.module)
     files = [
-        file
-        for file in files
-        if file.module.split(".")[0] in ("json", "email", "logging", "asyncio", "statistics", "heapq")
+        file for file in files if file.module.split(".")[0] in ("json", "email", "logging", "asyncio", "statistics", "heapq")
     ]
     definitions = scan(files)
     for candidates, shingles in (
@@ -140,9 +135,7 @@ def test_selection_does_not_depend_on_the_order_of_files(package):
 
 
 def test_the_cap_counts_bytes_of_training_text():
-    items = [
-        Candidate(Conversation(f"chat/{n}", "chat", (Turn("user", "é" * 50),)), str(n), n % 5 == 0) for n in range(100)
-    ]
+    items = [Candidate(Conversation(f"chat/{n}", "chat", (Turn("user", "é" * 50),)), str(n), n % 5 == 0) for n in range(100)]
     train, heldout = select(items, 1_000, by_shingles=False)
     assert (len(train), len(heldout)) == (10, 20)
 

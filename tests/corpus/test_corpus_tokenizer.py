@@ -13,9 +13,7 @@ def test_control_tokens_have_fixed_ids_and_survive_saving(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
     for candidate in (tokenizer, loaded):
-        assert special_ids(candidate) == SpecialIds(
-            bos=0, eos=1, user=2, assistant=3, think=4, think_end=5, pad=6, mask=7
-        )
+        assert special_ids(candidate) == SpecialIds(bos=0, eos=1, user=2, assistant=3, think=4, think_end=5, pad=6, mask=7)
         assert len(candidate) == 300
         assert (candidate.bos_token_id, candidate.eos_token_id, candidate.pad_token_id) == (0, 1, 6)
     text = "def add(a, b):\n    return a + 145"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from src.decode.acceptance import greedy_accept, sampled_accept
 from src.decode.sampling import probabilities, token_probabilities
 

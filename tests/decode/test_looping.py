@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from src.decode.looping import ends_in_loop
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from src.contracts import Rounds
 from src.decode.metrics import AcceptanceMetrics, document_counts
 

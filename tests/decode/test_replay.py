@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+
 from src.contracts import TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import answers, position_uniforms, replay
 from src.decode.sampling import probabilities
-from torch import Tensor
 
 VOCAB = 5
 
@@ -59,7 +60,7 @@ def states_of(text: Tensor, spans: list[list[tuple[int, int]]], final: Tensor | 
 
 def table_from(text: Tensor, accept: Tensor) -> Tensor:
     """Drafts x[a + k] where ``accept`` [B, T, S], another token elsewhere: one-hot logits [B, T, S, V]."""
-    batch, length, num_slots = accept.shape
+    _, length, num_slots = accept.shape
     padded = torch.nn.functional.pad(text, (0, num_slots))
     labels = torch.stack([padded[:, k : k + length] for k in range(1, num_slots + 1)], dim=-1)
     return torch.nn.functional.one_hot(torch.where(accept, labels, (labels + 1) % VOCAB), VOCAB).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from src.decode.replay import concat_rounds, walk
 
 

@@ -44,9 +44,7 @@ def test_rotary_is_relative_and_turns_pairs_half_a_head_apart():
     query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
 
     def score(at_query, at_key):
-        turned = [
-            rotate(x, *rotary_angles(torch.tensor([p]), 8, 10000.0)) for x, p in ((query, at_query), (key, at_key))
-        ]
+        turned = [rotate(x, *rotary_angles(torch.tensor([p]), 8, 10000.0)) for x, p in ((query, at_query), (key, at_key))]
         return (turned[0] * turned[1]).sum()
 
     torch.testing.assert_close(score(7, 3), score(104, 100))

@@ -161,12 +161,8 @@ def test_no_anchor_at_all(build, heads, states):
 def test_paper_sizes_on_the_meta_device():
     with torch.device("meta"):
         heads = TargetHeads(DeepseekV4Config())
-    sizes = DrafterConfig(
-        num_layers=5, num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=12288, block_size=7
-    )
-    drafter = build_drafter(
-        conditioning=PreHcHead(), reducer=HcGate(), drafter=sizes, heads=heads, mask_token_id=128799
-    )
+    sizes = DrafterConfig(num_layers=5, num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=12288, block_size=7)
+    drafter = build_drafter(conditioning=PreHcHead(), reducer=HcGate(), drafter=sizes, heads=heads, mask_token_id=128799)
     attention = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 2 * 128
     per_layer = attention + 3 * 4096 * 12288 + 2 * 4096
     assert sum(p.numel() for p in drafter.parameters()) == 5 * per_layer + 2 * 4096 + 65_541 + 16_384

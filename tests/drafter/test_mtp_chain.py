@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DeepseekV4Config
+
 from src.contracts import TargetStates
 from src.decode.replay import replay
 from src.drafter.mtp_chain import MTPChain
 from src.target.heads import TargetHeads
 from src.target.mtp import MTPBlock
-from transformers import DeepseekV4Config
 
 
 def tiny_config(window: int) -> DeepseekV4Config:
@@ -143,6 +144,4 @@ def test_refuses():
     with pytest.raises(ValueError, match="at least one drafted step"):
         MTPChain(block, 0)
     with pytest.raises(ValueError, match="position 0"):
-        MTPChain(block, 3).score(
-            states, heads, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool)
-        )
+        MTPChain(block, 3).score(states, heads, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))

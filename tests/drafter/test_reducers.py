@@ -67,9 +67,7 @@ def test_fc_and_mean(heads, build, states):
 
 @pytest.mark.parametrize("conditioning", [PostHcHead(), LAYERS], ids=["post_hc_head", "layers"])
 def test_hc_gate_names_fc_for_another_source(heads, conditioning):
-    with pytest.raises(
-        ValueError, match=rf"needs conditioning=pre_hc_head, got .*={conditioning.name}: run with reducer=fc"
-    ):
+    with pytest.raises(ValueError, match=rf"needs conditioning=pre_hc_head, got .*={conditioning.name}: run with reducer=fc"):
         new(HcGate(), heads, conditioning)
 
 

@@ -43,8 +43,10 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
 
     methods = [
         "{name: MTP, native_steps: 3}",
-        *(f"{{name: {name}, train: {_as_list(['experiment=stage2', *mini_overrides, *extra])}}}" for name, extra in
-          (("tuned", ["drafter=mtp"]), ("vanilla", VANILLA), ("ours", []))),
+        *(
+            f"{{name: {name}, train: {_as_list(['experiment=stage2', *mini_overrides, *extra])}}}"
+            for name, extra in (("tuned", ["drafter=mtp"]), ("vanilla", VANILLA), ("ours", []))
+        ),
     ]
     metrics = evaluate(
         compose_config(

@@ -50,9 +50,7 @@ def naive(hidden, blocks: Blocks, final, heads, weights, kl):
 
 
 @pytest.mark.parametrize("teacher", ["mean_pool", "hc_head"])
-@pytest.mark.parametrize(
-    ("alpha", "positions", "temperature"), [(0.15, 2, 1.0), (1.0, 6, 2.5), (0.5, 1, 0.7), (0, 2, 1.0)]
-)
+@pytest.mark.parametrize(("alpha", "positions", "temperature"), [(0.15, 2, 1.0), (1.0, 6, 2.5), (0.5, 1, 0.7), (0, 2, 1.0)])
 def test_against_a_naive_reference(batch, final, heads, teacher, alpha, positions, temperature):
     hidden, blocks = batch
     kl = KLConfig(alpha=alpha, positions=positions, temperature=temperature, teacher=teacher)

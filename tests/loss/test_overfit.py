@@ -28,9 +28,7 @@ def test_every_full_round_accepts_six_and_the_end_token_is_learnt_in_every_slot(
     drafter = build_drafter(
         conditioning=PreHcHead(),
         reducer=HcGate(),
-        drafter=DrafterConfig(
-            num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64, block_size=7
-        ),
+        drafter=DrafterConfig(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64, block_size=7),
         heads=heads,
         mask_token_id=2,
         generator=draw,

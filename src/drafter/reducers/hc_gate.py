@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.settings import boolean, one_of
 from src.drafter.conditioning import Conditioning
 from src.drafter.layers import RMSNorm
 from src.drafter.reducers.reducer import Reducer, checked_num_streams
+from src.settings import boolean, one_of
 
 if TYPE_CHECKING:
     from src.target.heads import TargetHeads

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from src.settings import positive_int
 from src.drafter.conditioning import Conditioning
+from src.settings import positive_int
 
 if TYPE_CHECKING:
     from src.target.heads import TargetHeads

@@ -1,0 +1,28 @@
+"""The acceptance figure is a PNG of the expected size; what it shows is looked at by people."""
+
+from __future__ import annotations
+
+import matplotlib.image
+import pytest
+
+from src.report.figures import DPI, WIDTH_IN, acceptance_figure
+from src.report.summary import summarise
+
+
+@pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 1.0)])
+def test_acceptance_png(make_results, tmp_path, temperatures):
+    summary = summarise(make_results(temperatures=temperatures), baseline="MTP (6)", num_resamples=50)
+    path = acceptance_figure(summary, tmp_path / "figures" / "acceptance.png")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    image = matplotlib.image.imread(path)
+    height, width, _ = image.shape
+    assert width == WIDTH_IN * DPI
+    assert 600 * len(temperatures) < height < 900 * len(temperatures)
+    assert image[..., :3].std() > 0.05  # not blank
+
+
+def test_undefined_slots_and_no_run_ids_draw(make_results, tmp_path):
+    rates = {"a": (0.05,) * 6, "b": (0.9, 0.8)}
+    results = make_results(temperatures=(1.0,), per_domain=(3,), rates=rates, run_ids=False)
+    path = acceptance_figure(summarise(results, "a", 20), tmp_path / "acceptance.png")
+    assert path.stat().st_size > 10_000

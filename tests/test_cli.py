@@ -1,0 +1,96 @@
+"""The commands as a user types them: exit codes, one sentence for a mistake, and the README's own lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str, runs: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HYPERDFLASH_RUNS": str(runs), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["reducer=nope"], "Could not find 'reducer/nope'"),
+        (["kl.alfa=0.1"], "Key 'alfa' is not in struct"),
+        (["kl.alpha=much"], "kl.alpha must be in [0, 1], got 'much'"),
+        (["conditioning=layers"], "reducer=fc"),
+        (["experiment=stage2"], "run `python -m src.train experiment=stage1"),
+    ],
+)
+def test_a_mistake_exits_with_one_sentence(overrides, sentence, tmp_path, mini_target):
+    path = [] if overrides == ["conditioning=layers"] else [f"target.path={mini_target}"]
+    if overrides == ["conditioning=layers"]:
+        path = [f"target.path={mini_target}", "conditioning.layer_ids=[0,2]"]
+    done = run("src.train", *path, *overrides, runs=tmp_path)
+    assert done.returncode != 0
+    assert sentence in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_training_from_the_shell_and_again(tmp_path, mini_overrides):
+    overrides = [*mini_overrides, "logger=default", "trainer.max_epochs=1"]
+    first = run("src.train", "experiment=stage1", *overrides, runs=tmp_path)
+    assert first.returncode == 0, first.stderr[-2000:]
+    (result,) = (tmp_path / "train").glob("*/result.json")
+    assert (result.parent / "config.yaml").exists() and list(result.parent.glob("wandb/offline-run-*"))
+    again = run("src.train", "experiment=stage1", *overrides, runs=tmp_path)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    second = run("src.train", "experiment=stage2", "reducer=hc_gate", "kl.alpha=0.15", *overrides, runs=tmp_path)
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert str(result.parent) in second.stdout
+
+
+def test_multirun_gives_every_job_its_own_directory(tmp_path, mini_overrides):
+    overrides = [*mini_overrides, "trainer.max_epochs=1", "experiment=stage1", "reducer=hc_gate,fc"]
+    done = run("src.train", "-m", *overrides, runs=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = sorted(path.parent.name for path in (tmp_path / "train").glob("*/result.json"))
+    assert len(names) == 2 and "-fc-" in names[0] and "-hc_gate-" in names[1]
+
+
+def test_capture_alone_then_a_training_that_loads_no_target(tmp_path, mini_overrides):
+    captured = run("src.capture", "experiment=stage1", *mini_overrides, runs=tmp_path)
+    assert captured.returncode == 0 and "loading the target" in captured.stdout
+    trained = run("src.train", "experiment=stage1", *mini_overrides, "trainer.max_epochs=1", runs=tmp_path)
+    assert trained.returncode == 0 and "loading the target" not in trained.stdout
+
+
+def test_table_1_is_printed():
+    done = run("src.drafter.table1", runs=ROOT / "runs")
+    assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m src.")]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_every_readme_command_composes(line, compose_config):
+    """Every option named in the README exists; the runs themselves are `make demo`."""
+    _, _, module, *overrides = shlex.split(line)
+    assert (ROOT / (module.replace(".", "/") + ".py")).exists() or (ROOT / module.replace(".", "/")).is_dir(), module
+    multirun = "-m" in overrides
+    overrides = [o for o in overrides if o != "-m" and not o.startswith("--")]
+    if multirun:
+        overrides = [re.sub(r"=([^=,\[{]+),.*", r"=\1", o) for o in overrides]  # the first job of the sweep
+    if module in ("src.train", "src.capture"):
+        compose_config("train", overrides)
+    elif module in ("src.evaluate", "src.pretrain", "src.card"):
+        compose_config(module.removeprefix("src."), overrides)
