@@ -81,9 +81,8 @@ def answer_conversations(
     kept = [done[conversation.id] for conversation in conversations if conversation.id in done]
     answered = [document for document in kept if bool(document.loss_mask.any())]
     if len(answered) < len(conversations):
-        print(
-            f"target answers: {len(conversations) - len(answered)} of {len(conversations)} prompts left no room and were dropped"
-        )
+        dropped = len(conversations) - len(answered)
+        print(f"target answers: {dropped} of {len(conversations)} prompts left no room and were dropped")
     return answered
 
 
