@@ -37,13 +37,13 @@ from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir
 from src.lit.record import environment_record, write_json
 from src.lit.run import open_store, with_supervised_pair
-from src.settings import positive_int
+from src.settings import natural_int, positive_int
 from src.target.build import count_parameters
 from src.target.load import Target, load_mtp, read_config
 from src.target.quality_answers import Answer, answer_figures
 from src.target.quality_bars import bars
 from src.target.quality_card import bar_rows, markdown
-from src.target.quality_ngram import KneserNey
+from src.target.quality_ngram import KneserNey, check_order
 from src.target.quality_paths import PathStatistics
 from src.target.quality_text import GROUPS, bits_per_byte, group_of, heldout_groups, nats_sum, state_batches, xz_bytes
 from src.target.responses import AnswerSettings, answer_conversations
@@ -55,6 +55,8 @@ def make_card(config: DictConfig) -> dict:
     """Measure everything and write the card; returns what model_card.json holds."""
     for name in ("text_bytes", "prime_bytes", "mtp_steps", "batch_tokens", "threads"):
         positive_int(name, config[name])
+    natural_int("samples", config.samples)
+    check_order(config.ngram_order)
     benchmark: HeldoutPrompts = instantiate(config.benchmarks)
     prompts = benchmark.conversations()
     read_config(config.target.path)
@@ -73,8 +75,9 @@ def make_card(config: DictConfig) -> dict:
             prompts, lambda: target, target.fingerprint, tokenizer, settings, runs_dir() / "responses"
         )
     answers = _answers(prompts, documents, tokenizer, config.target.mask_token_id)
+    looping = {answer.id for found in answers.values() for answer in found if answer.looped}
     with _timed(seconds, "MTP replay"):
-        mtp = _measure_mtp(config, target, with_supervised_pair(documents))
+        mtp = _measure_mtp(config, target, with_supervised_pair(documents), looping)
 
     command = command_of("src.card")
     environment = environment_record(command)
@@ -194,23 +197,31 @@ def _answers(
     return answers
 
 
-def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Document]) -> dict:
-    """Group -> acceptance of the native MTP block, chained ``mtp_steps`` times, at T = 0; maths also as a whole."""
+def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Document], looping: set[str]) -> dict:
+    """Acceptance of the native MTP block, chained ``mtp_steps`` times, at T = 0.
+
+    By group, maths also as a whole, and each domain once more without the documents in ``looping``, whose text is easy.
+    """
     store = open_store(config, target.heads)
     shards = capture(documents, store, lambda: target, documents_per_shard=config.cache.documents_per_shard)
     states = CachedStates(store, shards)
-    names = [group_of(document.id, document.domain) for shard in shards for document in shard.documents]
+    ordered = [document for shard in shards for document in shard.documents]
     drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()
-    metrics = {name: AcceptanceMetrics(config.mtp_steps) for name in (*GROUPS, *DOMAINS)}
+    without = {domain: f"{domain}, no loops" for domain in DOMAINS}
+    metrics = {name: AcceptanceMetrics(config.mtp_steps) for name in (*GROUPS[:2], *DOMAINS, *without.values())}
+    pools: dict[tuple[str, ...], list[int]] = {}  # the rows of the metrics a document counts in -> documents
+    for index, document in enumerate(ordered):
+        names = {group_of(document.id, document.domain), document.domain}
+        names |= set() if document.id in looping else {without[document.domain]}
+        pools.setdefault(tuple(sorted(names)), []).append(index)
     with tqdm(total=len(states), desc="MTP replay", unit="doc", mininterval=2) as bar:
-        for name in GROUPS:
-            rows = [i for i, found in enumerate(names) if found == name]
+        for names, rows in pools.items():
             for batch in (rows[i : i + 16] for i in range(0, len(rows), 16)):
                 rounds = replay(drafter, collate([states[i] for i in batch]), target.heads, temperature=0)
-                for pool in {name, name.split()[0]}:
-                    metrics[pool].update(rounds)
+                for name in names:
+                    metrics[name].update(rounds)
                 bar.update(len(batch))
-    return {name: _acceptance(metrics[name]) for name in (*GROUPS[:2], *DOMAINS)}
+    return {name: _acceptance(found) for name, found in metrics.items()}
 
 
 def _acceptance(metrics: AcceptanceMetrics) -> dict:

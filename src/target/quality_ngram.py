@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from src.settings import positive_int
+
 
 @dataclass(frozen=True)
 class Order:
@@ -34,8 +36,7 @@ class KneserNey:
     """Trained on ``documents``, each a sequence of ids in 0..vocab_size - 1."""
 
     def __init__(self, documents: Sequence[Sequence[int]], vocab_size: int, order: int = 5):
-        if order < 2:
-            raise ValueError(f"an n-gram baseline needs an order of at least 2, got {order}")
+        check_order(order)
         if not len(documents):
             raise ValueError("an n-gram baseline needs training documents, got none: check the corpus's train split")
         self.vocab_size, self.order = vocab_size, order
@@ -79,6 +80,13 @@ class KneserNey:
         stream = np.concatenate([np.concatenate([np.repeat(ids[:1], padding), ids]) for ids in parts])
         predicted = np.concatenate([np.arange(len(ids) + padding) > padding for ids in parts])
         return stream, predicted.nonzero()[0]
+
+
+def check_order(order: object) -> int:
+    """ValueError for what is no order of an n-gram with a context."""
+    if positive_int("ngram_order", order) < 2:
+        raise ValueError(f"ngram_order must be at least 2, got {order}: give 5")
+    return order
 
 
 def _shift(grams: np.ndarray) -> np.ndarray:

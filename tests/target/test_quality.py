@@ -245,7 +245,7 @@ def card() -> dict:
         "ngram_train_tokens": 5,
         "text": {name: dict(text) for name in groups},
         "answers": {name: dict(row) for name in groups},
-        "mtp": {name: dict(acceptance) for name in ("math", "code", "chat")},
+        "mtp": {name: dict(acceptance) for name in ("math", "code", "chat", "code, no loops")},
         "paths": {name: dict(paths) for name in (*groups, "all")},
         "samples": {"code": [{"question": "Write `f`.", "text": "```\n1\n```", "ended": True}]},
         "seconds": {"xz": 1.0},
@@ -273,7 +273,7 @@ def test_bars_hold_at_their_limits_and_fall_just_past_them():
         "answers that end in a loop, math seen",
         "arithmetic right, seen templates",
         "MTP first slot, code",
-        "MTP conditional from slot to slot falls, code: largest step",
+        "MTP conditional falls from slot to slot (largest step), code",
     ]
     without = card()
     without["training"] = None
