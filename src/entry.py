@@ -90,6 +90,8 @@ def train_run_dir(config: DictConfig) -> Path:
 
 
 OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+# ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
+OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage - 1], replace=True)
 OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hydra
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
+from src.entry import entry_point, runs_dir
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="pretrain")
+@entry_point("pretrain")
 def main(config: DictConfig) -> None:
     from src.corpus.chat import encode
     from src.corpus.embedded import load_embedded
@@ -28,14 +28,14 @@ def main(config: DictConfig) -> None:
     from src.target.pretraining import pretrain
 
     torch.set_num_threads(config.threads)
-    settings = hydra.utils.instantiate(config.settings)
-    run, out = Path("runs/pretrain") / config.name, Path(config.out)
+    settings = instantiate(config.settings)
+    run, out = runs_dir() / "pretrain" / config.name, Path(config.out)
     conversations = load_embedded("train", cache_dir=Path(config.corpus_dir))
     texts = (turn.content for conversation in conversations for turn in conversation.turns)
     tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
     documents = [encode(conversation, tokenizer).input_ids for conversation in conversations]
     tokens = sum(map(len, documents))
-    overrides = hydra.utils.instantiate(config.model, _convert_="all")
+    overrides = instantiate(config.model, _convert_="all")
     model, mtp = build_target(tiny_config(vocab_size=len(tokenizer), **overrides), seed=config.seed)
     print(
         f"pretrain {config.name}: {len(documents):,} documents, {tokens:,} tokens, "

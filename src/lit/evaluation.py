@@ -166,7 +166,8 @@ def evaluate(config: DictConfig) -> dict:
     (out / "acceptance.md").write_text(markdown_report(summary))
     (out / "acceptance.csv").write_text(csv_text(summary))
     acceptance_figure(summary, out / "acceptance.png", title=f"Per-position acceptance, target {store.key.target}")
-    Console().print(terminal_table(summary))
+    console = Console()
+    Console(width=max(console.width, 130)).print(terminal_table(summary))
     print(f"wrote {out}/metrics.json, acceptance.md, acceptance.csv, acceptance.png")
     return metrics
 

@@ -23,20 +23,24 @@ from src.decode.replay import replay
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
 from src.loss.objective import loss_terms, total_loss
-from src.settings import natural_int, number_between, positive_int, positive_number
+from src.muon import MuonWithAdamW
+from src.settings import natural_int, number_between, one_of, positive_int, positive_number
 from src.target.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """AdamW, linear warm-up over ``warmup_share`` of all steps, cosine to zero; ``batch_size`` documents a device."""
+    """``name`` adamw, or muon for matrices with AdamW for the rest; linear warm-up over ``warmup_share`` of all steps, cosine
+    to zero; ``batch_size`` documents a device."""
 
+    name: str
     lr: float
     weight_decay: float
     warmup_share: float
     batch_size: int
 
     def __post_init__(self):
+        one_of("optim.name", self.name, ("adamw", "muon"))
         positive_number("optim.lr", self.lr)
         number_between("optim.weight_decay", self.weight_decay, 0.0, 1.0)
         number_between("optim.warmup_share", self.warmup_share, 0.0, 1.0)
@@ -115,9 +119,11 @@ class DraftingModule(L.LightningModule):
                 self.log(f"val/conditional_{slot + 1}", measured.conditional[slot].float())
 
     def configure_optimizers(self):
-        optimiser = torch.optim.AdamW(
-            self.drafter.parameters(), lr=self.optim.lr, weight_decay=self.optim.weight_decay, fused=True
-        )
+        shared = {"lr": self.optim.lr, "weight_decay": self.optim.weight_decay}
+        if self.optim.name == "adamw":
+            optimiser = torch.optim.AdamW(self.drafter.parameters(), fused=True, **shared)
+        else:
+            optimiser = MuonWithAdamW(self.drafter.named_parameters(), **shared)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.optim.factor(step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

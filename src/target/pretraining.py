@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DeepseekV4ForCausalLM
 
+from src.muon import Muon
 from src.target.mtp import MTPBlock
-from src.target.muon import Muon
 from src.target.taps import tap_residual
 
 

@@ -1,0 +1,100 @@
+"""Muon for a model whose expert weights are stacked in 3-D tensors, which torch.optim.Muon refuses.
+
+Formula: Keller Jordan 2024, update scaled to AdamW's RMS as in Moonlight (arXiv 2502.16982, 0.2 * sqrt(max(rows, cols))),
+so that one learning rate serves matrices here and everything else under AdamW. DeepSeek-V4 was trained with Muon too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; [..., rows, cols] -> same shape."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = update / (update.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (momentum, Nesterov, orthogonalised per matrix of the last two dimensions) on matrices inside layers, AdamW on
+    everything else: embeddings, heads, norms, biases, gates, hyper-connections. Decoupled weight decay on matrices alone.
+
+    One optimiser with two kinds of groups, so that one schedule and one state serve both.
+    """
+
+    # parts of names whose matrices are maps between a few scalars, or tables, not layers' matrices
+    ADAMW_NAMES = ("embed", "lm_head", "hc", "gate.weight", "gate_fn", "position_bias", "indexer", "path_norm")
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-10,
+    ):
+        matrices, tables, vectors = [], [], []
+        for name, p in named_parameters:
+            special = any(part in name for part in self.ADAMW_NAMES)
+            (vectors if p.ndim < 2 else tables if special else matrices).append(p)
+        groups = [
+            {"params": matrices, "muon": True, "weight_decay": weight_decay},
+            {"params": tables, "muon": False, "weight_decay": weight_decay},
+            {"params": vectors, "muon": False, "weight_decay": 0.0},
+        ]
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps}
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            (self._muon if group["muon"] else self._adamw)(group)
+        return loss
+
+    def _muon(self, group: dict) -> None:
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            buffer = self.state[p]["momentum"]
+            buffer.lerp_(p.grad, 1 - group["momentum"])
+            by_shape.setdefault(tuple(p.shape[-2:]), []).append((p, p.grad.lerp(buffer, group["momentum"])))
+        for (rows, cols), pairs in by_shape.items():
+            flat = torch.cat([update.reshape(-1, rows, cols) for _, update in pairs])
+            flat = orthogonalise(flat) * (0.2 * max(rows, cols) ** 0.5)
+            for (p, _), update in zip(pairs, flat.split([p.numel() // (rows * cols) for p, _ in pairs]), strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view_as(p), alpha=-group["lr"])
+
+    def _adamw(self, group: dict) -> None:
+        (b1, b2), eps = group["betas"], group["eps"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
+            state["step"] += 1
+            step = int(state["step"])
+            state["mean"].lerp_(p.grad, 1 - b1)
+            state["square"].lerp_(p.grad.square(), 1 - b2)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            scale = (state["square"] / (1 - b2**step)).sqrt_().add_(eps)
+            p.addcdiv_(state["mean"] / (1 - b1**step), scale, value=-group["lr"])
