@@ -29,7 +29,7 @@ from src.decode.looping import ends_in_loop
 from src.decode.metrics import document_counts
 from src.decode.replay import ReplayDrafter, concat_rounds, replay
 from src.drafter.mtp_chain import MTPChain
-from src.entry import command_of, train_run_dir
+from src.entry import command_of, runs_dir, train_run_dir
 from src.lit.record import environment_record, write_json
 from src.lit.run import best_checkpoint, lazy_target, load_drafter_weights, make_parts, open_store, with_supervised_pair
 from src.report.bootstrap import PromptCounts
@@ -121,13 +121,13 @@ def evaluate(config: DictConfig) -> dict:
         )
         documents = with_supervised_pair(
             answer_conversations(
-                benchmark.conversations(), target, store.key.target, tokenizer, settings, out.parent / "responses"
+                benchmark.conversations(), target, store.key.target, tokenizer, settings, runs_dir() / "responses"
             )
         )
         shards = capture(documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard)
         states = CachedStates(store, shards, layer_ids)
         ordered = [document for shard in shards for document in shard.documents]
-        looped = np.array([ends_in_loop(_last_answer(document)) for document in ordered])
+        looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in ordered])
         ended = np.mean([int(document.input_ids[-1]) == eos_id for document in ordered])
         print(
             f"T = {temperature}: {len(ordered)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop",

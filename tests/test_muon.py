@@ -1,0 +1,76 @@
+"""The two halves of the optimiser against torch's own AdamW and against the definition of Muon."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from src.muon import MuonWithAdamW, orthogonalise
+
+
+def quadratic_steps(parameter: nn.Parameter, optimiser: torch.optim.Optimizer, count: int) -> None:
+    for step in range(count):
+        parameter.grad = (parameter.detach() * (step + 1)).sin()
+        optimiser.step()
+
+
+def test_vectors_and_tables_follow_torch_adamw():
+    for name, shape, decay in (("norm.weight", (6,), 0.0), ("embed_tokens.weight", (5, 6), 0.1)):
+        ours, theirs = (nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for _ in range(2))
+        quadratic_steps(ours, MuonWithAdamW([(name, ours)], lr=0.01, weight_decay=0.1), 7)
+        reference = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-10, weight_decay=decay)
+        quadratic_steps(theirs, reference, 7)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_updates_are_nearly_orthogonal():
+    x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
+    for matrix in orthogonalise(x):
+        singular = torch.linalg.svdvals(matrix)
+        assert singular.min() > 0.5 and singular.max() < 1.3
+    torch.testing.assert_close(orthogonalise(x.mT), orthogonalise(x).mT)
+
+
+def test_a_matrix_moves_by_the_learning_rate_times_adamws_rms():
+    weight = nn.Parameter(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    weight.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    MuonWithAdamW([("layers.0.q.weight", weight)], lr=0.1).step()
+    rms = (weight.detach() - before).square().mean().sqrt()
+    assert 0.1 * 0.2 * 0.6 < rms < 0.1 * 0.2 * 1.2
+
+
+def test_stacked_experts_move_like_separate_matrices():
+    generator = torch.Generator().manual_seed(0)
+    stacked = nn.Parameter(torch.randn(3, 8, 12, generator=generator))
+    apart = [nn.Parameter(m.clone()) for m in stacked.detach()]
+    together = MuonWithAdamW([("experts.down_proj", stacked)], lr=0.1)
+    separately = MuonWithAdamW([(f"layers.{i}.w", p) for i, p in enumerate(apart)], lr=0.1)
+    for _ in range(3):
+        stacked.grad = torch.randn(3, 8, 12, generator=generator)
+        for p, gradient in zip(apart, stacked.grad, strict=True):
+            p.grad = gradient.clone()
+        together.step(), separately.step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in apart]))
+
+
+def test_its_state_survives_a_checkpoint():
+    def made() -> tuple[list, MuonWithAdamW]:
+        generator = torch.Generator().manual_seed(0)
+        pair = [("layers.w", nn.Parameter(torch.randn(4, 6, generator=generator)))]
+        pair += [("norm.weight", nn.Parameter(torch.randn(4, generator=generator)))]
+        return pair, MuonWithAdamW(pair, lr=0.05)
+
+    (pair, whole), (other, resumed) = made(), made()
+    for name, p in pair:
+        if name == "layers.w":
+            quadratic_steps(p, whole, 3)
+    for (_, p), (_, q) in zip(pair, other, strict=True):
+        q.data.copy_(p.data)
+    resumed.load_state_dict(deepcopy(whole.state_dict()))
+    for (_, p), (_, q) in zip(pair, other, strict=True):
+        for parameter, optimiser in ((p, whole), (q, resumed)):
+            quadratic_steps(parameter, optimiser, 2)
+        assert torch.equal(p, q)
