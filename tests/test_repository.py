@@ -22,6 +22,7 @@ SRC = ROOT / "src"
 ORDER = [
     "contracts",
     "settings",
+    "muon",
     "corpus",
     "target",
     "cache",

@@ -30,8 +30,9 @@ from src.decode.metrics import document_counts
 from src.decode.replay import ReplayDrafter, concat_rounds, replay
 from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir, train_run_dir
+from src.lit.lineage import best_checkpoint, load_drafter_weights
 from src.lit.record import environment_record, write_json
-from src.lit.run import best_checkpoint, lazy_target, load_drafter_weights, make_parts, open_store, with_supervised_pair
+from src.lit.run import lazy_target, make_parts, open_store, with_supervised_pair
 from src.report.bootstrap import PromptCounts
 from src.report.figures import acceptance_figure
 from src.report.summary import MethodResult, summarise

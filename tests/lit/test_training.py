@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from src.entry import train_run_dir
+from src.lit import lineage
 from src.lit import run as runs
 from src.lit.evaluation import evaluate
+from src.lit.lineage import find_stage1
 from src.lit.module import DraftingModule
-from src.lit.run import find_stage1, train
+from src.lit.run import train
 
 VANILLA = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc", "kl=off"]
 
@@ -151,9 +153,9 @@ def test_a_drafter_made_on_another_target_is_refused(compose_config, mini_overri
     heads = runs.load_heads(mini_target)
     module = runs.make_parts(config).build(heads, config.target, 0)
     with pytest.raises(ValueError, match="was trained on the target"):
-        runs.load_drafter_weights(module, train_run_dir(config), "somebody else")
+        lineage.load_drafter_weights(module, train_run_dir(config), "somebody else")
     with pytest.raises(ValueError, match="not a finished run"):
-        runs.best_checkpoint(tmp_path)
+        lineage.best_checkpoint(tmp_path)
 
 
 def test_data_without_anything_to_learn_is_refused(compose_config, mini_overrides):
@@ -180,7 +182,7 @@ def test_validation_tau_is_the_replay_of_the_same_drafter(compose_config, mini_o
     heads = runs.load_heads(config.target.path)
     data = runs.cached_data(config, parts, heads, runs.open_store(config, heads))["validation"]
     drafter = parts.build(heads, config.target, seed=99).eval()
-    runs.load_drafter_weights(drafter, train_run_dir(config), record["target"])
+    lineage.load_drafter_weights(drafter, train_run_dir(config), record["target"])
     metrics = AcceptanceMetrics(6)
     metrics.update(replay(drafter, collate([data[i] for i in range(len(data))]), heads, 0.0))
     assert float(metrics.compute().tau) == pytest.approx(record["val_tau"], abs=1e-6)

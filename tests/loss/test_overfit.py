@@ -4,6 +4,7 @@ import torch
 
 from src.blocks.anchors import BlockSampler, all_anchors, make_blocks
 from src.contracts import TargetStates
+from src.decode.replay import replay
 from src.drafter.conditioning import PreHcHead
 from src.drafter.config import DrafterConfig
 from src.drafter.model import build_drafter
@@ -54,3 +55,10 @@ def test_every_full_round_accepts_six_and_the_end_token_is_learnt_in_every_slot(
     ends = hits & (blocks.labels == END)
     assert ends.sum(dim=1).tolist() == [[1] * 6, [1] * 6]  # once in every slot of both documents
     assert all(torch.equal(value, frozen[name]) for name, value in heads.state_dict().items())
+
+    rounds = replay(drafter.eval(), states, heads, temperature=0.0)
+    full = rounds.available == 6
+    assert full.any() and (rounds.accepted[full] == 6).all()
+    assert torch.equal(rounds.accepted[~full], rounds.available[~full])
+    # 19 and 15 tokens after the prefill's: rounds of seven, the last one clipped
+    assert rounds.emitted.tolist() == [7, 7, 5, 7, 7, 1]

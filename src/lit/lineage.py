@@ -1,0 +1,85 @@
+"""Where a run comes from: the stage-1 run that stage 2 continues, and a finished run's weights."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from src.entry import command_of, decided_by, runs_dir
+
+
+def find_stage1(config: DictConfig) -> Path:
+    """The finished stage-1 run with this target, conditioning, reducer, drafter and seed; prints what else differs."""
+    wanted = decided_by(config)
+    must = ("target", "conditioning", "reducer", "drafter", "seed", "mode")
+    found = []
+    for record in sorted((runs_dir() / "train").glob("*/result.json")):
+        decided = json.loads(record.read_text())["decided_by"]
+        if decided["stage"] == 1 and all(decided[name] == wanted[name] for name in must):
+            differing = _differences(decided, wanted)
+            found.append((len(differing), -record.stat().st_mtime, record.parent, differing))
+    if not found:
+        overrides = [o for o in shlex.split(command_of("src.train"))[3:] if not o.startswith(("experiment=", "init_from="))]
+        command = shlex.join(["python", "-m", "src.train", "experiment=stage1", *overrides])
+        raise ValueError(
+            "stage 2 continues from a stage-1 run with the same target, conditioning, reducer, drafter and seed, and there is "
+            f"none in {runs_dir() / 'train'}: run `{command}` first, or give init_from=<run directory>"
+        )
+    _, _, path, differing = min(found, key=lambda entry: entry[:2])
+    print(f"stage 2 continues from {path}")
+    for name, (before, now) in differing.items():
+        print(f"  differs in {name}: stage 1 had {before}, this run has {now}")
+    return path
+
+
+def _differences(before: dict, now: dict) -> dict[str, tuple]:
+    """Dotted option -> (value then, value now), where two runs differ in anything but stage and corpus."""
+    flat = [
+        {
+            ".".join(path): value
+            for name, value in decided.items()
+            if name not in ("stage", "corpus", "init_from")
+            for path, value in _leaves(name, value)
+        }
+        for decided in (before, now)
+    ]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return {n: (flat[0].get(n), flat[1].get(n)) for n in names if flat[0].get(n) != flat[1].get(n)}
+
+
+def _leaves(name: str, value: object):
+    if not isinstance(value, dict):
+        yield (name,), value
+        return
+    for key, inner in value.items():
+        for path, leaf in _leaves(key, inner):
+            yield (name, *path), leaf
+
+
+def best_checkpoint(run: Path) -> Path:
+    """Best checkpoint of a finished run; ValueError where the run is not there or not finished."""
+    if not (run / "result.json").exists():
+        raise ValueError(f"{run} is not a finished run (no result.json): run its `python -m src.train ...` command first")
+    return run / json.loads((run / "result.json").read_text())["best_checkpoint"]
+
+
+def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
+    """Put a finished run's best weights into ``drafter``; refuses other weights of the target and other shapes."""
+    checkpoint = torch.load(best_checkpoint(run), map_location="cpu", weights_only=True)
+    made_on = checkpoint["run"]["target"]
+    if made_on != target_fingerprint:
+        raise ValueError(
+            f"{run} was trained on the target {made_on}, this one is {target_fingerprint}: a drafter accepts next to nothing "
+            "on other weights; train it on this target"
+        )
+    state = {k.removeprefix("drafter."): v for k, v in checkpoint["state_dict"].items()}
+    own = drafter.state_dict()
+    wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
+    if wrong:
+        raise ValueError(f"{run} holds a drafter of another shape (first difference: {min(wrong)}): give the options it had")
+    drafter.load_state_dict(state)
