@@ -127,12 +127,12 @@ def evaluate(config: DictConfig) -> dict:
         )
         shards = capture(documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard)
         states = CachedStates(store, shards, layer_ids)
-        ordered = [document for shard in shards for document in shard.documents]
-        looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in ordered])
-        ended = np.mean([int(document.input_ids[-1]) == eos_id for document in ordered])
+        row_of = {document.id: row for row, document in enumerate(d for shard in shards for d in shard.documents)}
+        rows_in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
+        looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in documents])
+        ended = np.mean([int(document.input_ids[-1]) == eos_id for document in documents])
         print(
-            f"T = {temperature}: {len(ordered)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop",
-            flush=True,
+            f"T = {temperature}: {len(documents)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop", flush=True
         )
         batches = [list(range(i, min(i + 16, len(states)))) for i in range(0, len(states), 16)]
         parts: dict[str, list] = {method.name: [] for method in methods}
@@ -149,9 +149,9 @@ def evaluate(config: DictConfig) -> dict:
                 MethodResult(
                     name=method.name,
                     temperature=float(temperature),
-                    prompt_ids=tuple(document.id for document in ordered),
-                    domains=tuple(document.domain for document in ordered),
-                    counts=PromptCounts(**counts._asdict()),
+                    prompt_ids=tuple(document.id for document in documents),
+                    domains=tuple(document.domain for document in documents),
+                    counts=PromptCounts(**{name: sums[rows_in_order] for name, sums in counts._asdict().items()}),
                     looped=looped,
                     run_id=method.run_id,
                 )
