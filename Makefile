@@ -48,8 +48,8 @@ demo: .venv/.done ## the whole job: answers, states, both stages of each method,
 	$(STAGE2) $(VANILLA)
 	$(STAGE1) $(VANILLA) conditioning.paths=flat
 	$(STAGE2) $(VANILLA) conditioning.paths=flat
-	$(STAGE1) drafter=mtp
-	$(STAGE2) drafter=mtp
+	$(STAGE1) drafter=mtp kl=off
+	$(STAGE2) drafter=mtp kl=off
 	$(PY) -m src.evaluate out=$(RUNS)/demo
 
 pretrain: .venv/.done ## train the tiny target that ships in assets/tiny

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
-# What decides a training run's result. Hardware, logging and where things lie do not.
+# What decides a training run's result. Logging, and where things lie, do not; of the trainer, what makes it fast does not.
 DECIDING = [
     "stage",
     "target",
@@ -34,13 +34,13 @@ DECIDING = [
     "kl",
     "loss",
     "optim",
+    "trainer",
     "mode",
     "seed",
     "init_from",
     "cache.dtype",
-    "trainer.max_epochs",
-    "trainer.precision",
 ]
+NOT_DECIDING = {"corpus": ("directory",), "trainer": ("accelerator", "strategy", "threads", "log_every_n_steps")}
 
 
 def runs_dir() -> Path:
@@ -55,8 +55,10 @@ def decided_by(config: DictConfig) -> dict:
         value = OmegaConf.select(config, name, throw_on_missing=True)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
-            value = {k: v for k, v in value.items() if k != "directory"} if isinstance(value, dict) else value
+            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
         values[name] = value
+    if class_name(config.drafter) == "mtp":  # it has its own way to take the states in
+        values["conditioning"] = values["reducer"] = None
     return values
 
 
@@ -91,7 +93,7 @@ def train_run_dir(config: DictConfig) -> Path:
 
 OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
 # ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
-OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage - 1], replace=True)
+OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
 OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
 
 
@@ -101,12 +103,14 @@ def entry_point(config_name: str) -> Callable:
     def decorate(function: Callable[[DictConfig], object]) -> Callable:
         @wraps(function)
         def task(config: DictConfig):
+            from lightning.fabric.utilities.exceptions import MisconfigurationException
+
             _quiet_libraries()
             try:
                 return function(config)
             except InstantiationException as error:
                 raise CompactHydraException(f"error: {_innermost(error)}") from None
-            except (ValueError, OmegaConfBaseException) as error:
+            except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
                 if os.environ.get("HYDRA_FULL_ERROR"):
                     raise
                 raise CompactHydraException(f"error: {error}") from None

@@ -26,13 +26,14 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (momentum, Nesterov, orthogonalised per matrix of the last two dimensions) on matrices inside layers, AdamW on
-    everything else: embeddings, heads, norms, biases, gates, hyper-connections. Decoupled weight decay on matrices alone.
+    everything else: embeddings, heads, norms, biases, gates, hyper-connections. Decoupled weight decay
+    on matrices and tables alone.
 
     One optimiser with two kinds of groups, so that one schedule and one state serve both.
     """
 
-    # parts of names whose matrices are maps between a few scalars, or tables, not layers' matrices
-    ADAMW_NAMES = ("embed", "lm_head", "hc", "gate.weight", "gate_fn", "position_bias", "indexer", "path_norm")
+    TABLES = ("embed", "lm_head")  # matrices that are tables: AdamW, decayed
+    SCALARS = ("hc", "gate.weight", "position_bias", "indexer", "path_norm")  # few scalars a token: AdamW, not decayed
 
     def __init__(
         self,
@@ -46,8 +47,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ):
         matrices, tables, vectors = [], [], []
         for name, p in named_parameters:
-            special = any(part in name for part in self.ADAMW_NAMES)
-            (vectors if p.ndim < 2 else tables if special else matrices).append(p)
+            if p.ndim < 2 or any(part in name for part in self.SCALARS):
+                vectors.append(p)
+            else:
+                (tables if any(part in name for part in self.TABLES) else matrices).append(p)
         groups = [
             {"params": matrices, "muon": True, "weight_decay": weight_decay},
             {"params": tables, "muon": False, "weight_decay": weight_decay},

@@ -8,6 +8,7 @@ A killed run goes on where its last checkpoint was. `python -m src.card` measure
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def main(config: DictConfig) -> None:
             log.write(json.dumps(record) + "\n")
             log.flush()
 
-        last = pretrain(model, mtp, documents, settings, run / "checkpoint.pt", write)
+        digest = hashlib.sha256((tokenizer.backend_tokenizer.to_str() + model.config.to_json_string()).encode())
+        for document in documents:
+            digest.update(document.numpy().tobytes())
+        last = pretrain(model, mtp, documents, settings, run / "checkpoint.pt", digest.hexdigest(), write)
     tokenizer.save_pretrained(out)
     path = save_target(out, model, mtp)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB) after {last.get('elapsed_s', 0) / 60:.0f} minutes")

@@ -71,7 +71,8 @@ def test_every_option_composes_and_instantiates(group, option, compose_config, m
         config.target.mask_token_id = 7  # the mini vocabulary ends long before
     if group == "target":
         config.target.experts = "dense" if config.target.experts == "grouped_mm" else config.target.experts
-        assert instantiate(config.target).model.lm_head.weight.dtype in (torch.float32, torch.bfloat16)
+        wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.target.dtype]
+        assert instantiate(config.target).model.lm_head.weight.dtype == wanted
     parts = make_parts(config)
     heads = TargetHeads(DeepseekV4Config(hidden_size=32, vocab_size=320, num_hidden_layers=4)).to_empty(device="cpu")
     drafter = parts.build(heads.apply(_fill), config.target, seed=0)

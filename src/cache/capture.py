@@ -47,6 +47,8 @@ def capture(
     missing = {shard.name: store.missing(shard, layer_ids) for shard in shards}
     work = [shard for shard in shards if missing[shard.name]]
     if not work:
+        if progress:
+            print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
         return shards
     loaded = target()
     if loaded.fingerprint != store.key.target:

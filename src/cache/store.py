@@ -34,6 +34,7 @@ class CacheKey:
     """What cached states depend on, besides the documents themselves."""
 
     target: str  # fingerprint of the weights
+    target_dtype: str  # what the target computes in
     num_paths: int
     hidden_size: int
     dtype: str

@@ -106,7 +106,9 @@ class StreamedCorpus(Corpus):
 
     def train(self) -> list[Conversation]:
         """After the validation conversations, which come first in each source's part."""
-        return [c for entry in self._entries for c in self._read(entry, self.validation, entry["count"])]
+        held_out = {c.id for c in self.validation_conversations()}
+        found = (c for entry in self._entries for c in self._read(entry, self.validation, entry["count"]))
+        return list({c.id: c for c in found if c.id not in held_out}.values())
 
     def validation_conversations(self) -> list[Conversation]:
         return [c for entry in self._entries for c in self._read(entry, 0, self.validation)]

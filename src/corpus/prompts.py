@@ -16,6 +16,7 @@ from pathlib import Path
 from src.contracts import DOMAINS, Conversation
 from src.corpus.embedded import from_row, to_row
 from src.corpus.split import heldout_kind
+from src.settings import positive_int
 
 PROMPTS_FILE = Path(__file__).with_name("eval_prompts.jsonl")
 PROMPTS_A_DOMAIN = 320
@@ -90,11 +91,15 @@ def reference_answers(path: Path = PROMPTS_FILE) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutPrompts:
-    """``per_domain`` of the committed prompts of each domain, maths half from unseen templates; and an answer's limits."""
+    """``per_domain`` of the committed prompts of each domain (maths about half from unseen templates); limits of an answer."""
 
     per_domain: int
     max_new_tokens: int
     max_length: int
+
+    def __post_init__(self):
+        for name in ("per_domain", "max_new_tokens", "max_length"):
+            positive_int(f"benchmarks.{name}", getattr(self, name))
 
     def conversations(self) -> list[Conversation]:
         """Prompts in file order; ValueError where the file has fewer than asked for."""

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -37,6 +39,7 @@ from src.report.bootstrap import PromptCounts
 from src.report.figures import acceptance_figure
 from src.report.summary import MethodResult, summarise
 from src.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
+from src.settings import natural_int
 from src.target.heads import TargetHeads
 from src.target.load import fingerprint, load_heads, load_mtp
 from src.target.responses import AnswerSettings, answer_conversations
@@ -78,12 +81,12 @@ def make_methods(config: DictConfig) -> list[Method]:
             continue
         overrides = list(entry.train)
         training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
-        training.target = config.target
-        training.cache = config.cache
+        training.target, training.cache, training.mode = config.target, config.cache, config.mode
         run = train_run_dir(training)
         if not (run / "result.json").exists():
             raise ValueError(
-                f"{entry.name!r} has no finished run {run}: run `python -m src.train {' '.join(overrides)}` first, "
+                f"{entry.name!r} has no finished run {run}: run "
+                f"`python -m src.train {shlex.join([*overrides, *_target_overrides()])}` first, "
                 "or leave the method out of `methods`"
             )
         best_checkpoint(run)
@@ -95,8 +98,17 @@ def make_methods(config: DictConfig) -> list[Method]:
     return methods
 
 
+def _target_overrides() -> list[str]:
+    """The evaluation's own overrides that a training needs too."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [o for o in given if o.startswith(("target", "cache", "mode="))]
+
+
 def evaluate(config: DictConfig) -> dict:
     """Replay all methods; returns what metrics.json holds."""
+    if not OmegaConf.is_list(config.temperature):
+        raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
+    natural_int("seed", config.seed)
     methods = make_methods(config)
     benchmark: HeldoutPrompts = instantiate(config.benchmarks)
     if config.threads:
@@ -119,6 +131,7 @@ def evaluate(config: DictConfig) -> dict:
             max_length=benchmark.max_length,
             mode=config.mode,
             seed=config.seed if temperature > 0 else 0,
+            dtype=config.target.dtype,
         )
         documents = with_supervised_pair(
             answer_conversations(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from src.entry import command_of, decided_by, runs_dir
+from src.lit.record import write_json
 
 
 def find_stage1(config: DictConfig) -> Path:
@@ -19,7 +20,7 @@ def find_stage1(config: DictConfig) -> Path:
     must = ("target", "conditioning", "reducer", "drafter", "seed", "mode")
     found = []
     for record in sorted((runs_dir() / "train").glob("*/result.json")):
-        decided = json.loads(record.read_text())["decided_by"]
+        decided = read_record(record.parent)["decided_by"]
         if decided["stage"] == 1 and all(decided[name] == wanted[name] for name in must):
             differing = _differences(decided, wanted)
             found.append((len(differing), -record.stat().st_mtime, record.parent, differing))
@@ -43,8 +44,9 @@ def _differences(before: dict, now: dict) -> dict[str, tuple]:
         {
             ".".join(path): value
             for name, value in decided.items()
-            if name not in ("stage", "corpus", "init_from")
+            if name not in ("stage", "init_from")
             for path, value in _leaves(name, value)
+            if path != ("corpus", "stage")
         }
         for decided in (before, now)
     ]
@@ -65,18 +67,43 @@ def best_checkpoint(run: Path) -> Path:
     """Best checkpoint of a finished run; ValueError where the run is not there or not finished."""
     if not (run / "result.json").exists():
         raise ValueError(f"{run} is not a finished run (no result.json): run its `python -m src.train ...` command first")
-    return run / json.loads((run / "result.json").read_text())["best_checkpoint"]
+    return run / read_record(run)["best_checkpoint"]
+
+
+def read_record(run: Path) -> dict:
+    """result.json of a finished run."""
+    path = run / "result.json"
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove the file and run the run's command again") from error
+
+
+def check_target(made_on: str, fingerprint: str, run: Path) -> None:
+    """ValueError where a run was made on other weights than those at hand."""
+    if made_on != fingerprint:
+        raise ValueError(
+            f"{run} was trained on the target {made_on}, this one is {fingerprint}: a drafter accepts next to nothing on other "
+            "weights; remove that run, or give another target.path or HYPERDFLASH_RUNS"
+        )
+
+
+def parent_of(config: DictConfig, run: Path) -> Path | None:
+    """The finished run whose weights ``run`` starts from: named, found, or remembered from its first start."""
+    remembered = run / "parent.json"
+    if remembered.exists():
+        return Path(json.loads(remembered.read_text())["init_from"])
+    parent = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
+    if parent is not None:
+        best_checkpoint(parent)
+        write_json(remembered, {"init_from": str(parent)})
+    return parent
 
 
 def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
     """Put a finished run's best weights into ``drafter``; refuses other weights of the target and other shapes."""
     checkpoint = torch.load(best_checkpoint(run), map_location="cpu", weights_only=True)
-    made_on = checkpoint["run"]["target"]
-    if made_on != target_fingerprint:
-        raise ValueError(
-            f"{run} was trained on the target {made_on}, this one is {target_fingerprint}: a drafter accepts next to nothing "
-            "on other weights; train it on this target"
-        )
+    check_target(checkpoint["run"]["target"], target_fingerprint, run)
     state = {k.removeprefix("drafter."): v for k, v in checkpoint["state_dict"].items()}
     own = drafter.state_dict()
     wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]

@@ -3,7 +3,7 @@
     batch TargetStates -> anchors -> blocks -> drafted hidden -> sums and counts -> one division -> loss
     validation: replay at T = 0 over the target's own answers -> tau, survival and conditional acceptance a slot
 
-Wiring only. It optimises ``drafter.parameters()`` and saves nothing of the target (tests/lit/test_module.py).
+Wiring only. It optimises ``drafter.parameters()`` and saves nothing of the target (tests/lit/test_training.py).
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ class DraftingModule(L.LightningModule):
         self.acceptance = AcceptanceMetrics(drafter.num_slots)
         self._tokens, self._since = 0, time.monotonic()
 
+    def on_train_epoch_start(self) -> None:
+        self._tokens, self._since = 0, time.monotonic()
+
     def training_step(self, batch: TargetStates, batch_index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step * 1009 + self.global_rank)
         num_slots = self.drafter.num_slots
@@ -134,10 +137,10 @@ class DraftingModule(L.LightningModule):
         checkpoint["run"] = self.meta
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if checkpoint["run"]["target"] != self.meta["target"]:
+            raise ValueError(
+                f"this run's last checkpoint was made on the target {checkpoint['run']['target']}, this one is "
+                f"{self.meta['target']}: remove the run's directory to start again"
+            )
         heads = {f"target_heads.{k}": v for k, v in self.target_heads.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **heads}
-
-    def train(self, mode: bool = True) -> DraftingModule:
-        super().train(mode)
-        self.target_heads.eval()
-        return self

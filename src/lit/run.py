@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +26,10 @@ from transformers import DeepseekV4Config, PreTrainedTokenizerBase
 
 from src.blocks.anchors import BlockSampler, eligible_anchors
 from src.cache.capture import CachedStates, capture
+from src.cache.store import DTYPES as STATE_DTYPES
 from src.cache.store import CacheKey, StateStore
 from src.contracts import Conversation, Document
-from src.corpus.chat import encode
+from src.corpus.chat import MODES, encode
 from src.corpus.mixture import Corpus
 from src.corpus.tokenizer import load_tokenizer, special_ids
 from src.drafter.conditioning import Conditioning
@@ -38,14 +39,16 @@ from src.drafter.mtp_chain import MTPChain, MTPChainConfig
 from src.drafter.reducers.reducer import ReducerConfig
 from src.entry import command_of, decided_by, run_name, runs_dir, train_run_dir
 from src.lit.data import TargetStatesData
-from src.lit.lineage import best_checkpoint, find_stage1, load_drafter_weights
-from src.lit.loggers import make_loggers
+from src.lit.lineage import check_target, load_drafter_weights, parent_of
+from src.lit.loggers import WANDB_MODES, make_loggers
 from src.lit.module import DraftingModule, OptimSettings
 from src.lit.progress import StepBar
 from src.lit.record import environment_record, write_json
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
+from src.settings import natural_int, one_of, positive_int
 from src.target.heads import TargetHeads
+from src.target.load import DTYPES as TARGET_DTYPES
 from src.target.load import Target, fingerprint, load_heads, load_mtp, read_config
 from src.target.responses import AnswerSettings, answer_conversations
 
@@ -100,11 +103,20 @@ def make_parts(config: DictConfig) -> Parts:
             f"conditioning.layer_ids={list(made.layer_ids)} but the target has layers "
             f"0..{target_config.num_hidden_layers - 1}: give ids in that range"
         )
+    natural_int("seed", config.seed)
+    one_of("mode", config.mode, MODES)
+    one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
+    one_of("cache.dtype", config.cache.dtype, tuple(STATE_DTYPES))
+    one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
+    positive_int("cache.documents_per_shard", config.cache.documents_per_shard)
+    positive_int("trainer.max_epochs", config.trainer.max_epochs)
+    if config.trainer.get("accumulate_grad_batches", 1) != 1:
+        raise ValueError("trainer.accumulate_grad_batches is not supported: raise optim.batch_size instead")
+    made.kl.check_slots(made.drafter.num_slots)
     if isinstance(made.drafter, DrafterConfig):
         with torch.device("meta"):
             heads = TargetHeads(target_config)
         made.build(heads, config.target, config.seed)
-        made.kl.check_slots(made.drafter.block_size - 1)
     return made
 
 
@@ -122,9 +134,13 @@ def lazy_target(config: DictConfig) -> Callable[[], Target]:
 def open_store(config: DictConfig, heads: TargetHeads) -> StateStore:
     """The cache directory of this target and dtype."""
     key = CacheKey(
-        target=fingerprint(heads), num_paths=heads.num_paths, hidden_size=heads.hidden_size, dtype=config.cache.dtype
+        target=fingerprint(heads),
+        target_dtype=config.target.dtype,
+        num_paths=heads.num_paths,
+        hidden_size=heads.hidden_size,
+        dtype=config.cache.dtype,
     )
-    return StateStore(Path(config.cache.directory) / f"{key.target}-{key.dtype}", key)
+    return StateStore(Path(config.cache.directory) / f"{key.target}-{key.target_dtype}-{key.dtype}", key)
 
 
 def make_documents(
@@ -146,6 +162,7 @@ def make_documents(
             max_length=corpus.max_length,
             mode=config.mode,
             seed=config.seed if corpus.temperature > 0 else 0,
+            dtype=config.target.dtype,
         )
         documents = answer_conversations(
             conversations, target, fingerprint(heads), parts.tokenizer, settings, runs_dir() / "responses"
@@ -170,11 +187,13 @@ def cached_data(config: DictConfig, parts: Parts, heads: TargetHeads, store: Sta
     """Training and validation documents with their states in the cache; the target is loaded if anything is missing."""
     target = lazy_target(config)
     data = {}
-    for name, conversations in (
-        ("train", parts.corpus.train()),
-        ("validation", parts.corpus.validation_conversations()),
+    # tau at temperature 0 is defined on the target's own greedy text, whatever is trained on
+    greedy = replace(parts, corpus=replace(parts.corpus, responses="target", temperature=0.0, top_p=1.0))
+    for name, conversations, source in (
+        ("train", parts.corpus.train(), parts),
+        ("validation", parts.corpus.validation_conversations(), greedy),
     ):
-        documents = make_documents(conversations, config, parts, heads, target)
+        documents = make_documents(conversations, config, source, heads, target)
         tokens = sum(len(d.input_ids) for d in documents)
         supervised = sum(int(d.loss_mask.sum()) for d in documents)
         print(f"{name}: {len(documents):,} documents, {tokens:,} tokens, {supervised:,} supervised", flush=True)
@@ -203,17 +222,18 @@ def train(config: DictConfig) -> dict:
     result = run / "result.json"
     if result.exists():
         record = json.loads(result.read_text())
+        check_target(record["target"], fingerprint(load_heads(config.target.path)), run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
     if config.stage not in (1, 2):
         raise ValueError(f"stage must be 1 or 2, got {config.stage!r}: use experiment=stage1 or experiment=stage2")
-    init_from = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
-    if init_from is not None:
-        best_checkpoint(init_from)
+    init_from = parent_of(config, run)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
 
     heads = load_heads(config.target.path)
+    if init_from is not None:
+        check_target(json.loads((init_from / "result.json").read_text())["target"], fingerprint(heads), init_from)
     store = open_store(config, heads)
     data = cached_data(config, parts, heads, store)
 

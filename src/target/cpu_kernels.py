@@ -6,7 +6,7 @@
 ``experts_implementation="dense"``   every expert on every token in two matrix products, gated by the router's weights. With
                                      the few experts of a tiny target this beats sorting tokens by expert.
 
-Both compute what transformers' own modules compute (tests/target/test_cpu_kernels.py holds them against each other).
+Both compute what transformers' own modules compute (tests/target/test_target.py holds them against each other).
 """
 
 from __future__ import annotations

@@ -23,6 +23,23 @@ from src.target.heads import TargetHeads
 from src.target.mtp import MTPBlock
 
 MTP_PREFIX = "mtp.0."
+LAYER_SETTINGS = (
+    "layer_types",
+    "mlp_layer_types",
+    "compress_rates",
+    "sliding_window",
+    "hc_mult",
+    "hc_sinkhorn_iters",
+    "hc_eps",
+    "index_topk",
+    "rms_norm_eps",
+    "num_experts_per_tok",
+    "n_routed_experts",
+    "routed_scaling_factor",
+    "swiglu_limit",
+    "rope_theta",
+    "compress_rope_theta",
+)
 FP32_NAMES = ("hc", "norm", "sinks", "position_bias", "e_score_correction_bias")
 
 
@@ -41,9 +58,11 @@ class Target:
 
 
 def fingerprint(heads: TargetHeads) -> str:
-    """16 hex digits over LM head, final norm and hc_head, rounded to bf16 (what every shipped form has in common)."""
-    digest = hashlib.sha256()
-    for tensor in (heads.lm_head.weight, heads.norm.weight, *heads.hc_head.parameters()):
+    """16 hex digits over embedding, LM head, final norm and hc_head, rounded to bf16 (what every shipped form has in common),
+    and over the settings of the layers. Layers that were trained without moving any of these would go unnoticed."""
+    digest = hashlib.sha256(repr([(name, getattr(heads.config, name, None)) for name in LAYER_SETTINGS]).encode())
+    tensors = (heads.embed_tokens.weight, heads.lm_head.weight, heads.norm.weight, *heads.hc_head.parameters())
+    for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DeepseekV4ForCausalLM
 
-from src.muon import Muon
+from src.muon import MuonWithAdamW
 from src.target.mtp import MTPBlock
 from src.target.taps import tap_residual
 
@@ -86,23 +86,10 @@ def joint_loss(model: DeepseekV4ForCausalLM, mtp: MTPBlock, rows: Tensor) -> tup
     return main, F.cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten())
 
 
-def make_optimisers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: PretrainSettings) -> list:
+def make_optimiser(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
     """Muon on the layers' matrices, AdamW on embeddings, heads, norms, hyper-connections and routers."""
-    matrices, rest, undecayed = [], [], []
-    for name, p in [*model.named_parameters(), *(("mtp." + n, p) for n, p in mtp.named_parameters())]:
-        inside = "layers." in name or name.startswith("mtp.")
-        special = any(word in name for word in ("hc", "gate.weight", "position_bias", "indexer"))
-        if p.ndim >= 2 and inside and not special:
-            matrices.append(p)
-        elif p.ndim >= 2 and not special:
-            rest.append(p)
-        else:
-            undecayed.append(p)
-    groups = [{"params": rest, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return [
-        Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay),
-        torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-10, fused=True),
-    ]
+    named = [*model.named_parameters(), *(("mtp." + name, p) for name, p in mtp.named_parameters())]
+    return MuonWithAdamW(named, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 @torch.no_grad()
@@ -127,16 +114,21 @@ def pretrain(
     documents: Sequence[Tensor],
     settings: PretrainSettings,
     checkpoint: Path,
+    identity: str,
     on_log: Callable[[dict], None] = lambda _: None,
 ) -> dict:
-    """Train in place; returns the last log record. A killed run goes on from ``checkpoint`` (written atomically)."""
-    optimisers = make_optimisers(model, mtp, settings)
-    step, spent_s = _resume(model, mtp, optimisers, settings, checkpoint)
+    """Train in place; returns the last log record ({} where nothing was left to do).
+
+    A killed run goes on from ``checkpoint`` (written atomically), if that was written with the same ``identity``: a hash of
+    everything besides the settings that decides the result.
+    """
+    optimiser = make_optimiser(model, mtp, settings)
+    step, spent_s = _resume(model, mtp, optimiser, settings, identity, checkpoint)
     if settings.compile:
         for layer in [*model.model.layers, mtp.layer]:
             layer.compile(dynamic=False)
     model.train(), mtp.train()
-    parameters = [p for o in optimisers for g in o.param_groups for p in g["params"]]
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     steps_per_epoch, packed_epoch, rows = None, None, None
     started, saved, record = time.monotonic(), time.monotonic(), {}
     bar = tqdm(total=settings.steps, initial=step, desc="pretrain", unit="step", mininterval=5, dynamic_ncols=True)
@@ -149,9 +141,8 @@ def pretrain(
                 continue
         at = (step % steps_per_epoch) * settings.batch_rows
         batch = rows[at : at + settings.batch_rows]
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = settings.lr_at(step)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr_at(step)
         precision = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
         with precision:
             main, mtp_loss = joint_loss(model, mtp, batch)
@@ -160,9 +151,8 @@ def pretrain(
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         if not math.isfinite(float(norm)):
             raise ValueError(f"gradient norm is {float(norm)} at step {step}: lower lr (now {settings.lr}) and run again")
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        optimiser.step()
+        optimiser.zero_grad()
         if settings.router_bias_every and step % settings.router_bias_every == 0:
             balance_routers(model, mtp, batch[:1], settings.router_bias_rate * settings.router_bias_every)
         step += 1
@@ -180,20 +170,21 @@ def pretrain(
             bar.set_postfix(loss=f"{record['loss']:.3f}", mtp=f"{record['mtp_loss']:.3f}", refresh=False)
         bar.update()
         if time.monotonic() - saved > settings.checkpoint_every_s:
-            _save(model, mtp, optimisers, settings, checkpoint, step, spent_s + time.monotonic() - started)
+            _save(model, mtp, optimiser, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
             saved = time.monotonic()
     bar.close()
     model.eval(), mtp.eval()
-    _save(model, mtp, optimisers, settings, checkpoint, step, spent_s + time.monotonic() - started)
+    _save(model, mtp, optimiser, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
     return record
 
 
-def _save(model, mtp, optimisers, settings, path: Path, step: int, elapsed_s: float) -> None:
+def _save(model, mtp, optimiser, settings, identity: str, path: Path, step: int, elapsed_s: float) -> None:
     state = {
         "model": model.state_dict(),
         "mtp": mtp.state_dict(),
-        "optimisers": [o.state_dict() for o in optimisers],
+        "optimiser": optimiser.state_dict(),
         "settings": asdict(settings),
+        "identity": identity,
         "step": step,
         "elapsed_s": elapsed_s,
     }
@@ -203,14 +194,14 @@ def _save(model, mtp, optimisers, settings, path: Path, step: int, elapsed_s: fl
     partial.replace(path)
 
 
-def _resume(model, mtp, optimisers, settings, path: Path) -> tuple[int, float]:
+def _resume(model, mtp, optimiser, settings, identity: str, path: Path) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)
-    if state["settings"] != asdict(settings):
-        raise ValueError(f"{path} was written with other settings: remove it to start again, or run with the settings it has")
+    if state["settings"] != asdict(settings) or state["identity"] != identity:
+        what = "settings" if state["settings"] != asdict(settings) else "corpus, tokenizer or model"
+        raise ValueError(f"{path} was written with another {what}: remove it to start again, or run with what it had")
     model.load_state_dict(state["model"])
     mtp.load_state_dict(state["mtp"])
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
+    optimiser.load_state_dict(state["optimiser"])
     return state["step"], state["elapsed_s"]

@@ -34,6 +34,7 @@ class AnswerSettings:
     max_length: int = 512
     mode: str = "non_think"
     seed: int = 0
+    dtype: str = "fp32"  # what the target computes in
     batch_rows: int = 128
 
     def __post_init__(self):
@@ -59,6 +60,8 @@ def answer_conversations(
     ``target()`` is called only if an answer is missing. A prompt with no room for an answer within ``max_length`` is dropped,
     with its count printed.
     """
+    if settings.mode == "think_high" and any(len(_user_rounds(c)) > 1 for c in conversations):
+        raise ValueError("mode=think_high answers one user turn a conversation, got some with more: use mode=non_think")
     batches = _batches(conversations, tokenizer, settings)
     key = hashlib.sha256(json.dumps([fingerprint, asdict(settings), tokenizer.backend_tokenizer.to_str()]).encode())
     for batch in batches:
@@ -68,6 +71,8 @@ def answer_conversations(
     done = _read(path)
     loaded = None
     cached = all(conversation.id in done for conversation in conversations)
+    if cached:
+        print(f"target answers: all {len(conversations):,} are in {path}", flush=True)
     with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached or not progress) as bar:
         for number, batch in enumerate(batches):
             if any(conversation.id not in done for conversation in batch):

@@ -30,7 +30,7 @@ def documents(count: int = 7) -> list[Document]:
 
 
 def key(target, dtype="bf16") -> CacheKey:
-    return CacheKey(target=target.fingerprint, num_paths=4, hidden_size=32, dtype=dtype)
+    return CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype=dtype)
 
 
 def test_cached_states_equal_live_ones(target, tmp_path):
@@ -50,7 +50,20 @@ def test_cached_states_equal_live_ones(target, tmp_path):
             assert states.final.dtype == torch.bfloat16
             assert torch.equal(states.final[0], live[None][start:end].bfloat16())
             assert torch.equal(states.layers[0, :, 1], live[2][start:end].bfloat16())
+            alone = plain_states(target, document)  # unpadded, by itself, transformers' own outputs
+            torch.testing.assert_close(states.final[0].float(), alone[-1], rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(states.layers[0, :, 0].float(), alone[2], rtol=2e-2, atol=2e-2)
             start, row = end, row + 1
+
+
+def plain_states(target, document):
+    """transformers' hidden_states of one document, with the residual before hc_head in the place of the normed state."""
+    kept = []
+    hook = target.model.model.hc_head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    with torch.no_grad():
+        output = target.model(document.input_ids[None], output_hidden_states=True)
+    hook.remove()
+    return [*(state[0] for state in output.hidden_states[:-1]), kept[0][0]]
 
 
 def test_a_hit_loads_no_target_and_a_new_tap_captures_only_itself(target, tmp_path):
@@ -98,6 +111,7 @@ def test_another_target_dtype_or_format_is_refused(target, tmp_path):
     for other, named in (
         (replace(key(target), target="beef"), "target"),
         (key(target, "fp32"), "dtype"),
+        (replace(key(target), target_dtype="bf16"), "target_dtype"),
         (replace(key(target), format_version=99), "format_version"),
     ):
         with pytest.raises(ValueError, match=rf"{named}=.*cache\.directory"):

@@ -36,7 +36,7 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
     record = json.loads((run / "result.json").read_text())
     assert record["init_from"].startswith(str(tmp_path / "train" / "stage1-pre_hc_head-hc_gate"))
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0] or environment["packages"]["torch"]
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     header = (run / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/tau", "val/survival_1", "val/survival_6", "train/ce", "train/kl", "train/tokens_per_s"} <= set(header)
 

@@ -1,0 +1,90 @@
+"""Pretraining learns, stops and goes on where it stopped, and knows what its checkpoint was made from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from src.target.build import build_target, tiny_config
+from src.target.pretraining import PretrainSettings, pack, pretrain
+
+CONFIG = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "moe_intermediate_size": 16,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "q_lora_rank": 16,
+    "o_lora_rank": 8,
+    "sliding_window": 16,
+}
+
+
+def settings(steps: int, **more) -> PretrainSettings:
+    return PretrainSettings(**{"tokens": steps * 64, "context": 32, "batch_rows": 2, "bf16": False, "compile": False, **more})
+
+
+def documents() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(8, 20, (40,), generator=generator)
+    return [torch.arange(int(s), int(s) + 12) for s in start]  # counting upwards
+
+
+def test_rows_overlap_by_one_and_every_epoch_has_another_order():
+    texts = documents()
+    rows = pack(texts, 32, seed=0, epoch=0)
+    assert rows.shape == (14, 33) and torch.equal(rows[0, -1], rows[1, 0])
+    assert not torch.equal(rows, pack(texts, 32, seed=0, epoch=1))
+    assert torch.equal(rows, pack(texts, 32, seed=0, epoch=0))
+    with pytest.raises(ValueError, match="fewer than one row"):
+        pack(texts[:1], 32, seed=0, epoch=0)
+
+
+def test_the_schedule_rises_holds_and_falls_to_zero():
+    s = settings(100, warmup_share=0.1, decay_share=0.5, lr=1.0)
+    assert s.lr_at(0) == pytest.approx(0.1) and s.lr_at(9) == s.lr_at(40) == 1.0
+    assert s.lr_at(74) == pytest.approx(0.5) and s.lr_at(99) < 1e-6
+
+
+def test_it_learns_both_heads_and_moves_the_router_biases(tmp_path):
+    model, mtp = build_target(tiny_config(**CONFIG))
+    records = []
+    last = pretrain(model, mtp, documents(), settings(40, router_bias_every=5), tmp_path / "c.pt", "id", records.append)
+    assert records[0]["step"] == 20 and last["step"] == 40
+    assert last["loss"] < 2.6 and last["mtp_loss"] < 3.2  # ln 40 = 3.69
+    assert model.model.layers[3].mlp.gate.e_score_correction_bias.abs().sum() > 0
+
+
+def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
+    whole = build_target(tiny_config(**CONFIG))
+    pretrain(*whole, documents(), settings(12), tmp_path / "whole.pt", "id")
+
+    class Stop(Exception):
+        pass
+
+    broken = build_target(tiny_config(**CONFIG))
+    every = settings(12, checkpoint_every_s=0.0)
+    step = type(every).lr_at
+
+    def stop_at_seven(self, index):
+        if index == 7:
+            raise Stop
+        return step(self, index)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(PretrainSettings, "lr_at", stop_at_seven)
+        pretrain(*broken, documents(), every, tmp_path / "broken.pt", "id")
+    again = build_target(tiny_config(**CONFIG), seed=5)
+    pretrain(*again, documents(), every, tmp_path / "broken.pt", "id")
+    for one, two in zip(whole, again, strict=True):
+        assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    model, mtp = build_target(tiny_config(**CONFIG))
+    pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "id")
+    with pytest.raises(ValueError, match="another settings"):
+        pretrain(model, mtp, documents(), settings(3), tmp_path / "c.pt", "id")
+    with pytest.raises(ValueError, match="another corpus, tokenizer or model"):
+        pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "other")
