@@ -34,12 +34,12 @@ from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir, train_run_dir
 from src.lit.lineage import best_checkpoint, load_drafter_weights
 from src.lit.record import environment_record, write_json
-from src.lit.run import lazy_target, make_parts, open_store, with_supervised_pair
+from src.lit.run import Parts, lazy_target, make_parts, open_store, with_supervised_pair
 from src.report.bootstrap import PromptCounts
 from src.report.figures import acceptance_figure
 from src.report.summary import MethodResult, summarise
 from src.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
-from src.settings import natural_int
+from src.settings import natural_int, positive_int
 from src.target.heads import TargetHeads
 from src.target.load import fingerprint, load_heads, load_mtp
 from src.target.responses import AnswerSettings, answer_conversations
@@ -47,23 +47,27 @@ from src.target.responses import AnswerSettings, answer_conversations
 
 @dataclass(frozen=True)
 class Method:
-    """A name and what made it; ``training`` the composed configuration of its run, None for the native MTP."""
+    """A name and what made it: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts``."""
 
     name: str
-    native_steps: int | None
-    training: DictConfig | None
-    layer_ids: tuple[int, ...] = ()
+    native_steps: int | None = None
+    run: Path | None = None
+    parts: Parts | None = None
 
     @property
     def run_id(self) -> str:
-        return "as shipped" if self.training is None else train_run_dir(self.training).name
+        return "as shipped" if self.run is None else self.run.name
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return () if self.parts is None else self.parts.layer_ids
 
     def drafter(self, config: DictConfig, heads: TargetHeads) -> ReplayDrafter:
         """Ready to draft, in eval mode."""
-        if self.training is None:
+        if self.run is None:
             return MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps).eval()
-        module = make_parts(self.training).build(heads, config.target, seed=0)
-        load_drafter_weights(module, train_run_dir(self.training), fingerprint(heads))
+        module = self.parts.build(heads, config.target, seed=0)
+        load_drafter_weights(module, self.run, fingerprint(heads))
         return module.eval()
 
 
@@ -77,7 +81,7 @@ def make_methods(config: DictConfig) -> list[Method]:
                 f"a method has a name and either native_steps or train, got {OmegaConf.to_container(entry)}: mend `methods`"
             )
         if "native_steps" in entry:
-            methods.append(Method(entry.name, entry.native_steps, None))
+            methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
             continue
         overrides = list(entry.train)
         training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
@@ -90,7 +94,7 @@ def make_methods(config: DictConfig) -> list[Method]:
                 "or leave the method out of `methods`"
             )
         best_checkpoint(run)
-        methods.append(Method(entry.name, None, training, make_parts(training).layer_ids))
+        methods.append(Method(entry.name, run=run, parts=make_parts(training)))
     if len({method.name for method in methods}) < len(methods):
         raise ValueError("two methods have one name: give each of `methods` its own")
     if config.baseline not in {method.name for method in methods}:

@@ -285,6 +285,8 @@ def train(config: DictConfig) -> dict:
         "command": command_of("src.train"),
         "decided_by": decided_by(config),
     }
+    if not trainer.is_global_zero:
+        return record
     write_json(result, record)
     print(f"{run}: best validation tau {record['val_tau']:.3f}")
     return record

@@ -1,7 +1,7 @@
 """The training objective, Eq. 3: L = L_CE + alpha L_KL, kept as sums until one final division.
 
 1. loss_terms   hidden [B, A, S, D] of one micro-batch on one rank -> LossTerms (sums and counts)
-2. +            over micro-batches; an all-reduce over ranks
+2. +            over micro-batches or ranks: sums and counts add up, so the division can come last
 3. total_loss   the only division -> scalar
 """
 
