@@ -161,8 +161,8 @@ def pretrain(
             record = {
                 "step": step,
                 "tokens": step * settings.batch_rows * settings.context,
-                "loss": float(main),
-                "mtp_loss": float(mtp_loss),
+                "loss": float(main.detach()),
+                "mtp_loss": float(mtp_loss.detach()),
                 "gradient_norm": float(norm),
                 "elapsed_s": elapsed,
             }

@@ -7,15 +7,6 @@ from transformers import DeepseekV4Config
 from src.target.heads import TargetHeads
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These tensors are tiny: threads only wait for each other, ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def heads() -> TargetHeads:
     draw = torch.Generator().manual_seed(0)
