@@ -4,7 +4,7 @@ python -m src.train experiment=stage1
 python -m src.train experiment=stage2 reducer=hc_gate kl.alpha=0.15
 python -m src.train -m experiment=stage1 reducer=hc_gate,fc kl.alpha=0,0.15
 python -m src.train experiment=stage1 conditioning=layers reducer=fc kl=off        vanilla DFlash
-python -m src.train experiment=stage1 drafter=mtp                                  the native MTP block, fine-tuned
+python -m src.train experiment=stage1 drafter=mtp kl=off                           the native MTP block, fine-tuned
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from src.decode.metrics import document_counts
 from src.decode.replay import ReplayDrafter, concat_rounds, replay
 from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir, train_run_dir
-from src.lit.lineage import best_checkpoint, load_drafter_weights
+from src.lit.lineage import load_drafter_weights
 from src.lit.record import environment_record, write_json
 from src.lit.run import Parts, lazy_target, make_parts, open_store, with_supervised_pair
 from src.report.bootstrap import PromptCounts
@@ -93,7 +93,6 @@ def make_methods(config: DictConfig) -> list[Method]:
                 f"`python -m src.train {shlex.join([*overrides, *_target_overrides()])}` first, "
                 "or leave the method out of `methods`"
             )
-        best_checkpoint(run)
         methods.append(Method(entry.name, run=run, parts=make_parts(training)))
     if len({method.name for method in methods}) < len(methods):
         raise ValueError("two methods have one name: give each of `methods` its own")

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -39,7 +38,7 @@ from src.drafter.mtp_chain import MTPChain, MTPChainConfig
 from src.drafter.reducers.reducer import ReducerConfig
 from src.entry import command_of, decided_by, run_name, runs_dir, train_run_dir
 from src.lit.data import TargetStatesData
-from src.lit.lineage import check_target, load_drafter_weights, parent_of
+from src.lit.lineage import check_target, load_drafter_weights, parent_of, read_record
 from src.lit.loggers import WANDB_MODES, make_loggers
 from src.lit.module import DraftingModule, OptimSettings
 from src.lit.progress import StepBar
@@ -176,7 +175,7 @@ def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
     if not kept:
         raise ValueError(
             f"none of {len(documents)} documents has two supervised tokens in a row, so there is nothing to train on: "
-            "check corpus.mixture, corpus.max_length and the loss mask of the source"
+            "check corpus.stage1 or corpus.stage2, corpus.max_length and the loss mask of the source"
         )
     if len(kept) < len(documents):
         print(f"{len(documents) - len(kept)} of {len(documents)} documents have no two supervised tokens in a row: dropped")
@@ -221,19 +220,17 @@ def train(config: DictConfig) -> dict:
     run = train_run_dir(config)
     result = run / "result.json"
     if result.exists():
-        record = json.loads(result.read_text())
+        record = read_record(run)
         check_target(record["target"], fingerprint(load_heads(config.target.path)), run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
-    if config.stage not in (1, 2):
-        raise ValueError(f"stage must be 1 or 2, got {config.stage!r}: use experiment=stage1 or experiment=stage2")
     init_from = parent_of(config, run)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
 
     heads = load_heads(config.target.path)
     if init_from is not None:
-        check_target(json.loads((init_from / "result.json").read_text())["target"], fingerprint(heads), init_from)
+        check_target(read_record(init_from)["target"], fingerprint(heads), init_from)
     store = open_store(config, heads)
     data = cached_data(config, parts, heads, store)
 
