@@ -1,7 +1,7 @@
 """Measure a target: model_card.md and model_card.json beside its weights, and the bars on the terminal.
 
 python -m src.card
-python -m src.card target.path=assets/deep
+python -m src.card target=deep
 python -m src.card benchmarks.per_domain=10 text_bytes=20000 out=runs/quick-card
 """
 

@@ -1,7 +1,7 @@
 """Train a tiny DeepSeek-V4 target on the embedded corpus.
 
-    python -m src.pretrain                                                      the shipped one, into assets/tiny
-    python -m src.pretrain name=deep seed=1 model.num_hidden_layers=16          another, by the same recipe
+    python -m src.pretrain                      the shipped one, into assets/tiny
+    python -m src.pretrain recipe=deep          another one by the same recipe, into runs/targets/deep (then: target=deep)
 
 A killed run goes on where its last checkpoint was. `python -m src.card` measures what came out.
 """
@@ -29,17 +29,17 @@ def main(config: DictConfig) -> None:
     from src.target.pretraining import pretrain
 
     torch.set_num_threads(config.threads)
-    settings = instantiate(config.settings)
-    run, out = runs_dir() / "pretrain" / config.name, Path(config.out)
+    settings, recipe = instantiate(config.settings), config.recipe
+    run, out = runs_dir() / "pretrain" / recipe.name, Path(recipe.out)
     conversations = load_embedded("train", cache_dir=Path(config.corpus_dir))
     texts = (turn.content for conversation in conversations for turn in conversation.turns)
-    tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
+    tokenizer = train_tokenizer(texts, vocab_size=recipe.vocab_size)
     documents = [encode(conversation, tokenizer).input_ids for conversation in conversations]
     tokens = sum(map(len, documents))
-    overrides = instantiate(config.model, _convert_="all")
-    model, mtp = build_target(tiny_config(vocab_size=len(tokenizer), **overrides), seed=config.seed)
+    overrides = instantiate(recipe.model, _convert_="all")
+    model, mtp = build_target(tiny_config(vocab_size=len(tokenizer), **overrides), seed=recipe.seed)
     print(
-        f"pretrain {config.name}: {len(documents):,} documents, {tokens:,} tokens, "
+        f"pretrain {recipe.name}: {len(documents):,} documents, {tokens:,} tokens, "
         f"{count_parameters(model, mtp):,} parameters with the MTP block, {settings.steps:,} steps"
     )
     run.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,8 @@ def main(config: DictConfig) -> None:
         digest = hashlib.sha256((tokenizer.backend_tokenizer.to_str() + model.config.to_json_string()).encode())
         for document in documents:
             digest.update(document.numpy().tobytes())
-        last = pretrain(model, mtp, documents, settings, run / "checkpoint.pt", digest.hexdigest(), write)
+        control_ids = tokenizer.all_special_ids
+        last = pretrain(model, mtp, documents, settings, run / "checkpoint.pt", digest.hexdigest(), control_ids, write)
     tokenizer.save_pretrained(out)
     path = save_target(out, model, mtp)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB) after {last.get('elapsed_s', 0) / 60:.0f} minutes")

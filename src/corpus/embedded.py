@@ -24,6 +24,7 @@ from src.corpus.definitions import Definition, FunctionDefinition, default_worke
 from src.corpus.explanations import explain_function, explain_namespace
 from src.corpus.near_duplicates import first_of_each, fold_code, fold_text
 from src.corpus.packages import corpus_files, installed_versions
+from src.corpus.problem_templates_more import CHAINS
 from src.corpus.problem_templates_one import ONE_STEP
 from src.corpus.problem_templates_two import MORE_STEPS
 from src.corpus.split import SPLITS, Split, is_heldout_module, is_heldout_text
@@ -33,13 +34,13 @@ from src.corpus.word_problems import Template, as_conversation, problems
 
 log = logging.getLogger(__name__)
 
-TEMPLATES: tuple[Template, ...] = ONE_STEP + MORE_STEPS
-PROBLEMS_A_TEMPLATE = 300
+TEMPLATES: tuple[Template, ...] = ONE_STEP + MORE_STEPS + CHAINS
+PROBLEMS_A_TEMPLATE = 75
 TRAIN_BYTES = {"code": 7_500_000, "chat": 4_500_000, "math": 4_000_000}
 
 _CONTENT_MODULES_TEXT = """
-code_tasks definitions docstrings embedded explanations near_duplicates packages problem_templates_one
-problem_templates_two split stable_hash topics word_problems
+code_tasks definitions docstrings embedded explanations near_duplicates packages problem_chains
+problem_templates_more problem_templates_one problem_templates_two split stable_hash topics word_problems
 """
 _CONTENT_MODULES = _CONTENT_MODULES_TEXT.split()
 

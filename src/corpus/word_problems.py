@@ -3,7 +3,7 @@
 A template is a question in two wordings, ranges for its numbers, and worked steps. In the steps ``[c = a + b]``
 computes: it is written out as ``3 + 4 = 7`` and binds ``c``; the last name bound is the answer.
 
-1. draw the numbers of a template, skip draws that break its condition or were drawn before
+1. draw the numbers of a template, skip draws that break its condition, do not divide evenly or were drawn before
 2. draw names and things, write question and steps
 3. add "The answer is n."
 
@@ -43,7 +43,7 @@ _STEP = re.compile(r"\[(\w+) = ([^\]]+)\]")
 @dataclass(frozen=True)
 class Template:
     """``numbers`` maps a name to its inclusive range, ``derived`` names to expressions of earlier ones (for totals that
-    divide evenly), ``condition`` is an expression that must hold."""
+    divide evenly), ``condition`` is an expression of all of them and of the computed names that must hold."""
 
     name: str
     questions: tuple[str, ...]
@@ -81,21 +81,22 @@ def _value(expression: str, numbers: dict[str, int]) -> int:
     return int(value)
 
 
-def _work(steps: str, numbers: dict[str, int]) -> tuple[str, int]:
-    """``steps`` with its computations written out, and the last value."""
+def _work(steps: str, numbers: dict[str, int]) -> tuple[str, dict[str, int]] | None:
+    """``steps`` with its computations written out, and all names bound, the last computed one last; None where a
+    division leaves a rest or a result is not positive."""
     bound = dict(numbers)
-    last = 0
+    for name, expression in _STEP.findall(steps):
+        if "/" in expression and _value(expression.replace("/", "%"), bound):
+            return None
+        bound[name] = _value(expression, bound)
+        if bound[name] < 1:
+            return None
 
     def write(match: re.Match) -> str:
-        nonlocal last
         name, expression = match.groups()
-        assert "/" not in expression or _value(expression.replace("/", "%"), bound) == 0, f"{expression} leaves a rest"
-        last = _value(expression, bound)
-        written = _NAME.sub(lambda found: str(bound[found.group()]), expression)
-        bound[name] = last
-        return f"{written} = {last}"
+        return f"{_NAME.sub(lambda found: str(bound[found.group()]), expression)} = {bound[name]}"
 
-    return _STEP.sub(write, steps), last
+    return _STEP.sub(write, steps), bound
 
 
 def problems(source: Template, count: int) -> list[Problem]:
@@ -113,9 +114,11 @@ def problems(source: Template, count: int) -> list[Problem]:
         words = dict(N=first, M=second, x=thing, y=other, box=rng.choice(CONTAINERS), place=rng.choice(PLACES))
         question = rng.choice(source.questions)
         key = f"{source.name} {sorted(numbers.items())}"
-        if key in found or words["box"] == thing or not _holds(source.condition, numbers):
+        work = _work(source.steps, numbers)
+        if key in found or words["box"] in (thing, other) or work is None or not _holds(source.condition, work[1]):
             continue
-        worked, answer = _work(source.steps, numbers)
+        worked, bound = work
+        answer = list(bound.values())[-1]
         text = worked.format(**words, **numbers)
         found[key] = Problem(source.name, key, question.format(**words, **numbers), f"{text} The answer is {answer}.", answer)
     return list(found.values())

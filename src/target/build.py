@@ -37,7 +37,7 @@ def tiny_config(**overrides) -> DeepseekV4Config:
         "num_hash_layers": 2,
         "layer_types": (["sliding_attention"] * 2 + alternating * layers)[:layers],
         "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 32},
-        "sliding_window": 64,
+        "sliding_window": 128,  # the real one's: a prompt and its answer mostly fit, so names and numbers can be copied
         "index_n_heads": 2,
         "index_head_dim": 16,
         "index_topk": 512,  # at least the entries of 2,048 tokens: a binding top-k on ties makes prefill and decode differ

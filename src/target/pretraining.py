@@ -6,6 +6,11 @@
 4. loss = CE(x[i+1]) + mtp_weight * CE(x[i+2])
 5. Muon on matrices, AdamW on the rest, linear warm-up, constant, linear decay to zero
 6. router biases follow the load, without an auxiliary loss (DeepSeek-V3, section 2.1.2)
+
+Left at that, a model this small answers in loops: a greedy text that repeats itself once goes on for good, because every
+repeat makes the next one likelier (arXiv 2206.02369). So some rows get a planted loop between 1 and 2: a short span of the
+text is repeated a few times and the text then goes on. Repeats are trained down (4: unlikelihood, -log(1 - p), arXiv
+1908.04319, section 4.1), and the text after them shows the way out.
 """
 
 from __future__ import annotations
@@ -30,7 +35,8 @@ from src.target.taps import tap_residual
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """``tokens`` in all; ``context`` T and ``batch_rows`` B of a step; learning rates at the plateau."""
+    """``tokens`` in all; ``context`` T and ``batch_rows`` B of a step; learning rates at the plateau; ``loop_share`` of the
+    rows get a planted loop."""
 
     tokens: int = 12_288_000
     context: int = 1024
@@ -39,11 +45,12 @@ class PretrainSettings:
     warmup_share: float = 0.02
     decay_share: float = 0.5
     weight_decay: float = 0.01
-    mtp_weight: float = 0.3
+    mtp_weight: float = 0.5
     router_bias_rate: float = 0.002
     router_bias_every: int = 20
     clip: float = 1.0
     seed: int = 0
+    loop_share: float = 1.0
     bf16: bool = True
     compile: bool = True
     checkpoint_every_s: float = 300.0
@@ -73,17 +80,54 @@ def pack(documents: Sequence[Tensor], context: int, seed: int, epoch: int) -> Te
     return stream[: rows * context + 1].unfold(0, context + 1, context)
 
 
-def joint_loss(model: DeepseekV4ForCausalLM, mtp: MTPBlock, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, T + 1] int64 -> mean next-token and mean MTP cross-entropy in nats a token."""
+LONGEST_PERIOD, LONGEST_LOOP = 32, 96  # tokens
+
+
+def plant_loops(rows: Tensor, share: float, never: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Repeat a short span in a ``share`` of the rows: [B, T + 1] -> the same shape, and copy number [B, T + 1] int64.
+
+    The span's own tokens and all other text have copy number 0, its n-th repeat n; what no longer fits falls off the row's
+    end. Periods are log-uniform in 1..LONGEST_PERIOD, repeats add 2 periods to LONGEST_LOOP tokens. ``never`` [n]: tokens
+    (control tokens) that no repeated span may hold; such a row stays as it is.
+    """
+    rows, copies = rows.clone(), torch.zeros_like(rows)
+    for row, copy in zip(rows, copies, strict=True):
+        chosen, where, how_short, how_long = torch.rand(4, generator=generator).tolist()
+        period = min(int((LONGEST_PERIOD + 1) ** how_short), len(row) - 1)
+        end = period + int(where * (len(row) - period))
+        span = row[end - period : end].clone()
+        if chosen >= share or torch.isin(span, never).any():
+            continue
+        added = min(int(2 * period + how_long * (LONGEST_LOOP - 2 * period)), len(row) - end)
+        row[end + added :] = row[end : len(row) - added].clone()
+        row[end : end + added] = span.repeat(added // period + 1)[:added]
+        copy[end : end + added] = torch.arange(added) // period + 1
+    return rows, copies
+
+
+def joint_loss(
+    model: DeepseekV4ForCausalLM, mtp: MTPBlock, rows: Tensor, copies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[B, T + 1] int64 -> mean next-token and mean MTP cross-entropy in nats a token.
+
+    With ``copies`` (see plant_loops) a first repeat counts in neither, later ones count -log(1 - p) in the first alone.
+    """
     ids, targets = rows[:, :-1], rows[:, 1:]
     with tap_residual(model) as tap:
         hidden = model.model(ids, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden).float()
-    main = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     # T rows, so that windowed attention applies; the last index has no x[i+2] inside the row and is left out of the loss.
     states = mtp(tap.final, model.model.embed_tokens(targets))[:, :-1]
-    logits = model.lm_head(states).float()
-    return main, F.cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten())
+    mtp_logits = model.lm_head(states).float()
+    main = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    drafted = F.cross_entropy(mtp_logits.flatten(0, 1), rows[:, 2:].flatten(), reduction="none")
+    if copies is None:
+        return main.mean(), drafted.mean()
+    copy = copies[:, 1:].flatten()
+    unlikelihood = -torch.log1p(-torch.exp(-main).clamp(max=1 - 1e-4))
+    main = torch.where(copy == 0, main, unlikelihood.masked_fill(copy == 1, 0.0))
+    text = (copies[:, 2:].flatten() == 0).float()
+    return main.mean(), (drafted * text).sum() / text.sum()
 
 
 def make_optimiser(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
@@ -115,13 +159,15 @@ def pretrain(
     settings: PretrainSettings,
     checkpoint: Path,
     identity: str,
+    control_ids: Sequence[int],
     on_log: Callable[[dict], None] = lambda _: None,
 ) -> dict:
     """Train in place; returns the last log record ({} where nothing was left to do).
 
     A killed run goes on from ``checkpoint`` (written atomically), if that was written with the same ``identity``: a hash of
-    everything besides the settings that decides the result.
+    everything besides the settings that decides the result. ``control_ids``: tokens that no planted loop repeats.
     """
+    control = torch.tensor(sorted(control_ids))
     optimiser = make_optimiser(model, mtp, settings)
     step, spent_s = _resume(model, mtp, optimiser, settings, identity, checkpoint)
     if settings.compile:
@@ -144,8 +190,10 @@ def pretrain(
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(step)
         precision = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        planted, copies = plant_loops(batch, settings.loop_share, control, generator)
         with precision:
-            main, mtp_loss = joint_loss(model, mtp, batch)
+            main, mtp_loss = joint_loss(model, mtp, planted, copies)
         loss = main + settings.mtp_weight * mtp_loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)

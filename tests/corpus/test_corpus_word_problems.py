@@ -9,7 +9,9 @@ import re
 import pytest
 
 from src.corpus.embedded import TEMPLATES, math_candidates
-from src.corpus.word_problems import as_conversation, problems
+from src.corpus.problem_chains import chain, part
+from src.corpus.problem_templates_more import CHAINS
+from src.corpus.word_problems import as_conversation, problems, template
 
 _STEP = re.compile(r"([\d(][\d\s()+*/-]*) = (\d+)")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -26,8 +28,8 @@ def evaluate(expression: str) -> float:
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
 def test_worked_answers_are_correct(template):
-    found = problems(template, 40)
-    assert len(found) == 40
+    found = problems(template, 60)
+    assert len(found) == 60
     for problem in found:
         steps = _STEP.findall(problem.worked)
         assert len(steps) == template.steps.count("[")
@@ -38,13 +40,15 @@ def test_worked_answers_are_correct(template):
             assert all(int(n) in known or int(n) in {2, 3, 4, 7, 60} for n in re.findall(r"\d+", expression)), problem
             known.add(int(result))
         assert problem.worked.endswith(f"The answer is {steps[-1][1]}.")
-        assert problem.answer == int(steps[-1][1]) >= 0
+        assert all(0 < int(result) < 1000 for _, result in steps), problem.worked
+        assert problem.answer == int(steps[-1][1])
         assert problem.question.endswith("?")
-        assert not set("{}[]") & set(problem.question + problem.worked)
+        assert not set("{}[]|") & set(problem.question + problem.worked)
+        assert "  " not in problem.question + problem.worked
 
 
 def test_there_are_many_templates_and_their_shapes_differ():
-    assert len(TEMPLATES) >= 60
+    assert len(TEMPLATES) >= 300
     assert len({template.name for template in TEMPLATES}) == len(TEMPLATES)
     wordings = [re.sub(r"\{\w+\}", "_", question) for template in TEMPLATES for question in template.questions]
     assert len(set(wordings)) == len(wordings)
@@ -68,3 +72,40 @@ def test_ids_tell_seen_from_unseen_templates():
         problem.question,
         problem.worked,
     ]
+
+
+def test_draws_that_do_not_divide_or_fall_below_one_are_skipped():
+    source = template("t", "{a} {b}?", steps="[c = a / 2]. [d = c - b].", a=(1, 12), b=(1, 6))
+    assert {problem.question for problem in problems(source, 99)} == {
+        f"{a} {b}?" for a in range(2, 13, 2) for b in range(1, a // 2)
+    }
+
+
+def test_a_chain_joins_its_parts():
+    start = part("{a} {box} of {b} m.", "{b} m in {a} {box}.", steps="There are [c = a * b] m.", a=(4, 4), b=(5, 5))
+    sell = part("{k} m are sold. | How many m are left?", steps="There are [v = u - k] m left.", k=(2, 2))
+    parts = part("| How many parts of {k} m are there?", steps="There are [v = u / k] parts.", k=(3, 3))
+    made = chain("t", start, sell, parts)
+    assert made.questions == (
+        "{a} {box} of {b} m. {k1} m are sold. How many parts of {k2} m are there?",
+        "{b} m in {a} {box}. {k1} m are sold. How many parts of {k2} m are there?",
+    )
+    (problem,) = problems(made, 9)
+    assert (
+        problem.worked == "There are 4 * 5 = 20 m. There are 20 - 2 = 18 m left. There are 18 / 3 = 6 parts. The answer is 6."
+    )
+
+
+def test_unseen_chains_are_made_of_sentences_that_training_sees():
+    def sentences(chosen):
+        return {
+            sentence
+            for template in chosen
+            for text in (template.steps, *template.questions)
+            for sentence in re.split(r"(?<=[.?]) ", re.sub(r"\[.*?\]|\{[a-z]\w*\}", "_", text))
+        }
+
+    unseen = [template for template in CHAINS if template.is_unseen and not template.name.startswith(("legs_", "wheels_"))]
+    assert len(unseen) >= 15
+    assert len({template.name.split("_")[0] for template in unseen}) >= 8
+    assert not sentences(unseen) - sentences(template for template in TEMPLATES if not template.is_unseen)

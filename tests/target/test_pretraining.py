@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.target.build import build_target, tiny_config
-from src.target.pretraining import PretrainSettings, pack, pretrain
+from src.target.pretraining import LONGEST_LOOP, LONGEST_PERIOD, PretrainSettings, joint_loss, pack, plant_loops, pretrain
 
 CONFIG = {
     "vocab_size": 40,
@@ -41,6 +41,48 @@ def test_rows_overlap_by_one_and_every_epoch_has_another_order():
         pack(texts[:1], 32, seed=0, epoch=0)
 
 
+def test_a_planted_loop_repeats_a_span_and_the_text_goes_on():
+    text = torch.arange(400).repeat(50, 1)
+    rows, copies = plant_loops(text, 1.0, torch.tensor([]), torch.Generator().manual_seed(0))
+    again, _ = plant_loops(text, 1.0, torch.tensor([]), torch.Generator().manual_seed(0))
+    assert rows.shape == text.shape and torch.equal(rows, again)
+    periods = set()
+    for row, copy in zip(rows, copies, strict=True):
+        assert torch.equal(row[copy == 0], torch.arange(int((copy == 0).sum())))  # without the repeats it is the text
+        planted = copy.nonzero()[:, 0]
+        start, added = int(planted[0]), len(planted)
+        assert added <= LONGEST_LOOP
+        if start + added == 400:  # cut at the row's end
+            continue
+        period = int((copy == 1).sum())
+        periods.add(period)
+        assert torch.equal(row[start : start + added], row[start - period : start + added - period])
+        assert 2 * period <= added and period <= LONGEST_PERIOD
+        assert copy[start : start + added].tolist() == [1 + i // period for i in range(added)]
+    assert min(periods) == 1 and len(periods) > 8
+    rows, copies = plant_loops(text, 1.0, torch.arange(400), torch.Generator().manual_seed(0))
+    assert torch.equal(rows, text) and not copies.any()
+    _, copies = plant_loops(text.repeat(10, 1), 0.3, torch.tensor([]), torch.Generator().manual_seed(0))
+    assert 100 < int(copies.any(dim=1).sum()) < 200  # of 500
+
+
+def test_repeats_are_trained_down_and_count_nowhere_else():
+    model, mtp = build_target(tiny_config(**CONFIG))
+    rows = torch.randint(0, 40, (1, 33), generator=torch.Generator().manual_seed(3))
+    copies = torch.zeros_like(rows)
+    copies[0, 10:14], copies[0, 14:18] = 1, 2
+    logits = model(rows[:, :-1]).logits.log_softmax(-1)
+    log_p = logits[0, torch.arange(32), rows[0, 1:]]
+    kept = torch.ones(32, dtype=torch.bool)
+    kept[9:17] = False
+    expected = (-log_p[kept].sum() - torch.log1p(-log_p[13:17].exp()).sum()) / 32
+    main, drafted = joint_loss(model, mtp, rows, copies)
+    assert torch.allclose(main, expected, atol=1e-5)
+    plain, plain_drafted = joint_loss(model, mtp, rows, torch.zeros_like(rows))
+    assert torch.allclose(torch.stack(joint_loss(model, mtp, rows)), torch.stack([plain, plain_drafted]))
+    assert not torch.allclose(drafted, plain_drafted)
+
+
 def test_the_schedule_rises_holds_and_falls_to_zero():
     s = settings(100, warmup_share=0.1, decay_share=0.5, lr=1.0)
     assert s.lr_at(0) == pytest.approx(0.1) and s.lr_at(9) == s.lr_at(40) == 1.0
@@ -50,7 +92,7 @@ def test_the_schedule_rises_holds_and_falls_to_zero():
 def test_it_learns_both_heads_and_moves_the_router_biases(tmp_path):
     model, mtp = build_target(tiny_config(**CONFIG))
     records = []
-    last = pretrain(model, mtp, documents(), settings(40, router_bias_every=5), tmp_path / "c.pt", "id", records.append)
+    last = pretrain(model, mtp, documents(), settings(40, router_bias_every=5), tmp_path / "c.pt", "id", (), records.append)
     assert records[0]["step"] == 20 and last["step"] == 40
     assert last["loss"] < 2.6 and last["mtp_loss"] < 3.2  # ln 40 = 3.69
     assert model.model.layers[3].mlp.gate.e_score_correction_bias.abs().sum() > 0
@@ -58,7 +100,7 @@ def test_it_learns_both_heads_and_moves_the_router_biases(tmp_path):
 
 def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
     whole = build_target(tiny_config(**CONFIG))
-    pretrain(*whole, documents(), settings(12), tmp_path / "whole.pt", "id")
+    pretrain(*whole, documents(), settings(12), tmp_path / "whole.pt", "id", ())
 
     class Stop(Exception):
         pass
@@ -74,17 +116,17 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(PretrainSettings, "lr_at", stop_at_seven)
-        pretrain(*broken, documents(), every, tmp_path / "broken.pt", "id")
+        pretrain(*broken, documents(), every, tmp_path / "broken.pt", "id", ())
     again = build_target(tiny_config(**CONFIG), seed=5)
-    pretrain(*again, documents(), every, tmp_path / "broken.pt", "id")
+    pretrain(*again, documents(), every, tmp_path / "broken.pt", "id", ())
     for one, two in zip(whole, again, strict=True):
         assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     model, mtp = build_target(tiny_config(**CONFIG))
-    pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "id")
+    pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "id", ())
     with pytest.raises(ValueError, match="another settings"):
-        pretrain(model, mtp, documents(), settings(3), tmp_path / "c.pt", "id")
+        pretrain(model, mtp, documents(), settings(3), tmp_path / "c.pt", "id", ())
     with pytest.raises(ValueError, match="another corpus, tokenizer or model"):
-        pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "other")
+        pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "other", ())
