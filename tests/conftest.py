@@ -104,6 +104,7 @@ def mini_overrides(mini_target, rows_file) -> list[str]:
         "corpus=paper",
         f"corpus.stage1=[{{{rows}, count: 24}}]",
         f"corpus.stage2=[{{{rows}, count: 16, skip: 30}}]",
+        "corpus.decontaminate=false",
         "corpus.validation=6",
         "corpus.max_new_tokens=24",
         "corpus.max_length=96",

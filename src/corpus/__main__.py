@@ -1,9 +1,10 @@
-"""What is in the embedded corpus: ``python -m src.corpus [--tokenizer assets/tiny] [--write-prompts]``."""
+"""What is in the embedded corpus: ``python -m src.corpus [--tokenizer assets/tiny] [--write-prompts] [--benchmarks hub]``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from src.contracts import DOMAINS, Conversation
+from src.corpus.benchmark_rows import BENCHMARKS
+from src.corpus.benchmarks import benchmark_prompts
+from src.corpus.decontaminate import held_prompts
 from src.corpus.embedded import load_embedded, text_bytes
 from src.corpus.overlap import NGRAM, seen_share
 from src.corpus.prompts import PROMPTS_FILE, write_prompts
@@ -68,12 +72,26 @@ def report(splits: dict[str, list[Conversation]], tokenizer: Path, samples: int,
                 console.print(f"[{turn.role}] {turn.content}", markup=False, highlight=False)
 
 
+def report_contamination(train: list[Conversation], benchmarks: str, console: Console) -> None:
+    """Print, a line a conversation and one for all, which training conversations hold a benchmark's prompt."""
+    path = None if benchmarks == "hub" else benchmarks
+    names = held_prompts(train, (prompt for name in BENCHMARKS for prompt in benchmark_prompts(name, path)))
+    held = {conversation.id: name for conversation, name in zip(train, names, strict=True) if name}
+    for conversation_id, name in held.items():
+        console.print(f"{conversation_id} holds a prompt of {name}", highlight=False)
+    by_name = ", ".join(f"{count} {name}" for name, count in Counter(held.values()).most_common())
+    console.print(
+        f"{len(held):,} of {len(train):,} training conversations hold a benchmark's prompt{': ' * bool(held)}{by_name}"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.corpus", description=__doc__)
     parser.add_argument("--tokenizer", type=Path, default=DEFAULT_TOKENIZER, help="folder with tokenizer.json")
     parser.add_argument("--cache-dir", type=Path, help="default $HYPERDFLASH_RUNS/corpus, or runs/corpus")
     parser.add_argument("--samples", type=int, default=2, help="conversations shown a domain")
     parser.add_argument("--write-prompts", action="store_true", help=f"rewrite {PROMPTS_FILE.name} and stop")
+    parser.add_argument("--benchmarks", help="folder of <name>.jsonl, or hub: count training texts that hold a prompt; stop")
     options = parser.parse_args(arguments)
     console = Console()
     if options.tokenizer != DEFAULT_TOKENIZER:
@@ -81,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = {split: load_embedded(split, cache_dir=options.cache_dir) for split in ("train", "heldout")}
     if options.write_prompts:
         console.print(f"{write_prompts(splits['heldout'])} prompts written to {PROMPTS_FILE}")
+        return
+    if options.benchmarks:
+        report_contamination(splits["train"], options.benchmarks, console)
         return
     report(splits, options.tokenizer, options.samples, console)
 

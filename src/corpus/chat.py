@@ -9,6 +9,9 @@
 
 Earlier answers always use the ``</think>`` header and lose their reasoning. An assistant turn carries reasoning as
 ``<think>{reasoning}</think>{answer}`` at the start of its content; without it the reasoning is empty.
+
+Where the model itself answers several user turns, ``encode_rounds`` gives what each adds to the history, and
+``without_reasoning`` what a later turn sees of a think_high answer.
 """
 
 from __future__ import annotations
@@ -142,12 +145,51 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     return [*ids, encoder.ids.assistant, header]
 
 
+def user_rounds(conversation: Conversation) -> list[Conversation]:
+    """[system +] user turn, user turn, ... each as a conversation of its own; any answers in between are left out."""
+    rounds, before = [], []
+    for turn in conversation.turns:
+        if turn.role == "assistant":
+            continue
+        before.append(turn)
+        if turn.role == "user":
+            rounds.append(Conversation(conversation.id, conversation.domain, tuple(before)))
+            before = []
+    return rounds
+
+
+def encode_rounds(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[list[int]]:
+    """Ids that each user turn adds, ending in the assistant's header of ``mode``; the first starts with the begin token.
+
+    The prompt of round n is the history of the rounds before it, then ``encode_rounds(...)[n]``.
+    """
+    first, *later = [encode_prompt(one, tokenizer, mode) for one in user_rounds(conversation)]
+    return [first, *(ids[1:] for ids in later)]
+
+
+def without_reasoning(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A think_high prompt and its finished answer, as a later turn sees them.
+
+    ``...<Assistant><think>`` + ``{reasoning}</think>{answer}<eos>`` becomes ``...<Assistant></think>{answer}<eos>``; an
+    answer that never closed its reasoning leaves ``...<Assistant></think><eos>``.
+    """
+    special = _encoder(tokenizer).ids
+    if prompt[-1] != special.think:
+        raise ValueError(f"a think_high prompt ends in <think>, got token {prompt[-1]}: encode it with mode think_high")
+    said = _after_reasoning(answer, special.think_end) if special.think_end in answer else [special.eos]
+    return [*prompt[:-1], special.think_end, *said]
+
+
+def _after_reasoning(ids: Sequence[int], think_end: int) -> list[int]:
+    """What follows the last end of a reasoning; everything where there is none."""
+    kept = list(ids)
+    return kept[len(kept) - kept[::-1].index(think_end) :] if think_end in kept else kept
+
+
 def answer_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Text of generated ids: up to the end token, after the reasoning if there is any, control tokens left out."""
     special = _encoder(tokenizer).ids
     kept = [int(index) for index in ids]
     if special.eos in kept:
         kept = kept[: kept.index(special.eos)]
-    if special.think_end in kept:
-        kept = kept[len(kept) - kept[::-1].index(special.think_end) :]
-    return tokenizer.decode(kept, skip_special_tokens=True)
+    return tokenizer.decode(_after_reasoning(kept, special.think_end), skip_special_tokens=True)

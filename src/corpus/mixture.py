@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 from src.contracts import DOMAINS, Conversation
+from src.corpus.benchmark_rows import BENCHMARKS
+from src.corpus.benchmarks import benchmark_prompts
+from src.corpus.decontaminate import decontaminate
 from src.corpus.embedded import load_embedded
 from src.corpus.prompts import load_eval_prompts
 from src.corpus.sources import stream
 from src.corpus.stable_hash import content_hash
-from src.settings import natural_int, one_of, positive_int
+from src.settings import boolean, natural_int, one_of, positive_int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +86,20 @@ class EmbeddedCorpus(Corpus):
 @dataclass(frozen=True, kw_only=True)
 class StreamedCorpus(Corpus):
     """``stage1``, ``stage2``: a list of ``{source, count}``, with ``skip`` rows to leave out first and the ``domain`` of a
-    local JSONL file; ``source`` is a hub id or a file (src.corpus.sources)."""
+    local JSONL file; ``source`` is a hub id or a file (src.corpus.sources).
+
+    ``decontaminate``: leave out conversations that hold a prompt of the paper's seven benchmarks, which are read from
+    ``benchmarks_path`` (a folder, or None for the hub); ``count`` is the number before that.
+    """
 
     stage1: Sequence[Mapping]
     stage2: Sequence[Mapping]
+    decontaminate: bool
+    benchmarks_path: str | Path | None
 
     def __post_init__(self):
         super().__post_init__()
+        boolean("corpus.decontaminate", self.decontaminate)
         for name, entries in (("stage1", self.stage1), ("stage2", self.stage2)):
             for entry in entries:
                 if not {"source", "count"} <= set(entry) <= {"source", "count", "skip", "domain"}:
@@ -106,12 +117,27 @@ class StreamedCorpus(Corpus):
 
     def train(self) -> list[Conversation]:
         """After the validation conversations, which come first in each source's part."""
-        held_out = {c.id for c in self.validation_conversations()}
+        held_out = {c.id for c in self._first()}
         found = (c for entry in self._entries for c in self._read(entry, self.validation, entry["count"]))
-        return list({c.id: c for c in found if c.id not in held_out}.values())
+        return self._clean(list({c.id: c for c in found if c.id not in held_out}.values()), "training")
 
     def validation_conversations(self) -> list[Conversation]:
+        return self._clean(self._first(), "validation")
+
+    def _first(self) -> list[Conversation]:
         return [c for entry in self._entries for c in self._read(entry, 0, self.validation)]
+
+    def _clean(self, conversations: list[Conversation], what: str) -> list[Conversation]:
+        if not self.decontaminate:
+            return conversations
+        return decontaminate(conversations, self._benchmark_prompts, what=what)
+
+    @cached_property
+    def _benchmark_prompts(self) -> list[Conversation]:
+        try:
+            return [prompt for name in BENCHMARKS for prompt in benchmark_prompts(name, self.benchmarks_path)]
+        except ValueError as error:
+            raise ValueError(f"{error}; or train without the check: corpus.decontaminate=false") from error
 
     def _read(self, entry: Mapping, start: int, count: int) -> list[Conversation]:
         """``count`` well-formed conversations after ``skip + start``, equal ones once."""

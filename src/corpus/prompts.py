@@ -13,8 +13,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from src.contracts import DOMAINS, Conversation
+from src.corpus.chat import Mode
 from src.corpus.embedded import from_row, to_row
+from src.corpus.lengths import fitting_prompts
 from src.corpus.split import heldout_kind
 from src.settings import positive_int
 
@@ -90,16 +94,34 @@ def reference_answers(path: Path = PROMPTS_FILE) -> dict[str, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldoutPrompts:
-    """``per_domain`` of the committed prompts of each domain (maths about half from unseen templates); limits of an answer."""
+class Prompts:
+    """What the options of ``benchmarks`` share: ``max_new_tokens`` an answer, ``max_length`` a prompt with all its answers."""
 
-    per_domain: int
     max_new_tokens: int
     max_length: int
 
     def __post_init__(self):
-        for name in ("per_domain", "max_new_tokens", "max_length"):
+        for name in ("max_new_tokens", "max_length"):
             positive_int(f"benchmarks.{name}", getattr(self, name))
+
+    def conversations(self) -> list[Conversation]:
+        """The prompts, each ending at a user turn; whatever answers stand in them, the target gives its own."""
+        raise NotImplementedError
+
+    def fitting(self, tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[Conversation]:
+        """Those of ``conversations()`` that fit ``max_length`` (src.corpus.lengths); the others are logged with their ids."""
+        return fitting_prompts(self.conversations(), tokenizer, mode, self.max_length, self.max_new_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutPrompts(Prompts):
+    """``per_domain`` of the committed prompts of each domain, maths about half from unseen templates."""
+
+    per_domain: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive_int("benchmarks.per_domain", self.per_domain)
 
     def conversations(self) -> list[Conversation]:
         """Prompts in file order; ValueError where the file has fewer than asked for."""

@@ -173,12 +173,12 @@ def _answers(
     tokenizer: PreTrainedTokenizerBase,
     mask_token_id: int | None,
 ) -> dict[str, list[Answer]]:
-    """The last answer of each document by group."""
+    """The last answer to each prompt by group."""
     eos_id = special_ids(tokenizer, mask_token_id).eos
     questions = {prompt.id: prompt.turns[-1].content for prompt in prompts}
     wanted = reference_answers()
     answers: dict[str, list[Answer]] = {name: [] for name in GROUPS}
-    for document in documents:
+    for document in (d for d in documents if d.id in questions):  # think_high has one more for each earlier turn
         others = (~document.loss_mask).nonzero()
         ids = document.input_ids[int(others[-1]) + 1 if len(others) else 0 :].tolist()
         group = group_of(document.id, document.domain)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Conversation, Document
-from src.corpus.chat import encode_prompt
+from src.corpus.chat import encode_rounds, without_reasoning
+from src.corpus.lengths import named
 from src.corpus.tokenizer import special_ids
 from src.target.generate import generate_batch
 from src.target.load import Target
@@ -57,11 +58,10 @@ def answer_conversations(
 ) -> list[Document]:
     """Every assistant turn written by the target, each on the history it wrote itself; documents in the order given.
 
-    ``target()`` is called only if an answer is missing. A prompt with no room for an answer within ``max_length`` is dropped,
-    with its count printed.
+    One document a conversation, with its id. In think_high one a turn: reasoning leaves the history, so two turns are not one
+    text; the last turn's document has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ..., in front of it.
+    ``target()`` is called only if an answer is missing. What ``max_length`` cut or left out is counted and printed.
     """
-    if settings.mode == "think_high" and any(len(_user_rounds(c)) > 1 for c in conversations):
-        raise ValueError("mode=think_high answers one user turn a conversation, got some with more: use mode=non_think")
     batches = _batches(conversations, tokenizer, settings)
     key = hashlib.sha256(json.dumps([fingerprint, asdict(settings), tokenizer.backend_tokenizer.to_str()]).encode())
     for batch in batches:
@@ -83,20 +83,44 @@ def answer_conversations(
                 _append(path, documents)
                 done |= {document.id: document for document in documents}
             bar.update(len(batch))
-    kept = [done[conversation.id] for conversation in conversations if conversation.id in done]
-    answered = [document for document in kept if bool(document.loss_mask.any())]
-    if len(answered) < len(conversations):
-        dropped = len(conversations) - len(answered)
-        print(f"target answers: {dropped} of {len(conversations)} prompts left no room and were dropped")
-    return answered
+    found = {c.id: [d for d in _documents_of(c, done) if bool(d.loss_mask.any())] for c in conversations}
+    _tell_limits(conversations, found, settings, special_ids(tokenizer, mask_id=0).eos)
+    return [document for conversation in conversations for document in found[conversation.id]]
+
+
+def _documents_of(conversation: Conversation, done: dict[str, Document]) -> list[Document]:
+    earlier = (f"{conversation.id}#{number}" for number in range(1, len(conversation.turns)))
+    return [done[name] for name in (*earlier, conversation.id) if name in done]
+
+
+def _tell_limits(
+    conversations: Sequence[Conversation], found: dict[str, list[Document]], settings: AnswerSettings, eos_id: int
+) -> None:
+    """One line each for prompts without room and for answers that a limit ended."""
+    without = [name for name, documents in found.items() if not documents]
+    if without:
+        print(
+            f"target answers: {len(without)} of {len(conversations)} prompts left out, no room for an answer within "
+            f"max_length={settings.max_length}: {named(without)}"
+        )
+    answers = cut = 0
+    for document in (d for documents in found.values() for d in documents):
+        after = torch.cat([document.loss_mask[1:], torch.zeros(1, dtype=torch.bool)])
+        ends = document.input_ids[document.loss_mask & ~after]
+        answers, cut = answers + len(ends), cut + int((ends != eos_id).sum())
+    turns = sum(turn.role == "user" for c in conversations if found[c.id] for turn in c.turns)
+    if cut or answers < turns:
+        print(
+            f"target answers: {cut} of {answers} end at max_new_tokens={settings.max_new_tokens} or "
+            f"max_length={settings.max_length}, {turns - answers} later turns not asked",
+            flush=True,
+        )
 
 
 def _batches(conversations, tokenizer, settings) -> list[list[Conversation]]:
     def cost(conversation: Conversation) -> tuple[int, int, str]:
-        first = next(i for i, turn in enumerate(conversation.turns) if turn.role == "user")
-        start = Conversation(conversation.id, conversation.domain, conversation.turns[: first + 1])
-        turns = sum(turn.role == "user" for turn in conversation.turns)
-        return turns, len(encode_prompt(start, tokenizer, settings.mode)), conversation.id
+        rounds = encode_rounds(conversation, tokenizer, settings.mode)
+        return len(rounds), len(rounds[0]), conversation.id
 
     ordered = sorted(conversations, key=cost)
     return [ordered[i : i + settings.batch_rows] for i in range(0, len(ordered), settings.batch_rows)]
@@ -106,16 +130,16 @@ def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, se
     """Turn by turn: history + next user turn -> the target's answer, appended to the history with its loss mask."""
     eos_id = special_ids(tokenizer, mask_id=0).eos
     generator = torch.Generator(device=target.model.device).manual_seed(seed)
-    histories: list[list[int]] = [[] for _ in batch]
-    masks: list[list[bool]] = [[] for _ in batch]
-    pending = [_user_rounds(conversation) for conversation in batch]
+    # a row's texts are (ids, loss mask); the last one grows, or in think_high is followed by the next turn's
+    texts: list[list[tuple[list[int], list[bool]]]] = [[] for _ in batch]
+    histories: list[tuple[list[int], list[bool]]] = [([], []) for _ in batch]
+    pending = [encode_rounds(conversation, tokenizer, settings.mode) for conversation in batch]
     while any(pending):
         rows, prompts = [], []
         for row, rounds in enumerate(pending):
             if not rounds:
                 continue
-            header = encode_prompt(rounds.pop(0), tokenizer, settings.mode)
-            prompt = histories[row] + (header[1:] if histories[row] else header)  # one begin token a document
+            prompt = histories[row][0] + rounds.pop(0)
             if len(prompt) + 2 > settings.max_length:
                 rounds.clear()
                 continue
@@ -135,27 +159,28 @@ def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, se
         for index, answer in answers:
             row, prompt = rows[index], prompts[index]
             answer = answer[: settings.max_length - len(prompt)]
-            masks[row] += [False] * (len(prompt) - len(histories[row])) + [True] * len(answer)
-            histories[row] = prompt + answer
+            mask = histories[row][1]
+            mask = [*mask, *[False] * (len(prompt) - len(mask)), *[True] * len(answer)]
+            if settings.mode == "think_high":
+                texts[row].append((prompt + answer, mask))
+                seen = without_reasoning(prompt, answer, tokenizer)
+                histories[row] = seen, [False] * len(seen)
+            else:
+                texts[row] = [(prompt + answer, mask)]
+                histories[row] = texts[row][0]
             if answer[-1] != eos_id:  # cut at a limit: nothing can follow
                 pending[row].clear()
+    return [document for c, found in zip(batch, texts, strict=True) for document in _as_documents(c, found)]
+
+
+def _as_documents(conversation: Conversation, texts: Sequence[tuple[list[int], list[bool]]]) -> list[Document]:
+    """The last text under the conversation's id, earlier ones numbered; an empty document where nothing was answered."""
+    *earlier, last = texts or [([], [])]
+    named_texts = [(f"{conversation.id}#{number}", *text) for number, text in enumerate(earlier, start=1)]
     return [
-        Document(c.id, c.domain, torch.tensor(h, dtype=torch.long), torch.tensor(m, dtype=torch.bool))
-        for c, h, m in zip(batch, histories, masks, strict=True)
+        Document(name, conversation.domain, torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.bool))
+        for name, ids, mask in (*named_texts, (conversation.id, *last))
     ]
-
-
-def _user_rounds(conversation: Conversation) -> list[Conversation]:
-    """[system +] user turn, user turn, ... each as a conversation of its own; the answers in between are left out."""
-    rounds, before = [], []
-    for turn in conversation.turns:
-        if turn.role == "assistant":
-            continue
-        before.append(turn)
-        if turn.role == "user":
-            rounds.append(Conversation(conversation.id, conversation.domain, tuple(before)))
-            before = []
-    return rounds
 
 
 def _append(path: Path, documents: Sequence[Document]) -> None:
