@@ -9,20 +9,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import DeepseekV4ForCausalLM
 
 
 class Taps:
-    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward inside the context."""
+    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward since they were attached."""
 
     def __init__(self) -> None:
         self.final: Tensor | None = None
         self.layers: dict[int, Tensor] = {}
+        self.handles: list[RemovableHandle] = []
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self.handles:
+            handle.remove()
 
 
-@contextmanager
-def tap_residual(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
-    """Collect the states of the forwards run inside; layer i is transformers' ``hidden_states[i + 1]``, before any collapse."""
+def attach_taps(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Taps:
+    """Collect the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]``, before any
+    collapse. ValueError for a layer that is not there."""
     layers = model.model.layers
     wrong = [i for i in layer_ids if not 0 <= i < len(layers)]
     if wrong:
@@ -38,10 +45,16 @@ def tap_residual(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) ->
 
         return hook
 
-    handles = [model.model.hc_head.register_forward_pre_hook(at_head)]
-    handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
+    taps.handles = [model.model.hc_head.register_forward_pre_hook(at_head)]
+    taps.handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
+    return taps
+
+
+@contextmanager
+def tap_residual(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
+    """`attach_taps` for the forwards run inside."""
+    taps = attach_taps(model, layer_ids)
     try:
         yield taps
     finally:
-        for handle in handles:
-            handle.remove()
+        taps.remove()
