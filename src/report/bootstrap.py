@@ -112,6 +112,17 @@ class Ratio:
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
         return Ratio(self.groups, self.value - other.value, self.resampled - other.resampled)
 
+    def over(self, other: Ratio) -> Ratio:
+        """Paired quotient a domain, and the plain mean of these (not the quotient of the means)."""
+        assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
+        value = _divide(self.value[:-1], other.value[:-1])
+        resampled = _divide(self.resampled[:, :-1], other.resampled[:, :-1])
+        return Ratio(
+            self.groups,
+            np.append(value, value.mean(axis=0, keepdims=True), axis=0),
+            np.append(resampled, resampled.mean(axis=1, keepdims=True), axis=1),
+        )
+
 
 def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> Ratio:
     """sum(numerator) / sum(denominator) a domain and the plain mean of these: [N] or [N, S] each.

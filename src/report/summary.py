@@ -114,7 +114,7 @@ def summarise(results: Sequence[MethodResult], baseline: str, num_resamples: int
             raise ValueError(f"temperatures cover different domains: got {groups[:-1]} and {resamples.groups[:-1]}")
         groups = resamples.groups
         taus = {r.name: _tau(r.counts, resamples) for r in batch}
-        methods += [_method(r, taus[r.name], resamples) for r in batch]
+        methods += [_method(r, resamples) for r in batch]
         differences += [
             Difference(r.name, baseline, temperature, taus[r.name].minus(taus[baseline]).estimates())
             for r in batch
@@ -145,26 +145,48 @@ def _tau(counts: PromptCounts, resamples: Resamples) -> Ratio:
     return pooled_ratio(counts.emitted, counts.rounds, resamples)
 
 
-def _method(result: MethodResult, tau: Ratio, resamples: Resamples) -> MethodSummary:
-    counts, keep = result.counts, ~np.asarray(result.looped, bool)
-    rounds = counts.rounds[:, None]
-    tau_of = tau.estimates()
+def _method(result: MethodResult, resamples: Resamples) -> MethodSummary:
+    looped = np.asarray(result.looped, bool)
+    without_loops = answers_kept(result.counts, ~looped)
+    groups = group_summaries(result.counts, without_loops, looped, result.domains, resamples)
+    return MethodSummary(result.name, result.temperature, result.counts.num_slots, result.run_id, groups)
+
+
+def answers_kept(counts: PromptCounts, keep: np.ndarray) -> PromptCounts:
+    """``counts`` with the tokens and rounds of the answers outside ``keep`` [N] bool left out."""
+    return replace(counts, emitted=counts.emitted * keep, rounds=counts.rounds * keep)
+
+
+def group_summaries(
+    counts: PromptCounts,
+    without_loops: PromptCounts,
+    looped: np.ndarray,
+    domains: Sequence[str],
+    resamples: Resamples,
+) -> dict[str, GroupSummary]:
+    """A row a prompt -> a GroupSummary a domain, and MEAN.
+
+    ``without_loops`` the counts of the answers that do not loop, ``looped`` [N] the share of a prompt's answers that do
+    (bool where each has one), ``domains`` N entries in the order of ``resamples``.
+    """
+    rounds = np.broadcast_to(counts.rounds[:, None], counts.survived.shape)
+    tau = _tau(counts, resamples).estimates()
     accepted = pooled_ratio(counts.accepted, counts.rounds, resamples).estimates()
-    without = _tau(replace(counts, emitted=counts.emitted * keep, rounds=counts.rounds * keep), resamples).estimates()
-    survival = pooled_ratio(counts.survived, np.broadcast_to(rounds, counts.survived.shape), resamples).estimates()
+    tau_without_loops = _tau(without_loops, resamples).estimates()
+    survival = pooled_ratio(counts.survived, rounds, resamples).estimates()
     conditional = pooled_ratio(counts.survived, counts.reached, resamples).estimates()
     groups, shares = {}, []
     for group in resamples.groups:
-        members = np.array([group in (d, MEAN) for d in result.domains])
-        shares.append(float(np.mean(shares)) if group == MEAN else float((~keep)[members].mean()))
+        members = np.array([group in (d, MEAN) for d in domains])
+        shares.append(float(np.mean(shares)) if group == MEAN else float(np.mean(looped[members])))
         groups[group] = GroupSummary(
             prompts=int(members.sum()),
             rounds=int(counts.rounds[members].sum()),
-            tau=tau_of[group],
+            tau=tau[group],
             accepted=accepted[group],
-            tau_without_loops=without[group],
+            tau_without_loops=tau_without_loops[group],
             looping_share=shares[-1],
             survival=survival[group],
             conditional=conditional[group],
         )
-    return MethodSummary(result.name, result.temperature, counts.num_slots, result.run_id, groups)
+    return groups

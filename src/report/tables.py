@@ -35,7 +35,7 @@ def terminal_table(summary: Summary) -> Table:
         table.add_row(f"[dim]temperature {temperature:g}[/]")
         for method in summary.at(temperature):
             mean = method.groups[MEAN]
-            cells = [_text(g.tau) if name == MEAN else _number(g.tau.value) for name, g in method.groups.items()]
+            cells = [estimate_text(g.tau) if name == MEAN else number_text(g.tau.value) for name, g in method.groups.items()]
             cells = [
                 f"[bold green]{cell}[/]" if method.name == best[name] else cell
                 for name, cell in zip(method.groups, cells, strict=True)
@@ -44,10 +44,10 @@ def terminal_table(summary: Summary) -> Table:
             table.add_row(
                 escape(method.name),
                 *cells,
-                _text(difference.tau[MEAN], signed=True) if difference else "",
-                _number(mean.accepted.value),
+                estimate_text(difference.tau[MEAN], signed=True) if difference else "",
+                number_text(mean.accepted.value),
                 f"{mean.looping_share:.1%}",
-                _number(mean.tau_without_loops.value),
+                number_text(mean.tau_without_loops.value),
             )
         table.add_section()
     first = summary.at(summary.temperatures[0])[0]
@@ -88,7 +88,7 @@ def csv_text(summary: Summary) -> str:
 
 def metrics_dict(summary: Summary) -> dict:
     """What ``metrics.json`` holds: plain dicts, lists, numbers; None where a number is undefined (JSON has no NaN)."""
-    return _jsonable(
+    return jsonable(
         {
             "baseline": summary.baseline,
             "domains": list(summary.groups[:-1]),
@@ -123,30 +123,30 @@ def _tau_rows(summary: Summary, temperature: float) -> list[str]:
     for method in summary.at(temperature):
         cells = []
         for name, group in method.groups.items():
-            value, bounds = _text(group.tau).split(" ", 1)
+            value, bounds = estimate_text(group.tau).split(" ", 1)
             cells.append(f"**{value}** {bounds}" if method.name == best[name] else f"{value} {bounds}")
         mean = method.groups[MEAN]
         rows.append(
             [
                 method.name,
                 *cells,
-                _number(mean.accepted.value),
+                number_text(mean.accepted.value),
                 f"{mean.looping_share:.1%}",
-                _number(mean.tau_without_loops.value),
+                number_text(mean.tau_without_loops.value),
                 str(mean.prompts),
                 str(mean.rounds),
             ]
         )
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _difference_rows(summary: Summary, temperature: float) -> list[str]:
     rows = [
-        [d.name, *(_text(d.tau[g], signed=True) for g in summary.groups)]
+        [d.name, *(estimate_text(d.tau[g], signed=True) for g in summary.groups)]
         for d in summary.differences
         if d.temperature == temperature
     ]
-    return _markdown(["Method", *summary.groups], rows) if rows else ["(no other method)"]
+    return markdown_table(["Method", *summary.groups], rows) if rows else ["(no other method)"]
 
 
 def _position_rows(summary: Summary, temperature: float) -> list[str]:
@@ -154,14 +154,14 @@ def _position_rows(summary: Summary, temperature: float) -> list[str]:
     slots = max(m.num_slots for m in methods)
 
     def cells(values: tuple[Estimate, ...]) -> list[str]:
-        return [_number(100 * v.value, 1) for v in values] + [""] * (slots - len(values))
+        return [number_text(100 * v.value, 1) for v in values] + [""] * (slots - len(values))
 
     rows: list[list[str]] = []
     for method in methods:
         mean = method.groups[MEAN]
         rows.append([method.name, "survival", *cells(mean.survival)])
         rows.append(["", "conditional", *cells(mean.conditional)])
-    return _markdown(["Method", "", *map(str, range(1, slots + 1))], rows)
+    return markdown_table(["Method", "", *map(str, range(1, slots + 1))], rows)
 
 
 def _notes(summary: Summary) -> str:
@@ -177,18 +177,20 @@ def _notes(summary: Summary) -> str:
     )
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table: first column to the left, numbers to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def _text(estimate: Estimate, signed: bool = False) -> str:
+def estimate_text(estimate: Estimate, signed: bool = False) -> str:
     """``2.29 [2.20, 2.38]``"""
-    low, high = (_number(v, signed=signed) for v in (estimate.low, estimate.high))
-    return f"{_number(estimate.value, signed=signed)} [{low}, {high}]"
+    low, high = (number_text(v, signed=signed) for v in (estimate.low, estimate.high))
+    return f"{number_text(estimate.value, signed=signed)} [{low}, {high}]"
 
 
-def _number(value: float, digits: int = 2, signed: bool = False) -> str:
+def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
+    """``2.29``; ``n/a`` for NaN."""
     if math.isnan(value):
         return "n/a"
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -211,9 +213,10 @@ def _triple(estimate: Estimate) -> tuple:
     return tuple("" if math.isnan(v) else f"{v:.6f}" for v in values)
 
 
-def _jsonable(value):
+def jsonable(value):
+    """Nested dicts, lists and tuples with None for NaN, which JSON has not."""
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

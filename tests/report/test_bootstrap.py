@@ -60,6 +60,17 @@ def test_pairing_narrows_the_interval():
     assert paired.low > 0 and paired.high - paired.low < 0.1 * (single.high - single.low)
 
 
+def test_quotient_is_taken_within_a_domain():
+    """2 and 3 over 4 and 1: the mean is that of 0.5 and 3, not 2.5 over 2.5."""
+    resamples = resample_prompts(["a", "b"], 20)
+    one = np.ones(2)
+    top, bottom = (pooled_ratio(np.array(values), one, resamples) for values in ([2.0, 3.0], [4.0, 1.0]))
+    found = top.over(bottom).estimates()
+    assert [found[name].value for name in ("a", "b", MEAN)] == [0.5, 3.0, 1.75]
+    assert found[MEAN].low == found[MEAN].high == 1.75
+    assert np.isnan(top.over(pooled_ratio(np.array([4.0, 0.0]), one, resamples)).estimates()[MEAN].value)
+
+
 def test_coverage():
     """About 95% of 300 samples of prompts have the true ratio inside; three standard errors of slack."""
     generator = np.random.default_rng(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.image
 import pytest
 
-from src.report.figures import DPI, WIDTH_IN, acceptance_figure
+from src.report.figures import DPI, WIDTH_IN, acceptance_figure, spread_labels
 from src.report.summary import summarise
 
 
@@ -26,3 +26,17 @@ def test_undefined_slots_and_no_run_ids_draw(make_results, tmp_path):
     results = make_results(temperatures=(1.0,), per_domain=(3,), rates=rates, run_ids=False)
     path = acceptance_figure(summarise(results, "a", 20), tmp_path / "acceptance.png")
     assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("heights", "placed"),
+    [
+        ([0.1, 0.5], [0.1, 0.5]),
+        ([0.5, 0.5, 0.6], [0.5, 0.6, 0.7]),
+        ([-0.2, 0.0], [0.0, 0.1]),
+        ([0.95, 0.98, 1.0], [0.8, 0.9, 1.0]),
+        ([0.0] * 13, [0.1 * i for i in range(13)]),  # more than fit: apart all the same
+    ],
+)
+def test_labels_lie_apart(heights, placed):
+    assert spread_labels(heights, 0.1) == pytest.approx(placed)
