@@ -13,11 +13,12 @@ from transformers import DeepseekV4Config
 
 from src.entry import CONF
 from src.lit.loggers import make_loggers
+from src.target.build import tiny_config
 from src.target.heads import TargetHeads
 
-OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in Path(CONF).glob("*/*.yaml") if path.parent.name not in ("benchmarks",)
-)
+OTHER_ENTRY_POINTS = {"benchmarks": "evaluate", "compare": "evaluate", "recipe": "pretrain"}  # group -> its only user
+ALL = sorted((path.parent.name, path.stem) for path in Path(CONF).glob("*/*.yaml"))
+OPTIONS = [(group, option) for group, option in ALL if group not in OTHER_ENTRY_POINTS]
 # An option that needs another beside it.
 PARTNERS = {
     ("conditioning", "layers"): ["reducer=fc"],
@@ -45,6 +46,19 @@ def test_the_groups_are_all_here():
             "experiment",
         ]
     )
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in ALL if o not in OPTIONS], ids=lambda value: str(value))
+def test_the_options_of_other_entry_points_compose(group, option, compose_config, tmp_path):
+    config = compose_config(OTHER_ENTRY_POINTS[group], [f"{group}={option}"])
+    if group == "benchmarks":
+        instantiate(config.benchmarks, **({"path": str(tmp_path)} if option == "paper" else {}))
+    elif group == "compare":
+        assert config.baseline in [method.name for method in config.methods]
+    else:
+        build = tiny_config(vocab_size=config.recipe.vocab_size, **instantiate(config.recipe.model, _convert_="all"))
+        assert config.recipe.name == option and build.num_hidden_layers >= 8
+        assert compose_config("train", [f"target={option}"]).target.path == config.recipe.out
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))

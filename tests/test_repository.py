@@ -33,6 +33,7 @@ ORDER = [
     "report",
     "entry",
     "lit",
+    "bench",
 ]
 TORCH_PACKAGES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "transformers"}
 MAX_BYTES = 8_000_000
@@ -215,7 +216,7 @@ def test_demo_trains_what_evaluate_measures():
     commands = [(found[1], frozenset(shlex.split(found[2]))) for found in commands if found]
     trained = [overrides for module, overrides in commands if module == "src.train"]
     assert commands[-1][0] == "src.evaluate"
-    methods = [m for m in OmegaConf.load(ROOT / "conf/evaluate.yaml").methods if "train" in m]
+    methods = [m for m in OmegaConf.load(ROOT / "conf/compare/all.yaml").methods if "train" in m]
     assert methods
     for method in methods:
         stage2 = frozenset(method.train)

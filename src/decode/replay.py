@@ -25,8 +25,8 @@ from torch import Tensor
 
 from src.contracts import Rounds, TargetStates
 from src.decode.acceptance import greedy_accept, sampled_accept
-from src.decode.sampling import check_sampling, token_probabilities
 from src.target.heads import TargetHeads
+from src.target.sampling import check_sampling, token_probabilities
 
 
 class ReplayDrafter(Protocol):

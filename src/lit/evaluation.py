@@ -9,14 +9,10 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -25,95 +21,31 @@ from tqdm import tqdm
 from src.cache.capture import CachedStates, capture
 from src.cache.store import collate
 from src.contracts import Document
-from src.corpus.prompts import HeldoutPrompts
+from src.corpus.prompts import Prompts
 from src.corpus.tokenizer import load_tokenizer, special_ids
 from src.decode.looping import ends_in_loop
 from src.decode.metrics import document_counts
-from src.decode.replay import ReplayDrafter, concat_rounds, replay
-from src.drafter.mtp_chain import MTPChain
-from src.entry import command_of, runs_dir, train_run_dir
-from src.lit.lineage import load_drafter_weights
+from src.decode.replay import concat_rounds, replay
+from src.entry import command_of, runs_dir
+from src.lit.methods import make_methods
 from src.lit.record import environment_record, write_json
-from src.lit.run import Parts, lazy_target, make_parts, open_store, with_supervised_pair
+from src.lit.run import lazy_target, open_store, with_supervised_pair
 from src.report.bootstrap import PromptCounts
 from src.report.figures import acceptance_figure
 from src.report.summary import MethodResult, summarise
 from src.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
-from src.settings import natural_int, positive_int
-from src.target.heads import TargetHeads
-from src.target.load import fingerprint, load_heads, load_mtp
+from src.settings import natural_int
+from src.target.load import load_heads
 from src.target.responses import AnswerSettings, answer_conversations
 
 
-@dataclass(frozen=True)
-class Method:
-    """A name and what made it: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts``."""
-
-    name: str
-    native_steps: int | None = None
-    run: Path | None = None
-    parts: Parts | None = None
-
-    @property
-    def run_id(self) -> str:
-        return "as shipped" if self.run is None else self.run.name
-
-    @property
-    def layer_ids(self) -> tuple[int, ...]:
-        return () if self.parts is None else self.parts.layer_ids
-
-    def drafter(self, config: DictConfig, heads: TargetHeads) -> ReplayDrafter:
-        """Ready to draft, in eval mode."""
-        if self.run is None:
-            return MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps).eval()
-        module = self.parts.build(heads, config.target, seed=0)
-        load_drafter_weights(module, self.run, fingerprint(heads))
-        return module.eval()
-
-
-def make_methods(config: DictConfig) -> list[Method]:
-    """Every method checked before anything is loaded: its run must exist."""
-    methods = []
-    for entry in config.methods:
-        unknown = set(entry) - {"name", "native_steps", "train"}
-        if unknown or ("native_steps" in entry) == ("train" in entry):
-            raise ValueError(
-                f"a method has a name and either native_steps or train, got {OmegaConf.to_container(entry)}: mend `methods`"
-            )
-        if "native_steps" in entry:
-            methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
-            continue
-        overrides = list(entry.train)
-        training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
-        training.target, training.cache, training.mode = config.target, config.cache, config.mode
-        run = train_run_dir(training)
-        if not (run / "result.json").exists():
-            raise ValueError(
-                f"{entry.name!r} has no finished run {run}: run "
-                f"`python -m src.train {shlex.join([*overrides, *_target_overrides()])}` first, "
-                "or leave the method out of `methods`"
-            )
-        methods.append(Method(entry.name, run=run, parts=make_parts(training)))
-    if len({method.name for method in methods}) < len(methods):
-        raise ValueError("two methods have one name: give each of `methods` its own")
-    if config.baseline not in {method.name for method in methods}:
-        raise ValueError(f"baseline={config.baseline!r} is not among the methods: {', '.join(m.name for m in methods)}")
-    return methods
-
-
-def _target_overrides() -> list[str]:
-    """The evaluation's own overrides that a training needs too."""
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [o for o in given if o.startswith(("target", "cache", "mode="))]
-
-
-def evaluate(config: DictConfig) -> dict:
+def evaluate_by_replay(config: DictConfig) -> dict:
     """Replay all methods; returns what metrics.json holds."""
-    if not OmegaConf.is_list(config.temperature):
-        raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
+    if OmegaConf.is_list(config.mode):
+        raise ValueError(f"replay takes one mode, got mode={list(config.mode)}: mode=non_think does, by=decoding takes several")
     natural_int("seed", config.seed)
     methods = make_methods(config)
-    benchmark: HeldoutPrompts = instantiate(config.benchmarks)
+    benchmark: Prompts = instantiate(config.benchmarks)
     if config.threads:
         torch.set_num_threads(config.threads)
     heads = load_heads(config.target.path)
@@ -138,7 +70,12 @@ def evaluate(config: DictConfig) -> dict:
         )
         documents = with_supervised_pair(
             answer_conversations(
-                benchmark.conversations(), target, store.key.target, tokenizer, settings, runs_dir() / "responses"
+                benchmark.fitting(tokenizer, config.mode),
+                target,
+                store.key.target,
+                tokenizer,
+                settings,
+                runs_dir() / "responses",
             )
         )
         shards = capture(documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard)

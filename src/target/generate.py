@@ -10,20 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 from transformers import DeepseekV4ForCausalLM
 
-
-def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """[B, V] -> [B] token ids: argmax at temperature 0, else sampled from the nucleus."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    probs = torch.softmax(logits.float() / temperature, dim=-1)
-    if top_p < 1:
-        ordered, indices = probs.sort(dim=-1, descending=True)
-        ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0.0
-        probs = torch.zeros_like(probs).scatter(-1, indices, ordered)
-    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+from src.target.sampling import choose
 
 
 @torch.inference_mode()

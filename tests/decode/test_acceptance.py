@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.decode.acceptance import greedy_accept, sampled_accept
-from src.decode.sampling import probabilities, token_probabilities
+from src.target.sampling import probabilities, token_probabilities
 
 
 def test_greedy_accept_compares_tokens():

@@ -11,7 +11,7 @@ from torch import Tensor
 from src.contracts import TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import answers, position_uniforms, replay
-from src.decode.sampling import probabilities
+from src.target.sampling import probabilities
 
 VOCAB = 5
 

@@ -11,7 +11,7 @@ import torch
 from src.entry import train_run_dir
 from src.lit import lineage
 from src.lit import run as runs
-from src.lit.evaluation import evaluate
+from src.lit.evaluation import evaluate_by_replay
 from src.lit.lineage import find_stage1
 from src.lit.module import DraftingModule
 from src.lit.run import train
@@ -50,7 +50,7 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
             for name, extra in (("tuned", ["drafter=mtp"]), ("vanilla", VANILLA), ("ours", []))
         ),
     ]
-    metrics = evaluate(
+    metrics = evaluate_by_replay(
         compose_config(
             "evaluate",
             [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,35 @@ def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Ten
 def token_probabilities(logits: Tensor, token_ids: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """Probability of one token a row: logits [..., V], token_ids [...] int64 -> fp32 [...]."""
     return probabilities(logits, temperature, top_p).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token a row in proportion to ``weights`` [..., V] >= 0 (no row all zero) -> int64 [...]."""
+    rows = weights.reshape(-1, weights.shape[-1])
+    return torch.multinomial(rows, 1, generator=generator).view(weights.shape[:-1])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How tokens are chosen from logits; ``generator`` on the logits' device, unused at temperature 0."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+
+    def __post_init__(self):
+        check_sampling(self.temperature, self.top_p)
+
+    def probabilities(self, logits: Tensor) -> Tensor | None:
+        """[..., V] -> fp32 [..., V]; None at temperature 0."""
+        return probabilities(logits, self.temperature, self.top_p) if self.temperature > 0 else None
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[..., V] -> ids [...] and the probabilities they were drawn from; argmax and None at temperature 0."""
+        probs = self.probabilities(logits)
+        return (logits.argmax(dim=-1), None) if probs is None else (draw(probs, self.generator), probs)
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """[..., V] -> token ids [...]: argmax at temperature 0, else sampled from the nucleus."""
+    return Sampler(temperature, top_p, generator).choose(logits)[0]

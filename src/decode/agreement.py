@@ -1,0 +1,122 @@
+"""Where two ways of decoding differ at temperature 0, and whether rounding explains it.
+
+Shapes: see src/contracts.py. A forward of one token and a forward of seven round differently, so an argmax can turn where
+two logits are all but equal. Such a tie is reported with its gap, never hidden; any other difference is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DeepseekV4ForCausalLM
+
+from src.contracts import Rounds, TargetStates
+from src.decode.loop import Generation
+from src.decode.replay import ReplayDrafter
+from src.target.heads import TargetHeads
+
+# Largest gap of two logits that a target's rounding can turn, by what it computes in.
+TEXT_TIE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+# The drafter reads states rounded to bf16: one that fell on the other side of a rounding border moves its logits more.
+DRAFT_TIE = 0.05
+
+
+@dataclass(frozen=True)
+class TextDifference:
+    """First place where two texts part: ``position`` in the new tokens, ``gap`` of the target's best logit to the lower one."""
+
+    position: int
+    expected_id: int | None
+    got_id: int | None
+    gap: float
+    tie: bool
+
+
+@dataclass(frozen=True)
+class RoundDifference:
+    """A round that loop and replay accept differently; ``gap`` of the drafter's best logit to that of the loop's draft."""
+
+    document: int
+    anchor: int
+    loop_accepted: int
+    replay_accepted: int
+    gap: float
+    tie: bool
+
+
+@torch.inference_mode()
+def compare_greedy(
+    model: DeepseekV4ForCausalLM,
+    prompt_ids: Sequence[int],
+    expected: Sequence[int],
+    got: Sequence[int],
+    tolerance: float | None = None,
+) -> TextDifference | None:
+    """None where two greedy texts [T], [T'] are the same. ``tolerance`` is a gap of logits; None takes ``TEXT_TIE``."""
+    if tuple(expected) == tuple(got):
+        return None
+    tolerance = TEXT_TIE[model.dtype] if tolerance is None else tolerance
+    shared = zip(expected, got, strict=False)
+    position = next((i for i, (a, b) in enumerate(shared) if a != b), min(len(expected), len(got)))
+    a, b = (ids[position] if position < len(ids) else None for ids in (expected, got))
+    if a is None or b is None:
+        return TextDifference(position, a, b, gap=float("inf"), tie=False)
+    text = torch.tensor([[*prompt_ids, *expected[:position]]], device=model.device)
+    logits = model(text, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    gap = float(logits.max() - torch.minimum(logits[a], logits[b]))
+    return TextDifference(position, a, b, gap=gap, tie=gap <= tolerance)
+
+
+@torch.inference_mode()
+def compare_rounds(
+    generations: Sequence[Generation],
+    replayed: Rounds,
+    drafter: ReplayDrafter,
+    states: TargetStates,
+    heads: TargetHeads,
+    tolerance: float = DRAFT_TIE,
+) -> list[RoundDifference]:
+    """Greedy rounds of the loop that replay accepts otherwise, over the same texts; empty where all agree.
+
+    ``generations`` [B] and ``replayed`` = replay(drafter, states, ...) row by row. Rounds are matched by anchor; after a
+    difference the two walks part, and anchors that only one of them visits are not compared.
+    """
+    accepted = {
+        (document, anchor): count
+        for document, anchor, count in zip(
+            replayed.document.tolist(), replayed.anchor.tolist(), replayed.accepted.tolist(), strict=True
+        )
+    }
+    differences = []
+    for document, generation in enumerate(generations):
+        for r in generation.rounds:
+            text = states.input_ids[document, r.anchor + 1 : r.anchor + 1 + len(r.emitted)].tolist()
+            if tuple(text) != r.emitted:
+                raise ValueError(f"row {document} of the states holds another text than the loop wrote: capture the loop's own")
+            count = accepted.get((document, r.anchor), r.accepted)
+            if count == r.accepted:
+                continue
+            slot = min(count, r.accepted)  # 0-based: the first slot the two judge differently
+            row = _row(states, document)
+            anchor = torch.tensor([[r.anchor]], device=row.input_ids.device)
+            hidden = drafter.score(row, heads, anchor, torch.ones_like(anchor, dtype=torch.bool))
+            logits = heads.logits(hidden[0, 0, slot])
+            gap = float(logits.max() - logits[r.drafted[slot]])
+            differences.append(RoundDifference(document, r.anchor, r.accepted, count, gap, tie=gap <= tolerance))
+    return differences
+
+
+def _row(states: TargetStates, index: int) -> TargetStates:
+    part = slice(index, index + 1)
+    return TargetStates(
+        ids=states.ids[part],
+        domains=states.domains[part],
+        input_ids=states.input_ids[part],
+        loss_mask=states.loss_mask[part],
+        lengths=states.lengths[part],
+        final=states.final[part],
+        layers=None if states.layers is None else states.layers[part],
+        layer_ids=states.layer_ids,
+    )

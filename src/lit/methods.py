@@ -1,0 +1,82 @@
+"""The methods that an evaluation compares: the target's own MTP block, and the drafters of finished training runs."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from src.decode.replay import ReplayDrafter
+from src.drafter.mtp_chain import MTPChain
+from src.entry import train_run_dir
+from src.lit.lineage import load_drafter_weights
+from src.lit.run import Parts, make_parts
+from src.settings import positive_int
+from src.target.heads import TargetHeads
+from src.target.load import fingerprint, load_mtp
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name and what made it: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts``."""
+
+    name: str
+    native_steps: int | None = None
+    run: Path | None = None
+    parts: Parts | None = None
+
+    @property
+    def run_id(self) -> str:
+        return "as shipped" if self.run is None else self.run.name
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return () if self.parts is None else self.parts.layer_ids
+
+    def drafter(self, config: DictConfig, heads: TargetHeads) -> ReplayDrafter:
+        """Ready to draft, in eval mode."""
+        if self.run is None:
+            return MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps).eval()
+        module = self.parts.build(heads, config.target, seed=0)
+        load_drafter_weights(module, self.run, fingerprint(heads))
+        return module.eval()
+
+
+def make_methods(config: DictConfig) -> list[Method]:
+    """Every method checked before anything is loaded: its run must exist."""
+    methods = []
+    for entry in config.methods:
+        unknown = set(entry) - {"name", "native_steps", "train"}
+        if unknown or ("native_steps" in entry) == ("train" in entry):
+            raise ValueError(
+                f"a method has a name and either native_steps or train, got {OmegaConf.to_container(entry)}: mend `methods`"
+            )
+        if "native_steps" in entry:
+            methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
+            continue
+        overrides = list(entry.train)
+        training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
+        training.target, training.cache = config.target, config.cache
+        run = train_run_dir(training)
+        if not (run / "result.json").exists():
+            raise ValueError(
+                f"{entry.name!r} has no finished run {run}: run "
+                f"`python -m src.train {shlex.join([*overrides, *_target_overrides()])}` first, "
+                "or leave the method out of `methods`"
+            )
+        methods.append(Method(entry.name, run=run, parts=make_parts(training)))
+    if len({method.name for method in methods}) < len(methods):
+        raise ValueError("two methods have one name: give each of `methods` its own")
+    if config.baseline not in {method.name for method in methods}:
+        raise ValueError(f"baseline={config.baseline!r} is not among the methods: {', '.join(m.name for m in methods)}")
+    return methods
+
+
+def _target_overrides() -> list[str]:
+    """The evaluation's own overrides that a training needs too."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [o for o in given if o.startswith(("target", "cache"))]

@@ -1,0 +1,182 @@
+"""Generation from Python and from the command line's configuration, on a random target."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+
+from src import generate as module
+from src.contracts import Conversation, Turn
+from src.corpus.chat import encode_prompt
+from src.decode.display import RoundPrinter, TextStream
+from src.decode.drafters import BlockDrafter, MTPDrafter
+from src.decode.loop import FirstToken, Round, Seconds
+from src.generate import answer_prompt, generate, generate_stream, load_drafter, quoted, tokenizer_of
+from src.target.load import Target, load_target
+
+HI = ["prompt=Hi", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def target(mini_target) -> Target:
+    return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+
+
+def test_every_drafter_gives_the_same_greedy_answer(target):
+    prompt = [0, 2, *range(40, 70)]
+    plain = generate(target, load_drafter("ar", target), prompt, max_new_tokens=10)
+    drafted = generate(target, load_drafter("mtp", target, num_slots=3), prompt, max_new_tokens=10)
+    assert drafted.text == plain.text and drafted.generation.token_ids == plain.generation.token_ids
+    assert len(plain.generation.rounds) == 9 and plain.generation.ended_by == "length"
+    assert {len(r.drafted) for r in drafted.generation.rounds[:-3]} == {3}
+
+
+def test_a_stream_is_the_answer_in_pieces(target):
+    settings = dict(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=3)
+    drafter = load_drafter("mtp", target)
+    pieces = list(generate_stream(target, drafter, "Say it.", **settings))
+    answer = generate(target, drafter, "Say it.", **settings)
+    assert isinstance(pieces[0].event, FirstToken) and len(pieces) == 1 + len(answer.generation.rounds)
+    assert "".join(piece.text for piece in pieces) == answer.text
+    assert answer.text == tokenizer_of(target.path).decode(answer.generation.token_ids, skip_special_tokens=True)
+    other = generate(target, drafter, "Say it.", **{**settings, "seed": 4})
+    assert other.generation.token_ids != answer.generation.token_ids
+
+
+def test_a_prompt_is_a_string_a_conversation_or_ids(target):
+    drafter = load_drafter("ar", target)
+    conversation = Conversation("prompt", "chat", (Turn("user", "Count."),))
+    ids = encode_prompt(conversation, tokenizer_of(target.path))
+    texts = {generate(target, drafter, prompt, max_new_tokens=8).text for prompt in ("Count.", conversation, ids)}
+    assert len(texts) == 1
+    assert len(generate(target, drafter, [5], max_new_tokens=3).generation.token_ids) <= 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [(["drafter.num_layers=1"], BlockDrafter), (["drafter=mtp", "drafter.num_slots=2", "kl=off"], MTPDrafter)],
+)
+def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_overrides, tmp_path):
+    from src.entry import train_run_dir
+    from src.lit.lineage import best_checkpoint
+    from src.lit.run import train
+
+    small = ["trainer.max_epochs=1", "corpus.max_new_tokens=12", "blocks.num_anchors=2"]
+    training = compose_config("train", [*mini_overrides, *small, *overrides])
+    train(training)
+    run = train_run_dir(training)
+    drafter = load_drafter(run, target)
+    assert isinstance(drafter, kind) and drafter.state_dtype == torch.bfloat16
+    weights = torch.load(best_checkpoint(run), weights_only=True)["state_dict"]
+    held = drafter.block if kind is MTPDrafter else drafter.drafter
+    prefix = "drafter.block." if kind is MTPDrafter else "drafter."
+    assert all(torch.equal(value, weights[prefix + name]) for name, value in held.state_dict().items())
+    assert generate(target, drafter, "Say it.", max_new_tokens=8).text
+    if kind is BlockDrafter:
+        config = compose_config(
+            "generate", [f"target.path={target.path}", "prompt=Hi", "method=hyperdflash", "max_new_tokens=4"]
+        )
+        shown = io.StringIO()
+        answer_prompt(config, Console(file=shown))
+        assert str(run) in shown.getvalue()
+
+
+def test_what_is_no_finished_run_is_refused(target, tmp_path):
+    with pytest.raises(ValueError, match="is not a finished run"):
+        load_drafter(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["method=dflash"], "method must be hyperdflash or mtp or ar, got 'dflash'"),
+        (["method=ar", "run=x"], "run=x brings its own drafter"),
+        (["method=hyperdflash"], "no finished run on this target"),
+        (["max_new_tokens=0"], "max_new_tokens must be a positive integer"),
+        (["temperature=-1"], "temperature must be 0"),
+        (["mode=loud"], "chat mode must be one of"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(overrides, sentence, target, compose_config):
+    config = compose_config("generate", [*HI, f"target.path={target.path}", *overrides])
+    with pytest.raises(ValueError, match=sentence):
+        answer_prompt(config, Console(file=io.StringIO()))
+
+
+def test_the_command_prints_the_answer_and_the_summary(target, compose_config):
+    config = compose_config("generate", [*HI, f"target.path={target.path}", "max_new_tokens=8", "show_rejected=false"])
+    shown = io.StringIO()
+    answer = answer_prompt(config, Console(file=shown, width=40))
+    first, *body, last = shown.getvalue().rstrip("\n").split("\n")
+    assert first == f"target {target.path}, drafter mtp, temperature 0"
+    assert "\n".join(body).replace("[", "").replace("]", "") == answer.text.replace("[", "").replace("]", "")
+    assert last.startswith("8 tokens, ended by the limit · tau ") and last.endswith(" ms")
+
+
+PROMPTS = [
+    "plain words",
+    "commas, (brackets) [1, 2] {a: b}: and = signs",
+    "it's \"quoted\" and 'so' on",
+    "a back\\slash, two \\\\ and before a quote \\' and last \\",
+    "${not.an.interpolation} $5",
+    "two\nlines, it has",
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_reaches_the_command_as_it_was_typed(prompt, monkeypatch, compose_config):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["generate", f"prompt={prompt}", "seed=1"])
+    monkeypatch.setattr(module, "run_command", lambda: seen.extend(sys.argv[1:]))
+    module.main()
+    config = compose_config("generate", seen)
+    assert config.prompt == prompt and config.seed == 1
+
+
+def test_what_is_quoted_already_stays():
+    for argument in ("prompt='a, b'", 'prompt="a"', "seed=1", "system=null", "--help"):
+        assert quoted(argument) == argument
+
+
+ROUND = Round(4, (20, 21, 22), 1, (20, 30), Seconds())
+
+
+class Letters:
+    """A tokenizer of letters: id i is the i-th one."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(chr(ord("a") + i - 20) for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("colour", "no_color", "expected"),
+    [
+        (False, "", "a[a]{-bc-}k\n"),
+        (True, "1", "a[a]{-bc-}k\n"),
+        (True, "", "a\x1b[32ma\x1b[0m\x1b[9;31mbc\x1b[0mk\n"),
+    ],
+)
+def test_rounds_are_shown_in_colour_or_in_signs(colour, no_color, expected, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=colour, color_system="standard" if colour else None)
+    printer = RoundPrinter(Letters(), console)
+    printer.show(FirstToken(20, Seconds()))
+    printer.show(ROUND)
+    printer.end()
+    assert shown.getvalue() == expected
+
+
+def test_half_a_character_waits_for_its_rest(target):
+    tokenizer = tokenizer_of(target.path)
+    ids = tokenizer.encode("naïve – 日本", add_special_tokens=False)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push([index]) for index in ids]
+    assert "".join(pieces) == "naïve – 日本" and "" in pieces and not any("�" in piece for piece in pieces)
+    cut = TextStream(tokenizer)
+    assert cut.push(ids[:-1]) == "" and cut.push([], last=True).endswith("�")
