@@ -92,5 +92,5 @@ def test_every_readme_command_composes(line, compose_config):
         overrides = [re.sub(r"=([^=,\[{]+),.*", r"=\1", o) for o in overrides]  # the first job of the sweep
     if module in ("src.train", "src.capture"):
         compose_config("train", overrides)
-    elif module in ("src.evaluate", "src.pretrain", "src.card"):
+    elif module in ("src.evaluate", "src.pretrain", "src.card", "src.generate", "src.roofline"):
         compose_config(module.removeprefix("src."), overrides)
