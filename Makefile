@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format demo pretrain card clean constraints
+.PHONY: help setup test lint format bench-step demo pretrain card clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -58,9 +58,21 @@ pretrain: .venv/.done ## train the tiny target that ships in assets/tiny
 card: .venv/.done ## measure the tiny target
 	$(PY) -m src.card
 
+# A peer in an environment of its own: its pins are not this project's, and it must not see this project's code.
+.venv-peers/.done: constraints/peers.txt
+	@echo 'setting up .venv-peers: some minutes, once'
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --no-deps -r constraints/peers.txt
+	touch $@
+
+BENCH_STEP ?= $(RUNS)/bench-step
+
+bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
+	$(PY) -m src.bench.step --out $(BENCH_STEP)
+
 clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache *.egg-info
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path "./.venv*" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # In an empty environment, so that nothing left over from earlier work gets a pin.
 constraints: ## resolve pyproject.toml anew and pin the result in constraints/cpu.txt

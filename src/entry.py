@@ -40,7 +40,11 @@ DECIDING = [
     "init_from",
     "cache.dtype",
 ]
-NOT_DECIDING = {"corpus": ("directory",), "trainer": ("accelerator", "strategy", "threads", "log_every_n_steps")}
+NOT_DECIDING = {
+    "corpus": ("directory", "benchmarks_path"),
+    "drafter": ("gradient_checkpointing", "compile"),
+    "trainer": ("accelerator", "strategy", "threads", "log_every_n_steps"),
+}
 
 
 def runs_dir() -> Path:

@@ -1,1 +1,1 @@
-"""Acceptance rules, exact replay, and the counts that tau is made of."""
+"""Acceptance rules, the draft-verify loop, exact replay, and the counts that tau is made of."""

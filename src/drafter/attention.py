@@ -1,20 +1,31 @@
-"""Block attention: every block attends to the context before its anchor and to itself.
+"""Block attention: every block attends to the context it may see and to itself.
 
 E width of a head, H query heads, N key-value heads, G = H / N query heads a key-value head; the rest in
-src/contracts.py. Context and own block stay apart until the softmax, so nothing is quadratic in anchors:
-scores are [B, N, G, A, K, T] and [B, N, G, A, K, K].
+src/contracts.py. Context and own block are attended to apart and joined by their log-sum-exps, which is one softmax over
+both: nothing is quadratic in anchors. Scores of the context, [anchors, context], exist for a few anchors at a time,
+against the span of context that these see, and are made again for the backward pass (FlashAttention, arXiv 2205.14135).
+
+In training on CUDA ``flex_block_attention`` does the same in one kernel, from the same mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from src.drafter.config import DrafterConfig
+from src.drafter.cpu import fast_fp32_products
 from src.drafter.layers import RMSNorm, linear, rotate
 
 KeyValue = tuple[Tensor, Tensor]
 Angles = tuple[Tensor, Tensor]
+
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 scores of a few anchors: stay in the CPU's cache
+ROUND = 64  # lengths are multiples of it: every new shape of a product costs oneDNN a compilation and half a megabyte
+UNSEEN = -1e30  # a score whose share of any softmax is 0; finite, since an anchor may see no context at all
 
 
 def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
@@ -23,24 +34,134 @@ def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: 
     ``query`` [B, A, K, H, E], ``context`` keys and values [B, T, N, E], ``block`` keys and values [B, A, K, N, E],
     ``visible`` [B, A, T] bool (src/blocks/visibility.py) -> [B, A, K, H * E].
     """
-    num_docs, num_anchors, block_size, num_heads, width = query.shape
-    num_context, num_kv_heads = context[0].shape[1:3]
-    groups = num_heads // num_kv_heads
+    if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
+        return reference_block_attention(query, context, block, visible)  # a round of decoding: quicker at once
+    block_size, num_kv_heads = block[0].shape[2:4]
+    query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5)  # [B, N, A, G, K, E]
+    query = query.flatten(3, 4) * query.shape[-1] ** -0.5  # [B, N, A, G * K, E]
+    context_key, context_value = (x.transpose(1, 2).contiguous() for x in context)  # [B, N, T, E]
+    block_key, block_value = (x.permute(0, 3, 1, 2, 4) for x in block)  # [B, N, A, K, E]
 
-    query = query.unflatten(3, (num_kv_heads, groups)).permute(0, 3, 4, 1, 2, 5) * width**-0.5  # [B, N, G, A, K, E]
-    context_key, context_value = (x.transpose(1, 2) for x in context)  # [B, N, T, E]
-    block_key, block_value = (x.permute(0, 3, 1, 2, 4).unsqueeze(2) for x in block)  # [B, N, 1, A, K, E]
+    of_context, context_sum = attend_to_context(query, context_key, context_value, visible)
+    scores = (query @ block_key.mT).float()  # [B, N, A, G * K, K]
+    log_sum = torch.logaddexp(context_sum, scores.logsumexp(dim=-1))[..., None]  # of the whole softmax
+    weights = (scores - log_sum).exp().to(block_value.dtype)
+    output = (context_sum[..., None] - log_sum).exp() * of_context + weights @ block_value
+    output = output.to(query.dtype).unflatten(3, (-1, block_size))  # [B, N, A, G, K, E]
+    return output.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, A, K, H * E]
 
-    # One product for all anchors and heads of a group: [B, N, G * A * K, E] @ [B, N, E, T].
-    context_scores = (query.flatten(2, 4) @ context_key.transpose(-1, -2)).view(*query.shape[:-1], num_context)
-    context_scores = context_scores.float().masked_fill(~visible[:, None, None, :, None], float("-inf"))
-    block_scores = (query @ block_key.transpose(-1, -2)).float()  # [B, N, G, A, K, K]
 
-    weights = torch.cat([context_scores, block_scores], dim=-1).softmax(dim=-1).to(block_value.dtype)
-    context_weights, block_weights = weights.split([num_context, block_size], dim=-1)
-    from_context = context_weights.flatten(2, 4) @ context_value  # [B, N, G * A * K, E]
-    output = from_context.view(query.shape) + block_weights @ block_value  # [B, N, G, A, K, E]
-    return output.permute(0, 3, 4, 1, 2, 5).reshape(num_docs, num_anchors, block_size, num_heads * width)
+def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
+    """``block_attention`` as the formula reads, all scores at once: [B, N, G, A, K, T] and [B, N, G, A, K, K]."""
+    num_kv_heads, num_context = context[0].shape[2], visible.shape[2]
+    query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 4, 1, 2, 5) * query.shape[-1] ** -0.5  # [B, N, G, A, K, E]
+    context_key, context_value = (x.transpose(1, 2)[:, :, None, None] for x in context)  # [B, N, 1, 1, T, E]
+    block_key, block_value = (x.permute(0, 3, 1, 2, 4)[:, :, None] for x in block)  # [B, N, 1, A, K, E]
+    of_context = (query @ context_key.mT).float().masked_fill(~visible[:, None, None, :, None], float("-inf"))
+    of_block = (query @ block_key.mT).float()
+    weights = torch.cat([of_context, of_block], dim=-1).softmax(dim=-1).to(block_value.dtype)
+    output = weights[..., :num_context] @ context_value + weights[..., num_context:] @ block_value
+    return output.permute(0, 3, 4, 1, 2, 5).flatten(3)
+
+
+@torch.compiler.disable  # the span of context is read on the host
+def attend_to_context(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """``query`` [B, N, A, R, E], scaled, of R rows an anchor, ``key`` and ``value`` [B, N, T, E], ``visible`` [B, A, T] ->
+    output [B, N, A, R, E] and log-sum-exp of the scores [B, N, A, R] in fp32."""
+    return _ContextAttention.apply(query, key, value, visible)
+
+
+class _ContextAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, log_sums, spans = [], [], _spans(query, visible)
+        with fast_fp32_products():
+            for anchors, span in spans:
+                weights, log_sum = _weights(query[:, :, anchors], key[:, :, span], visible[:, anchors, span])
+                outputs.append((weights.to(value.dtype) @ value[:, :, span]).unflatten(2, (-1, query.shape[3])))
+                log_sums.append(log_sum.unflatten(2, (-1, query.shape[3])))
+        output = torch.cat(outputs, dim=2)
+        ctx.save_for_backward(query, key, value, visible, output)
+        ctx.spans = spans
+        return output, torch.cat(log_sums, dim=2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_output: Tensor, d_log_sum: Tensor):
+        query, key, value, visible, output = ctx.saved_tensors
+        d_query = torch.empty_like(query)
+        d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+        # d scores = weights * (d_output value^T - row + d_log_sum), row the mean of d_output value^T under the weights
+        shift = d_log_sum - (d_output.float() * output.float()).sum(dim=-1)
+        with fast_fp32_products():
+            for anchors, span in ctx.spans:
+                rows, d_rows = query[:, :, anchors].flatten(2, 3), d_output[:, :, anchors].flatten(2, 3)
+                weights, _ = _weights(query[:, :, anchors], key[:, :, span], visible[:, anchors, span])
+                d_value[:, :, span] += weights.to(value.dtype).mT @ d_rows
+                d_scores = (d_rows @ value[:, :, span].mT).float()
+                d_scores = d_scores.add_(shift[:, :, anchors].flatten(2, 3)[..., None]).mul_(weights).to(query.dtype)
+                d_query[:, :, anchors] = (d_scores @ key[:, :, span]).view_as(d_query[:, :, anchors])
+                d_key[:, :, span] += d_scores.mT @ rows
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None
+
+
+def _chunk_bytes(tensor: Tensor) -> int:
+    return CHUNK_BYTES.get(tensor.device.type, CHUNK_BYTES["cpu"])
+
+
+def _spans(query: Tensor, visible: Tensor) -> list[tuple[slice, slice]]:
+    """A few anchors at a time, and the span of context that at least one of them sees, in eighths of all there is."""
+    batch, num_kv_heads, num_anchors, rows, _ = query.shape
+    num_context = max(1, visible.shape[2])
+    size = max(8, _chunk_bytes(query) // (4 * batch * num_kv_heads * rows * num_context))
+    size = 1 << size.bit_length() - 1
+    eighth = -(-num_context // (8 * ROUND)) * ROUND
+    seen = visible.any(dim=0)  # [A, T]
+    spans = []
+    for first in range(0, num_anchors, size):
+        anchors = slice(first, first + size)
+        columns = seen[anchors].any(dim=0).nonzero().squeeze(1).tolist() or [0]
+        spans.append((anchors, slice(columns[0] // eighth * eighth, (columns[-1] // eighth + 1) * eighth)))
+    return spans
+
+
+def _weights(query: Tensor, key: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, N, a, R, E], [B, N, t, E], [B, a, t] -> softmax of the scores [B, N, a * R, t], log-sum-exp [B, N, a * R]; fp32."""
+    scores = (query.flatten(2, 3) @ key.mT).float()
+    bias = torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, UNSEEN)  # adding is faster than filling
+    scores.unflatten(2, query.shape[2:4]).add_(bias[:, None, :, None])
+    top = scores.amax(dim=-1)
+    weights = torch.softmax(scores, dim=-1, out=scores)
+    return weights, top - weights.amax(dim=-1).log()  # the largest weight is exp(top) / sum
+
+
+def attention_mask(visible: Tensor, block_size: int) -> Tensor | BlockMask:
+    """``visible`` [B, A, T] as ``BlockAttention`` wants it, once for all layers: compiled for FlexAttention in training on
+    CUDA, as it is elsewhere (decoding's lengths change with every round, each of which would be compiled anew)."""
+    if visible.is_cuda and torch.is_grad_enabled():
+        return flex_mask(visible, block_size, torch.compile(create_block_mask))
+    return visible
+
+
+def flex_mask(visible: Tensor, block_size: int, create: Callable = create_block_mask) -> BlockMask:
+    """``visible`` [B, A, T] and own blocks, for queries [A * K] over keys [T + A * K]."""
+    batch, num_anchors, num_context = visible.shape
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        of_context = visible[b, q // block_size, kv.clamp(max=num_context - 1)]
+        return torch.where(kv < num_context, of_context, (kv - num_context) // block_size == q // block_size)
+
+    rows = num_anchors * block_size
+    return create(seen, batch, None, rows, num_context + rows, device=visible.device)
+
+
+def flex_block_attention(
+    query: Tensor, context: KeyValue, block: KeyValue, mask: BlockMask, attend: Callable = flex_attention
+) -> Tensor:
+    """``block_attention`` with ``flex_mask`` in place of ``visible``."""
+    key, value = (torch.cat([c, x.flatten(1, 2)], dim=1).transpose(1, 2) for c, x in zip(context, block, strict=True))
+    output = attend(query.flatten(1, 2).transpose(1, 2), key, value, block_mask=mask, enable_gqa=True)
+    return output.transpose(1, 2).reshape(*query.shape[:3], -1)
 
 
 class BlockAttention(nn.Module):
@@ -62,8 +183,10 @@ class BlockAttention(nn.Module):
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         return rotate(self.k_norm(key), *angles), value
 
-    def forward(self, x: Tensor, angles: Angles, context: KeyValue, visible: Tensor) -> Tensor:
-        """Blocks [B, A, K, D] -> [B, A, K, D]."""
+    def forward(self, x: Tensor, angles: Angles, context: KeyValue, mask: Tensor | BlockMask) -> Tensor:
+        """Blocks [B, A, K, D] -> [B, A, K, D]; ``mask`` from ``attention_mask``."""
         query = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [B, A, K, H, E]
-        query = rotate(self.q_norm(query), *angles)
-        return self.o_proj(block_attention(query, context, self.project(x, angles), visible))
+        query, block = rotate(self.q_norm(query), *angles), self.project(x, angles)
+        if isinstance(mask, BlockMask):
+            return self.o_proj(flex_block_attention(query, context, block, mask, torch.compile(flex_attention)))
+        return self.o_proj(block_attention(query, context, block, mask))

@@ -20,9 +20,30 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """weight * u with u = x / sqrt(mean(x^2) + eps); keeps x as it came and one number a row."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (self.weight * wide).to(x.dtype)
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        unit = x.float() * scale
+        d_weight = (gradient * unit).sum_to_size(weight.shape) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, d_weight, None
+        d_unit = gradient * weight.float()
+        d_x = (d_unit - unit * (d_unit * unit).mean(dim=-1, keepdim=True)).mul_(scale)
+        return d_x.to(x.dtype), d_weight.to(weight.dtype), None
 
 
 class SwiGLU(nn.Module):
@@ -35,7 +56,22 @@ class SwiGLU(nn.Module):
         self.down_proj = linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_SiluTimes.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class _SiluTimes(torch.autograd.Function):
+    """silu(gate) * up; keeps its two arguments alone."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

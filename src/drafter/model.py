@@ -16,11 +16,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from src.blocks.visibility import context_mask
 from src.contracts import DraftOutput, TargetStates
-from src.drafter.attention import BlockAttention, KeyValue
+from src.drafter.attention import ROUND, Angles, BlockAttention, BlockMask, KeyValue, attention_mask
 from src.drafter.conditioning import Conditioning
 from src.drafter.config import DrafterConfig
 from src.drafter.layers import RMSNorm, SwiGLU, linear, rotary_angles
@@ -38,8 +40,8 @@ class DraftLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], context: KeyValue, visible: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, context, visible)
+    def forward(self, x: Tensor, angles: Angles, context: KeyValue, mask: Tensor | BlockMask) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, context, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -66,6 +68,9 @@ class Drafter(nn.Module):
         self.reducer = reducer.build(conditioning, heads, hidden_size)
         self.hidden_norm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config, hidden_size) for _ in range(config.num_layers))
+        if config.compile:
+            for layer in self.layers:
+                layer.compile()
         self.norm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
         same_width = hidden_size == heads.hidden_size
         self.embed_proj = None if same_width else linear(heads.hidden_size, hidden_size)
@@ -92,27 +97,33 @@ class Drafter(nn.Module):
 
     def forward(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> DraftOutput:
         """All blocks of whole documents: ``anchors`` [B, A] int64, ``anchor_mask`` [B, A] bool (False: output is 0)."""
-        positions = torch.arange(states.input_ids.shape[1], device=anchors.device)  # [T]
-        context_kv = self.project_context(self.context(states, heads), positions)
-        anchor_ids = states.input_ids.gather(1, anchors)
-        draft = self.draft(anchor_ids, anchors, context_kv, context_mask(anchors, positions), heads)
+        context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
+        positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
+        context_kv = self.project_context(context, positions)
+        visible = context_mask(anchors, positions, self.config.context_window)
+        draft = self.draft(states.input_ids.gather(1, anchors), anchors, context_kv, visible, heads)
         return DraftOutput(hidden=draft.hidden.masked_fill(~anchor_mask[..., None, None], 0.0))
 
     def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
         """[B, A] -> [B, A, S, D]: what training and replay ask of any drafter."""
         return self(states, heads, anchors, anchor_mask).hidden
 
-    def context(self, states: TargetStates, heads: TargetHeads) -> Tensor:
-        """[B, T, D']: reduced and normed, shared by all layers; the states change dtype here, once."""
-        streams = self.conditioning.gather(states, heads).to(self.dtype)
-        return self.hidden_norm(self.reducer(streams))
+    def context(self, states: TargetStates, heads: TargetHeads, length: int | None = None) -> Tensor:
+        """[B, T, D']: reduced and normed, shared by all layers; with ``length`` cut to it or filled up with anything.
+
+        The states stay in the cache's dtype until here: a reducer takes them to the drafter's, or autocast's, once.
+        """
+        streams = self.conditioning.gather(states, heads)[:, :length]
+        if length is not None and length > streams.shape[1]:
+            streams = F.pad(streams, (0, 0, 0, 0, 0, length - streams.shape[1]))
+        return self.hidden_norm(self.reducer(streams).to(self.dtype))
 
     def project_context(self, context: Tensor, positions: Tensor) -> list[KeyValue]:
         """Context [B, T, D'] at ``positions`` [T] or [B, T] -> each layer's keys and values [B, T, N, E].
 
         Rows are independent: a loop may project new states alone and append them.
         """
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        angles = self._angles(positions)
         return [layer.self_attn.project(context, angles) for layer in self.layers]
 
     def draft(
@@ -124,17 +135,34 @@ class Drafter(nn.Module):
         """
         x = self.embed_blocks(anchor_ids, heads)
         positions = anchors[..., None] + torch.arange(self.config.block_size, device=anchors.device)  # [B, A, K]
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        angles = self._angles(positions)
+        mask = attention_mask(visible, self.config.block_size)
         for layer, context in zip(self.layers, context_kv, strict=True):
-            x = layer(x, angles, context, visible)
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, angles, context, mask, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, angles, context, mask)
         hidden = self.norm(x[:, :, 1:])  # [B, A, S, D']
         return DraftOutput(hidden=hidden if self.out_proj is None else self.out_proj(hidden))
+
+    def _angles(self, positions: Tensor) -> Angles:
+        """Of all layers: rounded to the drafter's dtype once."""
+        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        return cos.to(self.dtype), sin.to(self.dtype)
 
     def embed_blocks(self, anchor_ids: Tensor, heads: TargetHeads) -> Tensor:
         """[B, A] -> [B, A, K, D']: the target's frozen embedding of [x_a, mask, ..., mask]."""
         masks = anchor_ids.new_full((*anchor_ids.shape, self.config.num_slots), self.mask_token_id)
         x = heads.embed(torch.cat([anchor_ids[..., None], masks], dim=-1)).to(self.dtype)
         return x if self.embed_proj is None else self.embed_proj(x)
+
+
+def _seen_length(anchors: Tensor, num_tokens: int) -> int:
+    """Context states that some anchor may see, rounded up: every new shape costs oneDNN a compilation.
+
+    On an accelerator all of them, since it would have to be waited for.
+    """
+    return -(-max(1, int(anchors.max())) // ROUND) * ROUND if anchors.device.type == "cpu" else num_tokens
 
 
 def build_drafter(

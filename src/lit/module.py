@@ -20,6 +20,7 @@ from src.blocks.anchors import BlockSampler, coverage
 from src.contracts import TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import replay
+from src.drafter.cpu import fast_fp32_products, keep_freed_memory
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
 from src.loss.objective import loss_terms, total_loss
@@ -75,38 +76,49 @@ class DraftingModule(L.LightningModule):
         self.drafter = drafter
         self.target_heads = heads.requires_grad_(False).eval()
         self.blocks, self.kl, self.optim, self.seed = blocks, kl, optim, seed
-        self.weights = weights.weights(drafter.num_slots)
+        self.register_buffer("weights", weights.weights(drafter.num_slots), persistent=False)  # moves with the module
         self.meta = meta or {}
         self.acceptance = AcceptanceMetrics(drafter.num_slots)
-        self._tokens, self._since = 0, time.monotonic()
+        self._tokens, self._since = torch.zeros((), dtype=torch.int64), time.monotonic()
+
+    def on_fit_start(self) -> None:
+        keep_freed_memory()
 
     def on_train_epoch_start(self) -> None:
-        self._tokens, self._since = 0, time.monotonic()
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._tokens, self._since = torch.zeros((), dtype=torch.int64, device=self.device), time.monotonic()
 
     def training_step(self, batch: TargetStates, batch_index: int) -> Tensor:
+        """Nothing here waits for an accelerator but the steps that log."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step * 1009 + self.global_rank)
         num_slots = self.drafter.num_slots
         blocks = self.blocks.sample(batch.input_ids, batch.loss_mask, batch.lengths, num_slots + 1, generator)
-        hidden = self.drafter.score(batch, self.target_heads, blocks.anchors, blocks.anchor_mask)
-        terms = loss_terms(hidden, blocks, batch.final, self.target_heads, weights=self.weights, kl=self.kl)
+        with fast_fp32_products():
+            hidden = self.drafter.score(batch, self.target_heads, blocks.anchors, blocks.anchor_mask)
+            terms = loss_terms(hidden, blocks, batch.final, self.target_heads, weights=self.weights, kl=self.kl)
         loss = total_loss(terms, alpha=self.kl.alpha, temperature=self.kl.temperature)
-        self._tokens += int(batch.lengths.sum())
+        self._tokens = self._tokens + batch.lengths.sum()
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # when Lightning writes its logs
             covered, supervised = coverage(blocks, batch.loss_mask, batch.lengths)
-            now = time.monotonic()
             logged = {
                 "train/loss": loss.detach(),
                 "train/ce": terms.slot_ce_sum.sum() / terms.slot_count.sum().clamp(min=1),
                 "train/accuracy": terms.correct.sum() / terms.slot_count.sum().clamp(min=1),
                 "train/coverage": covered / supervised.clamp(min=1),
-                "train/tokens_per_s": self._tokens / max(now - self._since, 1e-9),
+                "train/tokens_per_s": self._tokens / max(time.monotonic() - self._since, 1e-9),
             }
             if self.kl.alpha > 0:
                 logged["train/kl"] = (terms.kl_sum.detach() / terms.kl_count.clamp(min=1)).mean()
             self.log_dict({name: float(value) for name, value in logged.items()}, batch_size=len(batch.ids))
-            self._tokens, self._since = 0, now
+            self._restart_clock()
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch.ids))
         return loss
+
+    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+        with fast_fp32_products():
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: TargetStates, batch_index: int) -> None:
         self.acceptance.update(replay(self.drafter, batch, self.target_heads, temperature=0.0))

@@ -21,9 +21,10 @@ class StepBar(L.Callback):
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
-        metrics = trainer.callback_metrics
-        shown = {name.split("/")[-1]: f"{float(metrics[name]):.3f}" for name in ("loss", "val/tau") if name in metrics}
-        self.bar.set_postfix(shown, refresh=False)
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # reading a metric waits for the device
+            metrics = trainer.callback_metrics
+            shown = {name.split("/")[-1]: f"{float(metrics[name]):.3f}" for name in ("loss", "val/tau") if name in metrics}
+            self.bar.set_postfix(shown, refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, trainer, module) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.settings import natural_int, number_between, one_of, positive_number
@@ -56,21 +55,6 @@ def teacher_states(final: Tensor, documents: Tensor, positions: Tensor, heads: T
     rows = final[documents, positions]  # [..., M, D]
     batch = rows.reshape(1, rows.shape[:-2].numel(), *rows.shape[-2:])  # hc_head takes [B, T, M, D] only
     return heads.collapse(batch, teacher).reshape(*rows.shape[:-2], rows.shape[-1])
-
-
-def kl_distillation(
-    student_logits: Tensor, teacher_logits: Tensor, slots: Tensor, positions: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """KL(p || q) of the tempered teacher p and student q, in nats and fp32, summed by slot.
-
-    Logits [R, V], ``slots`` [R] int64 in 0..P-1 -> sum [P], count [P] int64.
-    """
-    log_p = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    log_q = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [R]
-    kl_sum = divergence.new_zeros(positions).index_add(0, slots, divergence)
-    kl_count = slots.new_zeros(positions).index_add(0, slots, torch.ones_like(slots))
-    return kl_sum, kl_count
 
 
 def eq2(kl_sum: Tensor, kl_count: Tensor, temperature: float) -> Tensor:

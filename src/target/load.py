@@ -64,7 +64,7 @@ def fingerprint(heads: TargetHeads) -> str:
     tensors = (heads.embed_tokens.weight, heads.lm_head.weight, heads.norm.weight, *heads.hc_head.parameters())
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -120,3 +120,10 @@ def test_context_mask_is_strictly_before_the_anchor():
     assert mask.int().tolist() == [[[1, 1, 0, 0], [0, 0, 0, 0]]]
     shifted = context_mask(torch.tensor([[7]]), torch.tensor([[5, 6, 7, 8]]))
     assert shifted.int().tolist() == [[[1, 1, 0, 0]]]
+
+
+def test_a_window_shows_the_newest_states_alone():
+    anchors, positions = torch.tensor([[4, 1, 0]]), torch.arange(6)
+    mask = context_mask(anchors, positions, window=2)
+    assert mask.int().tolist() == [[[0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]]
+    assert torch.equal(context_mask(anchors, positions, window=4), context_mask(anchors, positions))

@@ -1,11 +1,14 @@
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.blocks.visibility import context_mask
-from src.drafter.attention import block_attention
+from src.drafter import attention
+from src.drafter.attention import block_attention, flex_block_attention, flex_mask, reference_block_attention
 from src.drafter.layers import rotary_angles, rotate
 
 
-def dense_attention(query, context, block, anchors):
+def dense_attention(query, context, block, anchors, window=None):
     """Brute force: one [A * K, T + A * K] mask, one row of keys for everything."""
     num_docs, num_anchors, block_size, num_heads, width = query.shape
     num_context, num_kv_heads = context[0].shape[1:3]
@@ -14,7 +17,7 @@ def dense_attention(query, context, block, anchors):
     for b in range(num_docs):
         for row in range(rows):
             i = row // block_size
-            mask[b, row, : anchors[b, i]] = True
+            mask[b, row, 0 if window is None else max(0, anchors[b, i] - window) : anchors[b, i]] = True
             mask[b, row, num_context + i * block_size : num_context + (i + 1) * block_size] = True
     key, value = (torch.cat([c, x.flatten(1, 2)], dim=1) for c, x in zip(context, block, strict=True))
     output = torch.zeros(num_docs, rows, num_heads, width)
@@ -25,18 +28,109 @@ def dense_attention(query, context, block, anchors):
     return output.view(num_docs, num_anchors, block_size, num_heads * width)
 
 
-def test_equal_to_a_dense_mask():
-    for seed, (docs, tokens, anchors, block, heads, kv, width) in enumerate(
-        [(2, 9, 4, 7, 4, 2, 8), (1, 1, 1, 2, 1, 1, 2), (3, 17, 5, 3, 6, 2, 4), (2, 5, 3, 4, 3, 3, 6)]
-    ):
-        torch.manual_seed(seed)
-        positions = torch.randint(0, tokens, (docs, anchors))
-        positions[0, 0] = 0  # no context at all
-        query = torch.randn(docs, anchors, block, heads, width)
-        context = torch.randn(docs, tokens, kv, width), torch.randn(docs, tokens, kv, width)
-        own = torch.randn(docs, anchors, block, kv, width), torch.randn(docs, anchors, block, kv, width)
-        output = block_attention(query, context, own, context_mask(positions, torch.arange(tokens)))
-        torch.testing.assert_close(output, dense_attention(query, context, own, positions))
+def drawn(seed, docs, tokens, anchors, block, heads, kv, width, dtype=torch.float32):
+    """query, (context keys, values), (block keys, values), anchors; the first anchor of all sees no context."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw).to(dtype).requires_grad_()
+
+    positions = torch.randint(0, tokens, (docs, anchors), generator=draw).sort(dim=1).values
+    positions[0, 0] = 0
+    query = normal(docs, anchors, block, heads, width)
+    context = normal(docs, tokens, kv, width), normal(docs, tokens, kv, width)
+    own = normal(docs, anchors, block, kv, width), normal(docs, anchors, block, kv, width)
+    return query, context, own, positions
+
+
+SHAPES = [(2, 9, 4, 7, 4, 2, 8), (1, 1, 1, 2, 1, 1, 2), (3, 17, 5, 3, 6, 2, 4), (2, 5, 3, 4, 3, 3, 6), (2, 150, 20, 7, 4, 2, 8)]
+
+
+@pytest.fixture
+def few_at_a_time(monkeypatch):
+    """Eight anchors against spans of context in steps of four."""
+    monkeypatch.setitem(attention.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setattr(attention, "ROUND", 4)
+
+
+@pytest.mark.parametrize("window", [None, 1, 6])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equal_to_a_dense_mask(few_at_a_time, shape, window):
+    query, context, own, positions = drawn(0, *shape)
+    visible = context_mask(positions, torch.arange(shape[1]), window)
+    expected = dense_attention(query, context, own, positions, window)
+    for attend in (block_attention, reference_block_attention):
+        torch.testing.assert_close(attend(query, context, own, visible), expected)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_equal_the_formulas(few_at_a_time, shape, window):
+    query, context, own, positions = drawn(1, *shape)
+    visible = context_mask(positions, torch.arange(shape[1]), window)
+    towards = torch.randn(*query.shape[:3], query.shape[3] * query.shape[4])
+    gradients = [
+        torch.autograd.grad((attend(query, context, own, visible) * towards).sum(), (query, *context, *own))
+        for attend in (block_attention, reference_block_attention)
+    ]
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_is_as_far_from_fp32_as_the_formula_is():
+    query, context, own, positions = drawn(2, *SHAPES[-1])
+    visible = context_mask(positions, torch.arange(150))
+    exact = reference_block_attention(query, context, own, visible)
+    half = query.bfloat16(), tuple(x.bfloat16() for x in context), tuple(x.bfloat16() for x in own)
+    errors = [(f(*half, visible).float() - exact).norm() / exact.norm() for f in (block_attention, reference_block_attention)]
+    assert errors[0] < 1.5 * errors[1] < 0.02
+
+
+def test_context_that_no_anchor_sees_is_not_read(few_at_a_time):
+    query, context, own, positions = drawn(3, 2, 512, 20, 3, 2, 2, 4)
+    positions = 150 + positions % 12  # with a window of 8: positions 142 to 160, read in pieces of 64
+    visible = context_mask(positions, torch.arange(512), 8)
+    expected = block_attention(query, context, own, visible)
+    for unread in (slice(0, 128), slice(192, 512)):
+        for tensor in context:
+            tensor.data[:, unread] = float("nan")
+    assert torch.equal(block_attention(query, context, own, visible), expected)
+
+
+def test_memory_is_linear_in_anchors(monkeypatch):
+    """Twice the anchors take twice the memory; scores of all anchors, forward or backward, never exist at once."""
+    monkeypatch.setitem(attention.CHUNK_BYTES, "cpu", 1 << 20)
+    largest = []
+    for anchors in (64, 128):
+        query, context, own, positions = drawn(4, 1, 1024, anchors, 7, 2, 2, 4)
+        visible = context_mask(positions, torch.arange(1024))
+        with Largest() as seen:
+            block_attention(query, context, own, visible).sum().backward()
+        largest.append(seen.bytes)
+    assert max(largest) <= attention.CHUNK_BYTES["cpu"] < 64 * 7 * 2 * 1024 * 4
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_flex_attention_has_the_same_mask(window):
+    query, context, own, positions = drawn(5, 2, 150, 20, 7, 4, 2, 16)
+    visible = context_mask(positions, torch.arange(150), window)
+    query, context, own = query.detach(), tuple(x.detach() for x in context), tuple(x.detach() for x in own)
+    output = flex_block_attention(query, context, own, flex_mask(visible, 7))
+    torch.testing.assert_close(output, reference_block_attention(query, context, own, visible))
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tensors = [x for x in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(x)]
+        self.bytes = max([self.bytes, *(x.nbytes for x in tensors)])
+        return out
 
 
 def test_rotary_is_relative_and_turns_pairs_half_a_head_apart():

@@ -5,9 +5,11 @@ import torch
 from transformers import DeepseekV4Config
 
 from src.blocks.anchors import all_anchors
+from src.blocks.visibility import context_mask
+from src.drafter import model
 from src.drafter.conditioning import Layers, PostHcHead, PreHcHead
 from src.drafter.config import DrafterConfig
-from src.drafter.model import build_drafter
+from src.drafter.model import DraftLayer, build_drafter
 from src.drafter.reducers.fc import Fc
 from src.drafter.reducers.hc_gate import HcGate
 from src.drafter.reducers.mean import Mean
@@ -124,6 +126,70 @@ def test_incremental_context_equals_the_whole(build, heads, states):
     torch.testing.assert_close(hidden[:, 0], torch.stack([whole[0, 2], whole[1, 1], whole[2, 2]]))
 
 
+def test_with_a_window_a_loop_may_forget_older_states(build, heads, states):
+    drafter = build(context_window=5)
+    whole = drafter(states, heads, ANCHORS, MASK).hidden
+    assert not torch.equal(whole, build()(states, heads, ANCHORS, MASK).hidden)
+    anchors = torch.tensor([[20], [16], [22]])
+    for row, anchor in enumerate(anchors.flatten().tolist()):
+        newest = slice(anchor - 5, anchor)
+        part = replace(states, final=states.final[row : row + 1, newest])
+        positions = torch.arange(anchor - 5, anchor)
+        kv = drafter.project_context(drafter.context(part, heads), positions)
+        visible = context_mask(anchors[row : row + 1], positions, drafter.config.context_window)
+        assert visible.all()
+        token = states.input_ids[row, anchor].view(1, 1)
+        hidden = drafter.draft(token, anchors[row : row + 1], kv, visible, heads).hidden
+        torch.testing.assert_close(hidden[0, 0], whole[row, (2, 1, 2)[row]])
+
+
+def gradients(drafter, states, heads):
+    hidden = drafter(states, heads, ANCHORS, MASK).hidden
+    names, parameters = zip(*drafter.named_parameters(), strict=True)
+    loss = (hidden * torch.arange(32.0)).square().sum()
+    return hidden, dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def test_gradient_checkpointing_changes_nothing_but_what_is_kept(build, heads, states, monkeypatch):
+    hidden, expected = gradients(build(), states, heads)
+    calls, forward = [], DraftLayer.forward
+    monkeypatch.setattr(DraftLayer, "forward", lambda self, *rest: calls.append(1) or forward(self, *rest))
+    again, got = gradients(build(gradient_checkpointing=True), states, heads)
+    assert len(calls) == 2 * 2  # both layers, forward and once more
+    assert torch.equal(again, hidden)
+    for name, gradient in got.items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+def test_compiled_layers_draft_the_same(build, heads, states, monkeypatch):
+    """Traced, but run as they are: generating code would take minutes."""
+    hidden, expected = gradients(build(), states, heads)
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="eager"))
+    torch._dynamo.reset()
+    drafter = build(compile=True)
+    again, got = gradients(drafter, states, heads)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    torch.testing.assert_close(again, hidden)
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-3)
+    assert set(drafter.state_dict()) == set(build().state_dict())
+
+
+def test_only_context_that_an_anchor_sees_is_reduced(build, heads, states, monkeypatch):
+    drafter = build()
+    monkeypatch.setattr(model, "ROUND", 8)
+    whole = drafter(states, heads, ANCHORS, MASK).hidden
+    reduced, reduce = [], drafter.reducer.forward
+    monkeypatch.setattr(drafter.reducer, "forward", lambda streams: reduced.append(streams.shape[1]) or reduce(streams))
+    early = ANCHORS.clamp(max=17)
+    drafter(states, heads, early, MASK)
+    assert reduced == [24]  # the newest anchor is 17, rounded up
+    monkeypatch.setattr(model, "ROUND", 64)
+    torch.testing.assert_close(drafter(states, heads, ANCHORS, MASK).hidden, whole)
+    assert reduced == [24, 64]  # of 40: filled up
+
+
 def test_another_width_gets_projections(build, heads, states):
     drafter = build(reducer=Fc(), hidden_size=48)
     assert drafter.embed_proj.weight.shape == (48, 32) and drafter.out_proj.weight.shape == (32, 48)
@@ -176,6 +242,9 @@ def test_paper_sizes_on_the_meta_device():
         (dict(head_dim=7), "drafter.head_dim must be even"),
         (dict(block_size=1), "drafter.block_size must be at least 2"),
         (dict(hidden_size=-4), "drafter.hidden_size must be a positive integer, got -4"),
+        (dict(context_window=0), "drafter.context_window must be a positive integer, got 0"),
+        (dict(compile="yes"), "drafter.compile must be true or false, got 'yes'"),
+        (dict(gradient_checkpointing=1), "drafter.gradient_checkpointing must be true or false, got 1"),
         (dict(rope_theta="1e6"), "drafter.rope_theta must be a number above 0, got the string '1e6'"),
     ],
 )

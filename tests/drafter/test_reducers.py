@@ -5,6 +5,7 @@ import torch
 from rich.console import Console
 
 from src.drafter.conditioning import Layers, PostHcHead, PreHcHead
+from src.drafter.reducers import hc_gate
 from src.drafter.reducers.fc import Fc
 from src.drafter.reducers.hc_gate import HcGate
 from src.drafter.reducers.mean import Mean
@@ -63,6 +64,29 @@ def test_fc_and_mean(heads, build, states):
     mean = new(Mean(), heads)
     assert not list(mean.parameters())
     assert torch.equal(mean(streams), streams.mean(dim=2))
+
+
+def test_hc_gate_takes_a_few_tokens_at_a_time(build, states, monkeypatch):
+    reducer = build().reducer
+    whole = reducer(states.final)
+    assert whole.dtype == torch.float32  # of states in bf16, which are never copied as a whole
+    names, parameters = zip(*reducer.named_parameters(), strict=True)
+    expected = torch.autograd.grad(whole.square().sum(), parameters)
+    monkeypatch.setattr(hc_gate, "TOKENS", 7)
+    parts = reducer(states.final)
+    torch.testing.assert_close(parts, whole)
+    for name, one, two in zip(names, torch.autograd.grad(parts.square().sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(one, two, msg=name, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("reducer", [Fc(), HcGate()], ids=["fc", "hc_gate"])
+def test_states_in_the_caches_dtype(build, states, reducer):
+    """bf16 states give what their values in fp32 give; under autocast nothing makes them fp32 first."""
+    made = build(reducer=reducer).reducer
+    torch.testing.assert_close(made(states.final), made(states.final.float()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = made(states.final)
+    torch.testing.assert_close(mixed.float(), made(states.final), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("conditioning", [PostHcHead(), LAYERS], ids=["post_hc_head", "layers"])

@@ -5,9 +5,10 @@ import torch
 
 from src.blocks.anchors import all_anchors, make_blocks
 from src.contracts import Blocks
+from src.loss import objective
 from src.loss.cross_entropy import position_weights
 from src.loss.distillation import KLConfig
-from src.loss.objective import loss_terms, total_loss
+from src.loss.objective import loss_counts, loss_terms, total_loss
 
 KL = KLConfig(alpha=0.15, positions=2, temperature=1.0, teacher="mean_pool")
 OFF = replace(KL, alpha=0.0)
@@ -118,16 +119,61 @@ def test_an_empty_batch_is_zero_with_a_gradient(batch, final, heads):
         assert not gradient.any()
 
 
-def test_only_supervised_rows_reach_the_lm_head(batch, final, heads, monkeypatch):
+@pytest.fixture
+def row_counts(monkeypatch):
+    """(rows, rows with a teacher) that reached the LM head, call by call, padding included."""
+    counts, real = [], objective.row_losses
+    monkeypatch.setattr(objective, "row_losses", lambda h, x, t, *rest: counts.append((len(h), len(t))) or real(h, x, t, *rest))
+    return counts
+
+
+def test_only_supervised_rows_reach_the_lm_head(batch, final, heads, row_counts, monkeypatch):
     hidden, blocks = batch
-    rows, collapsed = [], []
-    logits, collapse = heads.logits, heads.collapse
-    monkeypatch.setattr(heads, "logits", lambda x: rows.append(x.shape[:-1].numel()) or logits(x))
-    monkeypatch.setattr(heads, "collapse", lambda x, t: collapsed.append(x.shape[1]) or collapse(x, t))
+    monkeypatch.setattr(objective, "ROUND", 1)
     loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
-    assert rows == [27, 19] and collapsed == [19]  # 11 + 8 + 5 + 2 + 1 of 72; 11 + 8 for the teacher
     loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=OFF)
-    assert rows[2:] == [27] and len(collapsed) == 1
+    assert row_counts == [(27, 19), (27, 0)]  # 11 + 8 + 5 + 2 + 1 of 72; 11 + 8 for the teacher
+
+
+def test_padded_and_masked_rows_count_for_nothing(batch, final, heads, row_counts, monkeypatch):
+    """Rounded to 32 on the host; on an accelerator every slot is read and the unsupervised ones struck out."""
+    hidden, blocks = batch
+    exact, padded, everything = [], [], []
+    real = objective._rows
+    for found, round_to, supervised_only in ((exact, 1, True), (padded, 32, True), (everything, 1, False)):
+        monkeypatch.setattr(objective, "ROUND", round_to)
+        monkeypatch.setattr(
+            objective, "_rows", lambda m, n, supervised_only, only=supervised_only: real(m, n, supervised_only=only)
+        )
+        terms = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
+        loss = total_loss(terms, alpha=0.15, temperature=1.0)
+        found += [*vars(terms).values(), torch.autograd.grad(loss, hidden)[0]]
+    assert row_counts == [(27, 19), (64, 32), (72, 24)]
+    for one, two, three in zip(exact, padded, everything, strict=True):
+        torch.testing.assert_close(two, one)
+        torch.testing.assert_close(three, one)
+
+
+@pytest.mark.parametrize("kl", [KL, OFF, replace(KL, positions=6)], ids=["paper", "off", "all slots"])
+def test_counts_are_known_before_any_forward_pass(batch, final, heads, kl):
+    hidden, blocks = batch
+    counts = loss_counts(blocks, weights=WEIGHTS, kl=kl)
+    terms = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=kl)
+    for field in fields(counts):
+        assert torch.equal(getattr(counts, field.name), getattr(terms, field.name))
+
+
+def test_micro_batches_divided_by_the_counts_of_the_step_give_its_gradient(batch, final, heads):
+    hidden, blocks = batch
+    whole = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
+    (expected,) = torch.autograd.grad(total_loss(whole, alpha=0.15, temperature=1.0), hidden)
+    rows = slice(0, 1), slice(1, 2)
+    parts = [Blocks(**{f.name: getattr(blocks, f.name)[row] for f in fields(blocks)}) for row in rows]
+    one, two = (loss_counts(part, weights=WEIGHTS, kl=KL) for part in parts)
+    for row, part in zip(rows, parts, strict=True):  # the graph of one is gone before the next one's forward pass
+        terms = loss_terms(hidden[row], part, final[row], heads, weights=WEIGHTS, kl=KL)
+        total_loss(terms, alpha=0.15, temperature=1.0, counts=one + two).backward()
+    torch.testing.assert_close(hidden.grad, expected)
 
 
 def test_too_many_kl_positions(batch, final, heads):

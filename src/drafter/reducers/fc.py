@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from src.drafter.conditioning import Conditioning
@@ -30,4 +31,7 @@ class FcReducer(Reducer):
         self.fc = linear(in_features, out_features)
 
     def forward(self, streams: Tensor) -> Tensor:
-        return self.fc(streams.flatten(2))  # [B, T, N * D] -> [B, T, D']
+        streams = streams.flatten(2)  # [B, T, N * D]
+        if not torch.is_autocast_enabled(streams.device.type):
+            streams = streams.to(self.fc.weight.dtype)
+        return self.fc(streams)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from src.drafter.conditioning import Conditioning
 from src.drafter.layers import RMSNorm
@@ -24,6 +25,8 @@ from src.settings import boolean, one_of
 
 if TYPE_CHECKING:
     from src.target.heads import TargetHeads
+
+TOKENS = 1024  # a document, in fp32 at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,16 @@ class HcGateReducer(Reducer):
             self.hc_scale.fill_(1.0)
 
     def forward(self, streams: Tensor) -> Tensor:
+        """[B, T, M, D] -> [B, T, D] in fp32. A few tokens at a time, made again for the backward pass: the paths in fp32,
+        of which this takes several, are four times the context."""
+        parts = streams.split(TOKENS, dim=1)
+        return torch.cat([checkpoint(self.collapse, part, use_reentrant=False, preserve_rng_state=False) for part in parts], 1)
+
+    def collapse(self, streams: Tensor) -> Tensor:
+        """Eq. 1."""
+        streams = streams.float()
         paths = streams if self.path_norm is None else self.path_norm(streams)
-        return (self.gate(streams)[..., None] * paths).sum(dim=2).to(streams.dtype)  # [B, T, D]
+        return (self.gate(streams)[..., None] * paths).sum(dim=2)
 
     def gate(self, streams: Tensor) -> Tensor:
         """[B, T, M, D] -> alpha [B, T, M] in fp32; independent sigmoids, not a softmax over paths."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from src.drafter.conditioning import Conditioning
@@ -30,4 +31,4 @@ class Mean:
 
 class MeanReducer(Reducer):
     def forward(self, streams: Tensor) -> Tensor:
-        return streams.mean(dim=2)
+        return streams.mean(dim=2, dtype=torch.promote_types(streams.dtype, torch.float32))

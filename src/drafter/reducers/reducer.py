@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class Reducer(nn.Module):
     def forward(self, streams: Tensor) -> Tensor:
-        """[B, T, N, D] -> [B, T, D']."""
+        """[B, T, N, D] in the cache's dtype -> [B, T, D'] in that of the products, or at least fp32."""
         raise NotImplementedError
 
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:

@@ -1,0 +1,104 @@
+"""What the training step is measured on: sizes of a drafter and of one document, dtypes, losses. Standard library only."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+DTYPES = ("fp32", "bf16")
+OBJECTIVES = ("own", "kl")
+"""own: cross-entropy and KL on the first two slots here, cross-entropy there; kl: KL on all slots on both sides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """One document of T tokens, A anchors in it, and a Qwen3-shaped drafter conditioned on M streams of width D through one
+    dense projection; as many key-value heads as heads, E = D / heads."""
+
+    name: str
+    num_tokens: int
+    num_anchors: int
+    vocab_size: int
+    hidden_size: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    intermediate_size: int = 1024
+    block_size: int = 7
+    num_streams: int = 4
+
+    def __post_init__(self):
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(f"hidden_size must be a multiple of {2 * self.num_heads}, got {self.hidden_size}")
+        if not 0 < self.num_anchors <= self.num_tokens - self.block_size - 1:
+            raise ValueError(
+                f"a document of {self.num_tokens} tokens has {self.num_tokens - self.block_size - 1} anchors whose block of "
+                f"{self.block_size} lies inside it, got num_anchors={self.num_anchors}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_slots(self) -> int:
+        """Supervised slots of a block."""
+        return self.block_size - 1
+
+    @property
+    def drafted(self) -> int:
+        """Supervised slots of a step."""
+        return self.num_anchors * self.num_slots
+
+    def anchors(self, seed: int) -> list[int]:
+        """A distinct positions, sorted, each with a whole block inside the document: what both sides are made to use."""
+        return sorted(random.Random(seed).sample(range(1, self.num_tokens - self.block_size), self.num_anchors))
+
+    @property
+    def num_seen(self) -> int:
+        """Context states that some anchor sees, T': the expected largest of A such positions."""
+        return round((self.num_tokens - self.block_size) * self.num_anchors / (self.num_anchors + 1))
+
+    @property
+    def anchor_sum(self) -> int:
+        """Pairs of an anchor and a state it sees, as expected."""
+        return self.num_anchors * (self.num_tokens - self.block_size) // 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: the same shape, dtype and kind of loss on both sides."""
+
+    shape: StepShape
+    dtype: str
+    objective: str
+
+
+SHAPES = (
+    StepShape(name="T512 A32 V32k", num_tokens=512, num_anchors=32, vocab_size=32_000),
+    StepShape(name="T512 A32 V129k", num_tokens=512, num_anchors=32, vocab_size=129_280),
+    StepShape(name="T2048 A256 V32k", num_tokens=2048, num_anchors=256, vocab_size=32_000),
+    StepShape(name="T4096 A512 V129k", num_tokens=4096, num_anchors=512, vocab_size=129_280),
+    # speculators' own recipe has T 8,192, A 3,072, V 32,000 and 5 layers: T and A by 4, width as in the other shapes
+    StepShape(name="speculators' recipe / 4", num_tokens=2048, num_anchors=768, vocab_size=32_000, num_layers=5),
+)
+
+QUICK = StepShape(name="quick", num_tokens=64, num_anchors=8, vocab_size=512, hidden_size=32, num_heads=2, intermediate_size=64)
+
+GROWTH_BASE = StepShape(name="base", num_tokens=2048, num_anchors=128, vocab_size=32_000)
+GROWTH: dict[str, tuple[int, ...]] = {
+    "num_tokens": (512, 1024, 2048, 4096, 8192),
+    "num_anchors": (32, 64, 128, 256, 512),
+    "vocab_size": (8_000, 16_000, 32_000, 64_000, 128_000),
+    "hidden_size": (64, 128, 256, 512, 1024),
+    "num_layers": (1, 2, 4, 8, 16),
+}
+SYMBOLS = {"num_tokens": "T", "num_anchors": "A", "vocab_size": "V", "hidden_size": "D", "num_layers": "layers"}
+
+
+def grown(base: StepShape, axis: str, value: int) -> StepShape:
+    """``base`` with one size changed; the MLP stays four times as wide as the drafter."""
+    if value == getattr(base, axis):
+        return base
+    shape = replace(base, **{axis: value}, name=f"{SYMBOLS[axis]} = {value:,}")
+    ratio = base.intermediate_size // base.hidden_size
+    return replace(shape, intermediate_size=ratio * value) if axis == "hidden_size" else shape
