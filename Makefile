@@ -61,7 +61,7 @@ card: .venv/.done ## measure the tiny target
 # A peer in an environment of its own: its pins are not this project's, and it must not see this project's code.
 .venv-peers/.done: constraints/peers.txt
 	@echo 'setting up .venv-peers: some minutes, once'
-	$(PYTHON) -m venv .venv-peers
+	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --no-deps -r constraints/peers.txt
 	touch $@
 

@@ -76,9 +76,9 @@ def _bars(axis: Axes, found: list[Bar]) -> None:
 def _log(axis: Axes, sizes: list[int]) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xticks(sizes, [f"{s / 1000:g}k" if s >= 4000 else str(s) for s in sizes], fontsize=7)
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=6.5)
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.tick_params(axis="y", labelsize=7)
+    axis.tick_params(axis="y", which="both", labelsize=6.5)
     axis.grid(alpha=0.25, which="both")
     axis.legend(fontsize=7, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

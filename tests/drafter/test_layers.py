@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.drafter.layers import RMSNorm
+from src.drafter.layers import RMSNorm, SwiGLU
 
 
 @pytest.mark.parametrize("shape", [(8,), (4, 8)], ids=["one scale", "one a path"])
@@ -30,3 +30,16 @@ def test_rms_norm_of_frozen_input_trains_its_weight():
     x = torch.randn(3, 8)
     norm(x).sum().backward()
     torch.testing.assert_close(norm.weight.grad, F.rms_norm(x, (8,), None, 1e-6).sum(dim=0))
+
+
+def test_swiglu_and_its_gradients():
+    torch.manual_seed(0)
+    mlp = SwiGLU(6, 10)
+    x = torch.randn(4, 6, requires_grad=True)
+    inputs = x, *mlp.parameters()
+    expected = mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+    torch.testing.assert_close(mlp(x), expected)
+    towards = torch.randn(4, 6)
+    got, wanted = (torch.autograd.grad((y * towards).sum(), inputs) for y in (mlp(x), expected))
+    for ours, formula in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, formula)
