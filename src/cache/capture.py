@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from src.cache.store import Shard, StateStore, make_shards
+from src.cache.store import Shard, StateStore, collate, make_shards, states_of
 from src.contracts import Document, TargetStates
 from src.target.load import Target
 from src.target.taps import tap_residual
@@ -31,6 +31,16 @@ def shard_states(target: Target, shard: Shard, layer_ids: Sequence[int]) -> dict
         target.model.model(input_ids.to(target.model.device), use_cache=False)
     states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
     return {tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()}
+
+
+@torch.inference_mode()
+def live_states(target: Target, shard: Shard, layer_ids: Sequence[int], dtype: torch.dtype) -> TargetStates:
+    """A shard's states as a cache of ``dtype`` would give them, without one: one right-padded batch."""
+    taps = {tap: value.to(dtype) for tap, value in shard_states(target, shard, layer_ids).items()}
+    lengths = [len(document.input_ids) for document in shard.documents]
+    final, *layers = (taps[tap].split(lengths) for tap in (None, *layer_ids))
+    rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(lengths), strict=True)
+    return collate([states_of(document, *states, layer_ids) for document, *states in rows])
 
 
 def capture(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -136,20 +136,26 @@ class StateStore:
         document = shard.documents[index]
         if not torch.equal(input_ids, document.input_ids):
             raise ValueError(f"{path} holds other tokens for {document.id} than asked for: remove the file and capture again")
+        document = replace(document, loss_mask=loss_mask)
         layers = []
         for layer_id in layer_ids:
             with _open(self.path(shard, layer_id)) as file:
                 layers.append(file.get_slice("states")[start:end])
-        return TargetStates(
-            ids=(document.id,),
-            domains=(document.domain,),
-            input_ids=input_ids[None],
-            loss_mask=loss_mask[None],
-            lengths=torch.tensor([end - start]),
-            final=final[None],
-            layers=torch.stack(layers, dim=1)[None] if layers else None,
-            layer_ids=tuple(layer_ids),
-        )
+        return states_of(document, final, layers, layer_ids)
+
+
+def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer_ids: Sequence[int]) -> TargetStates:
+    """One document as a batch of one row: ``final`` [T, M, D] and, for each of ``layer_ids``, [T, M, D]."""
+    return TargetStates(
+        ids=(document.id,),
+        domains=(document.domain,),
+        input_ids=document.input_ids[None],
+        loss_mask=document.loss_mask[None],
+        lengths=torch.tensor([len(document.input_ids)]),
+        final=final[None],
+        layers=torch.stack(list(layers), dim=1)[None] if layers else None,
+        layer_ids=tuple(layer_ids),
+    )
 
 
 def _open(path: Path):

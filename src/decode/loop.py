@@ -213,6 +213,14 @@ def collect(events: Iterable[FirstToken | Round], stop_ids: Collection[int]) -> 
     return Generation(token_ids, "stop" if token_ids[-1] in stop_ids else "length", first, tuple(rounds))
 
 
+def decode(
+    model: DeepseekV4ForCausalLM, drafter: LoopDrafter, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
+) -> Generation:
+    """One whole text in a session of its own; ``settings`` as ``speculate``."""
+    with TargetSession(model, drafter.layer_ids) as session:
+        return collect(speculate(session, drafter, prompt_ids, stop_ids=stop_ids, **settings), stop_ids)
+
+
 def decode_prompts(
     model: DeepseekV4ForCausalLM,
     drafter: LoopDrafter,
@@ -229,25 +237,17 @@ def decode_prompts(
     """One text a prompt, each with draws of its own (a function of ``seed`` and its place); ``progress`` names a bar."""
     generations = []
     for index, prompt_ids in enumerate(tqdm(prompts, desc=progress, unit="text", disable=progress is None, mininterval=2)):
-        generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + index)
-        with TargetSession(model, drafter.layer_ids) as session:
-            events = speculate(
-                session,
-                drafter,
-                prompt_ids,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                sampler=Sampler(temperature, top_p, generator),
-                synchronize=synchronize,
-            )
-            generations.append(collect(events, stop_ids))
+        sampler = Sampler(temperature, top_p, torch.Generator(model.device).manual_seed(seed * 1_000_003 + index))
+        settings = {"max_new_tokens": max_new_tokens, "sampler": sampler, "synchronize": synchronize}
+        generations.append(decode(model, drafter, prompt_ids, stop_ids=stop_ids, **settings))
     return generations
 
 
-def loop_rounds(generations: Sequence[Generation], num_slots: int) -> Rounds:
-    """What ``replay`` returns for the same texts: ``document`` is the place in ``generations``."""
+def loop_rounds(generations: Sequence[Generation], num_slots: int, documents: Iterable[int] | None = None) -> Rounds:
+    """What ``replay`` returns for the same texts; a text belongs to the document at its place in ``documents``, without
+    them to its own place in ``generations``."""
     rows = []
-    for document, generation in enumerate(generations):
+    for document, generation in zip(range(len(generations)) if documents is None else documents, generations, strict=True):
         end = sum(len(r.emitted) for r in generation.rounds) + (generation.rounds[0].anchor if generation.rounds else 0)
         rows += [(document, r.anchor, r.accepted, len(r.emitted), min(num_slots, end - r.anchor)) for r in generation.rounds]
     columns = torch.tensor(rows, dtype=torch.int64).view(-1, 5).unbind(dim=1)

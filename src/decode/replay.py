@@ -15,7 +15,6 @@ bonus token where its drafts reach the end. A decoding loop clips alike.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from src.contracts import Rounds, TargetStates
 from src.decode.acceptance import greedy_accept, sampled_accept
 from src.target.heads import TargetHeads
-from src.target.sampling import check_sampling, token_probabilities
+from src.target.sampling import check_sampling, generator_for, token_probabilities
 
 
 class ReplayDrafter(Protocol):
@@ -152,9 +151,7 @@ def position_uniforms(seed: int, document_id: str, length: int) -> Tensor:
     drafter meets the same draw at the same position, whatever its number of slots or the batch it sits in, which
     takes noise out of paired differences.
     """
-    digest = hashlib.blake2b(f"{seed}:{document_id}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    return torch.rand(length, generator=generator)
+    return torch.rand(length, generator=generator_for(f"{seed}:{document_id}"))
 
 
 def concat_rounds(parts: Sequence[Rounds], num_documents: Sequence[int]) -> Rounds:

@@ -17,9 +17,9 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from src.cache.capture import shard_states
-from src.cache.store import Shard, collate, make_shards
-from src.contracts import Document, TargetStates
+from src.cache.capture import live_states
+from src.cache.store import make_shards
+from src.contracts import Document
 from src.decode.agreement import RoundDifference, compare_rounds
 from src.decode.loop import FirstToken, Generation, Round, Seconds
 from src.decode.metrics import document_counts
@@ -107,28 +107,6 @@ def _agreement(
     taus = (float(ratio.value[-1]) for ratio in (own_tau, other_tau))
     difference = own_tau.minus(other_tau).estimates()[MEAN]
     return Agreement(method.name, temperature, len(names), int(loop[:, 1].sum()), *taus, tuple(differences), difference)
-
-
-@torch.inference_mode()
-def live_states(target: Target, shard: Shard, layer_ids: Sequence[int], dtype: torch.dtype) -> TargetStates:
-    """A shard's states as a cache would give them, without one: one right-padded batch."""
-    states = {tap: value.to(dtype) for tap, value in shard_states(target, shard, layer_ids).items()}
-    rows, start = [], 0
-    for document in shard.documents:
-        place = slice(start, start := start + len(document.input_ids))
-        rows.append(
-            TargetStates(
-                ids=(document.id,),
-                domains=(document.domain,),
-                input_ids=document.input_ids[None],
-                loss_mask=document.loss_mask[None],
-                lengths=torch.tensor([len(document.input_ids)]),
-                final=states[None][None, place],
-                layers=torch.stack([states[i][place] for i in layer_ids], dim=1)[None] if layer_ids else None,
-                layer_ids=tuple(layer_ids),
-            )
-        )
-    return collate(rows)
 
 
 def agreement_markdown(found: Sequence[Agreement]) -> str:

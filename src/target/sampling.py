@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,12 @@ def draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """One token a row in proportion to ``weights`` [..., V] >= 0 (no row all zero) -> int64 [...]."""
     rows = weights.reshape(-1, weights.shape[-1])
     return torch.multinomial(rows, 1, generator=generator).view(weights.shape[:-1])
+
+
+def generator_for(name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Draws that depend on ``name`` alone, not on what was drawn before."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 @dataclass(frozen=True)
