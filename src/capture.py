@@ -13,7 +13,7 @@ from src.entry import entry_point
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from src.lit.run import capture_states
+    from src.lit.states import capture_states
 
     capture_states(config)
 

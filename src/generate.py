@@ -64,7 +64,7 @@ def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> L
     """
     from src.lit.lineage import best_checkpoint
     from src.lit.methods import Method
-    from src.lit.run import make_parts
+    from src.lit.parts import make_parts
 
     if source == "ar":
         return Autoregressive()

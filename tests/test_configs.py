@@ -63,7 +63,7 @@ def test_the_options_of_other_entry_points_compose(group, option, compose_config
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes_and_instantiates(group, option, compose_config, mini_target, tmp_path, monkeypatch):
-    from src.lit.run import make_parts
+    from src.lit.parts import make_parts
 
     overrides = [f"{group}={option}", *PARTNERS.get((group, option), [])]
     config = compose_config("train", overrides)

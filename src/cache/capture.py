@@ -5,38 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from src.cache.store import Shard, StateStore, collate, make_shards, states_of
 from src.contracts import Document, TargetStates
-from src.target.load import Target
-from src.target.taps import tap_residual
+from src.target.producer import Producer
 
 
-@torch.inference_mode()
-def shard_states(target: Target, shard: Shard, layer_ids: Sequence[int]) -> dict[int | None, Tensor]:
-    """One forward over a shard's documents, right-padded to whole attention windows -> tap -> states [N, M, D].
-
-    Right padding is exact for V4 (left padding is not); None stands for the final residual.
-    """
-    window = target.model.config.sliding_window
-    lengths = [len(document.input_ids) for document in shard.documents]
-    width = -(-max(lengths) // window) * window
-    input_ids = torch.zeros(len(lengths), width, dtype=torch.long)
-    for row, document in enumerate(shard.documents):
-        input_ids[row, : lengths[row]] = document.input_ids
-    with tap_residual(target.model, layer_ids) as taps:
-        target.model.model(input_ids.to(target.model.device), use_cache=False)
-    states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
-    return {tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()}
-
-
-@torch.inference_mode()
-def live_states(target: Target, shard: Shard, layer_ids: Sequence[int], dtype: torch.dtype) -> TargetStates:
+def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], dtype: torch.dtype) -> TargetStates:
     """A shard's states as a cache of ``dtype`` would give them, without one: one right-padded batch."""
-    taps = {tap: value.to(dtype) for tap, value in shard_states(target, shard, layer_ids).items()}
+    taps = {tap: value.to(dtype) for tap, value in producer.states(shard.sequences, layer_ids).items()}
     lengths = [len(document.input_ids) for document in shard.documents]
     final, *layers = (taps[tap].split(lengths) for tap in (None, *layer_ids))
     rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(lengths), strict=True)
@@ -46,13 +25,14 @@ def live_states(target: Target, shard: Shard, layer_ids: Sequence[int], dtype: t
 def capture(
     documents: Sequence[Document],
     store: StateStore,
-    target: Callable[[], Target],
+    producer: Callable[[], Producer],
     *,
     layer_ids: Sequence[int] = (),
     documents_per_shard: int = 16,
     progress: bool = True,
 ) -> list[Shard]:
-    """Make sure that every document's taps are in ``store``; ``target()`` is called (loaded) only if something is missing."""
+    """Make sure that every document's taps are in ``store``; ``producer()`` is called only if one is
+    missing."""
     shards = make_shards(documents, documents_per_shard)
     missing = {shard.name: store.missing(shard, layer_ids) for shard in shards}
     work = [shard for shard in shards if missing[shard.name]]
@@ -60,10 +40,10 @@ def capture(
         if progress:
             print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
         return shards
-    loaded = target()
-    if loaded.fingerprint != store.key.target:
+    made_by = producer()
+    if made_by.fingerprint != store.key.target:
         raise ValueError(
-            f"the target at {loaded.path} has fingerprint {loaded.fingerprint} and the cache {store.directory} wants "
+            f"the target at {made_by.where} has fingerprint {made_by.fingerprint} and the cache {store.directory} wants "
             f"{store.key.target}: give the target.path that the cache was made with, or another cache.directory"
         )
     written = 0
@@ -71,7 +51,7 @@ def capture(
     with tqdm(total=total, desc="capture states", unit="tok", unit_scale=True, disable=not progress, mininterval=2) as bar:
         for shard in work:
             taps = missing[shard.name]
-            states = shard_states(loaded, shard, [tap for tap in taps if tap is not None])
+            states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
             # the final residual goes last: a shard that has it has its tokens
             for tap in sorted(taps, key=lambda t: t is None):
                 written += store.write(shard, states[tap], tap)

@@ -52,6 +52,11 @@ class Shard:
     def num_tokens(self) -> int:
         return sum(len(document.input_ids) for document in self.documents)
 
+    @property
+    def sequences(self) -> list[Tensor]:
+        """Token ids of each document, [T_i] int64: what a producer is given."""
+        return [document.input_ids for document in self.documents]
+
 
 def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list[Shard]:
     """Group documents of similar length; the result does not depend on the order they come in."""

@@ -28,6 +28,7 @@ from src.lit.methods import Method
 from src.report.bootstrap import MEAN, Estimate, pooled_ratio, resample_prompts
 from src.report.tables import estimate_text, markdown_table
 from src.target.load import Target
+from src.target.producer import InProcess
 
 BATCH = 16
 
@@ -88,7 +89,7 @@ def _agreement(
     names, replayed, looped, differences, sizes = [], [], [], [], []
     shards = make_shards(list(documents.values()), BATCH)
     for shard in tqdm(shards, desc=f"replay {method.name} T={temperature:g}", unit="batch", mininterval=2, leave=False):
-        states = live_states(target, shard, method.layer_ids, dtype)
+        states = live_states(InProcess(target), shard, method.layer_ids, dtype)
         rounds = replay(
             drafter, states, target.heads, temperature, top_p=config.top_p if temperature else 1.0, seed=config.seed
         )

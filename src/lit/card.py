@@ -36,10 +36,11 @@ from src.decode.replay import replay
 from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir
 from src.lit.record import environment_record, write_json
-from src.lit.run import open_store, with_supervised_pair
+from src.lit.states import open_store, with_supervised_pair
 from src.settings import natural_int, positive_int
 from src.target.build import count_parameters
 from src.target.load import Target, load_mtp, read_config
+from src.target.producer import InProcess
 from src.target.quality_answers import Answer, answer_figures
 from src.target.quality_bars import bars
 from src.target.quality_card import bar_rows, markdown
@@ -203,7 +204,7 @@ def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Documen
     By group, maths also as a whole, and each domain once more without the documents in ``looping``, whose text is easy.
     """
     store = open_store(config, target.heads)
-    shards = capture(documents, store, lambda: target, documents_per_shard=config.cache.documents_per_shard)
+    shards = capture(documents, store, lambda: InProcess(target), documents_per_shard=config.cache.documents_per_shard)
     states = CachedStates(store, shards)
     ordered = [document for shard in shards for document in shard.documents]
     drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()

@@ -40,7 +40,7 @@ from src.entry import command_of
 from src.lit.agreement import agreement_markdown, agreements
 from src.lit.methods import Method, make_methods
 from src.lit.record import environment_record, write_json
-from src.lit.run import lazy_target
+from src.lit.states import lazy_target
 from src.report.bootstrap import PromptCounts
 from src.report.cost import RoundTimes, write_cost_report
 from src.report.paper_cells import PAPER_COLUMNS, Column, PaperCell

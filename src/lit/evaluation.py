@@ -29,7 +29,7 @@ from src.decode.replay import concat_rounds, replay
 from src.entry import command_of, runs_dir
 from src.lit.methods import make_methods
 from src.lit.record import environment_record, write_json
-from src.lit.run import lazy_target, open_store, with_supervised_pair
+from src.lit.states import lazy_producer, lazy_target, open_store, with_supervised_pair
 from src.report.bootstrap import PromptCounts
 from src.report.figures import acceptance_figure
 from src.report.summary import MethodResult, summarise
@@ -78,7 +78,8 @@ def evaluate_by_replay(config: DictConfig) -> dict:
                 runs_dir() / "responses",
             )
         )
-        shards = capture(documents, store, target, layer_ids=layer_ids, documents_per_shard=config.cache.documents_per_shard)
+        per_shard = config.cache.documents_per_shard
+        shards = capture(documents, store, lazy_producer(target), layer_ids=layer_ids, documents_per_shard=per_shard)
         states = CachedStates(store, shards, layer_ids)
         row_of = {document.id: row for row, document in enumerate(d for shard in shards for d in shard.documents)}
         rows_in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length

@@ -14,7 +14,7 @@ from src.decode.replay import ReplayDrafter
 from src.drafter.mtp_chain import MTPChain
 from src.entry import train_run_dir
 from src.lit.lineage import load_drafter_weights
-from src.lit.run import Parts, make_parts
+from src.lit.parts import Parts, make_parts
 from src.settings import positive_int
 from src.target.heads import TargetHeads
 from src.target.load import fingerprint, load_mtp

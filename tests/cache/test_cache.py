@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.cache.capture import CachedStates, capture, shard_states
+from src.cache.capture import CachedStates, capture
 from src.cache.store import CacheKey, StateStore, collate, make_shards
 from src.contracts import Document
 from src.target.load import load_target
+from src.target.producer import InProcess
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,12 @@ def key(target, dtype="bf16") -> CacheKey:
 
 def test_cached_states_equal_live_ones(target, tmp_path):
     store = StateStore(tmp_path, key(target))
-    shards = capture(documents(), store, lambda: target, layer_ids=(1, 2), documents_per_shard=3, progress=False)
+    shards = capture(documents(), store, lambda: InProcess(target), layer_ids=(1, 2), documents_per_shard=3, progress=False)
     data = CachedStates(store, shards, (1, 2))
     assert len(data) == 7
     row = 0
     for shard in shards:
-        live = shard_states(target, shard, (1, 2))
+        live = InProcess(target).states(shard.sequences, (1, 2))
         start = 0
         for document in shard.documents:
             states = data[row]
@@ -72,7 +73,7 @@ def test_a_hit_loads_no_target_and_a_new_tap_captures_only_itself(target, tmp_pa
 
     def load():
         loads.append(1)
-        return target
+        return InProcess(target)
 
     first = capture(documents(), store, load, documents_per_shard=3, progress=False)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
@@ -98,7 +99,7 @@ def test_other_tokens_are_another_shard():
 
 def test_collate_pads_on_the_right_with_masked_zeros(target, tmp_path):
     store = StateStore(tmp_path, key(target))
-    data = CachedStates(store, capture(documents(), store, lambda: target, layer_ids=(0,), progress=False), (0,))
+    data = CachedStates(store, capture(documents(), store, lambda: InProcess(target), layer_ids=(0,), progress=False), (0,))
     batch = collate([data[0], data[3]])
     assert batch.input_ids.shape == (2, 24) and batch.lengths.tolist() == [9, 24]
     assert batch.layers.shape == (2, 24, 1, 4, 32)
@@ -118,12 +119,12 @@ def test_another_target_dtype_or_format_is_refused(target, tmp_path):
             StateStore(tmp_path, other)
     store = StateStore(tmp_path / "b", replace(key(target), target="beef"))
     with pytest.raises(ValueError, match="fingerprint"):
-        capture(documents(), store, lambda: target, progress=False)
+        capture(documents(), store, lambda: InProcess(target), progress=False)
 
 
 def test_a_cut_or_missing_file_is_named(target, tmp_path):
     store = StateStore(tmp_path, key(target))
-    shards = capture(documents(), store, lambda: target, documents_per_shard=3, progress=False)
+    shards = capture(documents(), store, lambda: InProcess(target), documents_per_shard=3, progress=False)
     data = CachedStates(store, shards)
     path = store.path(shards[0])
     path.write_bytes(path.read_bytes()[:-100])
@@ -147,6 +148,6 @@ def test_an_interrupted_write_leaves_no_shard(target, tmp_path, monkeypatch):
 
     monkeypatch.setattr("src.cache.store.save_file", torn)
     with pytest.raises(OSError, match="disk full"):
-        store.write(shard, shard_states(target, shard, ())[None])
+        store.write(shard, InProcess(target).states(shard.sequences)[None])
     assert store.missing(shard, ()) == [None]
     assert json.loads((tmp_path / "manifest.json").read_text())["target"] == target.fingerprint

@@ -7,8 +7,6 @@ import copy
 import pytest
 import torch
 
-from src.cache.capture import shard_states
-from src.cache.store import Shard
 from src.contracts import Document, TargetStates
 from src.decode.agreement import compare_greedy, compare_rounds
 from src.decode.drafters import Autoregressive, BlockDrafter, MTPDrafter, loop_drafter
@@ -22,6 +20,7 @@ from src.drafter.reducers.fc import Fc
 from src.drafter.reducers.hc_gate import HcGate
 from src.target.generate import generate_batch
 from src.target.load import Target, load_target
+from src.target.producer import InProcess
 from src.target.sampling import Sampler
 from src.target.session import TargetSession
 
@@ -54,7 +53,7 @@ def captured(target: Target, prompts, generations: list[Generation], layer_ids=(
         Document(str(i), "code", torch.tensor(text), torch.arange(len(text)) >= len(prompt))
         for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
     ]
-    found = shard_states(target, Shard("x", tuple(documents)), layer_ids)
+    found = InProcess(target).states([d.input_ids for d in documents], layer_ids)
 
     def rows(tensor: torch.Tensor) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence(tensor.split([len(t) for t in texts]), batch_first=True).bfloat16()

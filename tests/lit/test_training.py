@@ -160,7 +160,7 @@ def test_a_drafter_made_on_another_target_is_refused(compose_config, mini_overri
 
 def test_data_without_anything_to_learn_is_refused(compose_config, mini_overrides):
     from src.contracts import Document
-    from src.lit.run import with_supervised_pair
+    from src.lit.states import with_supervised_pair
 
     ids = torch.arange(6)
     lone = Document("a", "code", ids, torch.tensor([0, 0, 1, 0, 1, 0], dtype=torch.bool))

@@ -1,0 +1,97 @@
+"""The cheap parts of a training configuration, checked before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+from transformers import DeepseekV4Config, PreTrainedTokenizerBase
+
+from src.blocks.anchors import BlockSampler
+from src.cache.store import DTYPES as STATE_DTYPES
+from src.corpus.chat import MODES
+from src.corpus.mixture import Corpus
+from src.corpus.tokenizer import load_tokenizer, special_ids
+from src.drafter.conditioning import Conditioning
+from src.drafter.config import DrafterConfig
+from src.drafter.model import build_drafter
+from src.drafter.mtp_chain import MTPChain, MTPChainConfig
+from src.drafter.reducers.reducer import ReducerConfig
+from src.lit.loggers import WANDB_MODES
+from src.lit.module import OptimSettings
+from src.loss.cross_entropy import PositionWeighted
+from src.loss.distillation import KLConfig
+from src.settings import natural_int, one_of, positive_int
+from src.target.heads import TargetHeads
+from src.target.load import DTYPES as TARGET_DTYPES
+from src.target.load import load_mtp, read_config
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The instantiated, checked groups of a training configuration; nothing here has read a weight."""
+
+    target_config: DeepseekV4Config
+    tokenizer: PreTrainedTokenizerBase
+    mask_token_id: int
+    corpus: Corpus
+    conditioning: Conditioning
+    reducer: ReducerConfig
+    drafter: DrafterConfig | MTPChainConfig
+    blocks: BlockSampler
+    kl: KLConfig
+    loss: PositionWeighted
+    optim: OptimSettings
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return () if isinstance(self.drafter, MTPChainConfig) else tuple(self.conditioning.layer_ids)
+
+    def build(self, heads: TargetHeads, target: DictConfig, seed: int) -> nn.Module:
+        """A new drafter; on meta heads its shapes only."""
+        if isinstance(self.drafter, MTPChainConfig):
+            return MTPChain(load_mtp(target.path, experts=target.experts), self.drafter.num_slots, trainable=True)
+        return build_drafter(
+            conditioning=self.conditioning,
+            reducer=self.reducer,
+            drafter=self.drafter,
+            heads=heads,
+            mask_token_id=self.mask_token_id,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
+def make_parts(config: DictConfig) -> Parts:
+    """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
+    parts = {
+        name: instantiate(config[name])
+        for name in ["corpus", "conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
+    }
+    target_config = read_config(config.target.path)
+    tokenizer = load_tokenizer(config.target.path)
+    mask_token_id = special_ids(tokenizer, config.target.mask_token_id).mask
+    made = Parts(target_config=target_config, tokenizer=tokenizer, mask_token_id=mask_token_id, **parts)
+    wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
+    if wrong:
+        raise ValueError(
+            f"conditioning.layer_ids={list(made.layer_ids)} but the target has layers "
+            f"0..{target_config.num_hidden_layers - 1}: give ids in that range"
+        )
+    natural_int("seed", config.seed)
+    one_of("mode", config.mode, MODES)
+    one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
+    one_of("cache.dtype", config.cache.dtype, tuple(STATE_DTYPES))
+    one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
+    positive_int("cache.documents_per_shard", config.cache.documents_per_shard)
+    positive_int("trainer.max_epochs", config.trainer.max_epochs)
+    if config.trainer.get("accumulate_grad_batches", 1) != 1:
+        raise ValueError("trainer.accumulate_grad_batches is not supported: raise optim.batch_size instead")
+    made.kl.check_slots(made.drafter.num_slots)
+    if isinstance(made.drafter, DrafterConfig):
+        with torch.device("meta"):
+            heads = TargetHeads(target_config)
+        made.build(heads, config.target, config.seed)
+    return made
