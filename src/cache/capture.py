@@ -1,25 +1,45 @@
-"""Fill a store with target states (write on a miss), and read it as a data set (read on a hit)."""
+"""Fill a store with target states: every shard once, by however many processes work on it at the same time.
+
+    1. documents            -> shards, the same in every process
+    2. a shard not stored   -> claim it (src/cache/claims.py); one that another process has is looked at again later
+    3. one forward a shard  -> taps [N, M, D], written by a thread while the next forward runs
+    4. stored               -> the claim goes
+
+A killed capture repeats the shard in its forward and the one being written, nothing else; its claims pass on to who comes next.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
-import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from src.cache.claims import Board
+from src.cache.codecs import Codec, rounded
+from src.cache.datasets import checked
 from src.cache.store import Shard, StateStore, collate, make_shards, states_of
+from src.cache.writer import ShardWriter
 from src.contracts import Document, TargetStates
 from src.target.producer import Producer
 
+POLL_S = 0.2
+TELL_S = 20.0
 
-def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], dtype: torch.dtype) -> TargetStates:
-    """A shard's states as a cache of ``dtype`` would give them, without one: one right-padded batch."""
-    taps = {tap: value.to(dtype) for tap, value in producer.states(shard.sequences, layer_ids).items()}
+
+def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> TargetStates:
+    """A shard's states as a cache with ``codec`` would give them, without one: one right-padded batch."""
+    taps = {tap: rounded(value, codec) for tap, value in producer.states(shard.sequences, layer_ids).items()}
     lengths = [len(document.input_ids) for document in shard.documents]
     final, *layers = (taps[tap].split(lengths) for tap in (None, *layer_ids))
     rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(lengths), strict=True)
     return collate([states_of(document, *states, layer_ids) for document, *states in rows])
+
+
+def claim_of(shard: Shard) -> str:
+    """Name of a shard's claim on the cache's board."""
+    return f"claims/{shard.name}"
 
 
 def capture(
@@ -30,52 +50,67 @@ def capture(
     layer_ids: Sequence[int] = (),
     documents_per_shard: int = 16,
     progress: bool = True,
+    stale_s: float = 60.0,
 ) -> list[Shard]:
-    """Make sure that every document's taps are in ``store``; ``producer()`` is called only if one is
-    missing."""
+    """Make sure that every document's taps are in ``store``; returns when they are, whoever made them. ``producer()`` is
+    called only if a tap is missing; ``stale_s`` as in src.cache.claims.Board."""
     shards = make_shards(documents, documents_per_shard)
-    missing = {shard.name: store.missing(shard, layer_ids) for shard in shards}
-    work = [shard for shard in shards if missing[shard.name]]
-    if not work:
+    missing = store.missing_of(shards, layer_ids)
+    waiting = deque(shard for shard in shards if missing[shard.name])
+    if not waiting:
         if progress:
             print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
         return shards
-    made_by = producer()
-    if made_by.fingerprint != store.key.target:
-        raise ValueError(
-            f"the target at {made_by.where} has fingerprint {made_by.fingerprint} and the cache {store.directory} wants "
-            f"{store.key.target}: give the target.path that the cache was made with, or another cache.directory"
-        )
+    made_by = checked(producer(), store)
+    bar = tqdm(
+        total=sum(shard.num_tokens for shard in waiting),
+        desc="capture states",
+        unit="tok",
+        unit_scale=True,
+        disable=not progress,
+        mininterval=2,
+    )
     written = 0
-    total = sum(shard.num_tokens for shard in work)
-    with tqdm(total=total, desc="capture states", unit="tok", unit_scale=True, disable=not progress, mininterval=2) as bar:
-        for shard in work:
-            taps = missing[shard.name]
-            states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
-            # the final residual goes last: a shard that has it has its tokens
-            for tap in sorted(taps, key=lambda t: t is None):
-                written += store.write(shard, states[tap], tap)
-            bar.set_postfix(MB=f"{written / 1e6:.0f}", refresh=False)
-            bar.update(shard.num_tokens)
+
+    def stored(shard: Shard, size: int) -> None:
+        nonlocal written
+        written += size
+        bar.set_postfix_str(f"{tqdm.format_sizeof(written, 'B')} written", refresh=False)
+        board.release(claim_of(shard))
+
+    with bar, Board(store.directory, stale_s) as board:
+        tidy(store, board)
+        with ShardWriter(store, stored) as writer:
+            passed, told = 0, time.monotonic()  # shards in a row that others have
+            while waiting:
+                shard = waiting.popleft()
+                taps = store.missing(shard, layer_ids)
+                if taps and not board.claim(claim_of(shard)):
+                    waiting.append(shard)
+                    passed += 1
+                    if passed >= len(waiting):
+                        passed = 0
+                        if progress and time.monotonic() - told > TELL_S:
+                            told = time.monotonic()
+                            bar.write(f"waiting for {len(waiting)} shards; {board.owner(claim_of(shard))} has one of them")
+                        time.sleep(POLL_S)
+                    continue
+                passed = 0
+                if taps and (taps := store.missing(shard, layer_ids)):  # it may have been stored just before the claim
+                    states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
+                    writer.put(shard, {tap: states[tap] for tap in taps})
+                else:
+                    board.release(claim_of(shard))
+                bar.update(shard.num_tokens)
+        tidy(store, board)
     return shards
 
 
-class CachedStates(Dataset):
-    """Documents of a filled store, one a row: index -> TargetStates of batch size 1."""
-
-    def __init__(self, store: StateStore, shards: Sequence[Shard], layer_ids: Sequence[int] = ()):
-        self.store = store
-        self.layer_ids = tuple(layer_ids)
-        self.places = [(shard, row) for shard in shards for row in range(len(shard.documents))]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def length(self, index: int) -> int:
-        """Tokens of one document, without touching the disk."""
-        shard, row = self.places[index]
-        return len(shard.documents[row].input_ids)
-
-    def __getitem__(self, index: int) -> TargetStates:
-        shard, row = self.places[index]
-        return self.store.read(shard, row, self.layer_ids)
+def tidy(store: StateStore, board: Board) -> None:
+    """Remove what killed captures left behind, claims and partial files; nothing of a living process is touched."""
+    board.living("claims")
+    for path in store.directory.glob("??/*.partial*"):
+        name = f"claims/{path.name.partition('.')[0]}"
+        if board.claim(name):
+            path.unlink(missing_ok=True)
+            board.release(name)

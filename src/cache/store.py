@@ -1,44 +1,51 @@
-"""Target states on disk: one folder a target and dtype, safetensors shards named by the documents they hold.
+"""Target states on disk: one folder a target and codec, shard files named by the documents they hold.
 
     1. documents, in any order            -> shards: sorted by length, then id; a fixed number of documents each
     2. a shard's name                     = hash of its documents' ids, tokens and loss masks
-    3. <shard>.final.safetensors            input_ids [N], loss_mask [N], offsets [docs + 1], states [N, M, D]
-       <shard>.layer3.safetensors           states [N, M, D], one file a tapped layer, added when first asked for
-    4. manifest.json                        what the states depend on; another target or dtype is refused by name
+    3. ab/<name>.final.safetensors          states [N, M, D] as the codec has them, input_ids [N], loss_mask [N]
+       ab/<name>.layer3.safetensors         states alone, one file a tapped layer, added when first asked for
+    4. manifest.json                        what the states depend on; another target, codec or encoding is refused by name
 
-N is the number of tokens of all documents of the shard, laid end to end. A file appears under its name only when complete.
+N is the number of tokens of all documents of the shard, laid end to end; ab are the first letters of its name. A file appears
+under its name only when complete, and every byte of it is checked when it is read (src/cache/shard_file.py).
 Which batch a document is captured in is a function of the documents alone, so states never depend on what was cached before.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from src.cache.codecs import CODECS, DTYPES, rounded
+from src.cache.manifest import NAME as MANIFEST
+from src.cache.manifest import CacheKey, check_manifest, write_manifest
+from src.cache.shard_file import DamagedShard, MissingShard, OpenFiles, ShardFile, write_shard_file
 from src.contracts import Document, TargetStates
 
-FORMAT_VERSION = 1
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+__all__ = [
+    "DTYPES",
+    "CacheKey",
+    "DamagedShard",
+    "MissingShard",
+    "NoSpace",
+    "Shard",
+    "StateStore",
+    "collate",
+    "make_shards",
+    "states_of",
+]
 
 
-@dataclass(frozen=True)
-class CacheKey:
-    """What cached states depend on, besides the documents themselves."""
-
-    target: str  # fingerprint of the weights
-    target_dtype: str  # what the target computes in
-    num_paths: int
-    hidden_size: int
-    dtype: str
-    format_version: int = FORMAT_VERSION
+class NoSpace(ValueError):
+    """The disk is full; nothing of the file is left."""
 
 
 @dataclass(frozen=True)
@@ -76,77 +83,137 @@ def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list
 
 
 class StateStore:
-    """Reads and writes shards below ``directory``; ValueError where it belongs to another target, dtype or format."""
+    """Reads and writes shards below ``directory``; ValueError where it belongs to another target, codec or format.
 
-    def __init__(self, directory: str | Path, key: CacheKey):
-        if key.dtype not in DTYPES:
-            raise ValueError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {key.dtype!r}")
+    Any number of processes may read and write one directory. ``round``, ``write`` and ``read`` agree bit for bit.
+    """
+
+    def __init__(self, directory: str | Path, key: CacheKey, create: bool = True):
+        """``create`` False: a directory that is not there stays so (reading alone, or only ``round``)."""
         self.directory = Path(directory)
         self.key = key
-        self.dtype = DTYPES[key.dtype]
-        self._check_manifest()
+        self.codec = CODECS[key.dtype]
+        self._digest = key.digest
+        self.dtype = self.codec.dtype
+        self._opened = OpenFiles()
+        if (self.directory / MANIFEST).exists():
+            check_manifest(self.directory, key)
+        elif create:
+            write_manifest(self.directory, key)
 
-    def _check_manifest(self) -> None:
-        path = self.directory / "manifest.json"
-        if not path.exists():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(asdict(self.key), indent=2) + "\n")
-            partial.replace(path)
-            return
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not readable as JSON ({error}): remove {self.directory} and capture again") from error
-        wanted = asdict(self.key)
-        differing = [name for name in {*wanted, *found} if wanted.get(name) != found.get(name)]
-        if differing:
-            pairs = ", ".join(f"{n}={found.get(n)!r} where this run needs {wanted.get(n)!r}" for n in sorted(differing))
-            raise ValueError(f"cache {self.directory} was written with {pairs}: give another cache.directory or remove it")
+    def __getstate__(self) -> dict:
+        """A loader's worker opens its own files."""
+        return {**self.__dict__, "_opened": OpenFiles()}
 
     def path(self, shard: Shard, layer_id: int | None = None) -> Path:
         """File of a tap: the final residual, or the output of one layer."""
-        tap = "final" if layer_id is None else f"layer{layer_id}"
-        return self.directory / shard.name[:2] / f"{shard.name}.{tap}.safetensors"
+        return self.directory / shard.name[:2] / f"{shard.name}.{_tap(layer_id)}.safetensors"
 
     def missing(self, shard: Shard, layer_ids: Sequence[int]) -> list[int | None]:
         """Taps of ``shard`` that are not on disk; None stands for the final residual."""
         return [tap for tap in (None, *layer_ids) if not self.path(shard, tap).exists()]
 
+    def missing_of(self, shards: Sequence[Shard], layer_ids: Sequence[int]) -> dict[str, list[int | None]]:
+        """``missing`` of many shards by name, from one listing of each folder instead of a look at each file."""
+        there: set[str] = set()
+        for folder in {shard.name[:2] for shard in shards}:
+            try:
+                there.update(os.listdir(self.directory / folder))
+            except FileNotFoundError:
+                continue
+        taps = [(tap, f".{_tap(tap)}.safetensors") for tap in (None, *layer_ids)]
+        return {shard.name: [tap for tap, end in taps if shard.name + end not in there] for shard in shards}
+
+    def round(self, states: Tensor) -> Tensor:
+        """``states`` [N, M, D] as they would be read after a write, in the cache's dtype."""
+        return rounded(states, self.codec)
+
     def write(self, shard: Shard, states: Tensor, layer_id: int | None = None) -> int:
-        """Store one tap, ``states`` [N, M, D]; returns the bytes written."""
+        """Store one tap, ``states`` [N, M, D]; returns the bytes written. NoSpace where the disk is full.
+
+        The file is not forced to the disk: after a power cut it may be short, which reading it finds.
+        """
         assert states.shape == (shard.num_tokens, self.key.num_paths, self.key.hidden_size), states.shape
-        tensors = {"states": states.to(self.dtype).contiguous()}
+        rows = self.codec.encode(states)
         if layer_id is None:
-            lengths = torch.tensor([0] + [len(document.input_ids) for document in shard.documents])
-            tensors["input_ids"] = torch.cat([document.input_ids for document in shard.documents])
-            tensors["loss_mask"] = torch.cat([document.loss_mask for document in shard.documents])
-            tensors["offsets"] = lengths.cumsum(0)
+            rows["input_ids"] = torch.cat([document.input_ids for document in shard.documents])
+            rows["loss_mask"] = torch.cat([document.loss_mask for document in shard.documents])
         path = self.path(shard, layer_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial)
-        size = partial.stat().st_size
-        partial.replace(path)
-        return size
+        lengths = [len(document.input_ids) for document in shard.documents]
+        try:
+            return write_shard_file(path, rows, lengths, self._identity(shard, layer_id))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            size = sum(tensor.nbytes for tensor in rows.values())
+            raise NoSpace(
+                f"no space left for {path} ({size:,} bytes): free some or give another cache.directory, then run the "
+                "same command again; finished shards are kept"
+            ) from error
+
+    def shard_bytes(self, shard: Shard) -> int:
+        """Bytes of all files of ``shard`` on disk; 0 where there is none."""
+        return sum(path.stat().st_size for path in self._files(shard))
+
+    def remove(self, shard: Shard) -> int:
+        """Delete all taps of ``shard``; returns the bytes freed.
+
+        The final residual goes first and every read opens it first: a reader has all taps or finds MissingShard.
+        """
+        freed = 0
+        for path in sorted(self._files(shard), key=lambda path: path != self.path(shard)):
+            with suppress(FileNotFoundError):  # another process removes it too
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+            self._opened.drop(path)
+        return freed
 
     def read(self, shard: Shard, index: int, layer_ids: Sequence[int] = ()) -> TargetStates:
-        """One document of a shard as a batch of one row, in the cache's dtype; nothing else of the shard is read."""
-        path = self.path(shard)
-        with _open(path) as file:
-            start, end = file.get_slice("offsets")[index : index + 2].tolist()
-            input_ids = file.get_slice("input_ids")[start:end]
-            loss_mask = file.get_slice("loss_mask")[start:end]
-            final = file.get_slice("states")[start:end]
+        """One document of a shard as a batch of one row, in the cache's dtype; nothing else of the shard is read.
+
+        MissingShard where a tap is not there, DamagedShard where a byte of the record, or of what tells its place, is wrong.
+        """
         document = shard.documents[index]
-        if not torch.equal(input_ids, document.input_ids):
-            raise ValueError(f"{path} holds other tokens for {document.id} than asked for: remove the file and capture again")
-        document = replace(document, loss_mask=loss_mask)
-        layers = []
-        for layer_id in layer_ids:
-            with _open(self.path(shard, layer_id)) as file:
-                layers.append(file.get_slice("states")[start:end])
+        places = (None, *layer_ids)
+        files = [self._open(shard, index, tap) for tap in places]  # all of them, before any record is read
+        taps = []
+        for tap, file in zip(places, files, strict=True):
+            with self._named(shard, index, tap):
+                taps.append(file.record(index))
+        with self._named(shard, index, None):
+            if not torch.equal(taps[0]["input_ids"], document.input_ids):
+                raise DamagedShard("it holds other tokens than asked for")
+        document = replace(document, loss_mask=taps[0]["loss_mask"])
+        final, *layers = (self.codec.decode(tap) for tap in taps)
         return states_of(document, final, layers, layer_ids)
+
+    def _open(self, shard: Shard, index: int, layer_id: int | None) -> ShardFile:
+        with self._named(shard, index, layer_id):
+            return self._opened.get(self.path(shard, layer_id), self._identity(shard, layer_id))
+
+    @contextmanager
+    def _named(self, shard: Shard, index: int, layer_id: int | None) -> Iterator[None]:
+        """Says which record of which file is damaged, and forgets the file, so that a new one is opened next time."""
+        try:
+            yield
+        except DamagedShard as error:
+            path = self.path(shard, layer_id)
+            self._opened.drop(path)
+            raise DamagedShard(
+                f"record {index} ({shard.documents[index].id}) of {path} is damaged: {error}; remove the file and run again, "
+                "it is captured anew"
+            ) from error
+
+    def _identity(self, shard: Shard, layer_id: int | None) -> dict[str, str]:
+        return {"cache": self._digest, "codec": self.key.dtype, "shard": shard.name, "tap": _tap(layer_id)}
+
+    def _files(self, shard: Shard) -> list[Path]:
+        return list(self.path(shard).parent.glob(f"{shard.name}.*.safetensors"))
+
+
+def _tap(layer_id: int | None) -> str:
+    return "final" if layer_id is None else f"layer{layer_id}"
 
 
 def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer_ids: Sequence[int]) -> TargetStates:
@@ -161,15 +228,6 @@ def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer
         layers=torch.stack(list(layers), dim=1)[None] if layers else None,
         layer_ids=tuple(layer_ids),
     )
-
-
-def _open(path: Path):
-    if not path.exists():
-        raise ValueError(f"the cache has no {path.name}: run `python -m src.capture` with the same options")
-    try:
-        return safe_open(path, framework="pt")
-    except Exception as error:  # safetensors raises its own class, without a public name
-        raise ValueError(f"{path} is damaged ({error}): remove the file and run again, it is captured anew") from error
 
 
 def collate(rows: Sequence[TargetStates]) -> TargetStates:

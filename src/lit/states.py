@@ -2,42 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
 
 from src.blocks.anchors import eligible_anchors
-from src.cache.capture import CachedStates, capture
+from src.cache.claims import alone
+from src.cache.datasets import ShardedStates
+from src.cache.modes import CacheMode, Stream
 from src.cache.store import CacheKey, StateStore
 from src.contracts import Conversation, Document
-from src.corpus.chat import encode
-from src.entry import runs_dir
+from src.corpus.chat import ENCODING_VERSION, encode
+from src.corpus.tokenizer import tokenizer_fingerprint
+from src.entry import command_of
+from src.lit.answers import answer_settings, answers_dir, served_file
+from src.lit.corpus_account import count_documents, tell_corpus
 from src.lit.parts import Parts, make_parts
+from src.target.engines.producer import engine_producer
 from src.target.heads import TargetHeads
 from src.target.load import Target, fingerprint, load_heads
 from src.target.producer import InProcess, Producer
 from src.target.responses import AnswerSettings, answer_conversations
+from src.target.served_answers import served_documents
+
+
+class NoTarget(ValueError):
+    """The cache's mode wants no target in this process."""
 
 
 def lazy_target(config: DictConfig) -> Callable[[], Target]:
-    """Loads on the first call."""
+    """Loads on the first call; ValueError there where the cache's mode wants no target."""
 
     @cache
     def load() -> Target:
+        mode = open_mode(config)
+        if not mode.loads_target:
+            raise NoTarget(f"cache={mode.name} loads no target here, and answers or states are missing: run `{fill_command()}`")
         print(f"loading the target from {config.target.path}", flush=True)
         return instantiate(config.target)
 
     return load
 
 
-def lazy_producer(target: Callable[[], Target]) -> Callable[[], Producer]:
-    """The same, as what fills a cache."""
-    return lambda: InProcess(target())
+def open_mode(config: DictConfig) -> CacheMode:
+    """The checked group ``cache``."""
+    return instantiate(config.cache)
+
+
+def fill_command() -> str:
+    """What to run where a read-only cache lacks something: this command without training, and with a cache that is written."""
+    name = HydraConfig.get().job.config_name if HydraConfig.initialized() else "train"
+    command = command_of("src.capture" if name == "train" else f"src.{name}")
+    return command.replace(" cache=offline", "")
+
+
+def regenerate_command() -> str:
+    """What makes the answers of a server that are missing."""
+    name = HydraConfig.get().job.config_name if HydraConfig.initialized() else "train"
+    return f"{command_of('src.regenerate')}{'' if name == 'regenerate' else ' server=http://host:port/v1'}"
+
+
+def lazy_producer(config: DictConfig, target: Callable[[], Target]) -> Callable[[], Producer]:
+    """What fills a cache, made on the first call: the target in this process, or the servers of ``target.engine``."""
+
+    @cache
+    def make() -> Producer:
+        if config.target.get("engine"):
+            return engine_producer(OmegaConf.to_container(config.target, resolve=True), config.cache.directory)
+        return InProcess(target())
+
+    return make
 
 
 def open_store(config: DictConfig, heads: TargetHeads) -> StateStore:
@@ -48,8 +91,23 @@ def open_store(config: DictConfig, heads: TargetHeads) -> StateStore:
         num_paths=heads.num_paths,
         hidden_size=heads.hidden_size,
         dtype=config.cache.dtype,
+        tokenizer=tokenizer_fingerprint(config.target.path),
+        mode=config.mode,
+        encoding_version=ENCODING_VERSION,
     )
-    return StateStore(Path(config.cache.directory) / f"{key.target}-{key.target_dtype}-{key.dtype}", key)
+    return open_mode(config).open(key)
+
+
+def states_of_documents(
+    config: DictConfig,
+    documents: Sequence[Document],
+    store: StateStore,
+    producer: Callable[[], Producer],
+    layer_ids: Sequence[int] = (),
+    name: str = "data",
+) -> ShardedStates:
+    """Documents with their states, the way the cache's mode has them; in the order of their shards, not the one given."""
+    return open_mode(config).states(documents, store, producer, layer_ids, command=fill_command(), name=name)
 
 
 def make_documents(
@@ -63,20 +121,38 @@ def make_documents(
     corpus = parts.corpus
     if corpus.responses == "original":
         documents = [encode(c, parts.tokenizer, config.mode, corpus.max_length) for c in conversations]
+    elif corpus.server_model is not None:
+        path = served_file(config, corpus, parts.tokenizer, fingerprint(heads))
+        settings = answer_settings(config, corpus)
+        documents = served_documents(conversations, path, parts.tokenizer, settings, regenerate_command())
     else:
-        settings = AnswerSettings(
-            temperature=corpus.temperature,
-            top_p=corpus.top_p,
-            max_new_tokens=corpus.max_new_tokens,
-            max_length=corpus.max_length,
-            mode=config.mode,
-            seed=config.seed if corpus.temperature > 0 else 0,
-            dtype=config.target.dtype,
-        )
-        documents = answer_conversations(
-            conversations, target, fingerprint(heads), parts.tokenizer, settings, runs_dir() / "responses"
-        )
+        settings = answer_settings(config, corpus)
+        documents = target_documents(config, conversations, target, fingerprint(heads), parts.tokenizer, settings)
     return with_supervised_pair(documents)
+
+
+def target_documents(
+    config: DictConfig,
+    conversations: Sequence[Conversation],
+    target: Callable[[], Target],
+    target_fingerprint: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: AnswerSettings,
+) -> list[Document]:
+    """Documents with the target's own answers, kept on disk. Of several processes that want the same ones, one makes them; a
+    training that makes none waits ``mode.patience_s`` for a capture process to do so."""
+    wanted = repr((target_fingerprint, settings, [conversation.id for conversation in conversations]))
+    claim = f"claims/{hashlib.sha256(wanted.encode()).hexdigest()[:20]}"
+    mode = open_mode(config)
+    started = time.monotonic()
+    while True:
+        with alone(answers_dir(), claim) if mode.name != "offline" else nullcontext():
+            try:
+                return answer_conversations(conversations, target, target_fingerprint, tokenizer, settings, answers_dir())
+            except NoTarget:
+                if time.monotonic() - started >= mode.patience_s:
+                    raise
+        time.sleep(1)
 
 
 def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
@@ -92,32 +168,53 @@ def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
     return kept
 
 
-def cached_data(config: DictConfig, parts: Parts, heads: TargetHeads, store: StateStore) -> dict[str, CachedStates]:
-    """Training and validation documents with their states in the cache; the target is loaded if anything is missing."""
+def training_documents(
+    config: DictConfig, parts: Parts, heads: TargetHeads, target: Callable[[], Target]
+) -> dict[str, list[Document]]:
+    """``train`` and ``validation``; the target is called if an answer is missing."""
+    documents, counts = {}, {}
+    for name, conversations, source in splits(parts):
+        documents[name] = make_documents(conversations, config, source, heads, target)
+        counts[name] = count_documents(conversations, documents[name], parts.corpus.max_length)
+    tell_corpus(config, parts.corpus.accounts, counts)
+    return documents
+
+
+def splits(parts: Parts) -> Iterator[tuple[str, list[Conversation], Parts]]:
+    """``train`` as configured; ``validation`` greedy: tau at temperature 0 is defined on the target's own greedy text, whatever
+    is trained on."""
+    yield "train", parts.corpus.train(), parts
+    responses = parts.corpus.responses if parts.corpus.server_model is not None else "target"
+    greedy = replace(parts.corpus, responses=responses, temperature=0.0, top_p=1.0)
+    yield "validation", greedy.validation_conversations(), replace(parts, corpus=greedy)
+
+
+def cached_data(config: DictConfig, parts: Parts, heads: TargetHeads, store: StateStore) -> dict[str, ShardedStates]:
+    """Training and validation documents with their states; the target is loaded if anything is missing."""
     target = lazy_target(config)
-    data = {}
-    # tau at temperature 0 is defined on the target's own greedy text, whatever is trained on
-    greedy = replace(parts, corpus=replace(parts.corpus, responses="target", temperature=0.0, top_p=1.0))
-    for name, conversations, source in (
-        ("train", parts.corpus.train(), parts),
-        ("validation", parts.corpus.validation_conversations(), greedy),
-    ):
-        documents = make_documents(conversations, config, source, heads, target)
-        tokens = sum(len(d.input_ids) for d in documents)
-        supervised = sum(int(d.loss_mask.sum()) for d in documents)
-        print(f"{name}: {len(documents):,} documents, {tokens:,} tokens, {supervised:,} supervised", flush=True)
-        per_shard = config.cache.documents_per_shard
-        shards = capture(documents, store, lazy_producer(target), layer_ids=parts.layer_ids, documents_per_shard=per_shard)
-        data[name] = CachedStates(store, shards, parts.layer_ids)
-    return data
+    producer = lazy_producer(config, target)
+    documents = training_documents(config, parts, heads, target)
+    return {
+        name: states_of_documents(config, found, store, producer, parts.layer_ids, name) for name, found in documents.items()
+    }
 
 
 def capture_states(config: DictConfig) -> None:
-    """The first half of ``train``: answers and states of a configuration, on disk."""
+    """The first half of ``train``: answers and states of a configuration, on disk. With cache=stream, beside trainings:
+    makes what they need until the last one is gone."""
+    mode = open_mode(config)
+    if mode.name not in ("disk", "stream"):
+        raise ValueError(f"cache={mode.name} writes nothing: run `python -m src.capture` with cache=disk or cache=stream")
     parts = make_parts(config)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     heads = load_heads(config.target.path)
     store = open_store(config, heads)
+    if isinstance(mode, Stream):
+        config = OmegaConf.merge(config, {"cache": {"in_process": True}})  # whatever the training beside it says
+        target = lazy_target(config)
+        documents = training_documents(config, parts, heads, target).values()
+        mode.supply(list(documents), store, lazy_producer(config, target), parts.layer_ids)
+        return
     cached_data(config, parts, heads, store)
     print(f"states are in {store.directory}")

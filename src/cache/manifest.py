@@ -1,0 +1,95 @@
+"""What a cache depends on, written beside its shards as manifest.json, and checked against what a run needs.
+
+The file is read by people, so it also says what taps are; it is checked byte by byte, so every change of it is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from src.cache.codecs import CODECS
+from src.settings import one_of
+
+FORMAT_VERSION = 2
+NAME = "manifest.json"
+TAPS = {
+    "final": "the residual before hc_head collapses it, [tokens, paths, hidden_size]; every shard has it",
+    "layer<i>": "output of layer i, transformers' hidden_states[i + 1], same shape; added when first asked for",
+}
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What cached states depend on, besides the documents themselves.
+
+    ``tokenizer`` and ``mode`` stay empty where documents come as token ids, without text.
+    """
+
+    target: str  # fingerprint of the weights
+    target_dtype: str  # what the target computes in
+    num_paths: int
+    hidden_size: int
+    dtype: str  # the codec
+    tokenizer: str = ""  # fingerprint of its file
+    mode: str = ""  # chat mode that the documents were encoded in
+    encoding_version: int = 1  # of the chat encoding
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self):
+        one_of("cache.dtype", self.dtype, tuple(CODECS))
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that every file of the cache carries."""
+        return _digest(asdict(self))
+
+
+def write_manifest(directory: Path, key: CacheKey) -> None:
+    """Several processes may do so at once: they write the same."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{NAME}.{os.getpid()}.partial"
+    partial.write_text(_text(_content(key)), encoding="utf-8")
+    partial.replace(directory / NAME)
+
+
+def check_manifest(directory: Path, key: CacheKey) -> None:
+    """ValueError where ``directory`` holds states of another target, codec, encoding or format, or a damaged manifest."""
+    path = directory / NAME
+    damaged = f"{path} is damaged: remove {directory} and capture again"
+    try:
+        text = path.read_bytes().decode()
+        found = json.loads(text)
+        version = found["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{damaged} (not readable as a manifest: {error!r})") from error
+    if version != FORMAT_VERSION:
+        age = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
+        raise ValueError(
+            f"cache {directory} is in {age} format, {version!r} where this version of the code reads {FORMAT_VERSION}: "
+            "give another cache.directory, remove it, or use the version of the code that wrote it"
+        )
+    if text != _text(found) or found.get("checksum") != _digest({k: v for k, v in found.items() if k != "checksum"}):
+        raise ValueError(f"{damaged} (its checksum does not fit)")
+    wanted = asdict(key)
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing:
+        pairs = ", ".join(f"{name}={found.get(name)!r} where this run needs {wanted[name]!r}" for name in differing)
+        raise ValueError(f"cache {directory} was written with {pairs}: give another cache.directory or remove it")
+
+
+def _content(key: CacheKey) -> dict:
+    token = CODECS[key.dtype].bytes_per_token(key.num_paths, key.hidden_size)
+    content = {**asdict(key), "bytes_per_token": token, "taps": TAPS}
+    return {**content, "checksum": _digest(content)}
+
+
+def _text(content: dict) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,149 @@
+"""How a run meets its cache: one class a mode, one file each in conf/cache. A run's result does not depend on the mode.
+
+Disk      write on a miss, read on a hit; all is captured before training starts
+Offline   read only: no target is loaded, only its heads
+Off       states live, nothing written
+Stream    a byte budget: shards come and go, made here or by capture processes beside the training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from src.cache.capture import capture
+from src.cache.datasets import CachedStates, LiveStates, ShardedStates
+from src.cache.store import DTYPES, CacheKey, StateStore, make_shards
+from src.cache.stream import StreamedStates, supply
+from src.contracts import Document
+from src.settings import boolean, one_of, positive_int, positive_number
+from src.target.producer import Producer
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheMode:
+    """``directory`` holds a folder a target, dtype and chat mode; ``documents_per_shard`` run in one forward and are stored
+    together."""
+
+    directory: str
+    dtype: str
+    documents_per_shard: int
+
+    name: ClassVar[str]
+
+    def __post_init__(self):
+        one_of("cache.dtype", self.dtype, tuple(DTYPES))
+        positive_int("cache.documents_per_shard", self.documents_per_shard)
+
+    @property
+    def loads_target(self) -> bool:
+        """Whether this process may load the whole target."""
+        return True
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for what other processes make."""
+        return 0.0
+
+    def open(self, key: CacheKey) -> StateStore:
+        """The store of one target, dtype and chat mode."""
+        directory = Path(self.directory) / f"{key.target}-{key.target_dtype}-{key.dtype}-{key.mode}"
+        return StateStore(directory, key, create=self.name in ("disk", "stream"))
+
+    def states(
+        self,
+        documents: Sequence[Document],
+        store: StateStore,
+        producer: Callable[[], Producer],
+        layer_ids: Sequence[int] = (),
+        *,
+        command: str = "python -m src.capture",
+        name: str = "data",
+    ) -> ShardedStates:
+        """The documents with their states. ``command`` fills a cache that lacks some; ``name`` tells data sets apart."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk(CacheMode):
+    name: ClassVar[str] = "disk"
+
+    def states(self, documents, store, producer, layer_ids=(), *, command="", name="data") -> CachedStates:
+        shards = capture(documents, store, producer, layer_ids=layer_ids, documents_per_shard=self.documents_per_shard)
+        return CachedStates(store, shards, layer_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offline(CacheMode):
+    name: ClassVar[str] = "offline"
+
+    @property
+    def loads_target(self) -> bool:
+        return False
+
+    def states(self, documents, store, producer, layer_ids=(), *, command="python -m src.capture", name="data") -> CachedStates:
+        shards = make_shards(documents, self.documents_per_shard)
+        missing = sum(map(bool, store.missing_of(shards, layer_ids).values()))
+        if missing:
+            raise ValueError(
+                f"cache=offline makes no states, and {missing} of {len(shards)} shards with the taps of this run are not in "
+                f"{store.directory}: run `{command}`"
+            )
+        return CachedStates(store, shards, layer_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Off(CacheMode):
+    name: ClassVar[str] = "off"
+
+    def states(self, documents, store, producer, layer_ids=(), *, command="", name="data") -> LiveStates:
+        shards = make_shards(documents, self.documents_per_shard)
+        return LiveStates(store, shards, producer, layer_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream(CacheMode):
+    """``budget_gb`` decimal gigabytes on disk; ``wait_s`` how long a reader waits for a shard; ``in_process`` whether the
+    training process makes shards itself while no capture process is there."""
+
+    budget_gb: float
+    wait_s: float
+    in_process: bool
+
+    name: ClassVar[str] = "stream"
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive_number("cache.budget_gb", self.budget_gb)
+        positive_number("cache.wait_s", self.wait_s)
+        boolean("cache.in_process", self.in_process)
+
+    @property
+    def loads_target(self) -> bool:
+        return self.in_process
+
+    @property
+    def patience_s(self) -> float:
+        return self.wait_s
+
+    @property
+    def budget_bytes(self) -> int:
+        return int(self.budget_gb * 1e9)
+
+    def states(self, documents, store, producer, layer_ids=(), *, command="", name="data") -> StreamedStates:
+        return StreamedStates(
+            store,
+            make_shards(documents, self.documents_per_shard),
+            layer_ids,
+            producer=producer if self.in_process else None,
+            budget_bytes=self.budget_bytes,
+            wait_s=self.wait_s,
+            name=name,
+        )
+
+    def supply(self, documents: Sequence[Sequence[Document]], store, producer, layer_ids=()) -> int:
+        """Make shards of several data sets as readers need them; returns how many were made when the last reader is gone."""
+        shards = [shard for group in documents for shard in make_shards(group, self.documents_per_shard)]
+        return supply(shards, store, producer, layer_ids, budget_bytes=self.budget_bytes, wait_s=self.wait_s)
