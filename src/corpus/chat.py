@@ -29,6 +29,7 @@ from src.corpus.tokenizer import SpecialIds, special_ids
 
 Mode = Literal["non_think", "think_high"]
 MODES = ("non_think", "think_high")
+ENCODING_VERSION = 1  # raise it when the same conversation becomes other ids or another mask: caches are told apart by it
 
 
 class _Encoder:
@@ -145,6 +146,14 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     return [*ids, encoder.ids.assistant, header]
 
 
+def encode_answer(text: str, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[int]:
+    """Ids of an answer's text after the header of ``mode``, without an end token: in think_high the first ``</think>`` is the
+    control token, every other control token spelled in it plain characters."""
+    encoder = _encoder(tokenizer)
+    reasoning, closed, answer = text.partition("</think>") if mode == "think_high" else ("", "", text)
+    return [*encoder.text(reasoning), *([encoder.ids.think_end] if closed else []), *encoder.text(answer)]
+
+
 def user_rounds(conversation: Conversation) -> list[Conversation]:
     """[system +] user turn, user turn, ... each as a conversation of its own; any answers in between are left out."""
     rounds, before = [], []
@@ -178,6 +187,11 @@ def without_reasoning(prompt: Sequence[int], answer: Sequence[int], tokenizer: P
         raise ValueError(f"a think_high prompt ends in <think>, got token {prompt[-1]}: encode it with mode think_high")
     said = _after_reasoning(answer, special.think_end) if special.think_end in answer else [special.eos]
     return [*prompt[:-1], special.think_end, *said]
+
+
+def history_after(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[int]:
+    """A prompt and its finished answer, as a later turn sees them; in think_high ``without_reasoning``."""
+    return without_reasoning(prompt, answer, tokenizer) if mode == "think_high" else [*prompt, *answer]
 
 
 def _after_reasoning(ids: Sequence[int], think_end: int) -> list[int]:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from src.contracts import DOMAINS, Conversation
+from src.corpus.account import BENCHMARK, DUPLICATE, Account
 from src.corpus.benchmark_rows import BENCHMARKS
 from src.corpus.benchmarks import benchmark_prompts
 from src.corpus.decontaminate import decontaminate
 from src.corpus.embedded import load_embedded
 from src.corpus.prompts import load_eval_prompts
-from src.corpus.sources import stream
+from src.corpus.selection import Choice, Selection, account_of, asked_hash, select
+from src.corpus.sources import check_source
 from src.corpus.stable_hash import content_hash
 from src.settings import boolean, natural_int, one_of, positive_int
+
+SERVER = "server:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class Corpus:
 
     ``stage`` 1 or 2 chooses the mixture ``stage1`` or ``stage2``; ``responses`` are written by the target or taken as they
     are; ``temperature``, ``top_p``, ``max_new_tokens`` (a turn) say how the target answers, ``max_length`` cuts a document.
+    ``responses: server:NAME`` are the target's, made by a server that has it as model NAME (python -m src.regenerate).
+    ``accounts`` tells after ``train()`` what became of each source's rows.
     """
 
     stage: int
@@ -38,13 +43,21 @@ class Corpus:
     top_p: float
     max_new_tokens: int
     max_length: int
+    accounts: list[Account] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        one_of("corpus.responses", self.responses, ("target", "original"))
+        if self.server_model is None:
+            one_of("corpus.responses", self.responses, ("target", "original", SERVER + "NAME"))
         if self.stage not in (1, 2):
             raise ValueError(f"stage must be 1 or 2, got {self.stage!r}: use experiment=stage1 or experiment=stage2")
         for name in ("validation", "max_new_tokens", "max_length"):
             positive_int(f"corpus.{name}", getattr(self, name))
+
+    @property
+    def server_model(self) -> str | None:
+        """NAME of ``responses: server:NAME``."""
+        name = self.responses.removeprefix(SERVER) if isinstance(self.responses, str) else ""
+        return name if name and name != self.responses else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,52 +98,98 @@ class EmbeddedCorpus(Corpus):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedCorpus(Corpus):
-    """``stage1``, ``stage2``: a list of ``{source, count}``, with ``skip`` rows to leave out first and the ``domain`` of a
-    local JSONL file; ``source`` is a hub id or a file (src.corpus.sources).
+    """``stage1``, ``stage2``: a list of ``{source, count}``; ``source`` is a hub id or a file (src.corpus.sources), a file
+    needs its ``domain``, ``skip`` leaves out the source's first training rows by rank, and ``fill_to`` instead of ``count``
+    takes as many as bring the stage to that number. Both are caps: a source that has fewer rows gives what it has, and rows
+    that are left out afterwards (benchmarks, questions of two sources) are not replaced.
 
+    Which rows, and their order: src.corpus.selection (``seed``, ``heldout``, ``min_chars``, ``max_chars``), kept below
+    ``directory``. Training and validation rows are on different sides of a split by content, in every source alike.
     ``decontaminate``: leave out conversations that hold a prompt of the paper's seven benchmarks, which are read from
-    ``benchmarks_path`` (a folder, or None for the hub); ``count`` is the number before that.
+    ``benchmarks_path`` (a folder, or None for the hub).
+
+    In memory: the conversations that are returned, once.
     """
 
     stage1: Sequence[Mapping]
     stage2: Sequence[Mapping]
+    seed: int
+    heldout: float
+    min_chars: int
+    max_chars: int
     decontaminate: bool
     benchmarks_path: str | Path | None
+    directory: str | Path
 
     def __post_init__(self):
         super().__post_init__()
         boolean("corpus.decontaminate", self.decontaminate)
+        _ = self._choice
         for name, entries in (("stage1", self.stage1), ("stage2", self.stage2)):
             for entry in entries:
-                if not {"source", "count"} <= set(entry) <= {"source", "count", "skip", "domain"}:
-                    raise ValueError(
-                        f"corpus.{name} has an entry with {', '.join(sorted(entry))}; wanted source and count, "
-                        "with skip and domain where needed"
-                    )
-                positive_int(f"corpus.{name} count of {entry['source']}", entry["count"])
+                _check_entry(name, entry)
         if not self._entries:
             raise ValueError(f"corpus.stage{self.stage} is empty: give at least one source and count")
+        for entry in self._entries:
+            check_source(entry["source"], entry.get("domain"))
 
     @property
     def _entries(self) -> Sequence[Mapping]:
         return self.stage1 if self.stage == 1 else self.stage2
 
+    @property
+    def _choice(self) -> Choice:
+        return Choice(seed=self.seed, heldout=self.heldout, min_chars=self.min_chars, max_chars=self.max_chars)
+
     def train(self) -> list[Conversation]:
-        """After the validation conversations, which come first in each source's part."""
-        held_out = {c.id for c in self._first()}
-        found = (c for entry in self._entries for c in self._read(entry, self.validation, entry["count"]))
-        return self._clean(list({c.id: c for c in found if c.id not in held_out}.values()), "training")
+        """This stage's conversations of all sources, in one order that is a seeded function of their ids."""
+        found: dict[str, Conversation] = {}  # by what is asked, which two sources may have in common
+        self.accounts.clear()
+        for entry in self._entries:
+            selection = self._selection(entry)
+            wanted = entry["count"] if "count" in entry else max(0, entry["fill_to"] - len(found))
+            ours = selection.conversations("train", entry.get("skip", 0), wanted)
+            if wanted and not ours:
+                raise ValueError(
+                    f"{entry['source']} has {selection.num_train:,} training rows, none of them behind "
+                    f"skip={entry.get('skip', 0)}: give a smaller skip, or see the first line of {selection.path}"
+                )
+            account = account_of(selection, len(ours))
+            self.accounts.append(account)
+            kept = self._clean(ours, "training")
+            account.move(len(ours) - len(kept), BENCHMARK)
+            new = {asked_hash(c): c for c in kept}
+            account.move(len(kept) - len(new.keys() - found.keys()), DUPLICATE)
+            found = new | found
+        return sorted(found.values(), key=lambda c: content_hash(f"{self.seed}\x00{c.id}"))
 
     def validation_conversations(self) -> list[Conversation]:
-        return self._clean(self._first(), "validation")
+        """``validation`` held-out conversations of each source, equal ones once."""
+        found = {}
+        for entry in self._entries:
+            selection = self._selection(entry)
+            if not selection.num_heldout:
+                raise ValueError(
+                    f"{entry['source']} has no held-out row at corpus.heldout={self.heldout}: raise it (a share of all rows)"
+                )
+            found |= {asked_hash(c): c for c in selection.conversations("heldout", 0, self.validation)}
+        return self._clean(list(found.values()), "validation")
 
-    def _first(self) -> list[Conversation]:
-        return [c for entry in self._entries for c in self._read(entry, 0, self.validation)]
+    def _selection(self, entry: Mapping) -> Selection:
+        """For both stages at once, so that a source is read once for all of them."""
+        both = (*self.stage1, *self.stage2)
+        same = [e for e in both if (e["source"], e.get("domain")) == (entry["source"], entry.get("domain"))]
+        return select(
+            entry["source"],
+            entry.get("domain"),
+            self._choice,
+            num_train=max(e.get("skip", 0) + e.get("count", e.get("fill_to", 0)) for e in same),
+            num_heldout=self.validation,
+            directory=Path(self.directory),
+        )
 
     def _clean(self, conversations: list[Conversation], what: str) -> list[Conversation]:
-        if not self.decontaminate:
-            return conversations
-        return decontaminate(conversations, self._benchmark_prompts, what=what)
+        return decontaminate(conversations, self._benchmark_prompts, what=what) if self.decontaminate else conversations
 
     @cached_property
     def _benchmark_prompts(self) -> list[Conversation]:
@@ -139,14 +198,17 @@ class StreamedCorpus(Corpus):
         except ValueError as error:
             raise ValueError(f"{error}; or train without the check: corpus.decontaminate=false") from error
 
-    def _read(self, entry: Mapping, start: int, count: int) -> list[Conversation]:
-        """``count`` well-formed conversations after ``skip + start``, equal ones once."""
-        start += entry.get("skip", 0)
-        rows = stream(entry["source"], entry.get("domain"), limit=start + count)
-        found = list({c.id: c for c in islice(rows, start, None)}.values())
-        if not found:
-            raise ValueError(f"{entry['source']} has no conversation after row {start}: give a smaller skip or validation")
-        return found
+
+def _check_entry(stage: str, entry: Mapping) -> None:
+    keys = set(entry)
+    if not ({"source"} < keys <= {"source", "count", "fill_to", "skip", "domain"} and ("count" in keys) != ("fill_to" in keys)):
+        raise ValueError(
+            f"corpus.{stage} has an entry with {', '.join(sorted(entry))}; wanted source and count (or fill_to), "
+            "with skip and domain where needed"
+        )
+    for name in keys & {"count", "fill_to"}:
+        positive_int(f"corpus.{stage} {name} of {entry['source']}", entry[name])
+    natural_int(f"corpus.{stage} skip of {entry['source']}", entry.get("skip", 0))
 
 
 def _take(conversations: Iterable[Conversation], counts: Mapping[str, int]) -> list[Conversation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             "make the tiny one with `python -m src.pretrain`"
         )
     return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """16 hex digits over tokenizer.json, which decides every id that text becomes."""
+    return hashlib.sha256((Path(path) / "tokenizer.json").read_bytes()).hexdigest()[:16]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, mask_id: int | None = None) -> SpecialIds:

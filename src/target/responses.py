@@ -1,8 +1,8 @@
 """Replace a corpus's answers by the target's own, once, and keep them.
 
-Training on what the target itself would say is what makes acceptance in training the acceptance of serving. Answers are kept
-as token ids (text would not always encode back to the same ids), one JSON line a document, in batches whose make-up is a
-function of the conversations alone; a batch is written whole, so that a killed run goes on with the next one.
+Training on what the target itself would say is what makes acceptance in training the acceptance of serving. Answers are made
+in batches whose make-up is a function of the conversations alone, and kept a document a line (src.target.answer_file); a batch
+is written whole, so that a killed run goes on with the next one. A server answers instead: src.target.answer_server.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Conversation, Document
-from src.corpus.chat import encode_rounds, without_reasoning
-from src.corpus.lengths import named
+from src.corpus.chat import encode_rounds
 from src.corpus.tokenizer import special_ids
+from src.target.answer_file import Answers, append_answers, in_order, read_answers, tell_limits
+from src.target.exchange import Exchange
 from src.target.generate import generate_batch
 from src.target.load import Target
 
@@ -56,10 +57,9 @@ def answer_conversations(
     directory: Path,
     progress: bool = True,
 ) -> list[Document]:
-    """Every assistant turn written by the target, each on the history it wrote itself; documents in the order given.
+    """Every assistant turn written by the target, each on the history it wrote itself; documents (src.target.exchange) in the
+    order given.
 
-    One document a conversation, with its id. In think_high one a turn: reasoning leaves the history, so two turns are not one
-    text; the last turn's document has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ..., in front of it.
     ``target()`` is called only if an answer is missing. What ``max_length`` cut or left out is counted and printed.
     """
     batches = _batches(conversations, tokenizer, settings)
@@ -68,7 +68,7 @@ def answer_conversations(
         for conversation in batch:
             key.update(repr((conversation.id, conversation.turns)).encode())
     path = directory / f"{fingerprint}-{key.hexdigest()[:16]}.jsonl"
-    done = _read(path)
+    done = read_answers(path)
     loaded = None
     cached = all(conversation.id in done for conversation in conversations)
     if cached:
@@ -80,41 +80,20 @@ def answer_conversations(
                 if loaded.fingerprint != fingerprint:
                     raise ValueError(f"the target has fingerprint {loaded.fingerprint}, these answers want {fingerprint}")
                 documents = _answer_batch(batch, loaded, tokenizer, settings, settings.seed * 1_000_003 + number)
-                _append(path, documents)
+                append_answers(path, documents)
                 done |= {document.id: document for document in documents}
             bar.update(len(batch))
-    found = {c.id: [d for d in _documents_of(c, done) if bool(d.loss_mask.any())] for c in conversations}
-    _tell_limits(conversations, found, settings, special_ids(tokenizer, mask_id=0).eos)
+    return told_documents(conversations, done, tokenizer, settings)
+
+
+def told_documents(
+    conversations: Sequence[Conversation], done: Answers, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings
+) -> list[Document]:
+    """The documents of all conversations in the order given; what has no answer or was cut is counted and printed."""
+    found = in_order(conversations, done)
+    limits = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
+    tell_limits(conversations, found, done.left_out, **limits, eos_id=special_ids(tokenizer, mask_id=0).eos)
     return [document for conversation in conversations for document in found[conversation.id]]
-
-
-def _documents_of(conversation: Conversation, done: dict[str, Document]) -> list[Document]:
-    earlier = (f"{conversation.id}#{number}" for number in range(1, len(conversation.turns)))
-    return [done[name] for name in (*earlier, conversation.id) if name in done]
-
-
-def _tell_limits(
-    conversations: Sequence[Conversation], found: dict[str, list[Document]], settings: AnswerSettings, eos_id: int
-) -> None:
-    """One line each for prompts without room and for answers that a limit ended."""
-    without = [name for name, documents in found.items() if not documents]
-    if without:
-        print(
-            f"target answers: {len(without)} of {len(conversations)} prompts left out, no room for an answer within "
-            f"max_length={settings.max_length}: {named(without)}"
-        )
-    answers = cut = 0
-    for document in (d for documents in found.values() for d in documents):
-        after = torch.cat([document.loss_mask[1:], torch.zeros(1, dtype=torch.bool)])
-        ends = document.input_ids[document.loss_mask & ~after]
-        answers, cut = answers + len(ends), cut + int((ends != eos_id).sum())
-    turns = sum(turn.role == "user" for c in conversations if found[c.id] for turn in c.turns)
-    if cut or answers < turns:
-        print(
-            f"target answers: {cut} of {answers} end at max_new_tokens={settings.max_new_tokens} or "
-            f"max_length={settings.max_length}, {turns - answers} later turns not asked",
-            flush=True,
-        )
 
 
 def _batches(conversations, tokenizer, settings) -> list[list[Conversation]]:
@@ -127,29 +106,14 @@ def _batches(conversations, tokenizer, settings) -> list[list[Conversation]]:
 
 
 def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, seed: int) -> list[Document]:
-    """Turn by turn: history + next user turn -> the target's answer, appended to the history with its loss mask."""
+    """Turn by turn, all conversations of the batch that have one left at a time."""
     eos_id = special_ids(tokenizer, mask_id=0).eos
     generator = torch.Generator(device=target.model.device).manual_seed(seed)
-    # a row's texts are (ids, loss mask); the last one grows, or in think_high is followed by the next turn's
-    texts: list[list[tuple[list[int], list[bool]]]] = [[] for _ in batch]
-    histories: list[tuple[list[int], list[bool]]] = [([], []) for _ in batch]
-    pending = [encode_rounds(conversation, tokenizer, settings.mode) for conversation in batch]
-    while any(pending):
-        rows, prompts = [], []
-        for row, rounds in enumerate(pending):
-            if not rounds:
-                continue
-            prompt = histories[row][0] + rounds.pop(0)
-            if len(prompt) + 2 > settings.max_length:
-                rounds.clear()
-                continue
-            rows.append(row)
-            prompts.append(prompt)
-        if not rows:
-            break
+    exchanges = [Exchange(conversation, tokenizer, settings.mode, settings.max_length) for conversation in batch]
+    while asked := [(exchange, prompt) for exchange in exchanges if (prompt := exchange.prompt()) is not None]:
         answers = generate_batch(
             target.model,
-            prompts,
+            [prompt for _, prompt in asked],
             eos_id=eos_id,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -157,61 +121,5 @@ def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, se
             generator=generator,
         )
         for index, answer in answers:
-            row, prompt = rows[index], prompts[index]
-            answer = answer[: settings.max_length - len(prompt)]
-            mask = histories[row][1]
-            mask = [*mask, *[False] * (len(prompt) - len(mask)), *[True] * len(answer)]
-            if settings.mode == "think_high":
-                texts[row].append((prompt + answer, mask))
-                seen = without_reasoning(prompt, answer, tokenizer)
-                histories[row] = seen, [False] * len(seen)
-            else:
-                texts[row] = [(prompt + answer, mask)]
-                histories[row] = texts[row][0]
-            if answer[-1] != eos_id:  # cut at a limit: nothing can follow
-                pending[row].clear()
-    return [document for c, found in zip(batch, texts, strict=True) for document in _as_documents(c, found)]
-
-
-def _as_documents(conversation: Conversation, texts: Sequence[tuple[list[int], list[bool]]]) -> list[Document]:
-    """The last text under the conversation's id, earlier ones numbered; an empty document where nothing was answered."""
-    *earlier, last = texts or [([], [])]
-    named_texts = [(f"{conversation.id}#{number}", *text) for number, text in enumerate(earlier, start=1)]
-    return [
-        Document(name, conversation.domain, torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.bool))
-        for name, ids, mask in (*named_texts, (conversation.id, *last))
-    ]
-
-
-def _append(path: Path, documents: Sequence[Document]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"id": d.id, "domain": d.domain, "input_ids": d.input_ids.tolist(), "loss_mask": d.loss_mask.int().tolist()})
-        for d in documents
-    ]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-        file.flush()
-
-
-def _read(path: Path) -> dict[str, Document]:
-    """Documents by id; a line that was cut by a crash is dropped from the file and made again."""
-    if not path.exists():
-        return {}
-    found, whole = {}, 0
-    data = path.read_bytes()
-    for line in data.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        whole += len(line)
-        found[row["id"]] = Document(
-            row["id"], row["domain"], torch.tensor(row["input_ids"]), torch.tensor(row["loss_mask"], dtype=torch.bool)
-        )
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return found
+            asked[index][0].add(answer)
+    return [document for exchange in exchanges for document in exchange.documents()]

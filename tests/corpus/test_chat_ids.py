@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -87,6 +89,39 @@ def test_reasoning_leaves_the_history(deepseek):
     first, second = encode_rounds(conversation(*TWO[:3]), deepseek, "think_high")
     answered = without_reasoning(first, [18, THINK_END, 15, EOS], deepseek)
     assert [*answered, *second] == encode_prompt(conversation(*TWO[:3]), deepseek, "think_high")
+
+
+@pytest.mark.parametrize("mode", ["non_think", "think_high"])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_mask_token_by_token(deepseek, mode, seed):
+    """Against a reader of ids that knows no encoding: supervised is what stands between an assistant's header and the next
+    turn, the header (two tokens) left out."""
+    rng = random.Random(seed)
+
+    def words(count):
+        return " ".join(rng.choices(list(WORDS), k=count))
+
+    contents = [words(rng.randint(1, 5)) for _ in range(rng.randint(1, 9))]
+    for index in range(1, len(contents), 2):
+        contents[index] = f"<think>{words(2)}</think>{contents[index]}" if rng.random() < 0.5 else contents[index]
+    made = conversation(*contents, system=words(3) if rng.random() < 0.5 else None)
+    document = encode(made, deepseek, mode)
+
+    ids, supervised, left = document.input_ids.tolist(), [], None  # tokens left of an assistant's header
+    for index in ids:
+        left = 2 if index == ASSISTANT else None if index == USER else left
+        supervised.append(left == 0)
+        left = max(0, left - 1) if left is not None else None
+    assert document.loss_mask.tolist() == supervised
+
+    answers = [turn.content.split("</think>")[-1] for turn in made.turns if turn.role == "assistant"]
+    assert ids.count(EOS) == len(answers) and all(supervised[i] for i, index in enumerate(ids) if index == EOS)
+    last = made.turns[-1].content if made.turns[-1].role == "assistant" and mode == "think_high" else None
+    reasoning = 0 if last is None else 1 + 2 * last.startswith("<think>")  # its end token and its two words
+    assert sum(supervised) == sum(len(answer.split()) + 1 for answer in answers) + reasoning
+    for length in range(1, len(document.input_ids), 3):  # a cut changes nothing before it
+        cut = encode(made, deepseek, mode, length)
+        assert cut.loss_mask.tolist() == document.loss_mask[:length].tolist()
 
 
 def test_as_strings(tokenizer):

@@ -83,13 +83,14 @@ def folder(tmp_path):
 
 
 def corpus(folder, **changed) -> StreamedCorpus:
-    rows = [f"question {n}" for n in range(8)]
-    rows[1], rows[5], rows[6] = MBPP, QUESTION, "Solve this: " + QUESTION
+    rows = [f"a question about {thing}" for thing in ("oak", "elm", "fir", "ash", "yew", "box", "bay", "fig", "gum", "nut")]
+    rows[1:1] = [MBPP, QUESTION, "Solve this: " + QUESTION]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps({"instruction": text, "output": "x"}) + "\n" for text in rows))
-    entries = [{"source": str(file), "domain": "chat", "count": 5}]
-    fields = dict(stage=1, stage1=entries, stage2=[], validation=3, responses="original", temperature=0.0, top_p=1.0)
+    entries = [{"source": str(file), "domain": "chat", "count": 50}]
+    fields = dict(stage=1, stage1=entries, stage2=[], validation=50, responses="original", temperature=0.0, top_p=1.0)
     fields |= dict(max_new_tokens=8, max_length=64, decontaminate=True, benchmarks_path=folder)
+    fields |= dict(seed=0, heldout=0.4, min_chars=2, max_chars=1000, directory=folder / "kept")
     return StreamedCorpus(**(fields | changed))
 
 
@@ -97,13 +98,18 @@ def test_the_streamed_corpus_leaves_them_out(folder, caplog):
     caplog.set_level(logging.INFO)
 
     def asked(conversations):
-        return [conversation.turns[0].content for conversation in conversations]
+        return {conversation.turns[0].content for conversation in conversations}
 
+    dirty = corpus(folder, decontaminate=False, benchmarks_path=None)
+    bad = {MBPP, QUESTION, "Solve this: " + QUESTION}
+    train, validation = asked(dirty.train()), asked(dirty.validation_conversations())
+    assert len(train) + len(validation) == 13 and bad < train | validation and bad & train and bad & validation
     made = corpus(folder)
-    assert asked(made.train()) == ["question 3", "question 4", "question 7"]
-    assert asked(made.validation_conversations()) == ["question 0", "question 2"]
-    assert "2 of 5 training" in caplog.text and "1 of 3 validation" in caplog.text
-    assert len(corpus(folder, decontaminate=False, benchmarks_path=None).train()) == 5
+    assert asked(made.train()) == train - bad
+    assert asked(made.validation_conversations()) == validation - bad
+    assert f"{len(bad & train)} of {len(train)} training" in caplog.text
+    assert f"{len(bad & validation)} of {len(validation)} validation" in caplog.text
+    assert made.accounts[0].dropped["holds a benchmark's prompt"] == len(bad & train)
     with pytest.raises(ValueError, match=r"corpus\.decontaminate must be true or false"):
         corpus(folder, decontaminate="yes")
 

@@ -1,0 +1,59 @@
+"""What became of a source's rows: every row read is either taken or counted under one reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+NAMED = 5  # places kept of each reason
+
+DUPLICATE = "asks the same as another row"
+HELD_OUT = "on the held-out side"
+BEYOND = "beyond the number wanted"
+BENCHMARK = "holds a benchmark's prompt"
+NOT_MALFORMED = (DUPLICATE, HELD_OUT, BEYOND, BENCHMARK)
+
+
+@dataclass
+class Account:
+    """``read`` rows of ``source``, of which ``taken`` are used; ``dropped`` counts the others by reason, and ``places`` names
+    the first of each reason that speaks of a single row (malformed, too short or too long)."""
+
+    source: str
+    read: int = 0
+    taken: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, place: str | None = None) -> None:
+        self.dropped[reason] += 1
+        if place is not None and len(named := self.places.setdefault(reason, [])) < NAMED:
+            named.append(place)
+
+    def move(self, count: int, reason: str) -> None:
+        """``count`` of the rows taken were dropped after all."""
+        if count:
+            self.taken -= count
+            self.dropped[reason] += count
+
+    def copy(self) -> Account:
+        places = {reason: list(named) for reason, named in self.places.items()}
+        return Account(self.source, self.read, self.taken, Counter(self.dropped), places)
+
+    def as_record(self) -> dict:
+        """For JSON; ``Account.of_record`` is the inverse."""
+        dropped = dict(self.dropped.most_common())
+        return {"source": self.source, "read": self.read, "taken": self.taken, "dropped": dropped, "places": self.places}
+
+    @classmethod
+    def of_record(cls, record: dict) -> Account:
+        return cls(**(record | {"dropped": Counter(record["dropped"])}))
+
+    def lines(self) -> list[str]:
+        """``source: 20 rows read, 12 taken`` and a line a reason, with the places of the first rows."""
+        told = [f"{self.source}: {self.read:,} rows read, {self.taken:,} taken"]
+        for reason, count in sorted(self.dropped.items(), key=lambda item: (item[0] in NOT_MALFORMED, -item[1], item[0])):
+            named = self.places.get(reason, [])
+            more = f" and {count - len(named):,} more" if named and count > len(named) else ""
+            told.append(f"    {count:,} {reason}" + (f": {', '.join(named)}{more}" if named else ""))
+        return told
