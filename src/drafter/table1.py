@@ -5,22 +5,26 @@ Command: python -m src.drafter.table1
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import DeepseekV4Config
 
 from src.drafter.conditioning import PreHcHead
 from src.drafter.reducers.fc import Fc
 from src.drafter.reducers.hc_gate import HcGate
 from src.drafter.reducers.reducer import ReducerConfig
 from src.target.heads import TargetHeads
+from src.target.load import read_config
+
+FLASH = Path(__file__).resolve().parents[2] / "assets" / "deepseek_v4_flash"  # its config.json alone
 
 
 def num_parameters(reducer: ReducerConfig) -> int:
-    """Trainable parameters of a reducer over DeepSeek-V4-Flash's residual; transformers' defaults are its sizes."""
+    """Trainable parameters of a reducer over DeepSeek-V4-Flash's residual."""
     with torch.device("meta"):
-        heads = TargetHeads(DeepseekV4Config())
+        heads = TargetHeads(read_config(FLASH))
         module = reducer.build(PreHcHead(), heads, heads.hidden_size)
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
@@ -28,7 +32,7 @@ def num_parameters(reducer: ReducerConfig) -> int:
 def table1() -> Table:
     fc, gate = num_parameters(Fc()), num_parameters(HcGate(path_norm=False))
     path_norm = num_parameters(HcGate(path_norm=True)) - gate
-    config = DeepseekV4Config()
+    config = read_config(FLASH)
     table = Table(title=f"Table 1: reducers at m = {config.hc_mult} paths, d = {config.hidden_size}")
     table.add_column("")
     table.add_column("reducer=fc", justify="right")

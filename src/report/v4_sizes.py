@@ -7,8 +7,10 @@ routed experts FP4 with a scale for 32 weights; projections, shared expert and M
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from src.settings import positive_int
 
@@ -54,6 +56,11 @@ class V4Sizes:
         return tuple(self.compress_ratios[:-1])
 
     @property
+    def residual_bytes(self) -> int:
+        """Of a token before its paths collapse, in bf16."""
+        return 2 * self.hc_mult * self.hidden_size
+
+    @property
     def expert_weights(self) -> int:
         """Of one routed expert: gate, up and down."""
         return 3 * self.hidden_size * self.moe_intermediate_size
@@ -72,6 +79,17 @@ class V4Sizes:
     def distinct_experts(self, tokens: float) -> float:
         """Expected number a layer touches for ``tokens`` that route uniformly and independently."""
         return self.n_routed_experts * (1 - (1 - self.num_experts_per_tok / self.n_routed_experts) ** tokens)
+
+
+def read_sizes(path: str | Path, **overrides) -> V4Sizes:
+    """From a checkpoint's config.json in DeepSeek's spelling; ``overrides`` go over it."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no {path}: give the config.json of a DeepSeek-V4 checkpoint, or run from the repository")
+    values = json.loads(Path(path).read_text()) | overrides
+    names = [field.name for field in fields(V4Sizes)]
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: give a config.json as DeepSeek writes it")
+    return V4Sizes(**{name: values[name] for name in names})
 
 
 @dataclass(frozen=True)

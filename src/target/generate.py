@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import DeepseekV4ForCausalLM
 
+from src.target.placement import input_device
 from src.target.sampling import choose
 
 
@@ -39,7 +40,7 @@ def generate_batch(
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = torch.tensor(prompt)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    padded, lengths = padded.to(model.device), lengths.to(model.device)
+    padded, lengths = padded.to(input_device(model)), lengths.to(input_device(model))
 
     output = model(padded[:, :shortest], use_cache=True, logits_to_keep=1)
     position = shortest  # where the next token goes

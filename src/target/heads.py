@@ -1,12 +1,13 @@
 """The part of a target that a drafter shares: embedding, final norm, LM head, and how the paths collapse.
 
 Shapes: see src/contracts.py. This is all that training and replay need once the states are cached; "how this target
-collapses its paths" lives here and nowhere else.
+collapses its paths" is one ``Collapse``, and what needs it asks here: teacher, conditioning, gate inheritance, fingerprint.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,46 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Hyper
 Teacher = Literal["mean_pool", "hc_head"]
 
 
+@dataclass(frozen=True)
+class Gate:
+    """sigmoid(``fn`` r vec(H) * ``scale`` + ``base``) + hc_eps: ``fn`` [M, M * D], ``base`` [M], ``scale`` [1]."""
+
+    fn: Tensor
+    base: Tensor
+    scale: Tensor
+
+
+class Collapse(Protocol):
+    """How a target turns its M paths into the one state that its final norm reads; an nn.Module."""
+
+    def __call__(self, paths: Tensor) -> Tensor:
+        """[B, T, M, D] -> [B, T, D] in the same dtype."""
+        ...
+
+    def gate(self) -> Gate | None:
+        """What ``reducer=hc_gate`` inherits; None where the collapse is no gate of that form."""
+        ...
+
+
+class HcHead(DeepseekV4HyperHead):
+    """DeepSeek-V4's ``hc_head``."""
+
+    def gate(self) -> Gate:
+        return Gate(self.hc_fn, self.hc_base, self.hc_scale)
+
+
 class TargetHeads(nn.Module):
-    """Frozen embedding, hc_head, norm and LM head of a DeepSeek-V4 target.
+    """Frozen embedding, collapse, norm and LM head of a target with hyper-connections.
 
     ``config`` the target's; ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` RMSNorm over D,
-    ``hc_head`` transformers' own hyper-connection head.
+    ``hc_head`` how the paths collapse (another target's own ``collapse``, else DeepSeek-V4's).
     """
 
-    def __init__(self, config: DeepseekV4Config):
+    def __init__(self, config: DeepseekV4Config, collapse: Collapse | None = None):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.hc_head = DeepseekV4HyperHead(config)
+        self.hc_head = HcHead(config) if collapse is None else collapse
         self.norm = DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.requires_grad_(False)
@@ -39,7 +68,8 @@ class TargetHeads(nn.Module):
         with torch.device("meta"):
             heads = cls(model.config)
         heads.embed_tokens = model.model.embed_tokens
-        heads.hc_head = model.model.hc_head
+        for name, parameter in model.model.hc_head.named_parameters():
+            setattr(heads.hc_head, name, parameter)
         heads.norm = model.model.norm
         heads.lm_head = model.lm_head
         heads.requires_grad_(False)
@@ -68,7 +98,7 @@ class TargetHeads(nn.Module):
     def collapse(self, final: Tensor, teacher: Teacher = "hc_head") -> Tensor:
         """Normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
 
-        ``hc_head`` is the target's own gated collapse (its logits are the target's); ``mean_pool`` is the paper's
+        ``hc_head`` is the target's own collapse (its logits are the target's); ``mean_pool`` is the paper's
         KL teacher, lm_head(norm(mean_j H_j)) (section 2.3).
         """
         final = final.to(self.dtype)
@@ -81,3 +111,8 @@ class TargetHeads(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] in fp32."""
         return self.lm_head(hidden.to(self.dtype)).float()
+
+
+def collapse_entrance(model: DeepseekV4ForCausalLM) -> nn.Module:
+    """The module of a loaded target whose input is the residual before the collapse, [B, T, M, D]."""
+    return model.model.hc_head

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM
 
+from src.target.placement import input_device
 from src.target.rewind import rewindable_cache
 from src.target.taps import attach_taps
 
@@ -124,12 +125,14 @@ class TargetSession:
     def _forward(self, input_ids: Tensor, **options) -> TargetStep:
         logits = self.model(input_ids, past_key_values=self._cache, use_cache=True, **options).logits.float()
         self.length += input_ids.shape[1]
-        layers = [self._taps.layers[i] for i in self.layer_ids]
-        return TargetStep(logits, self._taps.final, torch.stack(layers, dim=2) if layers else None)
+        device = input_device(self.model)  # a spread target's taps lie on as many devices as its layers
+        layers = [self._taps.layers[i].to(device) for i in self.layer_ids]
+        stacked = torch.stack(layers, dim=2) if layers else None
+        return TargetStep(logits.to(device), self._taps.final.to(device), stacked)
 
     def _window_mask(self, num_new: int) -> dict[str, Tensor]:
-        window, weight = self.model.config.sliding_window, self.model.model.embed_tokens.weight
-        mask = window_mask(min(self.length, window - 1), num_new, window, weight.dtype, weight.device)
+        window, dtype = self.model.config.sliding_window, self.model.model.embed_tokens.weight.dtype
+        mask = window_mask(min(self.length, window - 1), num_new, window, dtype, input_device(self.model))
         return {"sliding_attention": mask.expand(self._rows, -1, -1, -1)}
 
     def _check(self, input_ids: Tensor) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import DeepseekV4ForCausalLM
 
+from src.target.heads import collapse_entrance
+
 
 class Taps:
     """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward since they were attached."""
@@ -45,7 +47,7 @@ def attach_taps(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> 
 
         return hook
 
-    taps.handles = [model.model.hc_head.register_forward_pre_hook(at_head)]
+    taps.handles = [collapse_entrance(model).register_forward_pre_hook(at_head)]
     taps.handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
     return taps
 

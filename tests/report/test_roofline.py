@@ -202,8 +202,8 @@ def test_report(setting, tmp_path):
         (["num_gpus=0"], "num_gpus must be a positive integer"),
         (["gpus.h100.bandwidth_tb_s=0"], "gpu h100: bandwidth_tb_s must be a number above 0"),
         (["drafter=mtp"], "drafter must be a block drafter's sizes"),
-        (["model.compress_ratios=[0]"], "compress_ratios needs a layer and the MTP block's entry"),
-        (["model.head_dim=0"], r"model\.head_dim must be a positive integer"),
+        (["+model.compress_ratios=[0]"], "compress_ratios needs a layer and the MTP block's entry"),
+        (["+model.head_dim=0"], r"model\.head_dim must be a positive integer"),
     ],
 )
 def test_refuses(setting, overrides, sentence):

@@ -73,9 +73,15 @@ class HcGateReducer(Reducer):
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
         if self.init == "inherit":
-            self.hc_fn.copy_(heads.hc_head.hc_fn)
-            self.hc_base.copy_(heads.hc_head.hc_base)
-            self.hc_scale.copy_(heads.hc_head.hc_scale)
+            gate = heads.hc_head.gate()
+            if gate is None:
+                raise ValueError(
+                    "reducer.init=inherit copies the gate with which the target collapses its paths, and this target has "
+                    "none: run with reducer.init=random or reducer=fc"
+                )
+            self.hc_fn.copy_(gate.fn)
+            self.hc_base.copy_(gate.base)
+            self.hc_scale.copy_(gate.scale)
         else:
             self.hc_fn.normal_(0.0, heads.config.initializer_range, generator=generator)
             self.hc_base.zero_()

@@ -1,0 +1,62 @@
+"""A target that is spread over several devices in one process (transformers' ``device_map``, which needs accelerate).
+
+It is loaded by one process, which then owns all the devices: never inside one of several training ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from transformers import DeepseekV4ForCausalLM
+
+
+def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_layers: int) -> str | dict[str, str | int] | None:
+    """As transformers takes it, "even" made into one. ValueError in a rank of a distributed run."""
+    joined = dist.is_available() and dist.is_initialized()  # Slurm's ranks have no WORLD_SIZE
+    ranks = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
+    if device_map is None:
+        return None
+    if ranks > 1:
+        raise ValueError(
+            f"target.device_map={device_map} spreads the target over this machine's devices, and this process is one of "
+            f"{ranks} training ranks that need them: run `python -m src.capture ...` with the same options first, as one "
+            "process, and train from the cache"
+        )
+    if device_map == "even":
+        return even_device_map(num_layers, torch.cuda.device_count())
+    return device_map if isinstance(device_map, str) else dict(device_map)
+
+
+def even_device_map(num_layers: int, num_gpus: int) -> dict[str, str | int]:
+    """Runs of neighbouring layers, as equal as can be; the first GPU has the embedding and the last what follows the layers,
+    so the longer runs go in between. transformers' "auto" keeps a tenth of every GPU free and fills them in turn, which leaves
+    layers of a target that just fits (DeepSeek-V4-Flash in bf16 on 8 x 80 GB) on the CPU."""
+    if num_gpus < 2:
+        return {"": 0 if num_gpus else "cpu"}
+    counts = [num_layers // num_gpus] * num_gpus
+    for gpu in [*range(1, num_gpus - 1), 0, num_gpus - 1][: num_layers % num_gpus]:
+        counts[gpu] += 1
+    placed = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
+    first, last = 0, num_gpus - 1
+    around = {"embed_tokens": first, "rotary_emb": first, "hc_head": last, "norm": last}
+    return {
+        **{f"model.{name}": gpu for name, gpu in around.items()},
+        **{f"model.layers.{layer}": gpu for layer, gpu in enumerate(placed)},
+        "lm_head": last,
+    }
+
+
+def is_spread(model: DeepseekV4ForCausalLM) -> bool:
+    """Whether its modules lie in several places, so that accelerate moves what goes from one to the next."""
+    places = set(getattr(model, "hf_device_map", {}).values())
+    return len(places) > 1 or "disk" in places
+
+
+def input_device(model: DeepseekV4ForCausalLM) -> torch.device:
+    """Where token ids must lie: the embedding's device, also where its weights are only brought there for a forward."""
+    embedding = model.model.embed_tokens
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
