@@ -1,0 +1,52 @@
+"""vLLM plug-in: auxiliary "layers" that are the paths of DeepSeek-V4's residual before hc_head.
+
+vLLM's own auxiliary states of V4 are the mean over the paths, [T, D] a layer, from which no path can be recovered. Its MTP
+block needs the whole residual, though, so the model keeps it in a buffer [tokens, M * D] that every forward fills. With
+HYPERDFLASH_PRE_HC_HEAD=1 the model returns the M paths of that buffer in place of its M auxiliary layers:
+
+    torch.stack(aux, dim=1)  ==  H                cat(aux, dim=-1)  ==  vec(H)                H [T, M, D]
+
+so `extract_hidden_states` with any M layer ids (which ones does not matter) writes H as ``hidden_states`` [T, M, D].
+This module imports nothing of vLLM; the model class is named by a string and loaded where vLLM builds the model.
+"""
+
+import os
+
+import torch
+
+SWITCH = "HYPERDFLASH_PRE_HC_HEAD"
+ARCHITECTURE = "DeepseekV4ForCausalLM"
+
+
+def register() -> None:
+    """The entry point, called in every process of vLLM: does nothing unless the switch is set."""
+    if os.environ.get(SWITCH) == "1":
+        from vllm import ModelRegistry
+
+        ModelRegistry.register_model(ARCHITECTURE, "hyperdflash_vllm_model:DeepseekV4WithResidual")
+
+
+def residual_as_layers(buffer: torch.Tensor, num_tokens: int, num_paths: int) -> list[torch.Tensor]:
+    """buffer [>= T, M * D] -> M views [T, D]: path j is columns j * D to (j + 1) * D."""
+    width = buffer.shape[-1]
+    if width % num_paths or len(buffer) < num_tokens:
+        raise ValueError(f"the residual's buffer is {list(buffer.shape)}, wanted at least [{num_tokens}, {num_paths} * D]")
+    return list(buffer[:num_tokens].view(num_tokens, num_paths, width // num_paths).unbind(1))
+
+
+def with_residual(output, buffer: torch.Tensor | None, num_paths: int):
+    """What the model's forward returned -> the same with its auxiliary states replaced.
+
+    ``(hidden [T, D], aux)`` where auxiliary layers were asked for; anything else (no auxiliary layers, a pipeline stage that
+    is not the last) passes through. RuntimeError where it cannot be done: states of another kind must not go out silently.
+    """
+    if not isinstance(output, tuple):
+        return output
+    hidden, aux = output
+    if buffer is None:
+        raise RuntimeError(f"{SWITCH}=1, but this vLLM keeps no residual for its MTP block: use another version of vLLM")
+    if len(aux) != num_paths:
+        raise RuntimeError(
+            f"{SWITCH}=1 needs as many eagle_aux_hidden_state_layer_ids as the model has paths: {num_paths}, got {len(aux)}"
+        )
+    return hidden, residual_as_layers(buffer, hidden.shape[0], num_paths)

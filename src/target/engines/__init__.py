@@ -1,0 +1,20 @@
+"""Target states and baselines through serving engines, for a target that outgrows this process.
+
+    sglang.py vllm.py     clients: how each server is started, asked and answers
+    answers.py            what every answer must be before it is used
+    pool.py http.py       several servers, retries with growing waits, JSON over HTTP
+    producer.py stamp.py  target.engine=... -> what fills a cache, once check_engine has passed
+    compare.py            an engine's states against the target's own
+    serving.py            answers timed from outside, with the engine's own acceptance counters
+
+Four GPUs serve, four train:
+
+    CUDA_VISIBLE_DEVICES=0,1,2,3 python -m sglang.launch_server --model-path $DEEPSEEK_V4_FLASH --tp 4 --port 30000 \\
+        --served-model-name v4 --enable-return-hidden-states --chunked-prefill-size -1 --disable-radix-cache &
+    V4="target=deepseek_v4_flash target.engine=sglang target.servers=[http://localhost:30000]"
+    python -m src.check_engine $V4 reference=heads
+    RUN="$V4 corpus=paper corpus.responses=server:v4 cache=stream"
+    python -m src.regenerate $RUN server=http://localhost:30000/v1
+    python -m src.capture $RUN & CUDA_VISIBLE_DEVICES=4,5,6,7 python -m src.train $RUN cache.in_process=false \\
+        trainer=ddp8 trainer.devices=4
+"""

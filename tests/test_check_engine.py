@@ -1,0 +1,174 @@
+"""python -m src.check_engine: what agrees passes, every kind of wrong state does not, and a capture needs the stamp."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.lit.engine_check import check_engine
+from src.lit.states import capture_states, lazy_producer
+from src.target.engines.compare import Comparison, Limits, compare
+from src.target.load import load_target
+from src.target.producer import InProcess
+from tests.target.engine_server import SGLangServer, VLLMServer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def target(mini_target):
+    return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+
+
+@pytest.fixture
+def config(compose_config, mini_target):
+    def make(kind: str, *servers, more=()):
+        urls = ",".join(server.url for server in servers)
+        return compose_config(
+            "check_engine",
+            [
+                f"target.path={mini_target}",
+                f"target.engine={kind}",
+                f"target.servers=[{urls}]",
+                "target.attempts=1",
+                "prompts=4",
+                "max_length=24",
+                *more,
+            ],
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_a_sound_engine_passes_and_leaves_a_stamp(kind, target, config, tmp_path):
+    make = (lambda: SGLangServer(target)) if kind == "sglang" else (lambda: VLLMServer(target, folder=tmp_path))
+    with make() as first, make() as second:
+        path = check_engine(config(kind, first, second))
+    assert path == tmp_path / "engine_checks" / f"{kind}-{target.fingerprint}-fp32.json"
+    stamp = json.loads(path.read_text())
+    assert stamp["passed"] and stamp["servers"] == [first.url, second.url] and stamp["reference"] == "target"
+    for found in stamp["comparisons"].values():
+        assert found["max_abs"] == 0 and found["argmax"] == 1 and found["next_token"] == 1
+        assert found["cosine"] == pytest.approx([1.0] * 4)
+    table = path.with_suffix(".md").read_text()
+    assert table.count("agrees") == 2 and "cos path 3" in table and first.url in table
+
+
+def collapsed(target):
+    heads = target.heads
+    return lambda states: heads.collapse(states[None])[0][:, None].expand(-1, 4, -1)
+
+
+WRONG = {
+    "paths in another order": (lambda target: lambda states: states[:, [1, 0, 2, 3]], "path [01] points elsewhere"),
+    "the mean of the paths": (lambda target: lambda states: states.mean(1, keepdim=True).expand(-1, 4, -1), "points elsewhere"),
+    "the normed state": (collapsed, "points elsewhere"),
+    "a position late": (lambda target: lambda states: states.roll(1, dims=0), "points elsewhere"),
+    "another scale": (lambda target: lambda states: states * 2, "off by 100% of their size"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_every_kind_of_wrong_state_is_seen(wrong, target):
+    spoil, sentence = WRONG[wrong]
+    prompts = [torch.arange(8, 30), torch.arange(40, 55)]
+    own = [InProcess(target).states([prompt])[None] for prompt in prompts]
+    heads = target.heads
+    said = [int(heads.logits(heads.collapse(states[None, -1:]))[0, 0].argmax()) for states in own]
+    sound = compare(torch.cat(own), torch.cat(own), [22, 15], said, heads)
+    assert sound.complaint(Limits()) is None and sound.tokens == 37
+    found = torch.cat([spoil(target)(states) for states in own])
+    assert re.search(sentence, compare(found, torch.cat(own), [22, 15], said, heads).complaint(Limits()))
+    alone = compare(found, None, [22, 15], [token + 1 for token in said], heads)
+    assert "our heads read" in alone.complaint(Limits()) and alone.cosine is None
+
+
+def test_a_failed_check_names_the_server_and_ends_every_capture(target, config, mini_overrides, compose_config):
+    with SGLangServer(target) as server, SGLangServer(target) as sound:
+        server.spoil = lambda states: states.roll(1, dims=0)
+        with pytest.raises(ValueError, match="points elsewhere") as caught:
+            check_engine(config("sglang", sound, server))
+        assert server.url in str(caught.value) and "\n" not in str(caught.value)
+        through = ["target.engine=sglang", f"target.servers=[{server.url}]"]
+        with pytest.raises(ValueError, match="mend the server and run"):
+            lazy_producer(compose_config("train", [*mini_overrides, *through]), lambda: target)()
+
+
+def test_the_heads_alone_see_wrong_states_too(target, config, monkeypatch):
+    from src.lit import engine_check
+
+    monkeypatch.setattr(engine_check, "instantiate", lambda _: pytest.fail("the target was loaded"))
+    with SGLangServer(target) as server:
+        path = check_engine(config("sglang", server, more=["reference=heads"]))
+        assert json.loads(path.read_text())["comparisons"][server.url]["cosine"] is None
+        server.spoil = lambda states: states.mean(1, keepdim=True).expand(-1, 4, -1)
+        with pytest.raises(ValueError, match="our heads read the engine's own next token"):
+            check_engine(config("sglang", server, more=["reference=heads"]))
+
+
+def test_captured_states_are_those_of_the_target(target, config, compose_config, mini_overrides, tmp_path):
+    from safetensors.torch import load_file
+
+    shared = [*mini_overrides, "corpus.responses=original", "cache.documents_per_shard=1", "cache.dtype=fp32"]
+    shared += [f"cache.directory={tmp_path}/cache", "corpus.max_length=24"]
+    with SGLangServer(target) as server:
+        check_engine(config("sglang", server))
+        server.faults = ["500", None, "nan"]
+        capture_states(compose_config("train", [*shared, "target.engine=sglang", f"target.servers=[{server.url}]"]))
+        asked = len(server.bodies)
+    found = {p.relative_to(tmp_path / "cache"): load_file(p) for p in (tmp_path / "cache").rglob("*.safetensors")}
+    assert asked > len(found) / 2 > 5
+    shared[-2] = f"cache.directory={tmp_path}/own"
+    capture_states(compose_config("train", shared))
+    own = {p.relative_to(tmp_path / "own"): load_file(p) for p in (tmp_path / "own").rglob("*.safetensors")}
+    assert found.keys() == own.keys()
+    for name, tensors in own.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(found[name][key], tensor), (name, key)
+
+
+def test_limits_decide(target):
+    good = Comparison(9, 0.1, 0.1, 0.3, (0.99, 0.99), 0.95, 1.0)
+    assert good.complaint(Limits()) is None
+    for field, value, sentence in [
+        ("cosine", (0.99, 0.5), "path 1 points elsewhere"),
+        ("cosine", (float("nan"), 0.99), "path 0 points elsewhere"),
+        ("relative_error", 0.3, "off by 30%"),
+        ("argmax", 0.5, "50% of the tokens"),
+        ("next_token", 0.5, "on 50% of the prompts"),
+    ]:
+        assert sentence in Comparison(**{**good.__dict__, field: value}).complaint(Limits())
+    with pytest.raises(ValueError, match=r"limits\.cosine must be in \[0, 1\]"):
+        Limits(cosine=2)
+
+
+def test_a_training_lives_on_what_another_process_captures(target, config, compose_config, mini_overrides, tmp_path, capsys):
+    """The layout of 4 GPUs that serve and 4 that train: a server, a capture process and a training that makes no states."""
+    from src.lit.run import train
+
+    given = [*mini_overrides, "corpus.max_length=32", "corpus.max_new_tokens=8", "optim.batch_size=8", "trainer.max_epochs=1"]
+    capture_states(compose_config("train", given))  # the answers, which both processes then find
+    given += ["cache=stream", f"cache.directory={tmp_path}/stream", "cache.wait_s=120"]
+    with SGLangServer(target) as server:
+        check_engine(config("sglang", server))
+        checked = len(server.bodies)
+        given += ["target.engine=sglang", f"target.servers=[{server.url}]"]
+        with (tmp_path / "capture.log").open("w") as log:
+            capture = subprocess.Popen([sys.executable, "-m", "src.capture", *given], cwd=ROOT, stdout=log, stderr=log)
+        try:
+            capsys.readouterr()
+            record = train(compose_config("train", [*given, "cache.in_process=false"]))
+        finally:
+            capture.terminate()
+            capture.wait()
+        assert record["steps"] == 3 and record["val_tau"] >= 1
+        assert len(server.bodies) - checked >= 24 + 6  # every document's states came from the server
+    assert "loading the target" not in capsys.readouterr().out
+    assert "loading the target" not in (tmp_path / "capture.log").read_text()
