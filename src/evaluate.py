@@ -2,13 +2,14 @@
 
 python -m src.evaluate                                          held-out prompts, by replay
 python -m src.evaluate benchmarks=paper mode=[non_think,think_high] temperature=[0,1]    Tables 2 and 3, by decoding
+python -m src.evaluate engine=vllm 'engine.servers={AR:http://localhost:8000,MTP3:http://localhost:8001}'    in running servers
 """
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from src.entry import class_name, entry_point
 
 
 @entry_point("evaluate")
@@ -20,7 +21,13 @@ def main(config: DictConfig) -> None:
     one_of("by", config.by, ("replay", "decoding", None))
     if not OmegaConf.is_list(config.temperature):
         raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
-    if config.by == "decoding" or (config.by is None and config.benchmarks._target_.endswith("PaperBenchmarks")):
+    if config.engine.name is not None:
+        if config.by is not None:
+            raise ValueError(f"engine={config.engine.name} asks running servers: leave by={config.by} out, or engine")
+        from src.lit.engine_evaluation import evaluate_in_engine
+
+        evaluate_in_engine(config)
+    elif config.by == "decoding" or (config.by is None and class_name(config.benchmarks) == "paper_benchmarks"):
         from src.lit.decoding import evaluate_by_decoding
 
         evaluate_by_decoding(config)

@@ -25,12 +25,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from src.cache.store import DTYPES as STATE_DTYPES
 from src.contracts import Conversation, Turn
 from src.corpus.chat import encode_prompt
 from src.corpus.tokenizer import load_tokenizer, special_ids
 from src.decode.display import RoundPrinter, TextStream, summary_line
-from src.decode.drafters import Autoregressive, LoopDrafter, MTPDrafter, loop_drafter
+from src.decode.drafters import Autoregressive, LoopDrafter, MTPDrafter
 from src.decode.loop import FirstToken, Generation, Round, collect, speculate
 from src.entry import entry_point, runs_dir
 from src.settings import natural_int, one_of, positive_int
@@ -62,20 +61,14 @@ def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> L
 
     ValueError where the run is not finished or was trained on another target's weights.
     """
-    from src.lit.lineage import best_checkpoint
-    from src.lit.methods import Method
-    from src.lit.parts import make_parts
+    from src.lit.methods import method_of_run
 
     if source == "ar":
         return Autoregressive()
     if source == "mtp":
         return MTPDrafter(target.mtp, positive_int("num_slots", num_slots), target.heads)
-    run = Path(source)
-    best_checkpoint(run)
-    training = OmegaConf.load(run / "config.yaml")
-    training.target.path = str(target.path)
-    module = Method(run.name, run=run, parts=make_parts(training)).drafter(training, target.heads)
-    return loop_drafter(module.to(target.model.device), target.heads, STATE_DTYPES[training.cache.dtype])
+    method, training = method_of_run(source, target.path)
+    return method.loop_drafter(training, target.heads)
 
 
 def generate_stream(
@@ -95,8 +88,7 @@ def generate_stream(
     A string is one user turn in the chat encoding of ``mode``; token ids are taken as they are. See ``speculate`` for
     ``synchronize``.
     """
-    tokenizer = tokenizer_of(target.path)
-    stop_ids = {special_ids(tokenizer, mask_id=0).eos}
+    tokenizer, stop_ids = tokenizer_of(target.path), stop_ids_of(target)
     if isinstance(prompt, str):
         prompt = Conversation("prompt", "chat", (Turn("user", prompt),))
     prompt_ids = encode_prompt(prompt, tokenizer, mode) if isinstance(prompt, Conversation) else list(prompt)
@@ -119,9 +111,18 @@ def generate_stream(
 
 def generate(target: Target, drafter: LoopDrafter, prompt: str | Conversation | Sequence[int], **settings) -> Answer:
     """The whole answer; ``settings`` as ``generate_stream``."""
-    pieces = list(generate_stream(target, drafter, prompt, **settings))
-    stop_ids = {special_ids(tokenizer_of(target.path), mask_id=0).eos}
-    return Answer("".join(piece.text for piece in pieces), collect((piece.event for piece in pieces), stop_ids))
+    return answer_of(list(generate_stream(target, drafter, prompt, **settings)), target)
+
+
+def answer_of(pieces: Sequence[Piece], target: Target) -> Answer:
+    """All pieces of ``generate_stream`` -> the whole answer."""
+    generation = collect((piece.event for piece in pieces), stop_ids_of(target))
+    return Answer("".join(piece.text for piece in pieces), generation)
+
+
+def stop_ids_of(target: Target) -> set[int]:
+    """What ends an answer."""
+    return {special_ids(tokenizer_of(target.path), mask_id=0).eos}
 
 
 def newest_run(target: Target) -> Path:
@@ -149,6 +150,8 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
 
     method = config.method or ("hyperdflash" if config.run else "mtp")
     one_of("method", method, ("hyperdflash", "mtp", "ar"))
+    if OmegaConf.is_missing(config, "prompt"):
+        raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
     if config.run and method != "hyperdflash":
         raise ValueError(f"run={config.run} brings its own drafter, method={method} another: leave one of them out")
     for name in ("num_slots", "max_new_tokens", "threads"):
@@ -178,9 +181,9 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
         printer.show(piece.event)
         pieces.append(piece)
     printer.end()
-    generation = collect((piece.event for piece in pieces), {special_ids(tokenizer_of(target.path), mask_id=0).eos})
-    console.print(summary_line(generation), **plain)
-    return Answer("".join(piece.text for piece in pieces), generation)
+    answer = answer_of(pieces, target)
+    console.print(summary_line(answer.generation), **plain)
+    return answer
 
 
 def quoted(argument: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from src import generate as module
+from src.cache.codecs import CODECS
 from src.contracts import Conversation, Turn
 from src.corpus.chat import encode_prompt
 from src.decode.display import RoundPrinter, TextStream
@@ -70,7 +71,7 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
     train(training)
     run = train_run_dir(training)
     drafter = load_drafter(run, target)
-    assert isinstance(drafter, kind) and drafter.state_dtype == torch.bfloat16
+    assert isinstance(drafter, kind) and drafter.codec is CODECS["bf16"]
     weights = torch.load(best_checkpoint(run), weights_only=True)["state_dict"]
     held = drafter.block if kind is MTPDrafter else drafter.drafter
     prefix = "drafter.block." if kind is MTPDrafter else "drafter."
@@ -105,6 +106,11 @@ def test_a_mistake_on_the_command_line_is_one_sentence(overrides, sentence, targ
     config = compose_config("generate", [*HI, f"target.path={target.path}", *overrides])
     with pytest.raises(ValueError, match=sentence):
         answer_prompt(config, Console(file=io.StringIO()))
+
+
+def test_a_command_without_a_prompt_asks_for_one(compose_config):
+    with pytest.raises(ValueError, match=r"^there is no prompt: give one, as in prompt='"):
+        answer_prompt(compose_config("generate", []), Console(file=io.StringIO()))
 
 
 def test_the_command_prints_the_answer_and_the_summary(target, compose_config):

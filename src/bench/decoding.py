@@ -3,12 +3,13 @@
     python -m src.bench.decoding --out experiments/<date>-bench-decoding
 
 1. batch sizes   B rows in lockstep at equal lengths (the same prompt B times, T = 0), all methods prompt by prompt in turn
-2. growth        texts of 1,100 new tokens that no end token stops: median round around 100 and around 1,000 new tokens
+2. growth        texts that no end token stops: median rounds after 100 and after 1,000 new tokens, measured in turn
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,35 +23,28 @@ from tqdm import tqdm
 from src.corpus.chat import encode_prompt
 from src.corpus.prompts import load_eval_prompts
 from src.corpus.tokenizer import load_tokenizer, special_ids
-from src.decode.drafters import Autoregressive, LoopDrafter, loop_drafter
-from src.decode.loop import Generation, collect, speculate
+from src.decode.drafters import Autoregressive, LoopDrafter
+from src.decode.loop import Generation, decode
 from src.entry import CONF
+from src.lit.decoding_report import round_times
 from src.lit.methods import make_methods
-from src.lit.record import environment_record, write_json
+from src.lit.record import environment_record, script_command, write_json
 from src.report.cost import RoundTimes, write_cost_report
-from src.report.records import AUTOREGRESSIVE
+from src.report.records import AUTOREGRESSIVE, read_records, write_records
 from src.report.tables import markdown_table
 from src.target.load import Target
-from src.target.session import TargetSession
 
-EARLY, LATE, SPAN = 100, 1000, 50  # new tokens: rounds that begin within SPAN of these are compared
+EARLY, LATE, SPAN = 100, 1000, 48  # new tokens: the rounds of the SPAN tokens after EARLY and after LATE are compared
+REPEATS = 4
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Median milliseconds of a round's parts around EARLY and around LATE new tokens."""
+    """Median milliseconds of a round's parts (draft, verify, rest) after EARLY and after LATE new tokens."""
 
     method: str
     early: tuple[float, float, float]
     late: tuple[float, float, float]
-
-
-def decode(
-    target: Target, drafter: LoopDrafter, prompt: Sequence[int], rows: int, max_new_tokens: int, stop_ids: set[int]
-) -> Generation:
-    with TargetSession(target.model, drafter.layer_ids) as session:
-        events = speculate(session, drafter, prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids, copies=rows)
-        return collect(events, stop_ids)
 
 
 def by_batch_size(
@@ -62,37 +56,37 @@ def by_batch_size(
     stop_ids: set[int],
 ) -> list[RoundTimes]:
     """All rounds of every method at every batch size; the first method rotates."""
+    settings = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
     found: dict[tuple[str, int], list[Generation]] = {(name, size): [] for size in batch_sizes for name in drafters}
     with tqdm(total=len(found) * len(prompts), desc="batch sizes", unit="text", mininterval=2) as bar:
         for size in batch_sizes:
             for index, prompt in enumerate(prompts):
                 names = list(drafters)
                 for name in names[index % len(names) :] + names[: index % len(names)]:
-                    found[name, size].append(decode(target, drafters[name], prompt, size, max_new_tokens, stop_ids))
+                    found[name, size].append(decode(target.model, drafters[name], prompt, copies=size, **settings))
                     bar.update()
-    times = []
-    for (name, size), generations in found.items():
-        rounds = [r for g in generations for r in g.rounds]
-        draft, verify, rest = (np.array([getattr(r.seconds, part) for r in rounds]) for part in ("draft", "verify", "rest"))
-        emitted = np.array([size * len(r.emitted) for r in rounds])
-        first = np.array([g.first.seconds.total for g in generations])
-        times.append(RoundTimes(name, size, draft, verify, rest, emitted, first))
-    return times
+    return [round_times(name, generations, size) for (name, size), generations in found.items()]
 
 
 def growth(target: Target, drafters: dict[str, LoopDrafter], prompts: Sequence[Sequence[int]]) -> list[Growth]:
-    """Texts long enough to compare, all methods prompt by prompt in turn."""
-    parts: dict[str, dict[int, list]] = {name: {EARLY: [], LATE: []} for name in drafters}
-    for prompt in tqdm(prompts, desc="growth", unit="prompt", mininterval=2):
-        for name, drafter in drafters.items():
-            for r in decode(target, drafter, prompt, 1, LATE + 2 * SPAN, set()).rounds:
-                for place in (EARLY, LATE):
-                    if abs(r.anchor - len(prompt) - place) <= SPAN:
-                        parts[name][place].append((r.seconds.draft, r.seconds.verify, r.seconds.rest))
-    return [
-        Growth(name, *(tuple(1e3 * np.median(np.array(found[place]), axis=0)) for place in (EARLY, LATE)))
-        for name, found in parts.items()
-    ]
+    """Rounds after EARLY and after LATE tokens of the same text, one after the other, method by method and again REPEATS
+    times, another one first each time: a slow moment of the machine falls on both places and on all methods alike."""
+    parts: dict[tuple[str, int], list] = {(name, place): [] for name in drafters for place in (EARLY, LATE)}
+    with tqdm(total=len(prompts) * (1 + REPEATS * len(parts)), desc="growth", unit="span", mininterval=2) as bar:
+        texts = []
+        for prompt in prompts:
+            text = decode(target.model, Autoregressive(), prompt, stop_ids=(), max_new_tokens=LATE).token_ids
+            texts.append({place: [*prompt, *text[:place]] for place in (EARLY, LATE)})
+            bar.update()
+        for repeat in range(REPEATS):
+            for text in texts:
+                for name, drafter in drafters.items():
+                    for place in (EARLY, LATE) if repeat % 2 else (LATE, EARLY):
+                        found = decode(target.model, drafter, text[place], stop_ids=(), max_new_tokens=SPAN)
+                        parts[name, place] += [(r.seconds.draft, r.seconds.verify, r.seconds.rest) for r in found.rounds]
+                        bar.update()
+    medians = {key: tuple(1e3 * np.median(np.array(seconds), axis=0)) for key, seconds in parts.items()}
+    return [Growth(name, medians[name, EARLY], medians[name, LATE]) for name in drafters]
 
 
 def growth_markdown(found: Sequence[Growth]) -> str:
@@ -103,7 +97,9 @@ def growth_markdown(found: Sequence[Growth]) -> str:
         rows.append([g.method, *(f"{v:.2f}" for v in (*g.early, *g.late)), *(f"{v:.2f}" for v in ratios)])
     header = ["Method", *(f"{part} at {place}" for place in (EARLY, LATE) for part in ("T_draft", "T_verify", "T_rest"))]
     header += ["round, late / early", "T_verify", "T_draft + T_rest"]
-    note = f"Milliseconds, medians of rounds within {SPAN} new tokens of {EARLY} and of {LATE}; batch size 1, T = 0."
+    note = (
+        f"Milliseconds, medians over the rounds of {SPAN} tokens after {EARLY} and after {LATE} new ones; batch size 1, T = 0."
+    )
     return "\n".join([*markdown_table(header, rows), "", note, ""])
 
 
@@ -111,35 +107,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.bench.decoding", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-decoding"))
     parser.add_argument("--prompts", type=int, default=4, help="of each domain")
-    parser.add_argument("--long-prompts", type=int, default=2, help="texts of 1,100 tokens a method; 0: no growth")
+    parser.add_argument("--long-prompts", type=int, default=3, help="texts of 1,000 tokens; 0: no growth")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--compare", default="paper", help="an option of conf/compare")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
+    parser.add_argument("--render", action="store_true", help="make cost.* again from the rounds in OUT, without measuring")
     options = parser.parse_args(arguments)
+    if options.render:
+        setting = json.loads((options.out / "environment.json").read_text())["setting"]
+        write_cost_report(read_records(options.out / "times.jsonl", RoundTimes), options.out, setting)
+        return
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("evaluate", [f"compare={options.compare}", *options.overrides])
         methods = make_methods(config)
     torch.set_num_threads(config.threads)
     target, tokenizer = instantiate(config.target), load_tokenizer(config.target.path)
     drafters: dict[str, LoopDrafter] = {AUTOREGRESSIVE: Autoregressive()}
-    drafters |= {m.name: loop_drafter(m.drafter(config, target.heads), target.heads) for m in methods}
+    drafters |= {method.name: method.loop_drafter(config, target.heads) for method in methods}
     domains = [load_eval_prompts(domain)[: options.prompts] for domain in ("math", "code", "chat")]
     prompts = [encode_prompt(prompt, tokenizer) for group in zip(*domains, strict=True) for prompt in group]
     stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
-    decode(target, drafters[AUTOREGRESSIVE], prompts[0], 1, 16, stop_ids)  # warm up
+    decode(target.model, Autoregressive(), prompts[0], max_new_tokens=16, stop_ids=stop_ids)  # warm up
 
     setting = (
         f"Target {config.target.path} ({target.fingerprint}), {len(prompts)} prompts, {config.threads} threads, CPU, T = 0"
     )
     times = by_batch_size(target, drafters, prompts, options.batch_sizes, options.max_new_tokens, stop_ids)
-    written = write_cost_report(times, options.out, setting)
+    written = [write_records(options.out / "times.jsonl", times), *write_cost_report(times, options.out, setting)]
     if options.long_prompts:
         text = growth_markdown(growth(target, drafters, prompts[: options.long_prompts]))
         (options.out / "growth.md").write_text(f"{setting}.\n\n{text}")
         written.append(options.out / "growth.md")
-    command = "python -m src.bench.decoding" + "".join(f" {a}" for a in arguments or [])
-    write_json(options.out / "environment.json", environment_record(command))
+    command = script_command("src.bench.decoding", arguments)
+    write_json(options.out / "environment.json", {"setting": setting} | environment_record(command))
     print((options.out / "cost.md").read_text())
     print(f"wrote {', '.join(path.name for path in written)} in {options.out}")
 

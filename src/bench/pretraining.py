@@ -10,7 +10,6 @@ Then the logits of one model are compared between transformers' own functions an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from src.lit.record import environment_record, write_json
+from src.lit.record import environment_record, script_command, write_json
 from src.target.build import build_target, set_implementations, tiny_config
-from src.target.pretraining import PretrainSettings, joint_loss, make_optimiser, pack, plant_loops
+from src.target.pretraining import PretrainSettings, make_optimiser, pack, plant_loops, train_step
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Trainer:
     """A fresh model that makes one optimiser step at a time."""
 
     def __init__(self, rung: Rung, settings: PretrainSettings, documents: Sequence[Tensor], config: dict):
-        self.rung, self.settings = rung, settings
+        self.name, self.settings = rung.name, replace(settings, bf16=rung.bf16)
         torch._dynamo.reset()
         self.model, self.mtp = build_target(tiny_config(**config, hc_sinkhorn_iters=rung.sinkhorn_iters), seed=0)
         set_implementations(self.model, self.mtp, attention=rung.attention, experts=rung.experts)
@@ -92,11 +91,7 @@ class Trainer:
         rows, copies = plant_loops(rows, self.settings.loop_share, torch.tensor([0]), generator)
         self.done += 1
         started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16) if self.rung.bf16 else contextlib.nullcontext():
-            main, drafted = joint_loss(self.model, self.mtp, rows, copies)
-        (main + self.settings.mtp_weight * drafted).backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        train_step(self.model, self.mtp, self.optimiser, rows, copies, self.settings)
         return tokens / (time.perf_counter() - started)
 
 
@@ -114,13 +109,13 @@ def measure(
 ) -> tuple[dict[str, list[float]], float]:
     """Tokens/s of every rung in every round, and the largest difference between logits."""
     trainers = [Trainer(rung, settings, documents, config) for rung in ladder()]
-    found: dict[str, list[float]] = {trainer.rung.name: [] for trainer in trainers}
+    found: dict[str, list[float]] = {trainer.name: [] for trainer in trainers}
     with tqdm(total=len(trainers) * (rounds + warm_up), desc="bench pretraining", unit="step") as bar:
         for number in range(warm_up + rounds):
             for trainer in trainers:
                 rate = trainer.step()
                 if number >= warm_up:
-                    found[trainer.rung.name].append(rate)
+                    found[trainer.name].append(rate)
                 bar.update()
     return found, largest_logit_difference(trainers[-1].batches[0][0], config)
 
@@ -160,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     documents = [encode(conversation, tokenizer).input_ids for conversation in load_embedded("train")[:4000]]
     rates, difference = measure(documents, PretrainSettings(), {"vocab_size": len(tokenizer)}, options.rounds)
     text = table(rates, difference)
-    command = f"python -m src.bench.pretraining --rounds {options.rounds} --threads {options.threads}"
+    command = script_command("src.bench.pretraining", arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(
         options.out / "pretraining.json",

@@ -2,7 +2,7 @@
 
 Shapes: see src/contracts.py with B = 1; n <= S slots are asked for, P states are new.
 
-    begin(states)       the prompt: x[0..a-1] with H[0..a-1], rounded to ``state_dtype``
+    begin(states)       the prompt: x[0..a-1] with H[0..a-1], rounded by ``codec``
     propose(x[a], n)    drafts of x[a+1..a+n]; the anchor's own state does not exist yet
     update(states)      what was accepted: x[a..] with H[a..], ending before the next anchor
 
@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from src.cache.codecs import CODECS, Codec
 from src.contracts import TargetStates
 from src.drafter.attention import KeyValue
 from src.drafter.model import Drafter
@@ -39,13 +40,13 @@ class Draft:
 class LoopDrafter(Protocol):
     """What the loop needs of a drafter. One text at a time; ``begin`` starts the next one.
 
-    ``num_slots`` S, the most tokens a round; ``layer_ids`` the target layers it reads; ``state_dtype`` what its states are
-    rounded to (the cache's dtype it was trained on).
+    ``num_slots`` S, the most tokens a round; ``layer_ids`` the target layers it reads; ``codec`` what its states are
+    rounded by (the cache's it was trained on).
     """
 
     num_slots: int
     layer_ids: tuple[int, ...]
-    state_dtype: torch.dtype
+    codec: Codec
 
     def begin(self, states: TargetStates) -> None: ...
 
@@ -60,7 +61,7 @@ class Autoregressive:
 
     num_slots = 0
     layer_ids = ()
-    state_dtype = torch.bfloat16
+    codec = CODECS["bf16"]
 
     def begin(self, states: TargetStates) -> None:
         pass
@@ -75,8 +76,8 @@ class Autoregressive:
 class BlockDrafter:
     """DFlash and HyperDFlash: all slots in one pass over [x_a, mask, ...] and the context's keys and values."""
 
-    def __init__(self, drafter: Drafter, heads: TargetHeads, state_dtype: torch.dtype = torch.bfloat16):
-        self.drafter, self.heads, self.state_dtype = drafter, heads, state_dtype
+    def __init__(self, drafter: Drafter, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
+        self.drafter, self.heads, self.codec = drafter, heads, codec
         self.num_slots = drafter.num_slots
         self.layer_ids = tuple(drafter.conditioning.layer_ids)
         self._window: int | None = drafter.config.context_window
@@ -136,8 +137,8 @@ class MTPDrafter:
 
     layer_ids = ()
 
-    def __init__(self, block: MTPBlock, num_slots: int, heads: TargetHeads, state_dtype: torch.dtype = torch.bfloat16):
-        self.block, self.num_slots, self.heads, self.state_dtype = block, num_slots, heads, state_dtype
+    def __init__(self, block: MTPBlock, num_slots: int, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
+        self.block, self.num_slots, self.heads, self.codec = block, num_slots, heads, codec
         self._window = block.sliding_window
         self._keys: Tensor | None = None  # target-made, of the last window - 1 indices: [1, 1, k, C]
         self._length = 0
@@ -195,8 +196,8 @@ class _Keys:
         return self.seen, self.seen
 
 
-def loop_drafter(module: Drafter | MTPChain, heads: TargetHeads, state_dtype: torch.dtype = torch.bfloat16) -> LoopDrafter:
+def loop_drafter(module: Drafter | MTPChain, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> LoopDrafter:
     """The loop's form of what training and replay use; weights are shared."""
     if isinstance(module, MTPChain):
-        return MTPDrafter(module.block, module.num_slots, heads, state_dtype)
-    return BlockDrafter(module, heads, state_dtype)
+        return MTPDrafter(module.block, module.num_slots, heads, codec)
+    return BlockDrafter(module, heads, codec)

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DeepseekV4ForCausalLM
 
+from src.cache.codecs import Codec, rounded
 from src.contracts import Rounds, TargetStates
 from src.decode.acceptance import verify_greedy, verify_sampled
 from src.decode.drafters import Draft, LoopDrafter
@@ -131,7 +132,7 @@ def speculate(
     going_on = anchor < end and token_id not in stop_ids
     chosen = clock()
     if going_on:
-        drafter.begin(_states(step, prompt, session.layer_ids, drafter.state_dtype))
+        drafter.begin(_states(step, prompt, session.layer_ids, drafter.codec))
     begun = clock()
     yield FirstToken(token_id, Seconds(draft=begun - chosen, verify=prefilled - started, rest=chosen - prefilled))
 
@@ -146,7 +147,7 @@ def speculate(
         num_accepted, following, *drafted = torch.cat([accepted[None], newest, draft.ids]).tolist()
         emitted = _until_stop([*drafted[:num_accepted], following][: end - anchor], stop_ids)
         known = block[:, : len(emitted)]  # their successors are in the text, so their states are of use
-        states = _states(step, known, session.layer_ids, drafter.state_dtype)
+        states = _states(step, known, session.layer_ids, drafter.codec)
         judged = clock()
         session.rollback(keep=len(emitted))
         rolled_back = clock()
@@ -180,8 +181,8 @@ def _until_stop(token_ids: list[int], stop_ids: Collection[int]) -> list[int]:
     return token_ids
 
 
-def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], dtype: torch.dtype) -> TargetStates:
-    """The first states of a step, those of ``token_ids`` [1, P], rounded to ``dtype``."""
+def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], codec: Codec) -> TargetStates:
+    """The first states of a step, those of ``token_ids`` [1, P], rounded by ``codec``."""
     num_new = token_ids.shape[1]
     return TargetStates(
         ids=("",) * len(token_ids),
@@ -189,8 +190,8 @@ def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], dty
         input_ids=token_ids,
         loss_mask=torch.ones_like(token_ids, dtype=torch.bool),
         lengths=torch.full((len(token_ids),), num_new, device=token_ids.device),
-        final=step.final[:, :num_new].to(dtype),
-        layers=None if step.layers is None else step.layers[:, :num_new].to(dtype),
+        final=rounded(step.final[:, :num_new], codec),
+        layers=None if step.layers is None else rounded(step.layers[:, :num_new], codec),
         layer_ids=layer_ids,
     )
 

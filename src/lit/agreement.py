@@ -18,13 +18,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from src.cache.capture import live_states
+from src.cache.codecs import CODECS
 from src.cache.store import make_shards
 from src.contracts import Document
 from src.decode.agreement import RoundDifference, compare_rounds
-from src.decode.loop import FirstToken, Generation, Round, Seconds
 from src.decode.metrics import document_counts
 from src.decode.replay import ReplayDrafter, concat_rounds, replay
 from src.lit.methods import Method
+from src.lit.rows import as_generation
 from src.report.bootstrap import MEAN, Estimate, pooled_ratio, resample_prompts
 from src.report.tables import estimate_text, markdown_table
 from src.target.load import Target
@@ -49,12 +50,11 @@ class Agreement:
 
 
 def agreements(
-    rows: Sequence[dict], methods: Sequence[Method], target: Target, config: DictConfig, dtype: torch.dtype = torch.bfloat16
+    rows: Sequence[dict], methods: Sequence[Method], modules: dict[str, ReplayDrafter], target: Target, config: DictConfig
 ) -> list[Agreement]:
-    """Every method with a drafter, every temperature in ``rows``."""
+    """Every method with a drafter, given by name in ``modules``; every temperature in ``rows``."""
     found = []
     for method in methods:
-        drafter = method.drafter(config, target.heads)
         for temperature in sorted({row["temperature"] for row in rows}):
             turns = [
                 (f"{row['mode']}/{row['id']}#{number}", row["benchmark"], turn)
@@ -63,7 +63,7 @@ def agreements(
                 for number, turn in enumerate(row["methods"][method.name])
                 if turn["rounds"]
             ]
-            found.append(_agreement(method, drafter, turns, temperature, target, config, dtype))
+            found.append(_agreement(method, modules[method.name], turns, temperature, target, config))
     return found
 
 
@@ -74,8 +74,8 @@ def _agreement(
     temperature: float,
     target: Target,
     config: DictConfig,
-    dtype: torch.dtype,
 ) -> Agreement:
+    codec = CODECS[config.cache.dtype]
     documents = {
         name: Document(
             name,
@@ -89,7 +89,7 @@ def _agreement(
     names, replayed, looped, differences, sizes = [], [], [], [], []
     shards = make_shards(list(documents.values()), BATCH)
     for shard in tqdm(shards, desc=f"replay {method.name} T={temperature:g}", unit="batch", mininterval=2, leave=False):
-        states = live_states(InProcess(target), shard, method.layer_ids, dtype)
+        states = live_states(InProcess(target), shard, method.layer_ids, codec)
         rounds = replay(
             drafter, states, target.heads, temperature, top_p=config.top_p if temperature else 1.0, seed=config.seed
         )
@@ -144,12 +144,3 @@ def agreement_markdown(found: Sequence[Agreement]) -> str:
     if wrong:
         text += ["", *markdown_table(["Method", "anchor", "loop accepted", "replay accepted", "gap of logits", ""], wrong)]
     return "\n".join([*text, ""])
-
-
-def as_generation(turn: dict) -> Generation:
-    """A turn's row -> what the loop returned; its times are left out."""
-    place, rounds = 1, []
-    for anchor, drafted, accepted, emitted, *_ in turn["rounds"]:
-        rounds.append(Round(anchor, tuple(drafted), accepted, tuple(turn["ids"][place : place + emitted]), Seconds()))
-        place += emitted
-    return Generation(tuple(turn["ids"]), turn["ended_by"], FirstToken(turn["ids"][0], Seconds()), tuple(rounds))

@@ -10,10 +10,12 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from src.cache.codecs import CODECS
+from src.decode.drafters import LoopDrafter, loop_drafter
 from src.decode.replay import ReplayDrafter
 from src.drafter.mtp_chain import MTPChain
-from src.entry import train_run_dir
-from src.lit.lineage import load_drafter_weights
+from src.entry import CONF, train_run_dir
+from src.lit.lineage import best_checkpoint, load_drafter_weights
 from src.lit.parts import Parts, make_parts
 from src.settings import positive_int
 from src.target.heads import TargetHeads
@@ -38,12 +40,29 @@ class Method:
         return () if self.parts is None else self.parts.layer_ids
 
     def drafter(self, config: DictConfig, heads: TargetHeads) -> ReplayDrafter:
-        """Ready to draft, in eval mode."""
+        """Ready to draft, in eval mode, on the heads' device."""
         if self.run is None:
-            return MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps).eval()
-        module = self.parts.build(heads, config.target, seed=0)
-        load_drafter_weights(module, self.run, fingerprint(heads))
-        return module.eval()
+            module = MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps)
+        else:
+            module = self.parts.build(heads, config.target, seed=0)
+            load_drafter_weights(module, self.run, fingerprint(heads))
+        return module.eval().to(heads.lm_head.weight.device)
+
+    def loop_drafter(self, config: DictConfig, heads: TargetHeads, module: ReplayDrafter | None = None) -> LoopDrafter:
+        """The form of ``drafter`` that decoding takes, on states of the cache's dtype; ``module`` where it is made already."""
+        module = self.drafter(config, heads) if module is None else module
+        return loop_drafter(module, heads, CODECS[config.cache.dtype])
+
+
+def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, DictConfig]:
+    """The drafter of a finished training run and the run's configuration; ValueError where it is not finished."""
+    run = Path(run)
+    best_checkpoint(run)
+    training = OmegaConf.load(run / "config.yaml")
+    training.target.path = str(target_path)
+    # how it was trained does not matter any more; a run older than one of the trainer's options lacks it
+    training.trainer = OmegaConf.merge(OmegaConf.load(Path(CONF) / "trainer" / "cpu.yaml"), training.trainer)
+    return Method(run.name, run=run, parts=make_parts(training)), training
 
 
 def make_methods(config: DictConfig) -> list[Method]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,24 +65,3 @@ class PaperCell:
     def is_plain(self) -> bool:
         """Decodes without a drafter."""
         return self.counts.num_slots == 0
-
-    def to_record(self) -> dict:
-        """Plain JSON values."""
-        arrays = {"looped": np.asarray(self.looped).tolist(), "seconds": np.asarray(self.seconds).tolist()}
-        counts = {name: values.tolist() for name, values in asdict(self.counts).items()}
-        names = ("method", "benchmark", "mode", "temperature", "seed", "run_id")
-        plain = {name: getattr(self, name) for name in names}
-        return plain | {"prompt_ids": list(self.prompt_ids), "counts": counts} | arrays
-
-    @classmethod
-    def from_record(cls, record: dict) -> PaperCell:
-        """The inverse of ``to_record``."""
-        values = dict(record)
-        counts = {name: np.array(rows, dtype=np.int64) for name, rows in values.pop("counts").items()}
-        return cls(
-            prompt_ids=tuple(values.pop("prompt_ids")),
-            counts=PromptCounts(**counts),
-            looped=np.array(values.pop("looped"), dtype=bool),
-            seconds=np.array(values.pop("seconds"), dtype=np.float64),
-            **values,
-        )

@@ -136,6 +136,29 @@ def make_optimiser(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: Pretra
     return MuonWithAdamW(named, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
+def train_step(
+    model: DeepseekV4ForCausalLM,
+    mtp: MTPBlock,
+    optimiser: MuonWithAdamW,
+    rows: Tensor,
+    copies: Tensor,
+    settings: PretrainSettings,
+) -> tuple[float, float, float]:
+    """One optimiser step on rows [B, T + 1] -> next-token loss, MTP loss, gradient norm before clipping.
+
+    Where the norm is not finite the weights stay as they are.
+    """
+    with torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext():
+        main, drafted = joint_loss(model, mtp, rows, copies)
+    (main + settings.mtp_weight * drafted).backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
+    if math.isfinite(norm):
+        optimiser.step()
+    optimiser.zero_grad()
+    return float(main.detach()), float(drafted.detach()), norm
+
+
 @torch.no_grad()
 def balance_routers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, ids: Tensor, rate: float) -> None:
     """Move each top-k router's selection bias by ``rate`` against its load on ``ids`` [B, T]."""
@@ -174,7 +197,6 @@ def pretrain(
         for layer in [*model.model.layers, mtp.layer]:
             layer.compile(dynamic=False)
     model.train(), mtp.train()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     steps_per_epoch, packed_epoch, rows = None, None, None
     started, saved, record = time.monotonic(), time.monotonic(), {}
     bar = tqdm(total=settings.steps, initial=step, desc="pretrain", unit="step", mininterval=5, dynamic_ncols=True)
@@ -189,18 +211,11 @@ def pretrain(
         batch = rows[at : at + settings.batch_rows]
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(step)
-        precision = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         planted, copies = plant_loops(batch, settings.loop_share, control, generator)
-        with precision:
-            main, mtp_loss = joint_loss(model, mtp, planted, copies)
-        loss = main + settings.mtp_weight * mtp_loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        if not math.isfinite(float(norm)):
-            raise ValueError(f"gradient norm is {float(norm)} at step {step}: lower lr (now {settings.lr}) and run again")
-        optimiser.step()
-        optimiser.zero_grad()
+        main, mtp_loss, norm = train_step(model, mtp, optimiser, planted, copies, settings)
+        if not math.isfinite(norm):
+            raise ValueError(f"gradient norm is {norm} at step {step}: lower lr (now {settings.lr}) and run again")
         if settings.router_bias_every and step % settings.router_bias_every == 0:
             balance_routers(model, mtp, batch[:1], settings.router_bias_rate * settings.router_bias_every)
         step += 1
@@ -209,9 +224,9 @@ def pretrain(
             record = {
                 "step": step,
                 "tokens": step * settings.batch_rows * settings.context,
-                "loss": float(main.detach()),
-                "mtp_loss": float(mtp_loss.detach()),
-                "gradient_norm": float(norm),
+                "loss": main,
+                "mtp_loss": mtp_loss,
+                "gradient_norm": norm,
                 "elapsed_s": elapsed,
             }
             on_log(record)

@@ -7,28 +7,16 @@ import torch
 from src.bench.pretraining import Trainer, ladder, largest_logit_difference, table
 from src.target.pretraining import PretrainSettings
 
-CONFIG = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "moe_intermediate_size": 16,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "q_lora_rank": 16,
-    "o_lora_rank": 8,
-    "sliding_window": 16,
-}
-
 
 def documents() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(1, 40, (int(n),), generator=generator) for n in torch.randint(5, 30, (60,), generator=generator)]
 
 
-def test_rungs_without_compilation_make_a_step():
+def test_rungs_without_compilation_make_a_step(tiny_sizes):
     settings = PretrainSettings(tokens=64, context=32, batch_rows=2)
     for rung in [rung for rung in ladder() if not rung.compile]:
-        trainer = Trainer(rung, settings, documents(), CONFIG)
+        trainer = Trainer(rung, settings, documents(), tiny_sizes)
         before = trainer.model.lm_head.weight.clone()
         assert trainer.step() > 0
         assert not torch.equal(before, trainer.model.lm_head.weight)
@@ -42,9 +30,9 @@ def test_rungs_differ_by_one_thing_each():
         assert len(changed) == 1
 
 
-def test_the_model_is_the_same_by_our_functions():
+def test_the_model_is_the_same_by_our_functions(tiny_sizes):
     rows = torch.randint(0, 40, (2, 33), generator=torch.Generator().manual_seed(0))
-    assert 0 < largest_logit_difference(rows, CONFIG) < 1e-4
+    assert 0 < largest_logit_difference(rows, tiny_sizes) < 1e-4
 
 
 def test_the_table_compares_round_by_round():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from src.cache.codecs import CODECS
 from src.contracts import TargetStates
 from src.decode.drafters import Draft
 from src.target.sampling import Sampler, draw, probabilities
@@ -75,7 +76,7 @@ class MarkovSession(_Session):
 class ScriptedDrafter:
     """Drafts ``text`` where ``right[a][k - 1]``, another token elsewhere; keeps what it was given."""
 
-    layer_ids, state_dtype = (), torch.bfloat16
+    layer_ids, codec = (), CODECS["bf16"]
 
     def __init__(self, text: list[int], right: list[list[bool]]):
         self.text, self.right, self.num_slots = text, right, len(right[0])
@@ -103,7 +104,7 @@ class ScriptedDrafter:
 class MarkovDrafter:
     """Slot k is drawn from ``tables[k - 1]`` [V, V] at the anchor's token, as a block drafter does."""
 
-    layer_ids, state_dtype = (), torch.bfloat16
+    layer_ids, codec = (), CODECS["bf16"]
 
     def __init__(self, tables: Tensor):
         self.tables, self.num_slots = tables, len(tables)

@@ -7,10 +7,13 @@ import json
 import pytest
 from hydra.utils import instantiate
 
-from src.lit import decoding
+from src.cache.codecs import CODECS
+from src.corpus.tokenizer import load_tokenizer
+from src.lit import decoding_report
 from src.lit.agreement import agreement_markdown, agreements
-from src.lit.decoding import AR, decode_all, read_rows
+from src.lit.decoding import AR, decode_all
 from src.lit.methods import make_methods
+from src.lit.rows import Rows, as_generation, read_rows, turn_row
 
 
 @pytest.fixture
@@ -27,8 +30,14 @@ def config(compose_config, mini_target, tmp_path):
     return compose_config("evaluate", overrides)
 
 
+def loaded(config):
+    """Methods, their drafters and the target, as the evaluation loads them once."""
+    methods, target = make_methods(config), instantiate(config.target)
+    return methods, {method.name: method.drafter(config, target.heads) for method in methods}, target
+
+
 def run(config, modes=("non_think",)):
-    return decode_all(config, make_methods(config), instantiate(config.target), modes)
+    return decode_all(config, *loaded(config), load_tokenizer(config.target.path), modes)
 
 
 def without_times(rows):
@@ -63,14 +72,16 @@ def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
     rows = list(read_rows(run(config)))
     turn = rows[0]["methods"]["MTP (4)"][0]
     turn["differs"] = {"position": 2, "gap": 0.5, "tie": False}
-    decoding.report(rows, config, {"MTP (2)": "as shipped", "MTP (4)": "as shipped"})
+    run_ids = {"MTP (2)": "as shipped", "MTP (4)": "as shipped"}
+    decoding_report.report(rows, config, run_ids, "0123456789abcdef", eos_id=-1)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["target"]["fingerprint"] == "0123456789abcdef"
     out = tmp_path / "out"
     for name in ("paper.md", "paper.json", "table2.csv", "figure1_non_think.png", "cost/cost.md", "cost/cost.png"):
         assert (out / name).stat().st_size > 0
     lossless = (out / "lossless.md").read_text()
     assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 |" in lossless and "| 2 | 0 | 1 |" in lossless
     assert "5.0e-01 | **differs** |" in lossless and "transformers generate() on 3 of these prompts" in lossless
-    cells = decoding.paper_cells(rows, 0, eos_id=-1, run_ids={})
+    cells = decoding_report.paper_cells(rows, 0, eos_id=-1, run_ids={})
     assert {(c.method, c.benchmark) for c in cells} == {(m, b) for m in rows[0]["methods"] for b in ("math", "code", "chat")}
     for cell in cells:
         mine = [t for r in rows if r["benchmark"] == cell.benchmark for t in r["methods"][cell.method]]
@@ -86,7 +97,7 @@ def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
     class Killed(Exception):
         pass
 
-    append, count = decoding.Rows.append, []
+    append, count = Rows.append, []
 
     def append_three(self, row):
         count.append(row)
@@ -97,7 +108,7 @@ def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
         append(self, row)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(decoding.Rows, "append", append_three)
+        patch.setattr(Rows, "append", append_three)
         run(config)
     run(config)
     assert without_times(list(read_rows(path))) == whole
@@ -107,11 +118,40 @@ def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
         run(config)
 
 
-def test_loop_and_replay_agree_and_a_difference_is_seen(config):
-    methods = make_methods(config)
+def test_prompts_that_generate_answered_before_a_kill_count(config):
+    config.temperature, config.methods = [0], config.methods[:1]
+    config.benchmarks.per_domain, config.benchmarks.max_new_tokens = 2, 2
+    path = run(config)
+    whole = [row["id"] for row in read_rows(path) if "generate" in row]
+    assert len(whole) == 3  # generate_prompts=1 of each domain
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))  # the header and one prompt
+    run(config)
+    assert [row["id"] for row in read_rows(path) if "generate" in row] == whole
+
+
+def test_a_turn_comes_back_from_its_row_with_its_times(config):
+    config.temperature = [0]
     rows = list(read_rows(run(config)))
-    target = instantiate(config.target)
-    found = agreements(rows, methods, target, config)
+    for turn in (turn for row in rows for turns in row["methods"].values() for turn in turns):
+        generation = as_generation(turn)
+        turn.pop("differs", None)
+        assert turn_row(turn["prompt_ids"], generation) == turn
+        assert generation.seconds.total == pytest.approx(sum(sum(r[4:]) for r in turn["rounds"]))
+        assert generation.first.seconds.total == pytest.approx(sum(turn["first_s"])) and generation.first.seconds.total > 0
+
+
+@pytest.mark.parametrize("dtype", list(CODECS))
+def test_the_loop_rounds_states_as_the_cache_does(dtype, config):
+    config.cache.dtype = dtype
+    methods, modules, target = loaded(config)
+    assert methods[0].loop_drafter(config, target.heads).codec is CODECS[dtype]
+    assert methods[0].loop_drafter(config, target.heads, modules["MTP (2)"]).block is modules["MTP (2)"].block
+
+
+def test_loop_and_replay_agree_and_a_difference_is_seen(config):
+    rows = list(read_rows(run(config)))
+    methods, modules, target = loaded(config)
+    found = agreements(rows, methods, modules, target, config)
     assert [(a.method, a.temperature) for a in found] == [(m, t) for m in ("MTP (2)", "MTP (4)") for t in (0.0, 1.0)]
     for a in found:
         assert a.rounds > 0 and all(d.tie for d in a.differences)
@@ -124,4 +164,4 @@ def test_loop_and_replay_agree_and_a_difference_is_seen(config):
     turn = next(t for row in greedy for t in row["methods"]["MTP (2)"] if len(t["rounds"]) > 2)
     first = turn["rounds"][0]
     turn["rounds"][0] = [*first[:2], 0 if first[2] else 1, *first[3:]]
-    assert any(a.differences for a in agreements(greedy, methods, target, config))
+    assert any(a.differences for a in agreements(greedy, methods, modules, target, config))

@@ -63,11 +63,17 @@ def test_csv_and_json(measured):
 
 
 def test_records_and_report(measured, tmp_path):
-    back = read_records(write_records(tmp_path / "times.jsonl", measured), RoundTimes)
+    back = read_records(write_records(tmp_path / "sub" / "times.jsonl", measured), RoundTimes)
     assert [t.to_record() for t in back] == [t.to_record() for t in measured]
     written = write_cost_report(back, tmp_path / "out", "a tiny target")
     assert [path.name for path in written] == ["cost.md", "cost.csv", "cost.json", "cost.png"]
     assert written[-1].read_bytes()[:4] == b"\x89PNG" and written[-1].stat().st_size > 10_000
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"method": "X"}\n')
+    with pytest.raises(ValueError, match=r"line 1 of .*bad\.jsonl is no RoundTimes"):
+        read_records(tmp_path / "bad.jsonl", RoundTimes)
 
 
 def test_refuses(measured):

@@ -15,7 +15,6 @@ from src.report.bootstrap import MEAN, PromptCounts
 from src.report.paper import figure1_summary, paper_table
 from src.report.paper_cells import PAPER_COLUMNS, Column, PaperCell
 from src.report.paper_tables import details_csv, paper_dict, paper_markdown, table_csv, write_paper_report
-from src.report.records import read_records, write_records
 
 COLUMNS = (Column("a", "Alpha", "Math"), Column("b", "Beta", "Chat"))
 
@@ -136,17 +135,6 @@ def test_details_csv(cells):
     assert len(rows) == 3 + 1 + 3 + 3  # generate has one column and so no Average
     found = next(row for row in rows if (row["method"], row["benchmark"]) == ("Y", "Alpha"))
     assert (found["tau"], found["rounds"], found["seeds"], found["looping_share"]) == ("1.500000", "8", "0", "0.500000")
-
-
-def test_records_come_back_equal(cells, tmp_path):
-    back = read_records(write_records(tmp_path / "sub" / "cells.jsonl", cells), PaperCell)
-    assert [c.to_record() for c in back] == [c.to_record() for c in cells]
-    assert back[0].counts.survived.shape == (2, 0) and back[0].is_plain and back[3].looped.dtype == bool
-    table, again = (paper_table(x, "non_think", COLUMNS, num_resamples=20) for x in (cells, back))
-    assert paper_dict(table, "t") == paper_dict(again, "t")
-    (tmp_path / "bad.jsonl").write_text('{"method": "X"}\n')
-    with pytest.raises(ValueError, match=r"line 1 of .*bad\.jsonl is no PaperCell"):
-        read_records(tmp_path / "bad.jsonl", PaperCell)
 
 
 def test_the_papers_columns():

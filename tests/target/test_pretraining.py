@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from src.target.build import build_target, tiny_config
-from src.target.pretraining import LONGEST_LOOP, LONGEST_PERIOD, PretrainSettings, joint_loss, pack, plant_loops, pretrain
-
-CONFIG = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "moe_intermediate_size": 16,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "q_lora_rank": 16,
-    "o_lora_rank": 8,
-    "sliding_window": 16,
-}
+from src.target.pretraining import (
+    LONGEST_LOOP,
+    LONGEST_PERIOD,
+    PretrainSettings,
+    joint_loss,
+    pack,
+    plant_loops,
+    pretrain,
+    train_step,
+)
 
 
 def settings(steps: int, **more) -> PretrainSettings:
@@ -66,8 +65,8 @@ def test_a_planted_loop_repeats_a_span_and_the_text_goes_on():
     assert 100 < int(copies.any(dim=1).sum()) < 200  # of 500
 
 
-def test_repeats_are_trained_down_and_count_nowhere_else():
-    model, mtp = build_target(tiny_config(**CONFIG))
+def test_repeats_are_trained_down_and_count_nowhere_else(tiny_sizes):
+    model, mtp = build_target(tiny_config(**tiny_sizes))
     rows = torch.randint(0, 40, (1, 33), generator=torch.Generator().manual_seed(3))
     copies = torch.zeros_like(rows)
     copies[0, 10:14], copies[0, 14:18] = 1, 2
@@ -89,8 +88,8 @@ def test_the_schedule_rises_holds_and_falls_to_zero():
     assert s.lr_at(74) == pytest.approx(0.5) and s.lr_at(99) < 1e-6
 
 
-def test_it_learns_both_heads_and_moves_the_router_biases(tmp_path):
-    model, mtp = build_target(tiny_config(**CONFIG))
+def test_it_learns_both_heads_and_moves_the_router_biases(tmp_path, tiny_sizes):
+    model, mtp = build_target(tiny_config(**tiny_sizes))
     records = []
     last = pretrain(model, mtp, documents(), settings(40, router_bias_every=5), tmp_path / "c.pt", "id", (), records.append)
     assert records[0]["step"] == 20 and last["step"] == 40
@@ -98,14 +97,14 @@ def test_it_learns_both_heads_and_moves_the_router_biases(tmp_path):
     assert model.model.layers[3].mlp.gate.e_score_correction_bias.abs().sum() > 0
 
 
-def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
-    whole = build_target(tiny_config(**CONFIG))
+def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path, tiny_sizes):
+    whole = build_target(tiny_config(**tiny_sizes))
     pretrain(*whole, documents(), settings(12), tmp_path / "whole.pt", "id", ())
 
     class Stop(Exception):
         pass
 
-    broken = build_target(tiny_config(**CONFIG))
+    broken = build_target(tiny_config(**tiny_sizes))
     every = settings(12, checkpoint_every_s=0.0)
     step = type(every).lr_at
 
@@ -117,14 +116,45 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(PretrainSettings, "lr_at", stop_at_seven)
         pretrain(*broken, documents(), every, tmp_path / "broken.pt", "id", ())
-    again = build_target(tiny_config(**CONFIG), seed=5)
+    again = build_target(tiny_config(**tiny_sizes), seed=5)
     pretrain(*again, documents(), every, tmp_path / "broken.pt", "id", ())
     for one, two in zip(whole, again, strict=True):
         assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    model, mtp = build_target(tiny_config(**CONFIG))
+def test_a_step_clips_and_leaves_the_weights_where_the_gradient_is_not_finite(tiny_sizes):
+    model, mtp = build_target(tiny_config(**tiny_sizes))
+    rows = torch.randint(0, 40, (2, 33), generator=torch.Generator().manual_seed(0))
+    clipped = []
+
+    class Optimiser(torch.optim.SGD):
+        def step(self):
+            clipped.append(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"] if p.grad is not None]))
+            super().step()
+
+    optimiser = Optimiser([*model.parameters(), *mtp.parameters()], lr=0.1)
+    settings_ = settings(1, clip=0.25)
+    main, drafted, norm = train_step(model, mtp, optimiser, rows, torch.zeros_like(rows), settings_)
+    assert main > 0 and drafted > 0 and norm > 0.25
+    assert float(clipped[0].norm()) == pytest.approx(0.25, rel=1e-4)
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    before = model.model.norm.weight.clone()
+    assert not math.isfinite(train_step(model, mtp, optimiser, rows, torch.zeros_like(rows), settings_)[2])
+    assert torch.equal(model.model.norm.weight, before) and len(clipped) == 1
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(tiny_sizes, tmp_path):
+    model, mtp = build_target(tiny_config(**tiny_sizes))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"gradient norm is nan at step 0: lower lr \(now 0.003\) and run again"):
+        pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "id", ())
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, tiny_sizes):
+    model, mtp = build_target(tiny_config(**tiny_sizes))
     pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "id", ())
     with pytest.raises(ValueError, match="another settings"):
         pretrain(model, mtp, documents(), settings(3), tmp_path / "c.pt", "id", ())
