@@ -21,7 +21,11 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.report.journal import journal_entry, sweep_journal
+
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
+# Counts up where the same configuration trains to another result, so that a run of earlier code is not taken for one of this.
+RECIPE = 2
 # What decides a training run's result. Logging, and where things lie, do not; of the trainer, what makes it fast does not.
 DECIDING = [
     "stage",
@@ -41,9 +45,28 @@ DECIDING = [
     "cache.dtype",
 ]
 NOT_DECIDING = {
+    "target": (
+        "device_map",
+        "tokens_per_forward",
+        "engine",
+        "servers",
+        "states_dir",
+        "check",
+        "concurrency",
+        "timeout_s",
+        "attempts",
+    ),
     "corpus": ("directory", "benchmarks_path"),
     "drafter": ("gradient_checkpointing", "compile"),
-    "trainer": ("accelerator", "strategy", "threads", "log_every_n_steps"),
+    "trainer": (
+        "accelerator",
+        "strategy",
+        "threads",
+        "batch_size",  # optim.batch_size says it
+        "log_every_n_steps",
+        "checkpoint_every_steps",
+        "checkpoint_every_s",
+    ),
 }
 
 
@@ -54,7 +77,7 @@ def runs_dir() -> Path:
 
 def decided_by(config: DictConfig) -> dict:
     """The part of a training configuration that decides the run's result, resolved."""
-    values = {}
+    values = {"recipe": RECIPE}
     for name in DECIDING:
         value = OmegaConf.select(config, name, throw_on_missing=True)
         if OmegaConf.is_config(value):
@@ -102,29 +125,42 @@ OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=Tru
 
 
 def entry_point(config_name: str) -> Callable:
-    """``hydra.main`` with the absolute configuration path; a user's error becomes one sentence and exit code 1."""
+    """``hydra.main`` with the absolute configuration path; a user's error becomes one sentence and exit code 1.
+
+    The jobs of a multirun do not stop each other: how each ended is kept in a journal, and told at the end.
+    """
 
     def decorate(function: Callable[[DictConfig], object]) -> Callable:
         @wraps(function)
         def task(config: DictConfig):
             from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-            _quiet_libraries()
-            try:
-                return function(config)
-            except InstantiationException as error:
-                raise CompactHydraException(f"error: {_innermost(error)}") from None
-            except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
-                if os.environ.get("HYDRA_FULL_ERROR"):
-                    raise
-                raise CompactHydraException(f"error: {error}") from None
+            quiet_libraries()
+            with journal_entry():
+                try:
+                    return function(config)
+                except InstantiationException as error:
+                    raise CompactHydraException(f"error: {_innermost(error)}") from None
+                except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
+                    if os.environ.get("HYDRA_FULL_ERROR"):
+                        raise
+                    raise CompactHydraException(f"error: {error}") from None
 
-        return hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
+        main = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
+
+        @wraps(function)
+        def command(*arguments):
+            if arguments:  # a composed configuration: no command line, no journal
+                return main(*arguments)
+            with sweep_journal(runs_dir() / "sweeps"):
+                return main()
+
+        return command
 
     return decorate
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """What Lightning and transformers say about hardware and progress at every start is not this run's news."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -133,6 +169,8 @@ def _quiet_libraries() -> None:
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start.*",
         ".*num_workers.*",
+        ".*sync_dist=True.*",
+        ".*dataloader is not resumable.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

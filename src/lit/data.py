@@ -1,90 +1,199 @@
-"""The LightningDataModule: cached target states, in length-bucketed batches of a seeded order."""
+"""The LightningDataModule: what one rank computes in one step, from cached target states.
+
+    step -> global batch (src/lit/order.py) -> this rank's micro-batches: states and blocks
+                                            -> counts of the whole global batch, from its masks alone
+
+Every rank draws the blocks of every document of the global batch, each from the seed, the step and the document's id. So the
+counts that sums are divided by are known before the first forward and without a message, and neither they nor the blocks
+depend on how many ranks and micro-batches share the work.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import reduce
+from operator import add
+from typing import TypeVar
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.cache.capture import CachedStates
+from src.cache.datasets import ShardedStates
 from src.cache.store import collate
-from src.contracts import TargetStates
+from src.contracts import Blocks, Document, TargetStates
+from src.corpus.stable_hash import content_hash
+from src.lit.order import TrainingOrder, part
+from src.loss.objective import LossCounts
+
+VALIDATION_BATCH = 16
+DrawBlocks = Callable[[Document, torch.Generator], Blocks]
+Count = Callable[[Blocks], LossCounts]
+T = TypeVar("T")
 
 
-class BucketedBatches(Sampler[list[int]]):
-    """Batches of documents of similar length in a random order, a function of ``seed`` and the epoch alone.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Documents of one forward and backward, with the blocks drawn in them."""
 
-    ``step()`` is the number of batches this rank has trained on, from which the epoch follows. It is
-    asked for with the first batch: Lightning makes the iterator of a resumed run before it restores the run's progress.
+    states: TargetStates
+    blocks: Blocks
 
-    A bucket is 16 batches of the shuffled order, sorted by length; the batches are then shuffled again. Rank ``rank`` of
-    ``world_size`` takes every ``world_size``-th batch; all ranks get the same number (the last ones are dropped).
-    """
+
+@dataclass(frozen=True)
+class StepBatch:
+    """``micro`` batches of this rank; ``counts`` and ``ids`` of the global batch, the same on every rank."""
+
+    micro: tuple[MicroBatch, ...]
+    counts: LossCounts
+    ids: tuple[str, ...]
+
+
+class TrainingSteps(Dataset):
+    """step -> StepBatch of rank ``rank`` of ``world_size``, in ``accumulate`` micro-batches."""
 
     def __init__(
         self,
-        dataset: CachedStates,
-        batch_size: int,
+        states: ShardedStates,
+        order: TrainingOrder,
+        draw: DrawBlocks,
+        count: Count,
+        *,
         seed: int,
-        step: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
     ):
-        self.dataset, self.batch_size = dataset, batch_size
-        self.seed, self.step, self.rank, self.world_size = seed, step, rank, world_size
+        self.states, self.order, self.draw, self.count = states, order, draw, count
+        self.seed, self.rank, self.world_size, self.accumulate = seed, rank, world_size, accumulate
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size) // self.world_size
+        return len(self.order)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch = self.step() // max(1, len(self))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        bucket = 16 * self.batch_size
-        batches = []
-        for start in range(0, len(order), bucket):
-            members = sorted(order[start : start + bucket], key=self.dataset.length)
-            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        for index in shuffled[self.rank :: self.world_size][: len(self)]:
-            yield batches[index]
+    def document(self, index: int) -> Document:
+        shard, row = self.states.places[index]
+        return shard.documents[row]
+
+    def ids(self, step: int) -> tuple[str, ...]:
+        """Documents of the global batch of ``step``."""
+        return tuple(self.document(index).id for index in self.order.batch(step))
+
+    def __getitem__(self, step: int) -> StepBatch:
+        members = self.order.batch(step)
+        blocks = {index: self._blocks(step, self.document(index)) for index in members}
+        counts = reduce(add, (self.count(blocks[index]) for index in members))
+        parts = [
+            part(members, self.rank * self.accumulate + i, self.world_size * self.accumulate) for i in range(self.accumulate)
+        ]
+        micro = tuple(self._micro_batch(own, blocks) if own else self._empty(members[0], blocks) for own in parts)
+        return StepBatch(micro, counts, self.ids(step))
+
+    def _blocks(self, step: int, document: Document) -> Blocks:
+        seed = int(content_hash(f"{self.seed}\x00{step}\x00{document.id}"), 16) >> 1
+        return self.draw(document, torch.Generator().manual_seed(seed))
+
+    def _micro_batch(self, members: list[int], blocks: dict[int, Blocks]) -> MicroBatch:
+        return MicroBatch(collate([self.states[i] for i in members]), stack_blocks([blocks[i] for i in members]))
+
+    def _empty(self, member: int, blocks: dict[int, Blocks]) -> MicroBatch:
+        """What a rank without a document computes, so that it takes part in the step: every mask is False."""
+        drawn = blocks[member]
+        nothing = {name: torch.zeros_like(getattr(drawn, name)) for name in ("anchor_mask", "label_mask")}
+        return MicroBatch(unsupervised(self.states[member]), replace(drawn, **nothing))
 
 
 class TargetStatesData(L.LightningDataModule):
-    """``train`` and ``validation`` documents."""
+    """``train`` and ``validation`` documents; training starts at step ``first_step``."""
 
-    def __init__(self, train: CachedStates, validation: CachedStates, *, batch_size: int, seed: int):
+    def __init__(
+        self,
+        train: ShardedStates,
+        validation: ShardedStates,
+        *,
+        draw: DrawBlocks,
+        count: Count,
+        batch_size: int,
+        accumulate: int,
+        epochs: int,
+        world_size: int,
+        seed: int,
+        first_step: int = 0,
+    ):
         super().__init__()
         self.train_states, self.validation_states = train, validation
-        self.batch_size, self.seed = batch_size, seed
+        lengths = [[len(document.input_ids) for document in shard.documents] for shard in train.shards]
+        self.order = TrainingOrder(lengths, batch_size=batch_size * world_size * accumulate, epochs=epochs, seed=seed)
+        self.draw, self.count, self.accumulate, self.seed, self.first_step = draw, count, accumulate, seed, first_step
 
-    def transfer_batch_to_device(self, batch: TargetStates, device: torch.device, dataloader_idx: int) -> TargetStates:
-        """Frozen dataclasses are not something Lightning moves by itself."""
-        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        return TargetStates(
-            **{
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in values.items()
-            }
-        )
+    def steps(self, rank: int, world_size: int) -> TrainingSteps:
+        shared = {"seed": self.seed, "rank": rank, "world_size": world_size, "accumulate": self.accumulate}
+        return TrainingSteps(self.train_states, self.order, self.draw, self.count, **shared)
+
+    def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
+        return to_device(batch, device)
 
     def train_dataloader(self) -> DataLoader:
-        batches = BucketedBatches(
-            self.train_states,
-            self.batch_size,
-            self.seed,
-            lambda: self.trainer.global_step,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
-        return DataLoader(self.train_states, batch_sampler=batches, collate_fn=collate)
+        steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
+        sampler = FromStep(self.order, self.first_step, self.train_states.expect)
+        return DataLoader(steps, sampler=sampler, batch_size=None, collate_fn=as_it_is)
 
     def val_dataloader(self) -> DataLoader:
+        """Every document on one rank; a rank without one replays a text without supervision, which has no rounds."""
         by_length = sorted(range(len(self.validation_states)), key=self.validation_states.length)
         mine = by_length[self.trainer.global_rank :: self.trainer.world_size]
-        batches = [mine[i : i + 16] for i in range(0, len(mine), 16)]
+        batches = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
+        if not mine:
+            return DataLoader([unsupervised(self.validation_states[by_length[0]])], batch_size=None, collate_fn=as_it_is)
         return DataLoader(self.validation_states, batch_sampler=batches, collate_fn=collate)
+
+
+class FromStep(Sampler[int]):
+    """Steps ``first``, ``first`` + 1, ... of ``order``; its length is that of the whole run, which Lightning counts by.
+
+    ``expect`` is told at every window which shards come next, and of how many a window is.
+    """
+
+    def __init__(self, order: TrainingOrder, first: int, expect: Callable[[list[int], int], None]):
+        self.order, self.first, self.expect = order, first, expect
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.first, len(self.order)):
+            if step == self.first or self.order.opens_window(step):
+                self.expect(self.order.shards_from(step), self.order.window)
+            yield step
+
+
+def stack_blocks(rows: list[Blocks]) -> Blocks:
+    """Blocks of one document each -> of all of them, [B, A, ...] with the largest A; what is added is masked."""
+    size = max(row.anchors.shape[1] for row in rows)
+
+    def stacked(name: str) -> Tensor:
+        values = [getattr(row, name) for row in rows]
+        return torch.cat([F.pad(v, (0, 0) * (v.ndim - 2) + (0, size - v.shape[1])) for v in values])
+
+    return Blocks(**{field.name: stacked(field.name) for field in fields(Blocks)})
+
+
+def unsupervised(states: TargetStates) -> TargetStates:
+    return replace(states, loss_mask=torch.zeros_like(states.loss_mask))
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """Tensors in frozen dataclasses and tuples, which Lightning does not move by itself."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(to_device(inner, device) for inner in value)
+    if is_dataclass(value):
+        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+def as_it_is(batch: T) -> T:
+    return batch

@@ -17,11 +17,11 @@ from src.lit.record import write_json
 def find_stage1(config: DictConfig) -> Path:
     """The finished stage-1 run with this target, conditioning, reducer, drafter and seed; prints what else differs."""
     wanted = decided_by(config)
-    must = ("target", "conditioning", "reducer", "drafter", "seed", "mode")
+    must = ("target", "conditioning", "reducer", "drafter", "seed", "mode", "recipe")
     found = []
     for record in sorted((runs_dir() / "train").glob("*/result.json")):
         decided = read_record(record.parent)["decided_by"]
-        if decided["stage"] == 1 and all(decided[name] == wanted[name] for name in must):
+        if decided["stage"] == 1 and all(decided.get(name) == wanted[name] for name in must):
             differing = _differences(decided, wanted)
             found.append((len(differing), -record.stat().st_mtime, record.parent, differing))
     if not found:

@@ -1,6 +1,7 @@
 """The LightningModule: a frozen target's heads, a trainable drafter, one objective, replayed tau as validation.
 
-    batch TargetStates -> anchors -> blocks -> drafted hidden -> sums and counts -> one division -> loss
+    StepBatch -> for each micro-batch: drafted hidden -> sums, divided by the counts of the global batch -> gradients
+              -> gradients summed over ranks -> clipped -> one optimiser step
     validation: replay at T = 0 over the target's own answers -> tau, survival and conditional acceptance a slot
 
 Wiring only. It optimises ``drafter.parameters()`` and saves nothing of the target (tests/lit/test_training.py).
@@ -10,29 +11,33 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import truediv
+from pathlib import Path
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from src.blocks.anchors import BlockSampler, coverage
-from src.contracts import TargetStates
+from src.blocks.anchors import coverage
+from src.contracts import Rounds, TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import replay
 from src.drafter.cpu import fast_fp32_products, keep_freed_memory
+from src.lit.data import StepBatch
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
-from src.loss.objective import loss_terms, total_loss
+from src.loss.objective import LossTerms, loss_terms, total_loss
 from src.muon import MuonWithAdamW
-from src.settings import natural_int, number_between, one_of, positive_int, positive_number
+from src.settings import number_between, one_of, positive_int, positive_number
 from src.target.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
     """``name`` adamw, or muon for matrices with AdamW for the rest; linear warm-up over ``warmup_share`` of all steps, cosine
-    to zero; ``batch_size`` documents a device."""
+    to zero; ``batch_size`` documents a device and micro-batch."""
 
     name: str
     lr: float
@@ -56,82 +61,139 @@ class OptimSettings:
 
 
 class DraftingModule(L.LightningModule):
-    """``drafter`` has ``score(states, heads, anchors, anchor_mask) -> [B, A, S, D]`` and ``num_slots``."""
+    """``drafter`` has ``score(states, heads, anchors, anchor_mask) -> [B, A, S, D]`` and ``num_slots``.
+
+    ``clip`` the largest norm of a step's gradient, None for any. A step makes its own backward passes and update
+    (Lightning's manual optimisation), so that sums of all micro-batches and ranks meet in one division.
+    """
 
     def __init__(
         self,
         *,
         drafter: nn.Module,
         heads: TargetHeads,
-        blocks: BlockSampler,
         weights: PositionWeighted,
         kl: KLConfig,
         optim: OptimSettings,
-        seed: int,
+        clip: float | None,
         meta: dict | None = None,
     ):
         super().__init__()
-        natural_int("seed", seed)
+        self.automatic_optimization = False
         kl.check_slots(drafter.num_slots)
         self.drafter = drafter
         self.target_heads = heads.requires_grad_(False).eval()
-        self.blocks, self.kl, self.optim, self.seed = blocks, kl, optim, seed
+        self.kl, self.optim, self.clip = kl, optim, clip
         self.register_buffer("weights", weights.weights(drafter.num_slots), persistent=False)  # moves with the module
         self.meta = meta or {}
+        self.last_checkpoint: Path | None = None
         self.acceptance = AcceptanceMetrics(drafter.num_slots)
-        self._tokens, self._since = torch.zeros((), dtype=torch.int64), time.monotonic()
 
     def on_fit_start(self) -> None:
         keep_freed_memory()
+        # -1, or the first step whose loss or gradient was not finite; read only where waiting for it costs nothing
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
+        self._restart_clock()
+
+    def on_validation_end(self) -> None:
         self._restart_clock()
 
     def _restart_clock(self) -> None:
         self._tokens, self._since = torch.zeros((), dtype=torch.int64, device=self.device), time.monotonic()
 
-    def training_step(self, batch: TargetStates, batch_index: int) -> Tensor:
+    def training_step(self, batch: StepBatch, batch_index: int) -> None:
         """Nothing here waits for an accelerator but the steps that log."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step * 1009 + self.global_rank)
-        num_slots = self.drafter.num_slots
-        blocks = self.blocks.sample(batch.input_ids, batch.loss_mask, batch.lengths, num_slots + 1, generator)
-        with fast_fp32_products():
-            hidden = self.drafter.score(batch, self.target_heads, blocks.anchors, blocks.anchor_mask)
-            terms = loss_terms(hidden, blocks, batch.final, self.target_heads, weights=self.weights, kl=self.kl)
-        loss = total_loss(terms, alpha=self.kl.alpha, temperature=self.kl.temperature)
-        self._tokens = self._tokens + batch.lengths.sum()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # when Lightning writes its logs
-            covered, supervised = coverage(blocks, batch.loss_mask, batch.lengths)
-            logged = {
-                "train/loss": loss.detach(),
-                "train/ce": terms.slot_ce_sum.sum() / terms.slot_count.sum().clamp(min=1),
-                "train/accuracy": terms.correct.sum() / terms.slot_count.sum().clamp(min=1),
-                "train/coverage": covered / supervised.clamp(min=1),
-                "train/tokens_per_s": self._tokens / max(time.monotonic() - self._since, 1e-9),
-            }
-            if self.kl.alpha > 0:
-                logged["train/kl"] = (terms.kl_sum.detach() / terms.kl_count.clamp(min=1)).mean()
-            self.log_dict({name: float(value) for name, value in logged.items()}, batch_size=len(batch.ids))
-            self._restart_clock()
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch.ids))
-        return loss
+        step, optimiser = self.global_step, self.optimizers()
+        optimiser.zero_grad()
+        losses, terms = [], []
+        for number, micro in enumerate(batch.micro, start=1):
+            with self._gradients_stay_here(number < len(batch.micro)), fast_fp32_products():
+                blocks = micro.blocks
+                hidden = self.drafter.score(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
+                part = loss_terms(hidden, blocks, micro.states.final, self.target_heads, weights=self.weights, kl=self.kl)
+                loss = total_loss(part, alpha=self.kl.alpha, temperature=self.kl.temperature, counts=batch.counts)
+                self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over ranks; the sum is wanted
+            losses.append(loss.detach())
+            terms.append(part)
+            self._tokens = self._tokens + micro.states.lengths.sum() * micro.blocks.anchor_mask.any()
+        loss = torch.stack(losses).sum()
+        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.clip or math.inf)
+        bad = ~torch.isfinite(norm + loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, step, self.first_bad)
+        if self.device.type == "cpu":
+            self.check_finite()
+        optimiser.step()
+        self.lr_schedulers().step()
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_step(step, batch, loss, norm, terms)
+
+    def _gradients_stay_here(self, stay: bool):
+        """Gradients travel between ranks with the last micro-batch alone."""
+        ranks = getattr(self.trainer.strategy.model, "no_sync", None)
+        return ranks() if stay and ranks is not None else nullcontext()
+
+    def check_finite(self) -> None:
+        """ValueError where any step so far had a loss or gradient that is not finite; waits for the device."""
+        step = int(self.first_bad)
+        if step < 0:
+            return
+        ids = self.trainer.datamodule.steps(0, 1).ids(step)
+        raise ValueError(
+            f"the loss or the gradient of step {step} is not finite; its documents are {', '.join(ids)}; the last good "
+            f"checkpoint is {self.last_checkpoint or 'none, the run had just begun'}: lower optim.lr, or look at the documents"
+        )
+
+    def _log_step(self, step: int, batch: StepBatch, loss: Tensor, norm: Tensor, terms: list[LossTerms]) -> None:
+        """Sums of all ranks in one message, divided by the counts of the global batch."""
+        coverages = [torch.stack(coverage(m.blocks, m.states.loss_mask, m.states.lengths)) for m in batch.micro]
+        sums = torch.stack([torch.stack([t.slot_ce_sum.sum(), t.correct.sum().double()]) for t in terms]).sum(0)
+        own = [loss[None], sums, torch.stack(coverages).sum(0), self._tokens[None]]
+        own.append(torch.stack([t.kl_sum.detach() for t in terms]).sum(0))
+        sums = self.trainer.strategy.reduce(torch.cat([value.double() for value in own]), reduce_op="sum").tolist()
+        loss, ce_sum, correct, covered, supervised, tokens, *kl_sum = sums
+        slots = max(1, int(batch.counts.slot_count.sum()))
+        logged = {
+            "train/loss": loss,
+            "train/ce": ce_sum / slots,
+            "train/accuracy": correct / slots,
+            "train/coverage": covered / max(1, supervised),
+            "train/grad_norm": float(norm),
+            "train/tokens_per_s": tokens / max(time.monotonic() - self._since, 1e-9),
+        }
+        if self.kl.alpha > 0:
+            counts = batch.counts.kl_count.clamp(min=1).tolist()
+            logged["train/kl"] = sum(map(truediv, kl_sum, counts)) / len(counts)
+        self.check_finite()
+        self._write(logged, step)
+        self._restart_clock()
+
+    def _write(self, values: dict[str, float], step: int) -> None:
+        """To the loggers under the number of the last step made, and to what bar and checkpoints read."""
+        for logger in self.loggers:
+            logger.log_metrics({**values, "epoch": self.trainer.datamodule.order.epoch_of(step)}, step=step)
+        for name, value in values.items():
+            self.log(name, value, logger=False, batch_size=1, rank_zero_only=False)
 
     def backward(self, loss: Tensor, *args, **kwargs) -> None:
         with fast_fp32_products():
             super().backward(loss, *args, **kwargs)
 
-    def validation_step(self, batch: TargetStates, batch_index: int) -> None:
-        self.acceptance.update(replay(self.drafter, batch, self.target_heads, temperature=0.0))
+    def validation_step(self, batch: TargetStates, batch_index: int) -> dict[str, Rounds]:
+        rounds = replay(self.drafter, batch, self.target_heads, temperature=0.0)
+        self.acceptance.update(rounds)
+        return {"rounds": rounds}
 
     def on_validation_epoch_end(self) -> None:
         measured = self.acceptance.compute()
         self.acceptance.reset()
-        self.log("val/tau", measured.tau.float(), prog_bar=True)
-        self.log("val/accepted", measured.accepted.float())
+        values = {"val/tau": float(measured.tau), "val/accepted": float(measured.accepted)}
         for slot in range(self.drafter.num_slots):
-            self.log(f"val/survival_{slot + 1}", measured.survival[slot].float())
+            values[f"val/survival_{slot + 1}"] = float(measured.survival[slot])
             if not torch.isnan(measured.conditional[slot]):
-                self.log(f"val/conditional_{slot + 1}", measured.conditional[slot].float())
+                values[f"val/conditional_{slot + 1}"] = float(measured.conditional[slot])
+        self._write(values, self.global_step - 1)
 
     def configure_optimizers(self):
         shared = {"lr": self.optim.lr, "weight_decay": self.optim.weight_decay}
@@ -141,7 +203,7 @@ class DraftingModule(L.LightningModule):
             optimiser = MuonWithAdamW(self.drafter.named_parameters(), **shared)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.optim.factor(step, total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimiser], [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the drafter alone: the target's heads come from the target."""

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import DeepseekV4Config, PreTrainedTokenizerBase
 
 from src.blocks.anchors import BlockSampler
-from src.cache.store import DTYPES as STATE_DTYPES
 from src.corpus.chat import MODES
 from src.corpus.mixture import Corpus
 from src.corpus.tokenizer import load_tokenizer, special_ids
@@ -24,7 +23,7 @@ from src.lit.loggers import WANDB_MODES
 from src.lit.module import OptimSettings
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
-from src.settings import natural_int, one_of, positive_int
+from src.settings import natural_int, one_of, positive_int, positive_number
 from src.target.heads import TargetHeads
 from src.target.load import DTYPES as TARGET_DTYPES
 from src.target.load import load_mtp, read_config
@@ -83,15 +82,30 @@ def make_parts(config: DictConfig) -> Parts:
     natural_int("seed", config.seed)
     one_of("mode", config.mode, MODES)
     one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
-    one_of("cache.dtype", config.cache.dtype, tuple(STATE_DTYPES))
+    instantiate(config.cache)
     one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
-    positive_int("cache.documents_per_shard", config.cache.documents_per_shard)
-    positive_int("trainer.max_epochs", config.trainer.max_epochs)
-    if config.trainer.get("accumulate_grad_batches", 1) != 1:
-        raise ValueError("trainer.accumulate_grad_batches is not supported: raise optim.batch_size instead")
+    check_trainer(config.trainer)
     made.kl.check_slots(made.drafter.num_slots)
     if isinstance(made.drafter, DrafterConfig):
         with torch.device("meta"):
             heads = TargetHeads(target_config)
         made.build(heads, config.target, config.seed)
     return made
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """ValueError for what the trainer's group cannot be."""
+    for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+        positive_int(f"trainer.{name}", trainer[name])
+    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
+    one_of("trainer.strategy", trainer.strategy, ("auto", "ddp"))
+    if trainer.gradient_clip_val is not None:
+        positive_number("trainer.gradient_clip_val", trainer.gradient_clip_val)
+    if trainer.checkpoint_every_steps is not None:
+        positive_int("trainer.checkpoint_every_steps", trainer.checkpoint_every_steps)
+    if trainer.checkpoint_every_s is not None:
+        positive_number("trainer.checkpoint_every_s", trainer.checkpoint_every_s)
+    if isinstance(trainer.val_check_interval, int):
+        positive_int("trainer.val_check_interval", trainer.val_check_interval)
+    else:
+        positive_number("trainer.val_check_interval", trainer.val_check_interval)

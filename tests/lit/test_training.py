@@ -19,7 +19,7 @@ from src.lit.run import train
 VANILLA = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc", "kl=off"]
 
 
-def weights(run: Path, which: str = "last.ckpt") -> dict[str, torch.Tensor]:
+def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / which, weights_only=True)["state_dict"]
 
 
@@ -37,7 +37,7 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
     assert record["init_from"].startswith(str(tmp_path / "train" / "stage1-pre_hc_head-hc_gate"))
     environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    header = (run / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/tau", "val/survival_1", "val/survival_6", "train/ce", "train/kl", "train/tokens_per_s"} <= set(header)
 
     train(config)  # the same command again
@@ -94,38 +94,10 @@ def test_the_target_is_in_no_optimizer_and_no_checkpoint(compose_config, mini_ov
     assert seen["optimised"] and not seen["heads_train"] and seen["heads_eval"]
     untouched = runs.load_heads(config.target.path).state_dict()
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in seen["heads"].items())
-    for which in ("last.ckpt", "best.ckpt"):
+    for which in ("step00000006.ckpt", "best.ckpt"):
         names = weights(train_run_dir(config), which)
         assert names and all(name.startswith("drafter.") for name in names)
         assert not any("embed_tokens" in name or "lm_head" in name for name in names)
-
-
-def test_a_broken_run_goes_on_and_ends_the_same(compose_config, mini_overrides, tmp_path, monkeypatch):
-    overrides = ["experiment=stage1", *mini_overrides]
-    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / "whole"))
-    whole = compose_config("train", overrides)
-    train(whole)
-    expected = weights(train_run_dir(whole))
-
-    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / "broken"))
-    broken = compose_config("train", overrides)
-    step = DraftingModule.training_step
-
-    def dies(module, batch, index):
-        if module.current_epoch == 1:
-            raise KeyboardInterrupt("killed")
-        return step(module, batch, index)
-
-    monkeypatch.setattr(DraftingModule, "training_step", dies)
-    with pytest.raises(BaseException):  # noqa: B017 (Lightning turns it into SystemExit)
-        train(broken)
-    run = train_run_dir(broken)
-    assert not (run / "result.json").exists() and (run / "checkpoints" / "last.ckpt").exists()
-    monkeypatch.setattr(DraftingModule, "training_step", step)
-    train(broken)
-    found = weights(run)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_stage_two_without_stage_one_says_what_to_run(compose_config, mini_overrides, monkeypatch):

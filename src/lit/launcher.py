@@ -1,0 +1,181 @@
+"""The ranks of one training: one process a device, started from the run's own configuration.
+
+Lightning's launcher would run the command line again in every rank, a sweep's jobs and all. Here a rank is
+
+    python -m src.lit.rank RUN      reads RUN/ranks/config.yaml, trains, leaves RUN/ranks/<rank>.json if it fails
+
+with the environment that torch.distributed reads. Rank 0 writes to the terminal, the others to RUN/ranks/<rank>.log. A rank
+that fails takes the others with it, and its error becomes the run's. Ranks that torchrun or Slurm started are used as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from src.lit.checkpoints import SIGNALS, Handler, Stopped, handled_by
+
+GRACE_S = 5.0  # what the other ranks have to end by themselves
+POLL_S = 0.1
+STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # how ranks end that were told to
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Who started this process, and so where its rank is written."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
+
+
+def is_rank() -> bool:
+    """Whether this process is one of several that were started for one training."""
+    environment = cluster_environment()
+    return not isinstance(environment, LightningEnvironment) or environment.creates_processes_externally
+
+
+def num_devices(trainer: DictConfig) -> int:
+    """Ranks on this machine; ValueError where ``trainer.devices`` is none of a number, a list of indices and auto."""
+    devices = trainer.devices
+    if isinstance(devices, ListConfig) and len(devices):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("gpu", "cuda", "auto") else 1
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        return devices
+    raise ValueError(f"trainer.devices must be a number of devices, a list of their indices or auto, got {devices!r}")
+
+
+def num_ranks(trainer: DictConfig) -> int:
+    """World size of a training."""
+    return num_devices(trainer) * trainer.num_nodes
+
+
+def must_launch(trainer: DictConfig) -> bool:
+    """Whether this process has to start the ranks; ValueError where several machines are wanted and it stands alone."""
+    if is_rank():
+        return False
+    if trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes} needs one process a device, started on every machine: run the command "
+            "with srun (one task a device) or torchrun -m src.train"
+        )
+    return num_devices(trainer) > 1
+
+
+def launch_ranks(config: DictConfig, run: Path) -> None:
+    """Start the ranks of ``run`` and wait for them; ValueError with the error of the one that failed first.
+
+    SIGTERM and SIGINT go on to the ranks, which save and stop: then ``Stopped``. The ranks also end when this process does.
+    """
+    count, ranks = num_devices(config.trainer), run / "ranks"
+    ranks.mkdir(parents=True, exist_ok=True)
+    for old in ranks.iterdir():
+        old.unlink()
+    OmegaConf.save(config, ranks / "config.yaml", resolve=True)
+    if HydraConfig.initialized():
+        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), ranks / "hydra.yaml")
+    processes: list[subprocess.Popen] = []
+    print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
+    with handled_by(_pass_on(processes)):
+        port = _free_port()
+        try:
+            for rank in range(count):
+                processes.append(_start(run, rank, count, port))
+            ended_s = _wait(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+    failures = [
+        _failure(ranks / f"{rank}.json", rank, processes[rank].returncode, when)
+        for rank, when in ended_s.items()
+        if processes[rank].returncode not in (0, *STOPPED)
+    ]
+    if failures:
+        _, rank, what = min(failures)
+        raise ValueError(f"rank {rank} of {count} {what}; more in {ranks}")
+    stops = [process.returncode for process in processes if process.returncode in STOPPED]
+    if stops:
+        raise Stopped(STOPPED[stops[0]])
+
+
+def _start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))},
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    log = (run / "ranks" / f"{rank}.log").open("wb") if rank else None
+    command = [sys.executable, "-m", "src.lit.rank", str(run)]
+    try:  # the pipe is never written: its end tells the rank that this process is gone
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _wait(processes: list[subprocess.Popen]) -> dict[int, float]:
+    """Until all are done, or ``GRACE_S`` after one of them failed; rank -> when it was seen to have ended."""
+    ended_s: dict[int, float] = {}
+    failed_s = None
+    while len(ended_s) < len(processes):
+        now = time.time()
+        for rank, process in enumerate(processes):
+            if rank not in ended_s and process.poll() is not None:
+                ended_s[rank] = now
+                if process.returncode not in (0, *STOPPED):
+                    failed_s = failed_s or now
+        if failed_s is not None and now - failed_s > GRACE_S:
+            break
+        time.sleep(POLL_S)
+    return ended_s
+
+
+def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float, int, str]:
+    """(when, rank, what happened): one rank's loss makes the others fail, so the earliest is the cause."""
+    if record.exists():
+        told = json.loads(record.read_text())
+        return told["time_s"], rank, f"failed: {told['error']}"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return ended_s - 2 * POLL_S, rank, how
+
+
+def _pass_on(processes: list[subprocess.Popen]) -> Handler:
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    return pass_on
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

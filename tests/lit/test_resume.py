@@ -1,0 +1,190 @@
+"""A run that is killed anywhere goes on by itself and ends as if nothing had happened: bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.entry import train_run_dir
+from src.lit import run as runs
+from src.lit.checkpoints import Stopped, checkpoint_path, damage, newest_checkpoint
+from src.lit.metrics_csv import MetricsCSV
+from src.lit.module import DraftingModule
+from src.lit.run import train
+
+STEPS = 18
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """killed_at(step, how): ``how(module)`` is called instead of that step's computation."""
+    whole = DraftingModule.training_step
+
+    def arm(step: int | None, how=None) -> None:
+        def dies(module, batch, batch_index):
+            if module.global_step == step:
+                how(module)
+            return whole(module, batch, batch_index)
+
+        monkeypatch.setattr(DraftingModule, "training_step", dies)
+
+    return arm
+
+
+def final_state(run: Path) -> dict:
+    """Weights, optimizer state and the state of the schedule after the last step."""
+    state = torch.load(checkpoint_path(run / "checkpoints", STEPS), weights_only=True)
+    return {name: state[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
+
+
+def metrics(run: Path) -> list[dict]:
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in csv.DictReader(file)]
+
+
+def same(found: object, expected: object) -> bool:
+    if isinstance(found, torch.Tensor):
+        return torch.equal(found, expected)
+    if isinstance(found, dict):
+        return found.keys() == expected.keys() and all(same(found[k], expected[k]) for k in found)
+    if isinstance(found, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return found == expected
+
+
+def crash(module) -> None:
+    raise RuntimeError("the machine is gone")
+
+
+def sigterm(module) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def expected(prepared_overrides, prepared_runs, tmp_path_factory):
+    """What an undisturbed run ends with."""
+    import shutil
+
+    from hydra import compose, initialize_config_dir
+
+    from src.entry import CONF
+
+    path = tmp_path_factory.mktemp("whole") / "runs"
+    shutil.copytree(prepared_runs, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERDFLASH_RUNS", str(path))
+        torch.set_num_threads(1)
+        with initialize_config_dir(CONF, version_base="1.3"):
+            config = compose("train", overrides=prepared_overrides)
+            record, run = train(config), train_run_dir(config)
+    return record, final_state(run), metrics(run), (run / "validation.json").read_text()
+
+
+def test_killed_anywhere_the_run_ends_the_same(
+    runs_here, prepared_overrides, compose_config, killed_at, expected, tmp_path, capsys
+):
+    """Five times in one run: before the first checkpoint, on one, at an epoch's first step, after one, at the last step."""
+    runs_here(tmp_path / "broken")
+    config = compose_config("train", prepared_overrides)
+    run = train_run_dir(config)
+    for step, how, error, resumed in (
+        (2, crash, RuntimeError, 0),
+        (5, sigterm, Stopped, 4),
+        (8, crash, RuntimeError, 8),
+        (13, sigterm, Stopped, 12),
+        (17, crash, RuntimeError, 16),
+    ):
+        killed_at(step, how)
+        with pytest.raises(error):
+            train(config)
+        said = capsys.readouterr().out
+        assert not (run / "result.json").exists()
+        if how is sigterm:
+            assert f"stopped by SIGTERM after step {step + 1}, saved" in said and "python -m src.train" in said
+        assert newest_checkpoint(run / "checkpoints") == (
+            checkpoint_path(run / "checkpoints", step + 1 if how is sigterm else resumed) if resumed else None
+        )
+        assert len(list((run / "checkpoints").glob("step*.ckpt"))) <= 2
+    killed_at(None)
+    with (run / "metrics.csv").open("a") as file:  # the row that was being written
+        file.write("17,2,0.1")
+    record = train(config)
+    assert "resuming from" in capsys.readouterr().out
+    whole, state, rows, validation = expected
+    assert record["val_tau"] == whole["val_tau"] and record["steps"] == STEPS
+    assert same(final_state(run), state)
+    assert metrics(run) == rows
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(STEPS))
+    assert (run / "validation.json").read_text() == validation
+
+    (run / "result.json").unlink()  # killed between the last checkpoint and the record
+    assert train(config)["val_tau"] == whole["val_tau"]
+    assert metrics(run) == rows
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    runs_here, prepared_overrides, compose_config, killed_at, expected, tmp_path, capsys
+):
+    runs_here(tmp_path / "damaged")
+    config = compose_config("train", prepared_overrides)
+    directory = train_run_dir(config) / "checkpoints"
+    killed_at(10, crash)
+    with pytest.raises(RuntimeError):
+        train(config)
+    older, newer = sorted(directory.glob("step*.ckpt"))
+    flipped = bytearray(newer.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    newer.write_bytes(flipped)
+    assert damage(newer) and not damage(older)
+    older_bytes = older.read_bytes()
+    cut = directory / "step00000009.ckpt"
+    cut.write_bytes(older_bytes[: len(older_bytes) // 2])
+    assert damage(cut)
+    killed_at(None)
+    train(config)
+    said = capsys.readouterr().out
+    assert f"{newer} is damaged" in said and f"{cut} is damaged" in said and f"resuming from {older}" in said
+    assert same(final_state(directory.parent), expected[1])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(
+    runs_here, prepared_overrides, compose_config, killed_at, tmp_path
+):
+    runs_here(tmp_path / "nan")
+    config = compose_config("train", prepared_overrides)
+
+    def poison(module):
+        with torch.no_grad():
+            next(module.drafter.parameters()).fill_(float("nan"))
+
+    killed_at(6, poison)
+    with pytest.raises(ValueError, match="step 6 is not finite") as caught:
+        train(config)
+    message = str(caught.value)
+    assert "step00000004.ckpt" in message and message.count(", ") >= 3 and "optim.lr" in message
+    assert newest_checkpoint(train_run_dir(config) / "checkpoints").name == "step00000004.ckpt"
+
+
+def test_no_two_processes_train_one_run(runs_here, prepared_overrides, compose_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.time, "sleep", lambda s: None)
+    with runs.only_here(tmp_path / "run"), pytest.raises(ValueError, match="another process"), runs.only_here(tmp_path / "run"):
+        pytest.fail("two at once")
+
+
+def test_metrics_are_written_at_once_and_cut_at_the_step_that_comes_again(tmp_path):
+    log = MetricsCSV(tmp_path)
+    log.log_metrics({"train/loss": 2.0, "epoch": 0}, 0)
+    log.log_metrics({"val/tau": 1.5, "epoch": 0}, 0)
+    log.log_metrics({"train/loss": 1.0, "epoch": 1}, 1)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "step,epoch,train/loss,val/tau", "0,0,2.0,", "0,0,,1.5", "1,1,1.0,"
+    ]  # fmt: skip
+    again = MetricsCSV(tmp_path)
+    again.restart_at(1)
+    again.log_metrics({"train/loss": 1.0, "epoch": 1}, 1)
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 4
