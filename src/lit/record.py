@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+SHARED = ("contracts.py", "settings.py", "muon.py", "entry.py")  # the modules beside the folders that are no entry points
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "wandb", "safetensors")
 
 
@@ -19,8 +24,23 @@ def write_json(path: Path, record: dict) -> None:
     partial.replace(path)
 
 
+def script_command(module: str, arguments: Sequence[str] | None) -> str:
+    """The command of a script whose ``main`` was given ``arguments``; None: those of the process."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def training_code(source: Path) -> str:
+    """A digest of every module under src/ that a training can reach: not of reports, benchmarks and documents."""
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source)
+        if name.parts[0] in SHARED if len(name.parts) == 1 else name.parts[0] not in ("report", "bench"):
+            digest.update(str(name).encode() + path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
 def environment_record(command: str) -> dict:
-    """Command, git revision and uncommitted diff (None outside a checkout), Python and library versions."""
+    """Command, git revision and uncommitted diff (None outside a checkout), the code's digest, Python and library versions."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
@@ -35,6 +55,7 @@ def environment_record(command: str) -> dict:
         "command": command,
         "git_revision": revision.strip() if revision else None,
         "git_diff": git("diff", "HEAD"),
+        "training_code": training_code(root / "src"),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

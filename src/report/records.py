@@ -22,11 +22,12 @@ AUTOREGRESSIVE = "AR"  # what every record calls the target's plain decoding in 
 
 
 def write_records(path: Path | str, records: Sequence[Record]) -> Path:
-    """Replaces the file at ``path``."""
+    """Replaces the file at ``path``, at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record.to_record(), allow_nan=False) + "\n" for record in records))
-    return path
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record.to_record(), allow_nan=False) + "\n" for record in records))
+    return partial.replace(path)
 
 
 def read_records(path: Path | str, kind: type[R]) -> list[R]:

@@ -1,0 +1,251 @@
+"""What a training will need, by arithmetic: tokens, cache, memory, steps, rates, hours, and how to share the GPUs.
+
+    1. tokens      examples x mean tokens, a stage                        -> cache bytes for each codec
+    2. a step      documents x mean tokens x bytes a token                -> what every rank must read a second
+    3. memory      src/report/step_memory.py at the longest document      -> does a rank fit
+    4. hours       capture, then each stage; or both at once (cache=stream), the target re-read every epoch
+
+Rates are assumptions that the caller gives (share of a GPU's peak, or tokens a second as measured) and that the report prints;
+what is counted needs none. ``problems`` has one line for each thing that does not fit, with the override that would fix it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.report.step_memory import StepMemory
+from src.settings import number_between, positive_int, positive_number
+
+GIB = 2**30
+IDS_BYTES = 9  # a token's id (int64) and its loss mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """``gpus`` of ``gpu_gib`` usable memory and ``gpu_tflops`` dense bf16 peak; free ``disk_tb``; ``read_gb_s`` what all ranks
+    together can read of the cache (disk, or network where the cache is elsewhere)."""
+
+    gpus: int
+    gpu_gib: float
+    gpu_tflops: float
+    disk_tb: float
+    read_gb_s: float
+
+    def __post_init__(self):
+        positive_int("machine.gpus", self.gpus)
+        for name in ("gpu_gib", "gpu_tflops", "disk_tb", "read_gb_s"):
+            positive_number(f"machine.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Assumptions. ``drafter_utilization``: share of ``gpu_tflops`` that the drafter's step reaches, ``least_step_s`` what
+    no step is faster than (launches, all-reduce); ``capture_tokens_per_s``
+    of one copy of the target (its ``serving_gpus`` together) in prefill, None for ``target_utilization`` of its peak;
+    ``answer_tokens_per_s`` that one copy generates."""
+
+    drafter_utilization: float
+    least_step_s: float
+    target_utilization: float
+    capture_tokens_per_s: float | None
+    answer_tokens_per_s: float
+
+    def __post_init__(self):
+        for name in ("drafter_utilization", "target_utilization"):
+            number_between(f"rates.{name}", getattr(self, name), 0.001, 1.0)
+        if self.capture_tokens_per_s is not None:
+            positive_number("rates.capture_tokens_per_s", self.capture_tokens_per_s)
+        for name in ("answer_tokens_per_s", "least_step_s"):
+            positive_number(f"rates.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSize:
+    """``weights_bytes`` as served, ``active`` parameters a token, stored streams of ``width`` a token: M, and M a layer tap."""
+
+    name: str
+    weights_bytes: float
+    active: float
+    num_paths: int
+    width: int
+    taps: int = 0
+
+    def state_bytes(self, codec: str) -> float:
+        """Of one token: every path of every tap; fp8 has a fp32 scale a token and path."""
+        paths = self.num_paths * (1 + self.taps)
+        each = {"fp32": 4 * self.width, "bf16": 2 * self.width, "fp8": self.width + 4}[codec]
+        return paths * each + IDS_BYTES
+
+    def serving_gpus(self, machine: Machine, headroom: float = 1.1) -> int:
+        """GPUs that one copy takes: a power of two (tensor parallel), with room for its cache and activations."""
+        need, count = headroom * self.weights_bytes / (machine.gpu_gib * GIB), 1
+        while count < need:
+            count *= 2
+        return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """``examples`` of ``mean_tokens``, ``epochs`` of them, ``answer_tokens`` of each written by the target beforehand."""
+
+    name: str
+    examples: int
+    mean_tokens: float
+    answer_tokens: float
+    epochs: int
+
+    @property
+    def tokens(self) -> float:
+        return self.examples * self.mean_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """``documents`` a rank and step (gradient accumulation included), ``step_flops`` of one rank's step; ``smaller``: overrides
+    that save memory, cheapest first, with the bytes that a rank then needs."""
+
+    ranks: int
+    documents: int
+    step_flops: float
+    memory: StepMemory
+    codec: str
+    stream_gb: float | None = None
+    smaller: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """``serve`` GPUs run the target, ``train`` the drafter, at once: tokens a second each side can do, and hours in all."""
+
+    serve: int
+    train: int
+    captured_per_s: float
+    trained_per_s: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    machine: Machine
+    rates: Rates
+    target: TargetSize
+    stages: tuple[Stage, ...]
+    training: Training
+
+    @property
+    def tokens(self) -> float:
+        """To capture, once."""
+        return sum(stage.tokens for stage in self.stages)
+
+    def cache_bytes(self, codec: str) -> float:
+        return self.tokens * self.target.state_bytes(codec)
+
+    def steps(self, stage: Stage, ranks: int | None = None) -> int:
+        per_step = (ranks or self.training.ranks) * self.training.documents
+        return -(-stage.examples // per_step) * stage.epochs
+
+    @property
+    def step_s(self) -> float:
+        """Of computing."""
+        peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
+        return max(self.rates.least_step_s, self.training.step_flops / peak)
+
+    def step_read_bytes(self, stage: Stage) -> float:
+        """All ranks together, a step."""
+        per_token = self.target.state_bytes(self.training.codec)
+        return self.training.ranks * self.training.documents * stage.mean_tokens * per_token
+
+    def read_gb_s(self, stage: Stage) -> float:
+        """That keeps the GPUs from waiting for states."""
+        return self.step_read_bytes(stage) / self.step_s / 1e9
+
+    @property
+    def copies(self) -> int:
+        """Of the target on the machine; 0 where it does not fit."""
+        return self.machine.gpus // self.target.serving_gpus(self.machine)
+
+    @property
+    def capture_per_copy(self) -> float:
+        """Tokens a second of one copy in prefill: as given, or 2 FLOPs an active parameter and token."""
+        if self.rates.capture_tokens_per_s:
+            return self.rates.capture_tokens_per_s
+        peak = self.machine.gpu_tflops * 1e12 * self.target.serving_gpus(self.machine)
+        return peak * self.rates.target_utilization / (2 * self.target.active)
+
+    def answer_hours(self) -> float:
+        """All answers written by the target, on every copy the machine holds."""
+        tokens = sum(stage.examples * stage.answer_tokens for stage in self.stages)
+        return tokens / (self.rates.answer_tokens_per_s * max(1, self.copies)) / 3600
+
+    def capture_hours(self) -> float:
+        """All states once, on every copy the machine holds."""
+        return self.tokens / (self.capture_per_copy * max(1, self.copies)) / 3600
+
+    def training_hours(self, stage: Stage) -> float:
+        """Steps at the slower of computing and reading."""
+        waiting = self.step_read_bytes(stage) / (self.machine.read_gb_s * 1e9)
+        return self.steps(stage) * max(self.step_s, waiting) / 3600
+
+    def shares(self) -> list[Share]:
+        """Every split of the GPUs into whole copies of the target and training ranks, both at work at once (cache=stream).
+
+        States are used as they come, so every epoch captures again; the slower side sets the pace.
+        """
+        each = self.target.serving_gpus(self.machine)
+        epoch_tokens = sum(stage.tokens * stage.epochs for stage in self.stages)
+        mean = self.tokens / sum(stage.examples for stage in self.stages)
+        found = []
+        for serve in range(each, self.machine.gpus, each):
+            train = self.machine.gpus - serve
+            captured = self.capture_per_copy * serve / each
+            trained = train * self.training.documents * mean / self.step_s
+            found.append(Share(serve, train, captured, trained, epoch_tokens / min(captured, trained) / 3600))
+        return found
+
+    def best_share(self) -> Share | None:
+        return min(self.shares(), key=lambda share: share.hours, default=None)
+
+    def problems(self) -> list[str]:
+        """One line each, with what would fix it."""
+        found = []
+        machine, codec = self.machine, self.training.codec
+        need, have = self.training.memory.total / GIB, machine.gpu_gib
+        if need > have:
+            fits = [f"{override} needs {size / GIB:.0f}" for override, size in self.training.smaller if size / GIB <= have]
+            fix = fits[0] if fits else "a smaller drafter, for instance drafter.num_layers=2"
+            found.append(f"a rank needs {need:.0f} GiB and a GPU has {have:g}: {fix}")
+        if not self.copies:
+            found.append(
+                f"one copy of the target takes {self.target.serving_gpus(machine)} GPUs and the machine has {machine.gpus}: "
+                "capture elsewhere (target.engine=sglang target.servers=[...]) or give machine.gpus"
+            )
+        on_disk = (self.training.stream_gb or self.cache_bytes(codec) / 1e9) / 1e3
+        if on_disk > machine.disk_tb:
+            smaller = " or cache.dtype=fp8" if codec != "fp8" and self.cache_bytes("fp8") / 1e12 <= machine.disk_tb else ""
+            found.append(
+                f"the {codec} cache takes {on_disk:.1f} TB and the disk has {machine.disk_tb:g}: "
+                f"cache=stream cache.budget_gb={int(800 * machine.disk_tb)}{smaller}"
+            )
+        for stage in self.stages:
+            if self.read_gb_s(stage) > machine.read_gb_s:
+                found.append(
+                    f"{stage.name} would read {self.read_gb_s(stage):.1f} GB/s of states and gets {machine.read_gb_s:g}: "
+                    f"training waits for the disk {1 - machine.read_gb_s / self.read_gb_s(stage):.0%} of the time; "
+                    + ("cache.dtype=fp8 halves it" if codec != "fp8" else "blocks.num_anchors=1024 trains more on what is read")
+                )
+        return found
+
+
+def hours_text(hours: float) -> str:
+    """Minutes, hours or days."""
+    if hours < 2:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def bytes_text(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,100 @@
+"""Memory of one training step on one rank, in bytes, from sizes alone: what is held, and what backward keeps.
+
+Legend: src/contracts.py; D' the drafter's width, H heads and N key-value heads of width E, I of the MLP, R = B A K block
+rows, C = B T context rows. Bytes of a dtype: w of weights, a of what flows between layers, c of what is multiplied, s of
+cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a product's input is rounded once more to c.
+
+    weights       P (w + w gradient + optimizer); autocast keeps each matrix in c as well
+    heads         2 V D h                                            embedding and LM head, frozen
+    states        C D s a stored stream                              of the batch at hand and of the next one
+    context       2 C D' a                                           the reducer's output and its norm, for all layers
+    a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 3 I) c   kept for the backward pass
+      autocast    2 C D' c + R (5 D' + H E + I) c                    more
+      checkpoints R D' a instead, and one layer whole
+    vocabulary    a pass's logits in slices, its expected rows of the LM head, both losses' gradients of all rows
+
+Compared with measured peaks by `python -m src.bench.step_memory`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+from src.drafter.config import DrafterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSizes:
+    """One step of one rank. ``tokens`` T of the longest document (padding counts), ``anchors`` A a document, ``tapped`` states
+    of width D a token (M, and M more a layer tap), ``streams`` those that the reducer reads; bytes of the dtypes as above."""
+
+    documents: int
+    tokens: int
+    anchors: int
+    vocab_size: int
+    target_width: int
+    num_paths: int
+    tapped: int
+    trainable: int
+    num_taught: int
+    optimizer_bytes: int = 8  # AdamW: two fp32 moments a weight
+    weight_bytes: int = 4
+    flow_bytes: int = 4
+    compute_bytes: int = 2
+    state_bytes: int = 2
+    head_bytes: int = 2
+    batches_held: int = 2
+    loss_rows: int = 4096  # src/loss/vocabulary.py, ROWS and SLICE_BYTES on CUDA
+    loss_slice_bytes: int = 256 << 20
+    gate_tokens: int = 1024  # src/drafter/reducers/hc_gate.py, TOKENS
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes by part."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    heads: float
+    states: float
+    context: float
+    layers: float
+    vocabulary: float
+
+    @property
+    def total(self) -> float:
+        return sum(astuple(self))
+
+
+def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
+    """Largest at the end of the forward pass, when everything is kept and the vocabulary's slices come on top."""
+    s = sizes
+    width = config.hidden_size or s.target_width
+    heads, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    a, c = s.flow_bytes, s.compute_bytes
+    rounded = c if a != c else 0  # autocast: each product's input once more
+    context, rows = s.documents * s.tokens, s.documents * s.anchors * config.block_size
+    of_context = context * (6 * keys * c + 2 * width * rounded)
+    of_blocks = rows * (6 * width * a + (7 * heads + 8 * keys + 3 * config.intermediate_size) * c)
+    of_blocks += rows * (5 * width + heads + config.intermediate_size) * rounded
+    if config.gradient_checkpointing:
+        layers = config.num_layers * (of_context + rows * width * a) + of_blocks
+    else:
+        layers = config.num_layers * (of_context + of_blocks)
+    slots = s.documents * s.anchors * config.num_slots
+    taught = s.documents * s.anchors * s.num_taught
+    in_pass = min(s.loss_rows, slots) + min(s.loss_rows, taught)
+    per_slice = min(s.loss_slice_bytes, 4 * in_pass * s.vocab_size)
+    vocabulary = 2 * per_slice + 4 * in_pass * s.target_width + (slots + taught) * s.target_width * (c + a)
+    gate = min(s.tokens, s.gate_tokens) * s.documents * s.num_paths * s.target_width * 4 * 3
+    return StepMemory(
+        weights=s.trainable * (s.weight_bytes + rounded),
+        gradients=s.trainable * s.weight_bytes,
+        optimizer=s.trainable * s.optimizer_bytes,
+        heads=2 * s.vocab_size * s.target_width * s.head_bytes,
+        states=s.batches_held * context * (s.tapped * s.target_width * s.state_bytes + 9),
+        context=context * width * (2 * a + rounded) + gate,
+        layers=layers,
+        vocabulary=vocabulary,
+    )

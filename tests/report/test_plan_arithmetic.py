@@ -1,0 +1,124 @@
+"""The planner: what it counts is what the reference says, what does not fit is named with what would fix it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from src.drafter.config import DrafterConfig
+from src.report.plan import GIB, Machine, Plan, Rates, Stage, TargetSize, Training, bytes_text, hours_text
+from src.report.plan_tables import plan_markdown, plan_record
+from src.report.step_memory import StepSizes, step_memory
+
+DRAFTER = DrafterConfig(
+    num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32, block_size=7, hidden_size=16
+)
+SIZES = StepSizes(
+    documents=2, tokens=100, anchors=10, vocab_size=1000, target_width=16, num_paths=4, tapped=4, trainable=5000, num_taught=2
+)
+MACHINE = Machine(gpus=8, gpu_gib=75, gpu_tflops=1000, disk_tb=20, read_gb_s=6)
+RATES = Rates(
+    drafter_utilization=0.5, least_step_s=0.1, target_utilization=0.25, capture_tokens_per_s=None, answer_tokens_per_s=1000
+)
+FLASH = TargetSize(name="flash", weights_bytes=160e9, active=13e9, num_paths=4, width=4096)
+
+
+def plan(**changes) -> Plan:
+    training = Training(
+        ranks=8, documents=4, step_flops=1e14, memory=step_memory(DRAFTER, SIZES), codec="bf16", smaller=(("a=1", GIB),)
+    )
+    stages = (
+        Stage(name="stage 1", examples=300_000, mean_tokens=1024, answer_tokens=500, epochs=5),
+        Stage(name="stage 2", examples=150_000, mean_tokens=1024, answer_tokens=500, epochs=5),
+    )
+    return replace(Plan(MACHINE, RATES, FLASH, stages, training), **changes)
+
+
+def test_bytes_a_token_are_the_reference_s():
+    ids = 9
+    assert FLASH.state_bytes("bf16") == 32 * 1024 + ids
+    assert FLASH.state_bytes("fp8") == 16 * 1024 + 16 + ids
+    assert replace(FLASH, taps=5).state_bytes("bf16") == 6 * 32 * 1024 + ids
+
+
+@pytest.mark.parametrize(("mean_tokens", "terabytes"), [(512, 7.5), (1024, 15.1), (2048, 30.2)])
+def test_cache_of_the_paper_s_examples_is_the_reference_s_table(mean_tokens, terabytes):
+    base = plan()
+    sized = replace(base, stages=tuple(replace(stage, mean_tokens=mean_tokens) for stage in base.stages))
+    assert sized.cache_bytes("bf16") / 1e12 == pytest.approx(terabytes, abs=0.06)
+
+
+def test_steps_rates_and_hours_by_hand():
+    p = plan()
+    first = p.stages[0]
+    assert p.steps(first) == 300_000 // 32 * 5  # 9,375 steps an epoch
+    assert p.step_s == pytest.approx(1e14 / (1000e12 * 0.5))  # 0.2 s
+    assert replace(p, training=replace(p.training, step_flops=1e12)).step_s == 0.1
+    assert p.step_read_bytes(first) == 8 * 4 * 1024 * (32 * 1024 + 9)
+    assert p.read_gb_s(first) == pytest.approx(32 * 1024 * 32777 / 0.2 / 1e9)
+    assert p.training_hours(first) == pytest.approx(46_875 * 0.2 / 3600)
+    slow = replace(p, machine=replace(MACHINE, read_gb_s=1))
+    assert slow.training_hours(first) == pytest.approx(46_875 * 32 * 1024 * 32777 / 1e9 / 3600)  # the disk sets the pace
+    assert p.answer_hours() == pytest.approx(450_000 * 500 / (1000 * 2) / 3600)  # two copies on eight GPUs
+
+
+def test_a_copy_takes_a_power_of_two_of_gpus_and_the_rest_trains():
+    assert FLASH.serving_gpus(MACHINE) == 4  # 160 GB and a tenth on GPUs of 75 GiB
+    assert FLASH.serving_gpus(replace(MACHINE, gpu_gib=140)) == 2
+    assert [(share.serve, share.train) for share in plan().shares()] == [(4, 4)]
+    small = replace(plan(), target=replace(FLASH, weights_bytes=60e9))
+    assert [share.serve for share in small.shares()] == list(range(1, 8))
+    best = small.best_share()
+    assert best.hours == min(share.hours for share in small.shares())
+    assert abs(best.captured_per_s - best.trained_per_s) == min(abs(s.captured_per_s - s.trained_per_s) for s in small.shares())
+
+
+def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
+    assert plan().problems() == []
+    (disk,) = plan(machine=replace(MACHINE, disk_tb=8)).problems()
+    assert "15.1 TB" in disk and "cache=stream cache.budget_gb=6400" in disk and "cache.dtype=fp8" in disk
+    tiny_disk = plan(machine=replace(MACHINE, disk_tb=1)).problems()
+    assert len(tiny_disk) == 1 and "fp8" not in tiny_disk[0]  # fp8 would not fit either
+    streamed = plan(machine=replace(MACHINE, disk_tb=1))
+    streamed = replace(streamed, training=replace(streamed.training, stream_gb=800))
+    assert streamed.problems() == []
+    waits = plan(machine=replace(MACHINE, read_gb_s=2)).problems()
+    assert len(waits) == 2 and "stage 1" in waits[0] and "gets 2" in waits[0]
+    big = plan()
+    big = replace(big, training=replace(big.training, memory=replace(big.training.memory, layers=200 * GIB)))
+    assert big.problems() == ["a rank needs 200 GiB and a GPU has 75: a=1 needs 1"]
+    (small,) = plan(machine=replace(MACHINE, gpus=2)).problems()
+    assert "4 GPUs" in small and "target.engine=sglang" in small
+
+
+def test_memory_grows_with_what_it_should():
+    base = step_memory(DRAFTER, SIZES)
+    assert base.optimizer == 5000 * 8 and base.gradients == 5000 * 4 and base.weights == 5000 * 6
+    assert base.heads == 2 * 1000 * 16 * 2
+    assert base.states == 2 * 200 * (4 * 16 * 2 + 9)
+    twice = step_memory(DRAFTER, replace(SIZES, anchors=20))
+    deeper = step_memory(replace(DRAFTER, num_layers=4), SIZES)
+    assert deeper.layers == 2 * base.layers and deeper.context == base.context
+    assert base.layers < twice.layers < 2 * base.layers  # the context's part does not depend on anchors
+    saving = step_memory(replace(DRAFTER, num_layers=8, gradient_checkpointing=True), SIZES)
+    assert saving.layers < step_memory(replace(DRAFTER, num_layers=8), SIZES).layers
+    plain = step_memory(DRAFTER, replace(SIZES, compute_bytes=4))
+    assert plain.weights == 5000 * 4
+
+
+def test_texts():
+    assert bytes_text(32777) == "32.8 KB" and bytes_text(15.1e12) == "15.1 TB"
+    assert hours_text(0.5) == "30 min" and hours_text(5.06) == "5.1 h" and hours_text(72) == "3.0 days"
+    text = plan_markdown(plan(machine=replace(MACHINE, disk_tb=8)))
+    assert "Does not fit" in text and "4 serve, 4 train" in text
+    assert plan_record(plan())["cache_bytes"]["bf16"] == plan().cache_bytes("bf16")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"gpus": 0}, "machine.gpus must be a positive integer"), ({"disk_tb": -1}, "machine.disk_tb must be a number above 0")],
+)
+def test_bad_machines_are_one_sentence(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        replace(MACHINE, **change)

@@ -1,0 +1,271 @@
+"""A sweep's plan, its finished runs, and what its report says about them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from src.lit.sweep_plan import plan_sweep
+from src.report import __main__ as entry
+from src.report.__main__ import make_report
+from src.report.bootstrap import MEAN
+from src.report.sweep import AHEAD, BEHIND, EVEN, over_seeds, verdict_lines
+from src.report.sweep_figures import sweep_figures
+from src.report.sweep_runs import read_curve
+from tests.report.fake_runs import fake_run, fake_sweep, noisy
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml"))
+RATES = {"0.15": 0.6, "0.2": 0.7, "0.5": 0.4}
+KL = ["sweep=kl", "kl.alpha=0.15,0.2,0.5"]
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path) -> Path:
+    """An empty place for runs; figures take seconds and are drawn in one test alone."""
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
+    monkeypatch.setattr(entry, "sweep_figures", lambda report, out: [])
+    return tmp_path
+
+
+def kl_rate(job) -> float:
+    return noisy(RATES[job.choices["kl.alpha"]], int(job.choices["seed"]))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_plans_different_runs_and_its_baseline_is_one(name, runs):
+    """With two values an axis, the baseline's among them: every option by itself is composed in tests/test_configs.py."""
+    file = OmegaConf.load(ROOT / "conf" / "sweep" / f"{name}.yaml")
+    wanted = dict(word.split("=", 1) for word in file.sweep.baseline)
+    words = []
+    for axis, values in file.hydra.sweeper.params.items():
+        values = str(values).split(",")
+        assert len(set(values)) == len(values) > 1 and wanted.get(axis, values[0]) in values
+        other = next(value for value in values if value != wanted.get(axis))
+        words.append("seed=0" if axis == "seed" else f"{axis}={other},{wanted.get(axis, values[1])}")
+    plan = plan_sweep([f"sweep={name}", *words])
+    assert plan.name == file.sweep.name == name and plan.baseline == wanted
+    assert len(plan.jobs) == len({job.directory for job in plan.jobs}) == 2 ** len(plan.axes)
+    assert "seed" not in plan.axes  # one value is no axis
+
+
+def test_a_plan_names_the_runs_that_the_training_command_makes(runs, compose_config):
+    from src.entry import train_run_dir
+
+    plan = plan_sweep(["sweep=conditioning", "variant=pre_gate,layers_flat_fc", "target=tiny,deep", "experiment=stage2"])
+    assert len(plan.jobs) == 2 * 2 * 3 * 2
+    vanilla = next(
+        job for job in plan.jobs if job.choices == {"variant": "layers_flat_fc", "kl": "off", "seed": "1", "target": "deep"}
+    )
+    words = [
+        "target=deep",
+        "experiment=stage2",
+        "conditioning=layers",
+        "conditioning.paths=flat",
+        "reducer=fc",
+        "kl=off",
+        "seed=1",
+    ]
+    assert vanilla.directory == train_run_dir(compose_config("train", words))
+    with pytest.raises(ValueError, match="nothing is swept"):
+        plan_sweep(["kl=off"])
+
+
+def test_hydra_expands_a_sweep_into_the_same_jobs(runs, tmp_path):
+    """The real command, with the training replaced by writing its configuration's name."""
+    script = tmp_path / "names.py"
+    script.write_text(
+        "import src.entry as entry\n"
+        "@entry.entry_point('train')\n"
+        "def main(config):\n"
+        "    print('JOB', entry.run_name(config))\n"
+        "main()\n"
+    )
+    words = ["sweep=teacher", "seed=0,1", "kl.alpha=0.2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("JOB")]
+    assert names == [job.directory.name for job in plan_sweep(words).jobs], done.stderr
+    assert len(names) == 4
+
+
+def test_the_report_of_a_sweep(runs, capsys, monkeypatch):
+    monkeypatch.setattr(entry, "sweep_figures", sweep_figures)
+    fake_sweep(KL, kl_rate)
+    report, out = make_report([*KL, "num_resamples=200"])
+    cells = {cell.choices["kl.alpha"]: cell for cell in report.cells}
+    assert list(cells) == list(RATES) and report.baseline == "kl.alpha 0.15" and cells["0.15"].is_baseline
+    assert cells["0.2"].difference.verdict == AHEAD and cells["0.5"].difference.verdict == BEHIND
+    for text in ("kl.alpha 0.2 against kl.alpha 0.15: ahead on tiny, the only target", "kl.alpha 0.5 against"):
+        assert text in capsys.readouterr().out + (out / "sweep.md").read_text()
+    for name in ("acceptance.png", "tau_by_axis.png", "tau_by_step.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+    mine = [r for r in rows if r["kl.alpha"] == "0.2" and r["group"] == MEAN and r["metric"] == "tau minus baseline"]
+    assert [r["interval"] for r in mine] == ["seeds", "prompts"]
+    assert float(mine[0]["value"]) == pytest.approx(cells["0.2"].difference.over_seeds[MEAN].value, abs=1e-6)
+    steps = [r for r in csv.DictReader((out / "curves.csv").read_text().splitlines()) if r["kl.alpha"] == "0.5"]
+    assert [int(r["step"]) for r in steps] == [10, 20, 30, 40]
+    assert not list(out.glob("*.partial*"))
+
+
+def test_the_numbers_of_a_cell_are_those_of_its_runs(runs):
+    """Against a calculation by hand: pooled within a domain, plain mean over domains, mean and t interval over seeds."""
+    made = fake_sweep(KL, kl_rate)
+    report, _ = make_report([*KL, "num_resamples=50"])
+    per_seed: dict[str, dict[int, float]] = {}
+    for run in made:
+        decided = json.loads((run / "result.json").read_text())["decided_by"]
+        prompts = json.loads((run / "validation.json").read_text())["prompts"]
+        taus = []
+        for domain in ("math", "code", "chat"):
+            own = [row for row in prompts if row["domain"] == domain]
+            taus.append(sum(row["emitted"] for row in own) / sum(row["rounds"] for row in own))
+        per_seed.setdefault(f"{decided['kl']['alpha']:g}", {})[decided["seed"]] = np.mean(taus)
+    for cell in report.cells:
+        own = per_seed[cell.choices["kl.alpha"]]
+        assert cell.tau_over_seeds[MEAN].value == pytest.approx(np.mean(list(own.values())))
+        if cell.difference:
+            differences = np.array([own[s] - per_seed["0.15"][s] for s in (0, 1, 2)])
+            half = 4.303 * differences.std(ddof=1) / math.sqrt(3)
+            assert cell.difference.over_seeds[MEAN].low == pytest.approx(differences.mean() - half)
+
+
+def test_what_the_intervals_cover_is_not_called_a_difference(runs):
+    """One seed far off: the prompts' interval leaves out 0, the seeds' does not, and the verdict follows the wider."""
+    rates = {("0.15", 0): 0.5, ("0.15", 1): 0.5, ("0.15", 2): 0.5, ("0.2", 0): 0.5, ("0.2", 1): 0.5, ("0.2", 2): 0.75}
+    fake_sweep(KL, lambda job: rates.get((job.choices["kl.alpha"], int(job.choices["seed"]))))
+    report, _ = make_report([*KL, "num_resamples=200"])
+    (cell,) = [cell for cell in report.cells if cell.difference]
+    assert cell.difference.over_prompts[MEAN].low > 0 and cell.difference.over_seeds[MEAN].low < 0
+    assert cell.difference.verdict == EVEN
+    assert len(report.missing) == 3 and "kl.alpha 0.5 · seed 2" in report.missing
+
+
+def test_one_seed_is_called_one_seed_and_has_no_interval_over_seeds(runs):
+    fake_sweep(KL, lambda job: kl_rate(job) if job.choices["seed"] == "1" else None)
+    report, out = make_report([*KL, "num_resamples=50"])
+    assert {cell.seeds for cell in report.cells} == {(1,)}
+    assert "ahead (one seed) on tiny" in (out / "sweep.md").read_text()
+    assert math.isnan(over_seeds([1.0]).low) and over_seeds([1.0, 3.0]).low == pytest.approx(2 - 12.706)
+
+
+@pytest.mark.parametrize(
+    ("deep", "told"),
+    [(0.7, "ahead: agrees across targets (tiny, deep)"), (0.3, "targets do not agree"), (None, "not run on every target")],
+)
+def test_agreement_across_targets_is_claimed_only_where_it_is(runs, deep, told):
+    def rate(job):
+        if job.choices["kl.teacher"] == "mean_pool":
+            return noisy(0.5, int(job.choices["seed"]), 0.002)
+        return noisy(0.7, int(job.choices["seed"]), 0.002) if job.choices["target"] == "tiny" else deep
+
+    fake_sweep(["sweep=teacher", "target=tiny,deep"], rate)
+    report, _ = make_report(["sweep=teacher", "target=tiny,deep", "num_resamples=100"])
+    (line,) = verdict_lines(report)
+    assert told in line and line.startswith("kl.teacher hc_head against kl.teacher mean_pool: ")
+
+
+def test_a_baseline_may_leave_an_axis_open(runs):
+    """Each variant beside vanilla at the same KL: a lead that KL gives to both is no lead."""
+    gain = {"paper": 0.1, "off": 0.0}
+    fake_sweep(
+        ["sweep=conditioning", "variant=pre_gate,layers_mean_fc"],
+        lambda j: noisy(0.5 + gain[j.choices["kl"]], int(j.choices["seed"])),
+    )
+    words = ["sweep=conditioning", "variant=pre_gate,layers_mean_fc", "num_resamples=50"]
+    report, _ = make_report(words)
+    assert report.baseline == "layers_mean_fc at the same kl"
+    assert [cell.difference.over_seeds[MEAN].value for cell in report.cells if cell.difference] == [0.0, 0.0]
+    other, _ = make_report([*words, "baseline=kl=off"])
+    assert all(cell.difference.over_seeds[MEAN].value > 0.1 for cell in other.cells if cell.choices["kl"] == "paper")
+
+
+def test_runs_that_differ_in_more_are_refused_and_other_code_is_marked(runs, tmp_path):
+    words = ["sweep=teacher", "seed=0,1"]
+    made = fake_sweep(words, lambda job: 0.5)
+    elsewhere = tmp_path / "elsewhere"
+    for run in made:
+        (elsewhere / run.name).parent.mkdir(exist_ok=True)
+        run.rename(elsewhere / run.name)
+    decided = json.loads((elsewhere / made[0].name / "result.json").read_text())["decided_by"]
+    fake_run(elsewhere / "faster", {**decided, "optim": {**decided["optim"], "lr": 0.01}}, 0.9)
+    broken = elsewhere / "broken"
+    broken.mkdir()
+    (broken / "result.json").write_text("{}")
+    environment = elsewhere / made[1].name / "environment.json"
+    environment.write_text(environment.read_text().replace("a" * 10, "b" * 10))
+    report, out = make_report([*words, f"runs={elsewhere}", "num_resamples=50"])
+    assert report.left_out["faster"] == "differs in more than the axes: optim.lr is 0.01 where the sweep has 0.003"
+    assert "keeps no counts a prompt" in report.left_out["broken"]
+    assert sum(len(cell.seeds) for cell in report.cells) == 4
+    (mark,) = [mark for cell in report.cells for mark in cell.marks]
+    assert "made by other code (code bbbbbbbbbb" in mark and mark in (out / "sweep.md").read_text()
+
+
+def test_runs_on_other_weights_or_prompts_are_not_paired(runs):
+    made = fake_sweep(["sweep=teacher", "seed=0,1"], lambda job: 0.5)
+    record = json.loads((made[0] / "result.json").read_text())
+    (made[0] / "result.json").write_text(json.dumps({**record, "target": "0" * 16}))
+    with pytest.raises(ValueError, match="different weights of tiny"):
+        make_report(["sweep=teacher", "seed=0,1", "num_resamples=50"])
+    (made[0] / "result.json").write_text(json.dumps(record))
+    kept = json.loads((made[0] / "validation.json").read_text())
+    (made[0] / "validation.json").write_text(json.dumps({**kept, "prompts": kept["prompts"][1:]}))
+    with pytest.raises(ValueError, match="different prompts"):
+        make_report(["sweep=teacher", "seed=0,1", "num_resamples=50"])
+
+
+def test_without_words_every_difference_is_an_axis(runs):
+    fake_sweep(["reducer=fc,mean", "kl.alpha=0,0.1", "kl.positions=1,2", "seed=0,1"], lambda job: 0.5)
+    report, out = make_report(["num_resamples=50"])
+    assert list(report.axes) == ["run", "kl.positions"]
+    assert report.axes["run"] == tuple(f"stage1-pre_hc_head-{r}-kl{a}" for r in ("fc", "mean") for a in ("0", "0.1"))
+    assert len(report.cells) == 8 and out.name == "all_runs"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["sweep=nope"], "Could not find 'sweep/nope'"),
+        (["sweep=early"], "no finished run of early to report: run `python -m src.train -m sweep=early`"),
+        ([], "no finished run to report in "),
+        (["num_resamples=0"], "num_resamples must be a positive integer"),
+        (["sweep=teacher", "baseline=kl.teacher=nobody"], "the baseline kl.teacher nobody has no finished run on tiny"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, sentence, runs, monkeypatch, capsys):
+    if "sweep=teacher" in words:
+        fake_sweep(["sweep=teacher", "seed=0,1"], lambda job: 0.5)
+    monkeypatch.setattr(sys, "argv", ["report", *words])
+    assert entry.main() == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_a_curve_counts_steps_done_and_needs_no_file(tmp_path):
+    assert read_curve(tmp_path).shape == (0, 2)
+    (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/tau\n4,0,1.0,\n9,0,,1.5\n19,1,,2.0\n")
+    assert read_curve(tmp_path).tolist() == [[10, 1.5], [20, 2.0]]
+
+
+def test_the_codes_digest_follows_the_training_alone(tmp_path):
+    from src.lit.record import training_code
+
+    for name in ("lit/run.py", "report/sweep.py", "train.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1")
+    before = training_code(tmp_path)
+    for name, same in (("report/sweep.py", True), ("train.py", True), ("lit/run.py", False)):
+        (tmp_path / name).write_text("x = 2")
+        assert (training_code(tmp_path) == before) is same, name
