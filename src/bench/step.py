@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from src.bench.duel import ROOT, Terms, duel
 from src.bench.figures import bars_figure, growth_figure
 from src.bench.shapes import DTYPES, GROWTH, GROWTH_BASE, OBJECTIVES, QUICK, SHAPES, Case, grown
 from src.bench.tables import OWN, PEER, Run, bar_table, csv_text, markdown, record
-from src.lit.record import environment_record, write_json
+from src.lit.record import environment_record, script_command, write_json
 
 PROFILED = SHAPES[2].name  # large enough that calls do not cost, small enough that the profile is short
 
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (3 if options.quick else 10)
     shared = {"threads": options.threads, "memory_bytes": int(options.memory_gib * 2**30)}
     shared["rate_s"] = 0.0 if options.quick else 0.1
-    command = shlex.join(["python", "-m", "src.bench.step", *(sys.argv[1:] if arguments is None else arguments)])
+    command = script_command("src.bench.step", arguments)
     run = Run(Terms(rounds=rounds, **shared), environment_record(command), machine())
     options.out.mkdir(parents=True, exist_ok=True)
 

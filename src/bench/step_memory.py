@@ -1,0 +1,128 @@
+"""The planner's memory model (src/report/step_memory.py) against measured peaks of real training steps.
+
+    python -m src.bench.step_memory --out experiments/<date>-plan
+
+Each case is a process of its own (src/bench/own_step.py): resident memory at its largest, less what imports take, beside the
+model's sum for the same sizes. Writes step_memory.md and step_memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import DeepseekV4Config
+
+from src.bench.duel import Terms, duel
+from src.bench.shapes import DTYPES, SHAPES, Case, StepShape
+from src.bench.step import own_command
+from src.drafter.conditioning import PreHcHead
+from src.drafter.config import DrafterConfig
+from src.drafter.model import build_drafter
+from src.drafter.reducers.fc import Fc
+from src.lit.record import environment_record, script_command, write_json
+from src.loss.vocabulary import ROWS, SLICE_BYTES
+from src.report.step_memory import StepMemory, StepSizes, step_memory
+from src.report.tables import markdown_table
+from src.target.heads import TargetHeads
+
+BASE = replace(SHAPES[0], name="T2048 A128 V32k", num_tokens=2048, num_anchors=128)
+CASES = (
+    SHAPES[1],
+    SHAPES[2],
+    BASE,
+    replace(BASE, name="T8192 A128 V32k", num_tokens=8192),
+    replace(BASE, name="T2048 A512 V32k", num_anchors=512),
+    replace(BASE, name="D1024", hidden_size=1024, intermediate_size=4096),
+    replace(BASE, name="8 layers", num_layers=8),
+)
+
+
+def predicted(case: Case) -> StepMemory:
+    """Of a worker: no optimizer, one batch, everything in the case's dtype, the CPU's slices of the vocabulary."""
+    shape, size = case.shape, {"fp32": 4, "bf16": 2}[case.dtype]
+    config = DrafterConfig(
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        block_size=shape.block_size,
+    )
+    target = DeepseekV4Config(
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
+    )
+    with torch.device("meta"):
+        heads = TargetHeads(target)
+    drafter = build_drafter(conditioning=PreHcHead(), reducer=Fc(), drafter=config, heads=heads, mask_token_id=0)
+    sizes = StepSizes(
+        documents=1,
+        tokens=shape.num_tokens,
+        anchors=shape.num_anchors,
+        vocab_size=shape.vocab_size,
+        target_width=shape.hidden_size,
+        num_paths=shape.num_streams,
+        tapped=shape.num_streams,
+        trainable=sum(p.numel() for p in drafter.parameters()),
+        num_taught=2,
+        optimizer_bytes=0,
+        weight_bytes=size,
+        flow_bytes=size,
+        compute_bytes=size,
+        state_bytes=size,
+        head_bytes=size,
+        batches_held=1,
+        loss_rows=ROWS["cpu"],
+        loss_slice_bytes=SLICE_BYTES["cpu"],
+        gate_tokens=0,
+    )
+    return step_memory(config, sizes)
+
+
+def compare(shapes: Sequence[StepShape], terms: Terms, dtypes: Sequence[str] = DTYPES) -> list[dict]:
+    """A row a case: ``measured`` and ``predicted`` bytes, ``parts`` of the latter."""
+    rows = []
+    cases = [Case(shape, dtype, "own") for shape in shapes for dtype in dtypes]
+    for case in tqdm(cases, desc="step memory", unit="case"):
+        own = duel(case, {"own": own_command()}, terms)["own"]
+        if own.error:
+            raise SystemExit(f"error: {case.shape.name} in {case.dtype}: {own.error}")
+        model = predicted(case)
+        measured = own.peak_bytes - own.imports_bytes
+        row = {"shape": case.shape.name, "dtype": case.dtype, "measured": measured, "predicted": model.total}
+        rows.append({**row, "parts": asdict(model)})
+    return rows
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """MB and the ratio predicted / measured."""
+    cells = [
+        [
+            r["shape"],
+            r["dtype"],
+            f"{r['measured'] / 1e6:.0f}",
+            f"{r['predicted'] / 1e6:.0f}",
+            f"{r['predicted'] / r['measured']:.2f}",
+        ]
+        for r in rows
+    ]
+    return "\n".join(markdown_table(["Shape", "dtype", "measured, MB", "model, MB", "model / measured"], cells)) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m src.bench.step_memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/step-memory"))
+    options = parser.parse_args(arguments)
+    rows = compare(CASES, Terms(rounds=2, warm_up=1))
+    command = script_command("src.bench.step_memory", arguments)
+    write_json(options.out / "step_memory.json", {"rows": rows, **environment_record(command)})
+    (options.out / "step_memory.md").write_text(markdown(rows))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

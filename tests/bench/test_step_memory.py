@@ -1,0 +1,21 @@
+"""The planner's memory model beside a real step: the comparison itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from src.bench.duel import Terms
+from src.bench.shapes import QUICK, Case
+from src.bench.step_memory import compare, markdown, predicted
+
+
+def test_a_real_step_stands_beside_the_model():
+    (row,) = compare([QUICK], Terms(rounds=1, warm_up=0), ["fp32"])
+    assert row["measured"] > 1e6 and row["predicted"] == pytest.approx(sum(row["parts"].values()))
+    assert f"| {row['predicted'] / row['measured']:.2f} |" in markdown([row])
+
+
+def test_the_model_of_a_worker_has_no_optimizer_and_one_dtype():
+    fp32, bf16 = (predicted(Case(QUICK, dtype, "own")) for dtype in ("fp32", "bf16"))
+    assert fp32.optimizer == 0 and fp32.weights == fp32.gradients == 2 * bf16.weights
+    assert fp32.heads == 2 * QUICK.vocab_size * QUICK.hidden_size * 4

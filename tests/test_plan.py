@@ -1,0 +1,65 @@
+"""`python -m src.plan` over the training's own configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+from hydra.utils import instantiate
+
+from src.plan import FLASH, make_plan, num_examples, v4_sizes
+from src.report.plan import GIB
+from src.report.v4_sizes import checkpoint_bytes
+from src.target.load import read_config
+
+PAPER = ["target=deepseek_v4_flash", "corpus=paper", "drafter=paper", "blocks=paper", "optim=adamw", "optim.batch_size=4"]
+
+
+def test_the_released_configuration_has_the_roofline_s_sizes(compose_config):
+    sizes = v4_sizes(read_config(FLASH))
+    written = instantiate(compose_config("roofline", []).model, _convert_="all")
+    assert {**asdict(sizes), "compress_ratios": list(sizes.compress_ratios)} == asdict(written)
+    assert checkpoint_bytes(sizes) / 1e9 == pytest.approx(159.6, abs=0.1)
+
+
+def test_the_paper_s_training_is_planned_without_a_checkpoint(compose_config):
+    plan = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8"]))
+    assert [stage.examples for stage in plan.stages] == [300_000, 150_000]
+    assert plan.training.ranks == 8 and plan.target.state_bytes("bf16") == 32 * 1024 + 9
+    assert plan.steps(plan.stages[0]) == 46_875
+    assert 20 < plan.training.memory.total / GIB < 75
+    assert [(share.serve, share.train) for share in plan.shares()] == [(4, 4)]
+
+
+def test_an_override_that_is_advised_is_enough(compose_config):
+    small = [*PAPER, "trainer=ddp8", "machine.gpu_gib=38"]
+    (problem,) = [p for p in make_plan(compose_config("plan", small)).problems() if "a rank needs" in p]
+    override = problem.split(": ", 1)[1].split(" needs ")[0].split()
+    fixed = make_plan(compose_config("plan", [*small, *(o if "accumulate" not in o else f"+{o}" for o in override)]))
+    assert not [p for p in fixed.problems() if "a rank needs" in p]
+
+
+def test_the_tiny_target_is_planned_from_its_own_configuration(compose_config):
+    plan = make_plan(compose_config("plan", []))
+    assert plan.target.width == 128 and plan.target.serving_gpus(plan.machine) == 1
+    assert plan.problems() == []
+
+
+def test_layer_taps_are_counted(compose_config):
+    overrides = [*PAPER, "trainer=ddp8", "conditioning=layers", "conditioning.layer_ids=[1,20,40]", "reducer=fc", "kl=off"]
+    assert make_plan(compose_config("plan", overrides)).target.state_bytes("bf16") == 4 * 32 * 1024 + 9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [(["mean_tokens=0"], "mean_tokens must be a number above 0"), (["drafter=mtp"], "plans for a block drafter")],
+)
+def test_bad_options_are_one_sentence(compose_config, overrides, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_plan(compose_config("plan", overrides))
+
+
+def test_examples_of_a_mixture():
+    assert num_examples({"chat": 3, "code": 4}) == 7
+    assert num_examples([{"source": "a", "count": 110}, {"source": "b", "fill_to": 150}]) == 150
+    assert num_examples([{"source": "a", "count": 110}, {"source": "b", "count": 40}]) == 150
