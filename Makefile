@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format bench-step demo pretrain card clean constraints
+.PHONY: help setup test lint format bench-step bench-cache demo pretrain card clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -69,6 +69,12 @@ BENCH_STEP ?= $(RUNS)/bench-step
 
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m src.bench.step --out $(BENCH_STEP)
+
+BENCH_CACHE ?= $(RUNS)/bench-cache
+
+bench-cache: .venv/.done ## the state cache beside other layouts: rates, opening 10,000 shards, codecs, what writing costs
+	$(PY) -m src.bench.cache --out $(BENCH_CACHE)
+	$(PY) -m src.bench.capture --out $(BENCH_CACHE)
 
 clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache *.egg-info

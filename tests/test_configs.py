@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -16,7 +15,12 @@ from src.lit.loggers import make_loggers
 from src.target.build import tiny_config
 from src.target.heads import TargetHeads
 
-OTHER_ENTRY_POINTS = {"benchmarks": "evaluate", "compare": "evaluate", "recipe": "pretrain"}  # group -> its only user
+OTHER_ENTRY_POINTS = {  # group -> its only user
+    "benchmarks": "evaluate",
+    "compare": "evaluate",
+    "engine": "evaluate",
+    "recipe": "pretrain",
+}
 ALL = sorted((path.parent.name, path.stem) for path in Path(CONF).glob("*/*.yaml"))
 OPTIONS = [(group, option) for group, option in ALL if group not in OTHER_ENTRY_POINTS]
 # An option that needs another beside it.
@@ -44,6 +48,8 @@ def test_the_groups_are_all_here():
             "trainer",
             "logger",
             "experiment",
+            "variant",
+            "sweep",
         ]
     )
 
@@ -55,6 +61,8 @@ def test_the_options_of_other_entry_points_compose(group, option, compose_config
         instantiate(config.benchmarks, **({"path": str(tmp_path)} if option == "paper" else {}))
     elif group == "compare":
         assert config.baseline in [method.name for method in config.methods]
+    elif group == "engine":
+        assert config.engine.name == (None if option == "none" else option)
     else:
         build = tiny_config(vocab_size=config.recipe.vocab_size, **instantiate(config.recipe.model, _convert_="all"))
         assert config.recipe.name == option and build.num_hidden_layers >= 8
@@ -68,11 +76,14 @@ def test_every_option_composes_and_instantiates(group, option, compose_config, m
     overrides = [f"{group}={option}", *PARTNERS.get((group, option), [])]
     config = compose_config("train", overrides)
     if group == "trainer":
-        keywords = {k: v for k, v in config.trainer.items() if k != "threads"}
-        # hardware swapped for what is here
-        keywords |= {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true"}
-        L.Trainer(**keywords, logger=False, enable_checkpointing=False)
-        assert config.trainer.devices == (8 if "8" in option else 1)
+        from src.lit.parts import check_trainer
+        from src.lit.run import make_trainer
+
+        assert config.trainer.devices == {"ddp8": 8, "ddp_cpu": 2}.get(option, 1)
+        assert config.optim.batch_size == (4 if option == "ddp8" else 8)
+        check_trainer(config.trainer)
+        config.trainer.update(accelerator="cpu", devices=1, strategy="auto", precision="32-true")  # what is here
+        make_trainer(config.trainer, tmp_path, False, [], 10)
         return
     if group == "logger":
         monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -23,7 +23,6 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from src.cache.capture import CachedStates, capture
 from src.cache.store import collate
 from src.contracts import DOMAINS, Conversation, Document
 from src.corpus.chat import answer_text, encode
@@ -36,7 +35,7 @@ from src.decode.replay import replay
 from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir
 from src.lit.record import environment_record, write_json
-from src.lit.states import open_store, with_supervised_pair
+from src.lit.states import open_store, states_of_documents, with_supervised_pair
 from src.settings import natural_int, positive_int
 from src.target.build import count_parameters
 from src.target.load import Target, load_mtp, read_config
@@ -204,9 +203,8 @@ def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Documen
     By group, maths also as a whole, and each domain once more without the documents in ``looping``, whose text is easy.
     """
     store = open_store(config, target.heads)
-    shards = capture(documents, store, lambda: InProcess(target), documents_per_shard=config.cache.documents_per_shard)
-    states = CachedStates(store, shards)
-    ordered = [document for shard in shards for document in shard.documents]
+    states = states_of_documents(config, documents, store, lambda: InProcess(target))
+    ordered = [document for shard in states.shards for document in shard.documents]
     drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()
     without = {domain: f"{domain}, no loops" for domain in DOMAINS}
     metrics = {name: AcceptanceMetrics(config.mtp_steps) for name in (*GROUPS[:2], *DOMAINS, *without.values())}

@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm import tqdm
 
-from src.cache.capture import CachedStates, capture
 from src.cache.store import collate
 from src.contracts import Document
 from src.corpus.prompts import Prompts
@@ -26,17 +25,24 @@ from src.corpus.tokenizer import load_tokenizer, special_ids
 from src.decode.looping import ends_in_loop
 from src.decode.metrics import document_counts
 from src.decode.replay import concat_rounds, replay
-from src.entry import command_of, runs_dir
+from src.entry import command_of
 from src.lit.methods import make_methods
 from src.lit.record import environment_record, write_json
-from src.lit.states import lazy_producer, lazy_target, open_store, with_supervised_pair
+from src.lit.states import (
+    lazy_producer,
+    lazy_target,
+    open_store,
+    states_of_documents,
+    target_documents,
+    with_supervised_pair,
+)
 from src.report.bootstrap import PromptCounts
 from src.report.figures import acceptance_figure
 from src.report.summary import MethodResult, summarise
 from src.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
 from src.settings import natural_int
 from src.target.load import load_heads
-from src.target.responses import AnswerSettings, answer_conversations
+from src.target.responses import AnswerSettings
 
 
 def evaluate_by_replay(config: DictConfig) -> dict:
@@ -69,19 +75,10 @@ def evaluate_by_replay(config: DictConfig) -> dict:
             dtype=config.target.dtype,
         )
         documents = with_supervised_pair(
-            answer_conversations(
-                benchmark.fitting(tokenizer, config.mode),
-                target,
-                store.key.target,
-                tokenizer,
-                settings,
-                runs_dir() / "responses",
-            )
+            target_documents(config, benchmark.fitting(tokenizer, config.mode), target, store.key.target, tokenizer, settings)
         )
-        per_shard = config.cache.documents_per_shard
-        shards = capture(documents, store, lazy_producer(target), layer_ids=layer_ids, documents_per_shard=per_shard)
-        states = CachedStates(store, shards, layer_ids)
-        row_of = {document.id: row for row, document in enumerate(d for shard in shards for d in shard.documents)}
+        states = states_of_documents(config, documents, store, lazy_producer(config, target), layer_ids)
+        row_of = {document.id: row for row, document in enumerate(d for shard in states.shards for d in shard.documents)}
         rows_in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
         looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in documents])
         ended = np.mean([int(document.input_ids[-1]) == eos_id for document in documents])
