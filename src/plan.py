@@ -1,6 +1,6 @@
 """What a training will cost, before anyone pays for it: cache, memory, steps, rates, hours, GPUs to serve and to train.
 
-python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper optim=adamw optim.batch_size=4 trainer=ddp8
+python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper optim=adamw trainer=ddp8
 python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper trainer=ddp8 cache=stream mean_tokens=2048
 
 Takes every option of src.train. Reads no weight: parameters and FLOPs are counted on the meta device.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.entry import entry_point
+from src.entry import CONF, class_name, entry_point
 from src.settings import natural_int, positive_int, positive_number
 
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ FLASH = "assets/deepseek_v4_flash"  # the released config.json, for a plan befor
 
 
 def target_config(config: DictConfig) -> DeepseekV4Config:
-    """Of the checkpoint where it lies, else DeepSeek-V4-Flash's."""
+    """Of the checkpoint; DeepSeek-V4-Flash's released one while that is not there yet."""
     from src.target.load import read_config
 
-    path = Path(config.target.path)
-    return read_config(path if (path / "config.json").exists() else FLASH)
+    flash = OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path
+    if config.target.path == flash and not (Path(flash) / "config.json").exists():
+        print(f"{flash} is not there yet: planning with {FLASH}/config.json")
+        return read_config(FLASH)
+    return read_config(config.target.path)
 
 
 def v4_sizes(model: DeepseekV4Config) -> V4Sizes:
@@ -65,6 +68,7 @@ def make_plan(config: DictConfig) -> Plan:
     from src.drafter.config import DrafterConfig
     from src.drafter.flops import step_flops
     from src.drafter.model import build_drafter
+    from src.lit.launcher import num_ranks
     from src.report.plan import Machine, Plan, Rates, Stage, TargetSize, Training
     from src.report.step_memory import StepSizes, step_memory
     from src.report.v4_sizes import active_parameters, checkpoint_bytes
@@ -89,7 +93,7 @@ def make_plan(config: DictConfig) -> Plan:
     autocast = "mixed" in str(config.trainer.precision)
     accumulated = config.trainer.get("accumulate_grad_batches", 1)
     num_taught = kl.positions if kl.alpha > 0 else 0
-    positive_int("trainer.devices", config.trainer.devices)
+    positive_int("machine.capture_processes", config.machine.capture_processes)
 
     sizes_of_step = StepSizes(
         documents=optim.batch_size,
@@ -107,11 +111,11 @@ def make_plan(config: DictConfig) -> Plan:
         head_bytes=2 if config.target.dtype == "bf16" else 4,
     )
     saving, half = replace(drafter, gradient_checkpointing=True), max(1, optim.batch_size // 2)
-    accumulate = f"optim.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}"
+    accumulate = f"trainer.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}"
     fewer = replace(sizes_of_step, documents=half)
     smaller = (
-        ("drafter.gradient_checkpointing=true", step_memory(saving, sizes_of_step).total),
         (accumulate, step_memory(drafter, fewer).total),
+        ("drafter.gradient_checkpointing=true", step_memory(saving, sizes_of_step).total),
         (f"drafter.gradient_checkpointing=true {accumulate}", step_memory(saving, fewer).total),
     )
     step = step_flops(
@@ -134,9 +138,11 @@ def make_plan(config: DictConfig) -> Plan:
         )
         for number in (1, 2)
     )
+    from_json = config.target.engine == "sglang"
+    transport = config.machine.capture_processes * config.rates.json_tokens_per_s if from_json else None
     return Plan(
-        machine=Machine(**config.machine),
-        rates=Rates(**config.rates),
+        machine=Machine(**{k: v for k, v in config.machine.items() if k != "capture_processes"}),
+        rates=Rates(**{k: v for k, v in config.rates.items() if k != "json_tokens_per_s"}, transport_tokens_per_s=transport),
         target=TargetSize(
             name=str(config.target.path),
             weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
@@ -147,12 +153,13 @@ def make_plan(config: DictConfig) -> Plan:
         ),
         stages=stages,
         training=Training(
-            ranks=config.trainer.devices,
+            ranks=num_ranks(config.trainer),
             documents=documents,
             step_flops=step.total * documents,
             memory=step_memory(drafter, sizes_of_step),
             smaller=smaller,
             codec=config.cache.dtype,
+            cache=class_name(config.cache),
             stream_gb=config.cache.get("budget_gb"),
         ),
     )

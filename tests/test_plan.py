@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 
 import pytest
@@ -12,7 +13,7 @@ from src.report.plan import GIB
 from src.report.v4_sizes import checkpoint_bytes
 from src.target.load import read_config
 
-PAPER = ["target=deepseek_v4_flash", "corpus=paper", "drafter=paper", "blocks=paper", "optim=adamw", "optim.batch_size=4"]
+PAPER = ["target=deepseek_v4_flash", "corpus=paper", "drafter=paper", "blocks=paper", "optim=adamw"]
 
 
 def test_the_released_configuration_has_the_roofline_s_sizes(compose_config):
@@ -31,11 +32,15 @@ def test_the_paper_s_training_is_planned_without_a_checkpoint(compose_config):
     assert [(share.serve, share.train) for share in plan.shares()] == [(4, 4)]
 
 
-def test_an_override_that_is_advised_is_enough(compose_config):
-    small = [*PAPER, "trainer=ddp8", "machine.gpu_gib=38"]
+@pytest.mark.parametrize(
+    ("gib", "advice"), [(40, "^trainer.batch"), (30, "^drafter.gradient_checkpointing=true$"), (25, "checkpointing=true trainer")]
+)
+def test_an_override_that_is_advised_is_enough(gib, advice, compose_config):
+    small = [*PAPER, "trainer=ddp8", f"machine.gpu_gib={gib}"]
     (problem,) = [p for p in make_plan(compose_config("plan", small)).problems() if "a rank needs" in p]
     override = problem.split(": ", 1)[1].split(" needs ")[0].split()
-    fixed = make_plan(compose_config("plan", [*small, *(o if "accumulate" not in o else f"+{o}" for o in override)]))
+    assert re.search(advice, " ".join(override))
+    fixed = make_plan(compose_config("plan", [*small, *override]))
     assert not [p for p in fixed.problems() if "a rank needs" in p]
 
 
@@ -63,3 +68,15 @@ def test_examples_of_a_mixture():
     assert num_examples({"chat": 3, "code": 4}) == 7
     assert num_examples([{"source": "a", "count": 110}, {"source": "b", "fill_to": 150}]) == 150
     assert num_examples([{"source": "a", "count": 110}, {"source": "b", "count": 40}]) == 150
+
+
+def test_another_target_s_configuration_is_not_made_up(compose_config):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        make_plan(compose_config("plan", ["target=deep", "target.path=nowhere"]))
+
+
+def test_ranks_of_all_machines_and_json_from_servers(compose_config):
+    served = [*PAPER, "trainer=ddp8", "trainer.num_nodes=2", "target.engine=sglang", "machine.capture_processes=2"]
+    plan = make_plan(compose_config("plan", served))
+    assert plan.training.ranks == 16
+    assert plan.capture_rate(2) == 2 * 280

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def make_methods(config: DictConfig) -> list[Method]:
         if "native_steps" in entry:
             methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
             continue
-        overrides = list(entry.train)
+        overrides = _merged(shlex.split(config.training), entry.train)
         training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
         training.target, training.cache = config.target, config.cache
         run = train_run_dir(training)
@@ -93,6 +94,12 @@ def make_methods(config: DictConfig) -> list[Method]:
     if config.baseline not in {method.name for method in methods}:
         raise ValueError(f"baseline={config.baseline!r} is not among the methods: {', '.join(m.name for m in methods)}")
     return methods
+
+
+def _merged(common: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Overrides of every method's training, then a method's own, which win."""
+    named = {override.partition("=")[0] for override in own}
+    return [*(override for override in common if override.partition("=")[0] not in named), *own]
 
 
 def _target_overrides() -> list[str]:

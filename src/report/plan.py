@@ -11,6 +11,7 @@ what is counted needs none. ``problems`` has one line for each thing that does n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from src.report.step_memory import StepMemory
@@ -42,19 +43,22 @@ class Rates:
     """Assumptions. ``drafter_utilization``: share of ``gpu_tflops`` that the drafter's step reaches, ``least_step_s`` what
     no step is faster than (launches, all-reduce); ``capture_tokens_per_s``
     of one copy of the target (its ``serving_gpus`` together) in prefill, None for ``target_utilization`` of its peak;
-    ``answer_tokens_per_s`` that one copy generates."""
+    ``answer_tokens_per_s`` that one copy generates;
+    ``transport_tokens_per_s`` what all capture processes together take in from servers, None where nothing limits it."""
 
     drafter_utilization: float
     least_step_s: float
     target_utilization: float
     capture_tokens_per_s: float | None
+    transport_tokens_per_s: float | None
     answer_tokens_per_s: float
 
     def __post_init__(self):
         for name in ("drafter_utilization", "target_utilization"):
             number_between(f"rates.{name}", getattr(self, name), 0.001, 1.0)
-        if self.capture_tokens_per_s is not None:
-            positive_number("rates.capture_tokens_per_s", self.capture_tokens_per_s)
+        for name in ("capture_tokens_per_s", "transport_tokens_per_s"):
+            if getattr(self, name) is not None:
+                positive_number(f"rates.{name}", getattr(self, name))
         for name in ("answer_tokens_per_s", "least_step_s"):
             positive_number(f"rates.{name}", getattr(self, name))
 
@@ -101,14 +105,16 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """``documents`` a rank and step (gradient accumulation included), ``step_flops`` of one rank's step; ``smaller``: overrides
-    that save memory, cheapest first, with the bytes that a rank then needs."""
+    """``documents`` a rank and step (gradient accumulation included), ``step_flops`` of one rank's step; ``cache`` the mode;
+    ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs.
+    """
 
     ranks: int
     documents: int
     step_flops: float
     memory: StepMemory
     codec: str
+    cache: str = "disk"
     stream_gb: float | None = None
     smaller: tuple[tuple[str, float], ...] = ()
 
@@ -172,6 +178,10 @@ class Plan:
         peak = self.machine.gpu_tflops * 1e12 * self.target.serving_gpus(self.machine)
         return peak * self.rates.target_utilization / (2 * self.target.active)
 
+    def capture_rate(self, copies: int) -> float:
+        """Tokens a second of ``copies`` of the target, as far as the way from them to the cache carries that."""
+        return min(copies * self.capture_per_copy, self.rates.transport_tokens_per_s or math.inf)
+
     def answer_hours(self) -> float:
         """All answers written by the target, on every copy the machine holds."""
         tokens = sum(stage.examples * stage.answer_tokens for stage in self.stages)
@@ -179,7 +189,7 @@ class Plan:
 
     def capture_hours(self) -> float:
         """All states once, on every copy the machine holds."""
-        return self.tokens / (self.capture_per_copy * max(1, self.copies)) / 3600
+        return self.tokens / self.capture_rate(max(1, self.copies)) / 3600
 
     def training_hours(self, stage: Stage) -> float:
         """Steps at the slower of computing and reading."""
@@ -197,7 +207,7 @@ class Plan:
         found = []
         for serve in range(each, self.machine.gpus, each):
             train = self.machine.gpus - serve
-            captured = self.capture_per_copy * serve / each
+            captured = self.capture_rate(serve // each)
             trained = train * self.training.documents * mean / self.step_s
             found.append(Share(serve, train, captured, trained, epoch_tokens / min(captured, trained) / 3600))
         return found
@@ -219,6 +229,14 @@ class Plan:
                 f"one copy of the target takes {self.target.serving_gpus(machine)} GPUs and the machine has {machine.gpus}: "
                 "capture elsewhere (target.engine=sglang target.servers=[...]) or give machine.gpus"
             )
+        possible, carried = max(1, self.copies) * self.capture_per_copy, self.capture_rate(max(1, self.copies))
+        if carried < possible:
+            found.append(
+                f"servers' answers reach the cache at {carried:,.0f} tokens/s where the target could give {possible:,.0f}: "
+                "machine.capture_processes=... for more of them, or capture in process (target.engine=null)"
+            )
+        if self.training.cache == "off":
+            return found
         on_disk = (self.training.stream_gb or self.cache_bytes(codec) / 1e9) / 1e3
         if on_disk > machine.disk_tb:
             smaller = " or cache.dtype=fp8" if codec != "fp8" and self.cache_bytes("fp8") / 1e12 <= machine.disk_tb else ""

@@ -19,7 +19,12 @@ SIZES = StepSizes(
 )
 MACHINE = Machine(gpus=8, gpu_gib=75, gpu_tflops=1000, disk_tb=20, read_gb_s=6)
 RATES = Rates(
-    drafter_utilization=0.5, least_step_s=0.1, target_utilization=0.25, capture_tokens_per_s=None, answer_tokens_per_s=1000
+    drafter_utilization=0.5,
+    least_step_s=0.1,
+    target_utilization=0.25,
+    capture_tokens_per_s=None,
+    transport_tokens_per_s=None,
+    answer_tokens_per_s=1000,
 )
 FLASH = TargetSize(name="flash", weights_bytes=160e9, active=13e9, num_paths=4, width=4096)
 
@@ -90,6 +95,22 @@ def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
     assert big.problems() == ["a rank needs 200 GiB and a GPU has 75: a=1 needs 1"]
     (small,) = plan(machine=replace(MACHINE, gpus=2)).problems()
     assert "4 GPUs" in small and "target.engine=sglang" in small
+
+
+def test_what_servers_answers_can_carry_bounds_the_capture():
+    free = plan()
+    bound = replace(free, rates=replace(RATES, transport_tokens_per_s=1000))
+    assert free.capture_rate(2) == 2 * free.capture_rate(1) > 1000
+    assert bound.capture_hours() == pytest.approx(bound.tokens / 1000 / 3600)
+    assert bound.shares()[0].captured_per_s == 1000
+    (problem,) = bound.problems()
+    assert "1,000 tokens/s" in problem and "capture_processes" in problem
+
+
+def test_nothing_is_said_of_a_disk_that_is_not_used():
+    full = plan(machine=replace(MACHINE, disk_tb=1, read_gb_s=0.1))
+    assert len(full.problems()) == 3
+    assert replace(full, training=replace(full.training, cache="off")).problems() == []
 
 
 def test_memory_grows_with_what_it_should():

@@ -1,0 +1,51 @@
+"""Every command of README.md and docs/ composes: its options exist, in the entry point that it names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN_CONFIG = ("train", "regenerate", "plan", "evaluate", "parity", "check_engine", "generate", "pretrain", "card", "roofline")
+CONFIG_OF = {"capture": "train"} | {name: name for name in OWN_CONFIG}
+# nothing is run: `python` tells its arguments, other programs are not found
+PRELUDE = """
+PATH=/nowhere
+python() { printf '%s\\x1f' "$@"; printf '\\n'; }
+seq() { printf 1; }
+make() { :; }; pip() { :; }; vllm() { :; }
+"""
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """(entry point, overrides) of each `python -m src.<entry point>` in a bash block; a document's variables reach its end."""
+    found = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
+        script = PRELUDE + "\n".join(blocks) + "\nwait\n"
+        told = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, check=False)
+        assert told.stderr == "", (path, told.stderr)
+        for line in told.stdout.splitlines():
+            words = line.split("\x1f")[:-1]
+            if words[:1] == ["-m"] and words[1].startswith("src."):
+                found.append((words[1].removeprefix("src."), words[2:]))
+    return found
+
+
+COMMANDS = documented()
+
+
+def test_there_are_commands():
+    assert {"train", "capture", "plan", "evaluate", "regenerate", "check_engine", "parity"} <= {name for name, _ in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [(name, words) for name, words in COMMANDS if name in CONFIG_OF and "-m" not in words and "sweep=" not in " ".join(words)],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value)[:80],
+)
+def test_its_options_compose(name, overrides, compose_config):
+    compose_config(CONFIG_OF[name], overrides)
