@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(3)
         elif fault == "garbage":
             data = b"<html>\xff busy"
-        elif fault in ("500", "429", "400"):
+        elif fault in ("500", "429", "400", "404"):
             self.send_error(int(fault), "on purpose")
             return
         self._send(data, cut=fault == "cut")

@@ -135,8 +135,8 @@ def test_killed_and_resumed_by_id(ask, server, tokenizer):
 def test_one_that_fails_for_good_is_named_and_the_others_are_kept(ask, server, tokenizer):
     todo = conversations(8)
     bad = tuple(encode_rounds(todo[5], tokenizer)[0])
-    server.fault = lambda prompt, attempt: "400" if prompt == bad else None
-    with pytest.raises(ValueError, match=r"1 of 8 conversations got no answer.*\(chat/05\).*HTTP 400") as caught:
+    server.fault = lambda prompt, attempt: "404" if prompt == bad else None
+    with pytest.raises(ValueError, match=r"1 of 8 conversations got no answer.*\(chat/05\).*HTTP 404") as caught:
         ask(todo)
     assert "\n" not in str(caught.value)
     assert server.asked[bad] == 1  # a refusal is not asked again
@@ -145,6 +145,62 @@ def test_one_that_fails_for_good_is_named_and_the_others_are_kept(ask, server, t
         served_documents(todo, ask.path, tokenizer, SETTINGS, "python -m src.regenerate")
     server.fault = lambda prompt, attempt: None
     assert len(ask(todo)) == 8
+
+
+def refuses(tokenizer, *conversations):
+    bad = {tuple(encode_rounds(c, tokenizer)[0]) for c in conversations}
+    return lambda prompt, attempt: "400" if prompt in bad else None
+
+
+def test_one_that_is_refused_where_others_are_answered_is_left_out_and_named(ask, server, tokenizer, capsys):
+    todo = conversations(8)
+    server.fault = refuses(tokenizer, todo[5], todo[0])
+    assert {d.id for d in ask(todo, concurrency=1)} == {c.id for c in todo} - {"chat/05", "chat/00"}
+    printed = capsys.readouterr().out
+    assert "2 left out for good: chat/00, chat/05; the last one's reason: http" in printed and "on purpose" in printed
+    assert "2 of 8 prompts left out, refused by the server with HTTP 400: chat/00, chat/05" in printed
+    server.asked.clear()
+    assert len(ask(todo)) == 6 and not server.asked  # neither asked for again nor missing
+    assert "2 of 8 prompts left out, refused by the server with HTTP 400: chat/00, chat/05" in capsys.readouterr().out
+
+
+def test_only_refused_ones_are_left_over(ask, server, tokenizer):
+    """As after a kill while they were in flight: one that was answered before tells whether it is the prompt or the server."""
+    todo = conversations(8)
+    ask(todo[:6])
+    server.fault = lambda prompt, attempt: "400"
+    with pytest.raises(ValueError, match=r"2 of 2 conversations got no answer.*HTTP 400.*; raise the server's max_model_len"):
+        ask(todo)
+    assert len(read_answers(ask.path)) == 6
+    server.fault = refuses(tokenizer, *todo[6:])
+    assert len(ask(todo)) == 6 and len(read_answers(ask.path)) == 8
+
+
+def test_many_refused_in_a_row_among_answered_ones_end_nothing(ask, server, tokenizer):
+    todo = conversations(34)
+    server.fault = refuses(tokenizer, *todo[3:30])
+    assert [d.id for d in ask(todo, concurrency=1)] == [c.id for c in [*todo[:3], *todo[30:]]]
+
+
+def test_a_server_that_only_refuses_ends_the_job_soon(ask, server):
+    server.fault = lambda prompt, attempt: "400"
+    with pytest.raises(ValueError, match=r"9 of 60 conversations got no answer.*HTTP 400.*max_model_len") as caught:
+        ask(conversations(60), concurrency=1)
+    assert len(server.asked) <= 11 and not read_answers(ask.path) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="1 of 1 conversations got no answer"):
+        ask(conversations(1))
+
+
+def test_what_one_server_refuses_another_is_asked(server, model, tokenizer, tmp_path):
+    roomy = AnsweringServer(model)
+    server.fault = lambda prompt, attempt: "400"
+    servers = AnswerServers(servers=(server.url, roomy.url), model="m", concurrency=2, timeout_s=20)
+    todo = conversations(6)
+    ask_servers(todo, servers, tokenizer, SETTINGS, tmp_path / "a.jsonl", progress=False)
+    roomy.shutdown()
+    roomy.server_close()
+    kept = read_answers(tmp_path / "a.jsonl")
+    assert len(kept) == 6 and not kept.left_out and server.asked
 
 
 def test_a_server_that_only_fails_ends_the_job_soon(ask, server):

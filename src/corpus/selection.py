@@ -3,7 +3,8 @@
 1. length     conversations with fewer than ``min_chars`` or more than ``max_chars`` characters are left out
 2. asked      the texts of system and user turns, normalised (NFKC, case, white space). Rows that ask the same are one row,
               whatever they answer: under ``responses: target`` they become the same document. The one with the lowest id stays
-3. side       held out or training, by the hash of the first user turn with case, digits and spacing folded
+3. side       held out or training, by the hash of the first user turn, normalised the same way and with its digits folded, so
+              that rows that ask the same are on one side
 4. rank       a hash of ``seed`` and what is asked orders each side; the lowest ranks are taken, in that order
 
 So shuffling a source changes nothing, and a bigger number takes the same rows and more.
@@ -21,7 +22,9 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -38,7 +41,7 @@ from src.corpus.split import Split
 from src.corpus.stable_hash import content_hash, unit_interval
 from src.settings import natural_int, number_between, positive_int
 
-_FORMAT = 1  # of the kept file
+_FORMAT = 2  # of the kept file and of the rules above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Choice:
 
     def is_heldout(self, conversation: Conversation) -> bool:
         first = next(turn.content for turn in conversation.turns if turn.role == "user")
-        return unit_interval(fold_text(first), salt="held-out row") < self.heldout
+        return unit_interval(fold_text(_normalised(first)), salt="held-out row") < self.heldout
 
     def rank(self, asked: str) -> int:
         return int(content_hash(f"{self.seed}\x00{asked}"), 16)
@@ -76,15 +79,16 @@ class Choice:
 def asked_text(conversation: Conversation) -> str:
     """What a conversation asks: equal for rows that differ in answers, case, white space or compatibility characters only."""
     turns = (turn for turn in conversation.turns if turn.role != "assistant")
-    return "\x00".join(f"{turn.role}\x01{' '.join(_folded(turn.content).split())}" for turn in turns)
+    return "\x00".join(f"{turn.role}\x01{_normalised(turn.content)}" for turn in turns)
 
 
 def asked_hash(conversation: Conversation) -> str:
     return content_hash(asked_text(conversation))
 
 
-def _folded(text: str) -> str:
-    return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+def _normalised(text: str) -> str:
+    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.split())
 
 
 class _Lowest:
@@ -122,7 +126,8 @@ class _Lowest:
 
 @dataclass(frozen=True)
 class Selection:
-    """A kept file: its first line says what was read and how many rows of each side follow, training first."""
+    """A kept file: its first line says what was read and how many rows of each side follow, training first. ValueError where it
+    is damaged."""
 
     path: Path
     account: Account
@@ -134,12 +139,12 @@ class Selection:
         end = min(start + count, self.num_train if split == "train" else self.num_heldout)
         offset = 1 if split == "train" else 1 + self.num_train
         found = []
-        with self.path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                if number >= offset + end:
-                    break
-                if number >= offset + start:
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(islice(lines, offset + start, offset + end), start=offset + start + 1):
+                with _undamaged(self.path, number):
                     found.append(from_row(json.loads(line)))
+        if len(found) < end - start:
+            raise _damaged(self.path, f"it ends before line {offset + end}")
         return found
 
 
@@ -185,10 +190,22 @@ def _read(path: Path, num_train: int, num_heldout: int) -> Selection | None:
     """None where the file is not there, or was made for fewer rows and the source has more."""
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines, _undamaged(path, 1):
         head = json.loads(lines.readline())
-    enough = (num_train <= head["train"] or head["all_train"]) and (num_heldout <= head["heldout"] or head["all_heldout"])
-    return Selection(path, Account.of_record(head["account"]), head["train"], head["heldout"]) if enough else None
+        enough = (num_train <= head["train"] or head["all_train"]) and (num_heldout <= head["heldout"] or head["all_heldout"])
+        return Selection(path, Account.of_record(head["account"]), head["train"], head["heldout"]) if enough else None
+
+
+@contextmanager
+def _undamaged(path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, f"line {number}, {type(error).__name__}: {error}") from None
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(f"the kept selection {path} is damaged ({reason}): remove it, it is made again from its source")
 
 
 def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldout: int, progress: bool) -> None:

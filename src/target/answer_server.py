@@ -7,11 +7,14 @@
                         sent, no end, ids outside the vocabulary, fewer tokens than the server counted
 4. an answer as text    (a server without ``return_token_ids``) is encoded again; where that does not give the same text back,
                         the conversation is left out and named
+5. a prompt refused     (HTTP 400, 413, 422: as a rule longer than the server's max_model_len) is sent to each other server;
+                        what none takes is left out, once the servers are seen to answer others (served_answers)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +30,8 @@ from src.target.engines.http import Refused, Unavailable, get_json, post_json
 from src.target.engines.pool import ServerPool
 from src.target.exchange import Exchange
 from src.target.responses import AnswerSettings
+
+_ABOUT_THE_PROMPT = (400, 413, 422)  # refusals; any other status says something about the server
 
 
 class WrongServer(ValueError):
@@ -90,7 +95,8 @@ class _Given:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a worker hands over: documents, or why there are none; ``error``: nothing is kept, ``left_out``: for good."""
+    """What a worker hands over: documents, or why there are none; ``error``: nothing is kept, ``left_out``: for good, both:
+    every server refused it, which is for good if they answer other conversations."""
 
     conversation: Conversation
     documents: Sequence[Document] = ()
@@ -117,14 +123,34 @@ class AnswerClient:
             while (prompt := exchange.prompt()) is not None:
                 room = min(settings.max_new_tokens, settings.max_length - len(prompt))
                 seed = int(content_hash(f"{settings.seed}\x00{conversation.id}\x00{turn}"), 16) % 2**31
-                given = self._pool.ask(self._complete, _Request(prompt, room, seed))
+                given = self._ask(_Request(prompt, room, seed))
                 exchange.add(given.ids)
                 from_text, tokens, turn = from_text + given.from_text, tokens + len(given.ids), turn + 1
         except _NotTheSameText as error:
             return Finished(conversation, _empty(conversation), left_out=str(error))
+        except Refused as error:
+            reason = f"refused by the server with HTTP {error.status}" if error.status in _ABOUT_THE_PROMPT else None
+            return Finished(conversation, _empty(conversation), left_out=reason, error=error)
         except Exception as error:  # a worker must not die silently: the main thread names it
             return Finished(conversation, error=error)
         return Finished(conversation, exchange.documents(), from_text, tokens)
+
+    def _ask(self, request: _Request) -> _Given:
+        """What the pool gives; each other server is asked for what one refuses, since it may have more room."""
+        asked: list[str] = []
+
+        def complete(server: str, request: _Request) -> _Given:
+            asked.append(server)
+            return self._complete(server, request)
+
+        try:
+            return self._pool.ask(complete, request)
+        except Refused:
+            for server in self.servers.servers:
+                if server != asked[-1]:
+                    with suppress(Refused):
+                        return self._complete(server, request)
+            raise
 
     def _complete(self, server: str, request: _Request) -> _Given:
         body = {

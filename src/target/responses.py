@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from src.contracts import Conversation, Document
 from src.corpus.chat import encode_rounds
 from src.corpus.tokenizer import special_ids
-from src.target.answer_file import Answers, append_answers, in_order, read_answers, tell_limits
+from src.target.answer_file import Answers, append_answers, cut_half_line, in_order, read_answers, tell_limits
 from src.target.exchange import Exchange
 from src.target.generate import generate_batch
 from src.target.load import Target
@@ -76,7 +76,9 @@ def answer_conversations(
     with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached or not progress) as bar:
         for number, batch in enumerate(batches):
             if any(conversation.id not in done for conversation in batch):
-                loaded = loaded or target()
+                if loaded is None:
+                    loaded = target()
+                    cut_half_line(path)
                 if loaded.fingerprint != fingerprint:
                     raise ValueError(f"the target has fingerprint {loaded.fingerprint}, these answers want {fingerprint}")
                 documents = _answer_batch(batch, loaded, tokenizer, settings, settings.seed * 1_000_003 + number)

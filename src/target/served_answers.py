@@ -22,11 +22,13 @@ from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Conversation, Document
 from src.corpus.lengths import named
-from src.target.answer_file import append_answers, read_answers
+from src.target.answer_file import append_answers, cut_half_line, read_answers
 from src.target.answer_server import AnswerClient, AnswerServers, Finished, WrongServer
 from src.target.responses import AnswerSettings, told_documents
 
-_IN_A_ROW = 8  # failed conversations, with none answered in between, that end the job
+# Failed conversations, with none answered in between, that end the job. Refusals come faster than answers: as many more of
+# them as there are workers.
+_IN_A_ROW = 8
 
 
 def served_path(
@@ -50,8 +52,11 @@ def ask_servers(
     """Ask for every conversation that ``path`` has no answer of, and append what comes in the order it comes.
 
     A conversation that fails ends nothing; ValueError names the failed ones at the end, or as soon as several fail in a row.
+    One that every server refuses is left out for good as soon as another is answered; where none is left to ask, one that
+    was answered before is asked again to know.
     """
     with _alone(path):
+        cut_half_line(path)
         done = read_answers(path, {conversation.id for conversation in conversations})
         todo = [conversation for conversation in conversations if conversation.id not in done]
         print(
@@ -64,8 +69,27 @@ def ask_servers(
         client = AnswerClient(servers, tokenizer, settings)
         workers = min(len(todo), servers.concurrency * len(servers.servers))
         from_text = tokens = in_a_row = 0
-        left_out: list[str] = []
+        left_out: dict[str, str] = {}
         failed: dict[str, Exception] = {}
+        refused: list[Finished] = []  # since the last answer
+        known = next((c for c in conversations if c.id in done and len(done[c.id].input_ids)), None)  # answered before
+
+        def keep(one: Finished) -> None:
+            append_answers(path, one.documents, one.left_out)
+            if one.left_out:
+                left_out[one.conversation.id] = str(one.error or one.left_out)
+
+        def settle(answering: bool) -> bool:
+            """Leave the refused ones out where the servers answer others."""
+            if answering:
+                for one in refused:
+                    keep(one)
+                refused.clear()
+            return answering
+
+        def still_answering() -> bool:
+            return known is not None and client.answer(known).error is None
+
         title = f"answers of {servers.model}"
         with (
             tqdm(total=len(todo), desc=title, unit="doc", mininterval=2, disable=not progress) as bar,
@@ -75,24 +99,37 @@ def ask_servers(
                 bar.update()
                 if isinstance(one.error, WrongServer):
                     raise one.error
-                if one.error is not None:
+                if one.error is not None and one.left_out is None:
                     failed[one.conversation.id] = one.error
                     in_a_row += 1
                     if in_a_row >= min(_IN_A_ROW, len(todo)):
                         break
-                    continue
-                append_answers(path, one.documents, one.left_out)
-                left_out += [one.conversation.id] if one.left_out else []
-                in_a_row, from_text, tokens = 0, from_text + one.from_text, tokens + one.tokens
-                bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
+                elif one.error is not None:
+                    refused.append(one)
+                    if len(refused) >= _IN_A_ROW + workers and not settle(still_answering()):
+                        break
+                else:
+                    keep(one)
+                    if one.tokens or one.left_out:  # not where the prompt had no room, which nobody was asked for
+                        known, in_a_row = one.conversation, 0
+                        settle(True)
+                    from_text, tokens = from_text + one.from_text, tokens + one.tokens
+                    bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
+            else:
+                settle(bool(refused) and still_answering())
+    failed |= {one.conversation.id: one.error for one in refused}
     if from_text:
         print(f"answers of {servers.model}: {from_text:,} came as text and were encoded again (no return_token_ids)")
     if left_out:
-        print(f"answers of {servers.model}: {len(left_out)} left out for good: {named(left_out)}")
+        print(
+            f"answers of {servers.model}: {len(left_out)} left out for good: {named(list(left_out))}; the last one's reason: "
+            f"{list(left_out.values())[-1]} (to ask again, remove its line from {path})"
+        )
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(todo)} conversations got no answer, the same command asks for them again "
             f"({named(list(failed))}); the last one's error: {list(failed.values())[-1]}"
+            + ("; raise the server's max_model_len, or lower corpus.max_length" if refused else "")
         )
 
 

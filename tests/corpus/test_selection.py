@@ -76,6 +76,39 @@ def test_a_bigger_number_takes_the_same_rows_and_more_and_another_seed_others(tm
     assert set(other) != set(twenty)
 
 
+def test_rows_that_ask_the_same_are_on_one_side(tmp_path):
+    """However they are spelled: \u00b2 is a 2 for one who looks for equal questions, so it must be for the side as well."""
+
+    spelled = [("x\u00b2 %s", "x2 %s"), ("Stra\u00dfe %s", "STRASSE %s"), ("\uff21 %s", "a %s"), ("\u2460 %s", "1 %s")]
+    for one, two in spelled:
+        rows = [{"instruction": text % name, "output": "y"} for name in THINGS for text in (one, two)]
+        path = write(tmp_path / "pairs.jsonl", rows)
+        found, (train, heldout) = chosen(path, tmp_path, Choice(seed=0, heldout=0.5, min_chars=2, max_chars=200))
+        assert len(train) + len(heldout) == len(THINGS) and train and heldout
+        assert found.account.dropped["asks the same as another row"] == len(THINGS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda kept: b"\x00" * 20 + kept[20:], "line 1, "),
+        (lambda kept: b"", "line 1, JSONDecodeError"),
+        (lambda kept: b"{}" + kept[kept.index(b"\n") :], "line 1, KeyError"),
+        (lambda kept: kept.replace(b'{"id"', b'{"i\xff"', 1), "line 2, "),
+        (lambda kept: kept[: kept.index(b"\n") + 1], "it ends before line 21"),
+    ],
+)
+def test_a_damaged_kept_file_is_named_with_what_to_do(tmp_path, damage, line):
+    source = write(tmp_path / "rows.jsonl", ROWS)
+    found, sides = chosen(source, tmp_path / "kept")
+    found.path.write_bytes(damage(found.path.read_bytes()))
+    with pytest.raises(ValueError, match=r"the kept selection .* is damaged .*: remove it, it is made again") as caught:
+        chosen(source, tmp_path / "kept")
+    assert line in str(caught.value) and str(found.path) in str(caught.value) and "\n" not in str(caught.value)
+    found.path.unlink()
+    assert chosen(source, tmp_path / "kept")[1] == sides
+
+
 def test_lengths_are_filtered_and_named(tmp_path):
     rows = [{"instruction": "x" * n, "output": "y"} for n in (1, 4, 9)]
     found, (train, _) = chosen(

@@ -102,6 +102,17 @@ def test_a_prompt_without_room_is_named(answer, mode, capsys):
     assert "not asked" not in printed
 
 
+def test_an_answer_that_a_crash_cut_is_made_again(answer, tmp_path):
+    script = [["It counts.<eos>", "It adds.<eos>"], ["It joins.<eos>"]]
+    documents, _ = answer("non_think", script, conversations=(MT_BENCH, ONE))
+    (kept,) = (tmp_path / "answers").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])
+    again, asked = answer("non_think", script, conversations=(MT_BENCH, ONE))
+    assert len(asked) == 2 and [d.input_ids.tolist() for d in again] == [d.input_ids.tolist() for d in documents]
+    assert kept.read_bytes() == whole[: whole.index(b"\n") + 1] + whole  # the batch as a whole
+
+
 def test_the_model_itself_answers_both_turns_in_think_high(mini_target, tmp_path):
     from src.target.load import load_target
 

@@ -15,7 +15,11 @@ from contextlib import contextmanager
 
 
 class Refused(ValueError):
-    """The server understood and said no."""
+    """The server understood and said no; ``status``: the HTTP status it said it with."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class Unavailable(ValueError):
@@ -63,8 +67,10 @@ def _open(request: urllib.request.Request, timeout_s: float) -> Iterator[http.cl
             yield answer
     except urllib.error.HTTPError as error:
         said = error.read(500).decode(errors="replace").strip().replace("\n", " ")
-        kind = Refused if 400 <= error.code < 500 and error.code not in (408, 429) else Unavailable
-        raise kind(f"{url} answered HTTP {error.code}{f': {said}' if said else ''}") from None
+        message = f"{url} answered HTTP {error.code}{f': {said}' if said else ''}"
+        if 400 <= error.code < 500 and error.code not in (408, 429):
+            raise Refused(message, error.code) from None
+        raise Unavailable(message) from None
     except TimeoutError:
         raise Unavailable(f"{url} said nothing for {timeout_s:g} s") from None
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
