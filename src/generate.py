@@ -132,8 +132,7 @@ def newest_run(target: Target) -> Path:
     found = []
     for path in (runs_dir() / "train").glob("*/result.json"):
         record = read_record(path.parent)
-        conditioning = record["decided_by"]["conditioning"] or {}
-        if record["target"] == target.fingerprint and conditioning.get("_target_", "").endswith(".PreHcHead"):
+        if record["target"] == target.fingerprint and _is_hyperdflash(record["decided_by"]):
             found.append((record["decided_by"]["stage"], path.stat().st_mtime, path.parent))
     if not found:
         raise ValueError(
@@ -141,6 +140,13 @@ def newest_run(target: Target) -> Path:
             "`python -m src.train experiment=stage1` first, or give run=<directory> or method=mtp"
         )
     return max(found)[-1]
+
+
+def _is_hyperdflash(decided: dict) -> bool:
+    """The paper's method alone, none of a sweep's variants: states before the HC head, by the gate of the target's HC head."""
+    conditioning, reducer = decided["conditioning"] or {}, decided["reducer"] or {}
+    gate = reducer.get("_target_", "").endswith(".HcGate") and reducer.get("init") == "inherit"
+    return gate and conditioning.get("_target_", "").endswith(".PreHcHead")
 
 
 def answer_prompt(config: DictConfig, console: Console) -> Answer:

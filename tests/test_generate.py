@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
 
 import pytest
@@ -16,6 +18,7 @@ from src.corpus.chat import encode_prompt
 from src.decode.display import RoundPrinter, TextStream
 from src.decode.drafters import BlockDrafter, MTPDrafter
 from src.decode.loop import FirstToken, Round, Seconds
+from src.entry import decided_by
 from src.generate import answer_prompt, generate, generate_stream, load_drafter, quoted, tokenizer_of
 from src.target.load import Target, load_target
 
@@ -84,6 +87,22 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
         shown = io.StringIO()
         answer_prompt(config, Console(file=shown))
         assert str(run) in shown.getvalue()
+
+
+def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compose_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
+    variants = {"own": [], "mean": ["reducer=mean"], "random": ["reducer.init=random"], "mtp": ["drafter=mtp", "kl=off"]}
+    variants["layers"] = ["conditioning=layers", "reducer=fc"]
+    for number, (name, overrides) in enumerate(variants.items()):
+        result = tmp_path / "train" / name / "result.json"
+        result.parent.mkdir(parents=True)
+        decided = decided_by(compose_config("train", [f"target.path={target.path}", *overrides]))
+        result.write_text(json.dumps({"target": target.fingerprint, "decided_by": decided}))
+        os.utime(result, (number, number))
+    assert module.newest_run(target).name == "own"
+    (tmp_path / "train" / "own" / "result.json").unlink()
+    with pytest.raises(ValueError, match="no finished run on this target"):
+        module.newest_run(target)
 
 
 def test_what_is_no_finished_run_is_refused(target, tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 from src.bench import cache_codecs, cache_rates, cache_scale
 from src.bench.cache_figure import formats_figure
 from src.bench.cache_formats import FORMATS
+from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 
 # name -> module with measure(options) -> dict and table(record) -> lines of Markdown; the order is that of cache.md
@@ -63,7 +64,7 @@ def render(out: Path) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m src.bench.cache", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them where none is given")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-cache"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-cache")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="all where none is given")

@@ -30,6 +30,7 @@ from src.cache.modes import Disk, Off, Offline, Stream
 from src.cache.store import CacheKey, StateStore, collate, make_shards
 from src.cache.writer import write_taps
 from src.contracts import Document
+from src.entry import runs_dir
 from src.lit.order import TrainingOrder
 from src.lit.record import environment_record, script_command, write_json
 from src.report.tables import markdown_table
@@ -187,7 +188,7 @@ def table(record: dict) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.bench.capture", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-capture"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-capture")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--records", type=int, default=384)

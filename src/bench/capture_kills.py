@@ -28,6 +28,7 @@ from src.bench.capture import make_documents
 from src.cache.capture import capture
 from src.cache.store import CacheKey, StateStore, make_shards
 from src.contracts import Document
+from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 from src.target.load import load_target
 from src.target.producer import InProcess, Producer
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=64)
     parser.add_argument("--target", default="assets/tiny")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/capture-kills"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "capture-kills")
     parser.add_argument("--scratch", type=Path, help="where the caches go; the system's temporary directory")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # before the first operation: a fork does not have the threads of a pool

@@ -25,7 +25,7 @@ from src.corpus.prompts import load_eval_prompts
 from src.corpus.tokenizer import load_tokenizer, special_ids
 from src.decode.drafters import Autoregressive, LoopDrafter
 from src.decode.loop import Generation, decode
-from src.entry import CONF
+from src.entry import CONF, runs_dir
 from src.lit.decoding_report import round_times
 from src.lit.methods import make_methods
 from src.lit.record import environment_record, script_command, write_json
@@ -78,11 +78,12 @@ def growth(target: Target, drafters: dict[str, LoopDrafter], prompts: Sequence[S
             text = decode(target.model, Autoregressive(), prompt, stop_ids=(), max_new_tokens=LATE).token_ids
             texts.append({place: [*prompt, *text[:place]] for place in (EARLY, LATE)})
             bar.update()
+        names = list(drafters)
         for repeat in range(REPEATS):
             for text in texts:
-                for name, drafter in drafters.items():
+                for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
                     for place in (EARLY, LATE) if repeat % 2 else (LATE, EARLY):
-                        found = decode(target.model, drafter, text[place], stop_ids=(), max_new_tokens=SPAN)
+                        found = decode(target.model, drafters[name], text[place], stop_ids=(), max_new_tokens=SPAN)
                         parts[name, place] += [(r.seconds.draft, r.seconds.verify, r.seconds.rest) for r in found.rounds]
                         bar.update()
     medians = {key: tuple(1e3 * np.median(np.array(seconds), axis=0)) for key, seconds in parts.items()}
@@ -105,7 +106,7 @@ def growth_markdown(found: Sequence[Growth]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.bench.decoding", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-decoding"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-decoding")
     parser.add_argument("--prompts", type=int, default=4, help="of each domain")
     parser.add_argument("--long-prompts", type=int, default=3, help="texts of 1,000 tokens; 0: no growth")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 from src.target.build import build_target, set_implementations, tiny_config
 from src.target.pretraining import PretrainSettings, make_optimiser, pack, plant_loops, train_step
@@ -142,7 +143,7 @@ def table(rates: dict[str, list[float]], difference: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.bench.pretraining", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-pretraining"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-pretraining")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)

@@ -22,6 +22,7 @@ from src.bench.duel import ROOT, Terms, duel
 from src.bench.figures import bars_figure, growth_figure
 from src.bench.shapes import DTYPES, GROWTH, GROWTH_BASE, OBJECTIVES, QUICK, SHAPES, Case, grown
 from src.bench.tables import OWN, PEER, Run, bar_table, csv_text, markdown, record
+from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 
 PROFILED = SHAPES[2].name  # large enough that calls do not cost, small enough that the profile is short
@@ -109,7 +110,7 @@ def machine() -> dict:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m src.bench.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-step"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-step")
     parser.add_argument("--rounds", type=int, help="measured steps a side and case (10; in growth half of them)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-gib", type=float, default=12.0, help="what one process may allocate beyond its imports")

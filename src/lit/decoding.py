@@ -86,6 +86,8 @@ def decode_all(
             "methods": {method.name: method.run_id for method in methods},
             "top_p": config.top_p,
             "seed": config.seed,
+            "threads": torch.get_num_threads(),
+            "device": str(target.model.device),
         },
     )
     todo = [
@@ -172,14 +174,17 @@ def compare_texts(
 ) -> None:
     """Write ``differs`` into every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
 
-    Turns after a difference have another history and are not compared.
+    Turns after a difference have another history and cannot be compared: ``compared`` is False there.
     """
     for name, turns in decoded.items():
-        for turn, (prompt_ids, generation), (_, own) in zip(rows[name], turns, decoded[AR], strict=False):
-            found = compare_greedy(model, prompt_ids, own.token_ids, generation.token_ids)
+        parted = False
+        for index, (turn, (prompt_ids, generation)) in enumerate(zip(rows[name], turns, strict=True)):
+            if parted:
+                turn["compared"] = False
+                continue
+            found = compare_greedy(model, prompt_ids, decoded[AR][index][1].token_ids, generation.token_ids)
             if found is not None:
-                turn["differs"] = asdict(found)
-                break
+                turn["differs"], parted = asdict(found), True
 
 
 @torch.inference_mode()

@@ -114,7 +114,9 @@ def lossless_markdown(rows: Sequence[dict]) -> str:
         other = [(row, turn["differs"]) for row, turn in turns if "differs" in turn]
         ties = sum(found["tie"] for _, found in other)
         tokens = sum(len(turn["ids"]) for _, turn in turns)
-        lines.append([name, *(f"{n:,}" for n in (len(turns), tokens, len(turns) - len(other), ties, len(other) - ties))])
+        skipped = sum(not turn.get("compared", True) for _, turn in turns)
+        counts = (len(turns), tokens, len(turns) - len(other) - skipped, ties, len(other) - ties, skipped)
+        lines.append([name, *(f"{n:,}" for n in counts)])
         differences += [
             [
                 name,
@@ -127,7 +129,9 @@ def lossless_markdown(rows: Sequence[dict]) -> str:
             for row, found in other
         ]
     text = ["### Temperature 0: is the text AR's?", ""]
-    text += markdown_table(["Method", "texts", "tokens", "same", "ties within rounding", "differ"], lines)
+    text += markdown_table(["Method", "texts", "tokens", "same", "ties within rounding", "differ", "not compared"], lines)
+    if any(line[-1] != "0" for line in lines):
+        text += ["", "Not compared: turns after the first difference of a conversation, whose history is another one."]
     if differences:
         text += ["", *markdown_table(["Method", "prompt", "mode", "first at", "gap of logits", ""], differences)]
     timed = [row["generate"] for row in rows if "generate" in row]

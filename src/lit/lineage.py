@@ -12,6 +12,7 @@ from torch import nn
 
 from src.entry import command_of, decided_by, runs_dir
 from src.lit.record import write_json
+from src.report.sweep_runs import flat
 
 
 def find_stage1(config: DictConfig) -> Path:
@@ -40,27 +41,11 @@ def find_stage1(config: DictConfig) -> Path:
 
 def _differences(before: dict, now: dict) -> dict[str, tuple]:
     """Dotted option -> (value then, value now), where two runs differ in anything but stage and corpus."""
-    flat = [
-        {
-            ".".join(path): value
-            for name, value in decided.items()
-            if name not in ("stage", "init_from")
-            for path, value in _leaves(name, value)
-            if path != ("corpus", "stage")
-        }
+    olds, news = (
+        {name: value for name, value in flat(decided).items() if name not in ("stage", "init_from", "corpus.stage")}
         for decided in (before, now)
-    ]
-    names = sorted(flat[0].keys() | flat[1].keys())
-    return {n: (flat[0].get(n), flat[1].get(n)) for n in names if flat[0].get(n) != flat[1].get(n)}
-
-
-def _leaves(name: str, value: object):
-    if not isinstance(value, dict):
-        yield (name,), value
-        return
-    for key, inner in value.items():
-        for path, leaf in _leaves(key, inner):
-            yield (name, *path), leaf
+    )
+    return {n: (olds.get(n), news.get(n)) for n in sorted(olds.keys() | news.keys()) if olds.get(n) != news.get(n)}
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -55,8 +56,16 @@ def make_loggers(config: DictConfig, run: Path, name: str, **wandb_init) -> list
         offline = wanted == "offline" or config.wandb == "offline" or (config.wandb == "auto" and not logged_in())
         if wanted != "disabled":
             where = {"project": config.project, "save_dir": run, "offline": offline, "id": _wandb_id(run)}
-            loggers.append(WandbLogger(name=name, **where, **wandb_init))
+            loggers.append(StepWandb(name=name, **where, **wandb_init))
     return loggers or False
+
+
+class StepWandb(WandbLogger):
+    """Rows of W&B numbered by the optimizer step, one a step: what a resumed run logs again, W&B drops by its number."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
 
 
 def wandb_place(config: DictConfig) -> dict:

@@ -1,6 +1,7 @@
 """rows.jsonl of an evaluation: what was decoded, prompt by prompt, so that a killed one goes on behind its last line.
 
-A line is ``mode``, ``temperature``, ``benchmark``, ``id`` and ``methods``: name -> its turns (``turn_row``).
+A line is ``mode``, ``temperature``, ``benchmark``, ``id`` and ``methods``: name -> its turns (``turn_row``). At temperature 0 a
+turn whose text is not AR's has ``differs``, and those after it, on another history, ``compared`` false.
 """
 
 from __future__ import annotations

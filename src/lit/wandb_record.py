@@ -93,7 +93,8 @@ class WandbRecord(L.Callback):
             title="Acceptance per drafted position",
             xname="drafted position",
         )
-        wandb_run.log({"val/acceptance": chart, "val/drafts": table, "trainer/global_step": trainer.global_step - 1})
+        step = trainer.global_step - 1
+        wandb_run.log({"val/acceptance": chart, "val/drafts": table, "trainer/global_step": step}, step=step)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         wandb_run = _wandb_run(trainer)

@@ -71,18 +71,24 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
 
 
 def _read(folders: Sequence[Path], plan: SweepPlan | None) -> tuple[list[TrainedRun], dict[str, str]]:
-    """Finished runs in ``folders``; of a plan read from its own folder, the plan's runs alone."""
+    """Finished runs in ``folders``, of two with one name the first; of a plan read from its own folder, the plan's runs alone.
+    Beside them those that are left out, with the reason."""
     wanted = {job.directory.name for job in plan.jobs} if plan and list(folders) == [runs_dir() / "train"] else None
-    runs, left_out = [], {}
+    runs: dict[str, TrainedRun] = {}
+    left_out: dict[str, str] = {}
     for folder in folders:
         for result in sorted(folder.glob("*/result.json")):
-            if wanted is not None and result.parent.name not in wanted:
+            name = result.parent.name
+            if wanted is not None and name not in wanted:
                 continue
             try:
-                runs.append(read_run(result.parent))
+                run = read_run(result.parent)
             except ValueError as error:
-                left_out[result.parent.name] = str(error)
-    return runs, left_out
+                left_out[str(result.parent) if name in left_out else name] = str(error)
+                continue
+            if runs.setdefault(name, run) is not run:
+                left_out[str(result.parent)] = f"has the name of {runs[name].directory}, which is reported"
+    return list(runs.values()), left_out
 
 
 def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Member], dict[str, str], list[str]]:
@@ -94,8 +100,7 @@ def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Membe
         if job.directory.name in by_name:
             members.append(Member(by_name[job.directory.name], choices))
         else:
-            told = {axis: job.choices[axis] for axis in job.choices}
-            missing.append(label_of(told))
+            missing.append(label_of(job.choices))
     jobs = [flat(job.decided) for job in plan.jobs]
     names = {job.directory.name for job in plan.jobs}
     refused = {run.directory.name: refusal(run, jobs) for run in runs if run.directory.name not in names}

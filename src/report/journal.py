@@ -1,6 +1,6 @@
 """How the jobs of a multirun ended: a file a job while it runs, a list of those that failed at the end.
 
-    <runs>/sweeps/<time>-<pid>/<job>.json    {"job", "directory", "overrides", "status", "error", "seconds"}
+    <runs>/sweeps/<time>-<pid>/<job>.json    {"job", "directory", "overrides", "params", "status", "error", "seconds"}
 
 Jobs may run in other processes (submitit, joblib): the journal's place reaches them by the environment.
 """
@@ -12,13 +12,16 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig
 
 PLACE = "HYPERDFLASH_SWEEP"
 
@@ -33,7 +36,7 @@ def sweep_journal(directory: Path) -> Iterator[None]:
     finally:
         del os.environ[PLACE]
         if place.exists():
-            print(summary(place), file=sys.stderr, flush=True)
+            print(summary(place, sys.argv[1:]), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -48,6 +51,7 @@ def journal_entry() -> Iterator[None]:
         "job": int(hydra.job.num),
         "directory": os.path.relpath(hydra.runtime.output_dir),
         "overrides": list(hydra.overrides.task),
+        "params": _params(hydra),
         "status": "lost",
         "error": None,
         "seconds": 0.0,
@@ -66,18 +70,43 @@ def journal_entry() -> Iterator[None]:
         _write(path, {**record, "seconds": time.monotonic() - started})
 
 
-def summary(place: Path) -> str:
-    """One line for all jobs, then one for each that did not finish: its options, error and directory."""
+def summary(place: Path, words: Sequence[str] = ()) -> str:
+    """One line for all jobs, then one for each that did not finish: its options, error and directory.
+
+    ``words`` of the command say how many jobs it asked for, begun or not.
+    """
     records = sorted((json.loads(path.read_text()) for path in place.glob("*.json")), key=lambda record: record["job"])
     others = [record for record in records if record["status"] != "finished"]
-    lines = [f"{len(records)} jobs: {len(records) - len(others)} finished, {len(others)} not"]
+    total = max(len(records), _asked(words, records[0].get("params") if records else None))
+    lines = [f"{total} jobs: {len(records) - len(others)} finished, {len(others)} not"]
+    if total > len(records):
+        lines[0] += f", {total - len(records)} never begun"
     for record in others:
         lines.append(f"  {record['status']}: {' '.join(record['overrides'])}")
         lines.append(f"    {record['error'] or 'its process ended without a word'}")
         lines.append(f"    {record['directory']}")
-    if others:
+    if others or total > len(records):
         lines.append("the same command skips what is finished and goes on with the rest")
     return "\n".join(lines)
+
+
+def _params(hydra: DictConfig) -> dict[str, str] | None:
+    """What the sweep itself turns, in the basic sweeper's words; None of a sweeper that searches."""
+    if not hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return None
+    return {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()}
+
+
+def _asked(words: Sequence[str], params: dict[str, str] | None) -> int:
+    """How many jobs the basic sweeper makes of these; 0 where that cannot be told."""
+    if params is None:
+        return 0
+    own = [word for word in words if "=" in word and not word.startswith(("-", "hydra"))]
+    try:
+        overrides = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *own])
+        return len(BasicSweeper.split_arguments(overrides, None)[0])
+    except HydraException:  # a glob over options needs the configuration's folder
+        return 0
 
 
 def _sentence(error: BaseException) -> str:

@@ -44,7 +44,8 @@ class Difference:
 class Cell:
     """``tau_over_seeds``, ``tau_over_prompts`` group -> Estimate (the same value); ``survival``, ``conditional`` S entries of
     the plain mean over domains, intervals over seeds (over prompts where there is one seed); ``curve`` [V, 4] step, mean
-    validation tau over seeds, lowest and highest seed; ``difference`` None for the baseline and without a common seed."""
+    validation tau over seeds, lowest and highest seed; ``difference`` None for the baseline and without a common seed;
+    ``curve_difference`` its counterpart by step, at the steps of both curves: step -> interval over the seeds of both."""
 
     target: str
     choices: dict[str, str]
@@ -60,6 +61,7 @@ class Cell:
     curve: np.ndarray
     difference: Difference | None
     is_baseline: bool
+    curve_difference: dict[int, Estimate] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
 
 
@@ -120,6 +122,7 @@ def summarise_sweep(
     cells: list[Cell] = []
     prompts: dict[str, int] = {}
     groups: tuple[str, ...] = ()
+    left_out = dict(left_out or {})
     for target in dict.fromkeys(member.run.target for member in members):
         here = [member for member in members if member.run.target == target]
         _check_pairing([member.run for member in here], target)
@@ -132,7 +135,9 @@ def summarise_sweep(
         together: dict[tuple, dict[int, TrainedRun]] = {}
         for member in here:
             key = tuple(member.choices[axis] for axis in axes)
-            together.setdefault(key, {})[member.run.seed] = member.run
+            kept = together.setdefault(key, {}).setdefault(member.run.seed, member.run)
+            if kept is not member.run:
+                left_out[member.run.directory.name] = _doubled(member.run, kept)
         order = sorted(together, key=lambda key: [axes[axis].index(value) for axis, value in zip(axes, key, strict=True)])
         taus = {key: {s: _tau(run, resamples) for s, run in sorted(together[key].items())} for key in order}
         bases = {key: _base_of(key, tuple(axes), wanted, order) for key in order}
@@ -146,12 +151,13 @@ def summarise_sweep(
             runs = [run for _, run in sorted(together[key].items())]
             base = bases[key]
             difference = _difference(taus[key], taus[base]) if base in taus and key != base else None
+            steps = _curve_difference(together[key], together[base]) if difference else {}
             told = [f"seed {run.seed}: {reservations[run.directory]}" for run in runs if run.directory in reservations]
-            cells.append(_cell(target, choices, runs, taus[key], resamples, difference, key == base, told))
+            cells.append(_cell(target, choices, runs, taus[key], resamples, difference, key == base, steps, told))
     free = [axis for axis in axes if wanted and axis not in wanted]
     told = label_of(wanted) + (f" at the same {', '.join(free)}" if free else "")
     label = told if wanted else next(cell.label for cell in cells if cell.is_baseline)
-    return SweepReport(name, axes, tuple(cells), groups, label, num_resamples, prompts, left_out or {}, tuple(missing))
+    return SweepReport(name, axes, tuple(cells), groups, label, num_resamples, prompts, left_out, tuple(missing))
 
 
 def _base_of(key: tuple, axes: tuple[str, ...], wanted: dict[str, str], order: list[tuple]) -> tuple:
@@ -231,7 +237,23 @@ def _difference(own: dict[int, Ratio], base: dict[int, Ratio]) -> Difference | N
     return Difference(tuple(shared), _by_seed(ratios), _mean(ratios).estimates())
 
 
-def _cell(target, choices, runs, taus, resamples, difference, is_baseline, told) -> Cell:
+def _curve_difference(own: dict[int, TrainedRun], base: dict[int, TrainedRun]) -> dict[int, Estimate]:
+    """Paired by seed; steps at which every seed of both cells was validated."""
+    curves = [{seed: dict(run.curve) for seed, run in runs.items()} for runs in (own, base)]
+    steps = set.intersection(*(set(curve) for runs in curves for curve in runs.values()))
+    shared = [seed for seed in own if seed in base]
+    return {int(step): over_seeds([curves[0][s][step] - curves[1][s][step] for s in shared]) for step in sorted(steps)}
+
+
+def _doubled(run: TrainedRun, kept: TrainedRun) -> str:
+    names = [name for name in run.decided if run.decided[name] != kept.decided.get(name)]
+    return (
+        f"has the choices, seed and target of {kept.directory.name}, which is reported; they differ in "
+        f"{', '.join(names) or 'nothing that decides a run'}: report them apart with runs="
+    )
+
+
+def _cell(target, choices, runs, taus, resamples, difference, is_baseline, steps, told) -> Cell:
     ratios = list(taus.values())
     return Cell(
         target=target,
@@ -248,6 +270,7 @@ def _cell(target, choices, runs, taus, resamples, difference, is_baseline, told)
         curve=_mean_curve([run.curve for run in runs]),
         difference=difference,
         is_baseline=is_baseline,
+        curve_difference=steps,
         marks=tuple(told),
     )
 

@@ -10,6 +10,7 @@ from src.report.bootstrap import LEVEL, MEAN, Estimate
 from src.report.sweep import Cell, SweepReport, verdict_lines
 from src.report.tables import estimate_text, markdown_table, number_text
 
+STEPS_SHOWN = 20
 CSV_HEADER = ("target", "label", "seeds", "steps", "parameters", "group", "metric", "slot", "value", "low", "high", "interval")
 
 
@@ -34,6 +35,7 @@ def sweep_markdown(report: SweepReport) -> str:
             *_difference_rows(cells, report),
             "",
         ]
+        parts += _step_rows(cells, report)
         parts += ["Acceptance per drafted position, plain mean over domains, %:", "", *_position_rows(cells, report), ""]
     marked = [f"- {cell.label} on {cell.target}: {mark}" for cell in report.cells for mark in cell.marks]
     if marked:
@@ -66,14 +68,17 @@ def sweep_csv(report: SweepReport) -> str:
 
 
 def curves_csv(report: SweepReport) -> str:
-    """tau by step: one validation of one cell a row."""
+    """tau by step: one validation of one cell a row; its difference to the baseline with the interval over seeds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*report.axes, "target", "label", "seeds", "step", "tau", "lowest_seed", "highest_seed"))
+    header = ("target", "label", "seeds", "step", "tau", "lowest_seed", "highest_seed")
+    writer.writerow((*report.axes, *header, "minus_baseline", "minus_baseline_low", "minus_baseline_high"))
     for cell in report.cells:
         key = (*cell.choices.values(), cell.target, cell.label, " ".join(map(str, cell.seeds)))
         for step, *values in cell.curve:
-            writer.writerow((*key, int(step), *(f"{v:.6f}" for v in values)))
+            found = cell.curve_difference.get(int(step))
+            values = [*values, *((found.value, found.low, found.high) if found else (math.nan,) * 3)]
+            writer.writerow((*key, int(step), *("" if math.isnan(v) else f"{v:.6f}" for v in values)))
     return out.getvalue()
 
 
@@ -124,6 +129,25 @@ def _difference_rows(cells: tuple[Cell, ...], report: SweepReport) -> list[str]:
         seeds = _seeds_text(own.over_seeds[MEAN], signed=True)
         rows.append([*names, *prompts, seeds, str(len(own.seeds)), own.verdict])
     return markdown_table(header, rows)
+
+
+def _step_rows(cells: tuple[Cell, ...], report: SweepReport) -> list[str]:
+    """Steps down, choices across; nothing where no two cells were validated at one step."""
+    cells = tuple(cell for cell in cells if cell.curve_difference)
+    steps = sorted({step for cell in cells for step in cell.curve_difference})
+    if not steps:
+        return []
+    shown = steps[:: math.ceil(len(steps) / STEPS_SHOWN)]
+    shown += [steps[-1]] if shown[-1] != steps[-1] else []
+    rows = []
+    for step in shown:
+        found = [cell.curve_difference.get(step) for cell in cells]
+        rows.append([f"{step:,}", *(_seeds_text(e, signed=True) if e else "" for e in found)])
+    told = (
+        f"Difference in tau to {report.baseline} by step, paired by seed [{LEVEL:.0%} over seeds, each step by itself]; tau as "
+        f"logged, pooled over all validation rounds; {len(shown)} of {len(steps)} steps, all in curves.csv:"
+    )
+    return [told, "", *markdown_table(["step", *(cell.label for cell in cells)], rows), ""]
 
 
 def _position_rows(cells: tuple[Cell, ...], report: SweepReport) -> list[str]:

@@ -40,6 +40,9 @@ def test_growth_alternates_between_early_and_late(monkeypatch):
     for one, two in zip(measured[::2], measured[1::2], strict=True):  # the same method and text, one place after the other
         assert one[0] is two[0] and {one[1] - two[1], two[1] - one[1]} == {LATE - EARLY, EARLY - LATE}
         assert one[2] == two[2] == SPAN
+    per_repeat = len(measured) // REPEATS
+    first = [measured[repeat * per_repeat][0] for repeat in range(REPEATS)]
+    assert first == [drafters[name] for name in ("AR", "X", "AR", "X")]
     assert {calls[2][1] > LATE, calls[2 + len(measured) // REPEATS][1] > LATE} == {True, False}
     assert [g.method for g in found] == ["AR", "X"]
     assert found[0].early == pytest.approx((10, 20, 1)) and found[0].late == pytest.approx((20, 40, 1))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from hydra.utils import instantiate
 
 from src.cache.codecs import CODECS
 from src.corpus.tokenizer import load_tokenizer
+from src.decode.drafters import Autoregressive
+from src.entry import train_run_dir
 from src.lit import decoding_report
 from src.lit.agreement import agreement_markdown, agreements
-from src.lit.decoding import AR, decode_all
+from src.lit.decoding import AR, compare_texts, decode_all, decode_conversation
 from src.lit.methods import make_methods
 from src.lit.rows import Rows, as_generation, read_rows, turn_row
 
@@ -61,7 +65,10 @@ def test_every_method_decodes_every_prompt_losslessly(config):
                 assert emitted + 1 == len(turn["ids"]) <= 8
                 assert all(len(r[1]) <= {AR: 0, "MTP (2)": 2, "MTP (4)": 4}[name] for r in turn["rounds"])
             if row["temperature"] == 0:
-                assert [t["ids"] for t in turns] == [t["ids"] for t in row["methods"][AR]] or any("differs" in t for t in turns)
+                parted = next((i for i, t in enumerate(turns) if "differs" in t), len(turns))
+                assert [t["ids"] for t in turns[:parted]] == [t["ids"] for t in row["methods"][AR]][:parted]
+                assert all(t["differs"]["tie"] for t in turns[parted : parted + 1])
+                assert parted < len(turns) or len(turns) == len(row["methods"][AR])
     timed = [row for row in rows if "generate" in row]
     assert {(r["mode"], r["benchmark"]) for r in timed} == {(r["mode"], r["benchmark"]) for r in rows}
     assert len(timed) == 6 and all(row["generate"]["same_text"] for row in timed)
@@ -79,7 +86,7 @@ def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
     for name in ("paper.md", "paper.json", "table2.csv", "figure1_non_think.png", "cost/cost.md", "cost/cost.png"):
         assert (out / name).stat().st_size > 0
     lossless = (out / "lossless.md").read_text()
-    assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 |" in lossless and "| 2 | 0 | 1 |" in lossless
+    assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 | 0 |" in lossless and "| 2 | 0 | 1 | 0 |" in lossless
     assert "5.0e-01 | **differs** |" in lossless and "transformers generate() on 3 of these prompts" in lossless
     cells = decoding_report.paper_cells(rows, 0, eos_id=-1, run_ids={})
     assert {(c.method, c.benchmark) for c in cells} == {(m, b) for m in rows[0]["methods"] for b in ("math", "code", "chat")}
@@ -87,6 +94,33 @@ def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
         mine = [t for r in rows if r["benchmark"] == cell.benchmark for t in r["methods"][cell.method]]
         assert cell.counts.emitted.sum() == sum(len(t["ids"]) - 1 for t in mine)
         assert cell.seconds.sum() == pytest.approx(sum(sum(x[4:]) for t in mine for x in t["rounds"]))
+
+
+def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):
+    """Three turns, the second made to differ: one is AR's, one differs, one is not compared."""
+    target = instantiate(config.target)
+    turns = decode_conversation(
+        target.model,
+        Autoregressive(),
+        [[5, 6, 7]] * 3,
+        load_tokenizer(config.target.path),
+        "non_think",
+        max_new_tokens=3,
+        stop_ids=set(range(target.model.config.vocab_size)),  # ends at the first token, so that turns follow
+        temperature=0.0,
+        top_p=1.0,
+        draws="",
+    )
+    assert len(turns) == 3
+    changed = [(ids, replace(g, token_ids=((g.token_ids[0] + 1) % 100,)) if i else g) for i, (ids, g) in enumerate(turns)]
+    decoded = {AR: turns, "other": changed}
+    rows = {name: [turn_row(*turn) for turn in own] for name, own in decoded.items()}
+    compare_texts(target.model, rows, decoded)
+    assert [("differs" in t, t.get("compared", True)) for t in rows["other"]] == [(False, True), (True, True), (False, False)]
+    assert not any("differs" in t or "compared" in t for t in rows[AR])
+    differs = rows["other"][1]["differs"]
+    text = decoding_report.lossless_markdown([{"id": "a", "mode": "non_think", "methods": rows}])
+    assert f"| other | 3 | 3 | 1 | {differs['tie']:d} | {not differs['tie']:d} | 1 |" in text and "another one" in text
 
 
 def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
@@ -115,6 +149,10 @@ def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
 
     config.seed = 3
     with pytest.raises(ValueError, match="measured with another seed"):
+        run(config)
+    config.seed = 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    with pytest.raises(ValueError, match="measured with another threads"):
         run(config)
 
 
@@ -165,3 +203,16 @@ def test_loop_and_replay_agree_and_a_difference_is_seen(config):
     first = turn["rounds"][0]
     turn["rounds"][0] = [*first[:2], 0 if first[2] else 1, *first[3:]]
     assert any(a.differences for a in agreements(greedy, methods, modules, target, config))
+
+
+def test_runs_are_looked_for_with_the_options_that_all_were_trained_with(compose_config):
+    given = ['training="corpus.validation=3 drafter=mtp kl=off blocks.num_anchors=4"']
+    config = compose_config("evaluate", ["compare=paper", *given])
+    config.methods = [{"name": "a", "train": ["experiment=stage1", "drafter=tiny"]}]
+    config.baseline = "a"
+    with pytest.raises(ValueError) as caught:
+        make_methods(config)
+    wanted = train_run_dir(compose_config("train", ["corpus.validation=3", "kl=off", "blocks.num_anchors=4"]))
+    assert f"no finished run {wanted}" in str(caught.value)  # its own drafter, the others' corpus
+    command = "python -m src.train corpus.validation=3 kl=off blocks.num_anchors=4 experiment=stage1 drafter=tiny"
+    assert f"`{command}`" in str(caught.value)

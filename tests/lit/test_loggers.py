@@ -13,6 +13,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from src.entry import train_run_dir
 from src.lit.loggers import WANDB_AXES, wandb_axes, wandb_place
+from src.lit.module import DraftingModule
 from src.lit.run import train
 from src.lit.validation_record import ValidationRecord
 from src.lit.wandb_record import COLUMNS, best_summary
@@ -22,8 +23,13 @@ BLOCK, HEADER = 32768, 7
 
 
 def records(run: Path) -> list[pb.Record]:
-    """Every record of a run's offline file: LevelDB's log format, a protobuf message each."""
+    """Every record of a run's only offline file."""
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    return records_in(file)
+
+
+def records_in(file: Path) -> list[pb.Record]:
+    """LevelDB's log format, a protobuf message each."""
     data, position, parts, found = file.read_bytes(), 7, [], []  # the file's own header: ":W&B", magic, version
     while position + HEADER <= len(data):
         if BLOCK - position % BLOCK < HEADER:
@@ -105,6 +111,42 @@ def test_an_offline_run_is_complete(two_stages):
     assert [record.exit.exit_code for record in kept if record.HasField("exit")] == [0]
 
 
+def test_a_resumed_run_logs_under_the_same_steps(runs_here, prepared_overrides, compose_config, tmp_path, monkeypatch):
+    """Killed in step 6 after the checkpoint at 4: rows are numbered by step in both parts, and the second goes on at 4."""
+    runs_here(tmp_path / "runs")
+    config = compose_config("train", [*prepared_overrides, "logger=default", "trainer.max_epochs=2"])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="gone"):
+        whole = DraftingModule.training_step
+
+        def dies(module, batch, batch_index):
+            if module.global_step == 6:
+                raise RuntimeError("gone")
+            return whole(module, batch, batch_index)
+
+        patch.setattr(DraftingModule, "training_step", dies)
+        train(config)
+    train(config)
+    files = sorted(train_run_dir(config).glob("wandb/offline-run-*/run-*.wandb"))
+    parts = []
+    for file in files:
+        rows = [
+            {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+            for record in records_in(file)
+            if record.HasField("history")
+        ]
+        assert all(row["_step"] == row["trainer/global_step"] for row in rows)
+        assert [row["_step"] for row in rows if "val/tau" in row] == [
+            row["_step"] for row in rows if any(name.startswith("val/acceptance") for name in row)
+        ]
+        parts.append({row["_step"]: row for row in rows})
+        assert len(parts[-1]) == len(rows)  # one row a step
+    first, second = parts
+    assert list(first) == list(range(6)) and list(second) == list(range(4, 12))
+    assert all(first[step]["train/loss"] == second[step]["train/loss"] for step in (4, 5))
+    ids = {record.run.run_id for file in files for record in records_in(file) if record.HasField("run")}
+    assert ids == {(train_run_dir(config) / "wandb_id").read_text()}
+
+
 def check_validation_record(run: Path) -> None:
     """validation.json is the best checkpoint, prompt by prompt, and reads as a finished run."""
     kept = json.loads((run / "validation.json").read_text())
@@ -118,11 +160,21 @@ def check_validation_record(run: Path) -> None:
 
 
 def test_a_worse_validation_leaves_the_record_and_a_new_start_replaces_it(tmp_path):
+    """validation.json is of the validation that best.ckpt is of, whatever the file says that lies there."""
     from types import SimpleNamespace
 
     from src.contracts import Rounds
+    from src.lit.checkpoints import Checkpoints
 
-    def validate(record: ValidationRecord, tau: float, ckpt_path=None) -> dict:
+    def start(best_tau: float | None = None) -> tuple[Checkpoints, ValidationRecord]:
+        record = ValidationRecord(tmp_path)
+        saver = Checkpoints(tmp_path, every_steps=None, every_s=None, command="", on_best=record.write)
+        if best_tau is not None:
+            saver.load_state_dict({"best_tau": best_tau})
+        return saver, record
+
+    def validate(callbacks: tuple[Checkpoints, ValidationRecord], tau: float) -> tuple[dict, str]:
+        record = callbacks[1]
         numbers = torch.tensor([0])
         rounds = Rounds(numbers, numbers + 3, numbers + 1, numbers + 2, numbers + 6, num_slots=6)
         mask = torch.tensor([[False, True, True], [False, False, False]])
@@ -132,22 +184,25 @@ def test_a_worse_validation_leaves_the_record_and_a_new_start_replaces_it(tmp_pa
             is_global_zero=True,
             global_step=7,
             callback_metrics={"val/tau": torch.tensor(tau)},
-            ckpt_path=ckpt_path,
+            save_checkpoint=lambda path, weights_only: path.write_text(str(tau)),
         )
-        if not hasattr(record, "best_tau"):
-            record.on_fit_start(trainer, None)
-        record.on_validation_start(trainer, None)
-        record.on_validation_batch_end(trainer, None, {"rounds": rounds}, batch, 0)
-        record.on_validation_end(trainer, None)
-        return json.loads((tmp_path / "validation.json").read_text())
+        module = SimpleNamespace(check_finite=lambda: None)
+        for callback in callbacks:
+            callback.on_validation_start(trainer, module)
+        record.on_validation_batch_end(trainer, module, {"rounds": rounds}, batch, 0)
+        for callback in callbacks:
+            callback.on_validation_end(trainer, module)
+        return json.loads((tmp_path / "validation.json").read_text()), (tmp_path / "best.ckpt").read_text()
 
-    record = ValidationRecord(tmp_path)
-    assert validate(record, 2.0)["tau"] == 2.0
-    kept = validate(record, 1.5)
-    assert kept["tau"] == 2.0 and [row["id"] for row in kept["prompts"]] == ["a"]
+    callbacks = start()
+    assert validate(callbacks, 2.0)[0]["tau"] == 2.0
+    kept, best = validate(callbacks, 1.5)
+    assert kept["tau"] == 2.0 == float(best) and [row["id"] for row in kept["prompts"]] == ["a"]
     assert kept["prompts"][0]["survived"] == [1, 0, 0, 0, 0, 0] and kept["prompts"][0]["reached"] == [1, 1, 0, 0, 0, 0]
-    assert validate(ValidationRecord(tmp_path), 1.5, ckpt_path="step.ckpt")["tau"] == 2.0  # resumed
-    assert validate(ValidationRecord(tmp_path), 1.5)["tau"] == 1.5  # begun anew
+    assert validate(start(2.0), 1.5)[0]["tau"] == 2.0  # resumed
+    kept, best = validate(start(1.0), 1.75)  # resumed from before the best of the killed run
+    assert kept["tau"] == 1.75 == float(best)
+    assert validate(start(), 1.5)[0]["tau"] == 1.5  # begun anew
 
 
 def test_a_sweeps_jobs_are_grouped_and_named_by_their_choice(compose_config, monkeypatch):

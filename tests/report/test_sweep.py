@@ -116,7 +116,41 @@ def test_the_report_of_a_sweep(runs, capsys, monkeypatch):
     assert float(mine[0]["value"]) == pytest.approx(cells["0.2"].difference.over_seeds[MEAN].value, abs=1e-6)
     steps = [r for r in csv.DictReader((out / "curves.csv").read_text().splitlines()) if r["kl.alpha"] == "0.5"]
     assert [int(r["step"]) for r in steps] == [10, 20, 30, 40]
+    check_differences_by_step(steps, runs, (out / "sweep.md").read_text())
     assert not list(out.glob("*.partial*"))
+
+
+def check_differences_by_step(rows: list[dict], runs: Path, text: str) -> None:
+    """kl.alpha 0.5 to 0.15 at every step, by hand: the runs' own curves, paired by seed, Student's t with two degrees."""
+    curves: dict[str, dict[int, dict]] = {"0.15": {}, "0.5": {}, "0.2": {}}
+    for run in (path.parent for path in (runs / "train").glob("*/result.json")):
+        decided = json.loads((run / "result.json").read_text())["decided_by"]
+        curves[f"{decided['kl']['alpha']:g}"][decided["seed"]] = dict(read_curve(run))
+    for row in rows:
+        found = np.array([curves["0.5"][s][int(row["step"])] - curves["0.15"][s][int(row["step"])] for s in (0, 1, 2)])
+        half = 4.303 * found.std(ddof=1) / math.sqrt(3)
+        wanted = (found.mean(), found.mean() - half, found.mean() + half)
+        got = [float(row[f"minus_baseline{end}"]) for end in ("", "_low", "_high")]
+        assert got == pytest.approx(wanted, abs=2e-6)
+    table = text[text.index("by step, paired by seed") :].splitlines()
+    assert "4 of 4 steps" in table[0] and table[2].split(" | ")[1:] == ["kl.alpha 0.2", "kl.alpha 0.5 |"]
+    assert table[4].startswith("| 10 | ") and f"{float(rows[0]['minus_baseline']):.2f}".replace("-", "") in table[4]
+
+
+def test_runs_that_would_overwrite_each_other_are_left_out_by_name(runs, tmp_path):
+    """Two runs of one name in two folders, and two of one choice, seed and target that differ in where they start from."""
+    words = ["sweep=teacher", "seed=0,1"]
+    made = fake_sweep(words, lambda job: 0.5)
+    decided = json.loads((made[0] / "result.json").read_text())["decided_by"]
+    fake_run(tmp_path / "other" / made[0].name, decided, 0.9)
+    report, _ = make_report([*words, f"runs={runs / 'train'},{tmp_path / 'other'}", "num_resamples=50"])
+    assert report.left_out[str(tmp_path / "other" / made[0].name)] == f"has the name of {made[0]}, which is reported"
+    again = runs / "train" / f"{made[0].name}x"
+    fake_run(again, {**decided, "init_from": "runs/elsewhere"}, 0.9)
+    report, out = make_report(["num_resamples=50"])
+    assert sum(len(cell.seeds) for cell in report.cells) == 4
+    assert f"of {made[0].name}, which is reported; they differ in init_from" in report.left_out[again.name]
+    assert again.name in (out / "sweep.md").read_text()
 
 
 def test_the_numbers_of_a_cell_are_those_of_its_runs(runs):
