@@ -9,6 +9,7 @@ model's sum for the same sizes. Writes step_memory.md and step_memory.json.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from src.drafter.conditioning import PreHcHead
 from src.drafter.config import DrafterConfig
 from src.drafter.model import build_drafter
 from src.drafter.reducers.fc import Fc
+from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 from src.loss.vocabulary import ROWS, SLICE_BYTES
 from src.report.step_memory import StepMemory, StepSizes, step_memory
@@ -40,6 +42,8 @@ CASES = (
     replace(BASE, name="D1024", hidden_size=1024, intermediate_size=4096),
     replace(BASE, name="8 layers", num_layers=8),
 )
+
+RUNTIME_BYTES = 48 << 20  # oneDNN's compiled kernels and scratch, and what the allocator keeps
 
 
 def predicted(case: Case) -> StepMemory:
@@ -78,6 +82,7 @@ def predicted(case: Case) -> StepMemory:
         batches_held=1,
         loss_rows=ROWS["cpu"],
         loss_slice_bytes=SLICE_BYTES["cpu"],
+        runtime_bytes=RUNTIME_BYTES,
         gate_tokens=0,
     )
     return step_memory(config, sizes)
@@ -91,11 +96,14 @@ def compare(shapes: Sequence[StepShape], terms: Terms, dtypes: Sequence[str] = D
         own = duel(case, {"own": own_command()}, terms)["own"]
         if own.error:
             raise SystemExit(f"error: {case.shape.name} in {case.dtype}: {own.error}")
-        model = predicted(case)
-        measured = own.peak_bytes - own.imports_bytes
-        row = {"shape": case.shape.name, "dtype": case.dtype, "measured": measured, "predicted": model.total}
-        rows.append({**row, "parts": asdict(model)})
+        rows.append(row_of(case, own.peak_bytes - own.imports_bytes))
     return rows
+
+
+def row_of(case: Case, measured: int) -> dict:
+    model = predicted(case)
+    row = {"shape": case.shape.name, "dtype": case.dtype, "measured": measured, "predicted": model.total}
+    return {**row, "parts": asdict(model)}
 
 
 def markdown(rows: Sequence[dict]) -> str:
@@ -115,11 +123,18 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.bench.step_memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/step-memory"))
+    parser.add_argument("--out", type=Path, default=runs_dir() / "step-memory")
+    parser.add_argument("--render", action="store_true", help="today's model beside the measurements that --out has")
     options = parser.parse_args(arguments)
-    rows = compare(CASES, Terms(rounds=2, warm_up=1))
+    record = options.out / "step_memory.json"
+    if options.render:
+        measured = json.loads(record.read_text())["rows"]
+        shapes = {shape.name: shape for shape in CASES}
+        rows = [row_of(Case(shapes[row["shape"]], row["dtype"], "own"), row["measured"]) for row in measured]
+    else:
+        rows = compare(CASES, Terms(rounds=2, warm_up=1))
     command = script_command("src.bench.step_memory", arguments)
-    write_json(options.out / "step_memory.json", {"rows": rows, **environment_record(command)})
+    write_json(record, {"rows": rows, **environment_record(command)})
     (options.out / "step_memory.md").write_text(markdown(rows))
     print(markdown(rows))
 

@@ -11,6 +11,7 @@ cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a 
     a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 3 I) c   kept for the backward pass
       autocast    2 C D' c + R (5 D' + H E + I) c                    more
       checkpoints R D' a instead, and one layer whole
+    backward      C (6 N E 4 + 3 D' a) + R (2 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
     vocabulary    a pass's logits in slices, its expected rows of the LM head, both losses' gradients of all rows
 
 Compared with measured peaks by `python -m src.bench.step_memory`.
@@ -46,6 +47,7 @@ class StepSizes:
     batches_held: int = 2
     loss_rows: int = 4096  # src/loss/vocabulary.py, ROWS and SLICE_BYTES on CUDA
     loss_slice_bytes: int = 256 << 20
+    runtime_bytes: int = 1 << 30  # CUDA's context, libraries' workspaces, communication buffers: an assumption
     gate_tokens: int = 1024  # src/drafter/reducers/hc_gate.py, TOKENS
 
 
@@ -60,7 +62,9 @@ class StepMemory:
     states: float
     context: float
     layers: float
+    backward: float
     vocabulary: float
+    runtime: float
 
     @property
     def total(self) -> float:
@@ -68,7 +72,7 @@ class StepMemory:
 
 
 def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
-    """Largest at the end of the forward pass, when everything is kept and the vocabulary's slices come on top."""
+    """Everything that is held at the end of the forward pass, and on top the larger temporaries of the loss and of backward."""
     s = sizes
     width = config.hidden_size or s.target_width
     heads, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -96,5 +100,7 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
         states=s.batches_held * context * (s.tapped * s.target_width * s.state_bytes + 9),
         context=context * width * (2 * a + rounded) + gate,
         layers=layers,
+        backward=context * (24 * keys + 3 * width * a) + rows * (2 * config.intermediate_size * c + 16 * width),
         vocabulary=vocabulary,
+        runtime=s.runtime_bytes,
     )

@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
     assert len(waits) == 2 and "stage 1" in waits[0] and "gets 2" in waits[0]
     big = plan()
     big = replace(big, training=replace(big.training, memory=replace(big.training.memory, layers=200 * GIB)))
-    assert big.problems() == ["a rank needs 200 GiB and a GPU has 75: a=1 needs 1"]
+    assert big.problems() == ["a rank needs 201 GiB and a GPU has 75: a=1 needs 1"]
     (small,) = plan(machine=replace(MACHINE, gpus=2)).problems()
     assert "4 GPUs" in small and "target.engine=sglang" in small
 
