@@ -59,6 +59,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__([group for group in groups if group["params"]], defaults)
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Steps are numbers on the host, so that none is waited for; a state may hold them as tensors."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] = int(state["step"])
+
     @torch.no_grad()
     def step(self, closure=None):
         loss = None
@@ -93,9 +100,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 continue
             state = self.state[p]
             if not state:
-                state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
+                state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
             state["step"] += 1
-            step = int(state["step"])
+            step = state["step"]
             state["mean"].lerp_(p.grad, 1 - b1)
             state["square"].lerp_(p.grad.square(), 1 - b2)
             p.mul_(1 - group["lr"] * group["weight_decay"])

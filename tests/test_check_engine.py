@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from src.lit.engine_check import check_engine
-from src.lit.states import capture_states, lazy_producer
+from src.lit.states import capture_states, check_command, lazy_producer
 from src.target.engines.compare import Comparison, Limits, compare
 from src.target.load import load_target
 from src.target.producer import InProcess
@@ -117,13 +120,14 @@ def test_captured_states_are_those_of_the_target(target, config, compose_config,
     from safetensors.torch import load_file
 
     shared = [*mini_overrides, "corpus.responses=original", "cache.documents_per_shard=1", "cache.dtype=fp32"]
-    shared += [f"cache.directory={tmp_path}/cache", "corpus.max_length=24"]
+    shared += [f"cache.directory={tmp_path}/elsewhere/cache", "corpus.max_length=24"]
     with SGLangServer(target) as server:
         check_engine(config("sglang", server))
         server.faults = ["500", None, "nan"]
         capture_states(compose_config("train", [*shared, "target.engine=sglang", f"target.servers=[{server.url}]"]))
         asked = len(server.bodies)
-    found = {p.relative_to(tmp_path / "cache"): load_file(p) for p in (tmp_path / "cache").rglob("*.safetensors")}
+    folder = tmp_path / "elsewhere" / "cache"
+    found = {p.relative_to(folder): load_file(p) for p in folder.rglob("*.safetensors")}
     assert asked > len(found) / 2 > 5
     shared[-2] = f"cache.directory={tmp_path}/own"
     capture_states(compose_config("train", shared))
@@ -132,6 +136,19 @@ def test_captured_states_are_those_of_the_target(target, config, compose_config,
     for name, tensors in own.items():
         for key, tensor in tensors.items():
             assert torch.equal(found[name][key], tensor), (name, key)
+
+
+def test_a_capture_advises_the_check_of_its_own_target(mini_target, mini_overrides, compose_config, monkeypatch):
+    given = [*mini_overrides, "target=deepseek_v4_flash", f"target.path={mini_target}", "target.engine=vllm"]
+    given += ["target.servers=[http://a:1,http://b:2]", "target.states_dir=/dev/shm/s"]
+    config = compose_config("train", given)
+    plain = shlex.split(check_command(config.target))
+    for option in ("target.dtype=bf16", *given[-4:]):
+        assert option in plain
+    job = OmegaConf.create({"hydra": {"overrides": {"task": [*given, "+target.x=1", "seed=1"]}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", job)
+    wanted = [o for o in given if o.startswith("target")]
+    assert shlex.split(check_command(config.target)) == ["python", "-m", "src.check_engine", *wanted, "+target.x=1"]
 
 
 def test_limits_decide(target):

@@ -56,6 +56,22 @@ def test_stacked_experts_move_like_separate_matrices():
     torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in apart]))
 
 
+def test_a_step_is_a_number_on_the_host():
+    """Also one that an older state holds as a tensor: a tensor may lie on a device, which reading it would wait for."""
+    weights = [nn.Parameter(torch.ones(4)) for _ in range(2)]
+    whole, resumed = (MuonWithAdamW([("norm.weight", p)], lr=0.05) for p in weights)
+    quadratic_steps(weights[0], whole, 3)
+    weights[1].data.copy_(weights[0].data)
+    state = deepcopy(whole.state_dict())
+    assert type(state["state"][0]["step"]) is int
+    state["state"][0]["step"] = torch.tensor(3.0)
+    resumed.load_state_dict(state)
+    assert type(resumed.state[weights[1]]["step"]) is int
+    for p, optimiser in zip(weights, (whole, resumed), strict=True):
+        quadratic_steps(p, optimiser, 2)
+    assert torch.equal(*weights)
+
+
 def test_its_state_survives_a_checkpoint():
     def made() -> tuple[list, MuonWithAdamW]:
         generator = torch.Generator().manual_seed(0)

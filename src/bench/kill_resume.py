@@ -50,8 +50,10 @@ OPTIONS = [
 
 def main(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
+    if arguments.kills < 0 or arguments.ranks not in (1, 2, 3, 4, 6, 12):
+        sys.exit("error: --kills must be 0 or more, and --ranks divide a step's 12 documents: 1, 2, 3, 4, 6 or 12")
     if out.exists():
-        raise ValueError(f"{out} exists: remove it or give another --out")
+        sys.exit(f"error: {out} exists: remove it or give another --out")
     batch = 12 // arguments.ranks  # 64 documents in 6 steps an epoch
     places = [f"corpus.directory={runs_dir().resolve() / 'corpus'}", f"cache.directory={out.resolve() / 'cache'}"]
     options = [*OPTIONS, *places, f"optim.batch_size={batch}"]
@@ -63,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
     whole = out / "undisturbed"
     print("undisturbed run", flush=True)
     started = time.monotonic()
-    assert _start(command, whole).wait() == 0, f"see {whole}.log"
+    _finish(command, whole)
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
     broken = out / "killed"
     shutil.copytree(whole / "responses", broken / "responses")
@@ -71,10 +73,10 @@ def main(arguments: argparse.Namespace) -> int:
     while len(kills) < arguments.kills:
         kills.append(_kill_once(command, broken, draw, arguments.ranks, len(kills), arguments.kills))
         if kills[-1]["step"] is None:
-            raise ValueError(f"the run ended before kill {len(kills)}: see {broken}.log")
+            sys.exit(f"error: the run ended before kill {len(kills)}: see {broken}.log")
         print(f"  {kills[-1]}", flush=True)
-    assert _start(command, broken).wait() == 0, f"see {broken}.log"
-    differences = compare(_run(whole), _run(broken))
+    _finish(command, broken)
+    differences = compare(_run(whole), _run(broken), STEPS)
     record = {
         "made_by": environment_record(shlex.join(["python", "-m", "src.bench.kill_resume", *sys.argv[1:]])),
         "ranks": arguments.ranks,
@@ -97,6 +99,11 @@ def _start(command: list[str], runs: Path) -> subprocess.Popen:
     runs.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{runs}.log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def _finish(command: list[str], runs: Path) -> None:
+    if _start(command, runs).wait() != 0:
+        sys.exit(f"error: the training failed: see {runs}.log")
 
 
 def _kill_once(command: list[str], runs: Path, draw: random.Random, ranks: int, done: int, kills: int) -> dict:
@@ -140,9 +147,9 @@ def _last_step(runs: Path) -> int | None:
     return int(lines[-1].split(",")[0]) if lines and lines[-1].split(",")[0].isdigit() else None
 
 
-def compare(whole: Path, broken: Path) -> list[str]:
-    """What differs between two finished runs: names of tensors, states, metrics and files."""
-    states = [torch.load(checkpoint_path(run / "checkpoints", STEPS), weights_only=True) for run in (whole, broken)]
+def compare(whole: Path, broken: Path, steps: int) -> list[str]:
+    """What differs between two runs finished after ``steps`` steps: names of tensors, states, metrics and files."""
+    states = [torch.load(checkpoint_path(run / "checkpoints", steps), weights_only=True) for run in (whole, broken)]
     differing = []
     for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         leaves = [dict(_leaves(name, state[name])) for state in states]

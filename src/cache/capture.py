@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -109,7 +110,12 @@ def capture(
 def tidy(store: StateStore, board: Board) -> None:
     """Remove what killed captures left behind, claims and partial files; nothing of a living process is touched."""
     board.living("claims")
-    for path in store.directory.glob("??/*.partial*"):
+    remove_abandoned(store.directory.glob("??/*.partial*"), board)
+
+
+def remove_abandoned(partials: Iterable[Path], board: Board) -> None:
+    """Remove those of the partial files whose shard no living process claims."""
+    for path in partials:
         name = f"claims/{path.name.partition('.')[0]}"
         if board.claim(name):
             path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 shards          what is made and stored together            places   index -> (shard, row)
 data[index]     TargetStates of one row; the same bits whichever data set gives it
 expect(order)   the reader's next shards in the order it will need them, told window by window
+done()          the end of a pass over them
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class ShardedStates(Dataset):
 
     def expect(self, order: Sequence[int], window: int) -> None:
         """Positions in ``shards`` of what will be read next, soonest first; documents of ``window`` of them come mixed."""
+
+    def done(self) -> None:
+        """Nothing will be read for a while: what this reader has asked for need not be kept or made for it."""
 
     def __getitem__(self, index: int) -> TargetStates:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """States within a byte budget: read as they come, removed as they have been used, made again when needed again.
 
-    demand/<reader>     the shards that a data set of some process needs next, soonest first
+    demand/<reader>     the shards that a data set of some process needs next, soonest first; gone when a pass is over (`done`)
     producers/<pid>     a capture process is there
     claims/<shard>      somebody makes it; its record holds the bytes that it will take
 
@@ -19,10 +19,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from src.cache.capture import POLL_S, TELL_S, claim_of, tidy
+from src.cache.capture import POLL_S, TELL_S, claim_of, remove_abandoned, tidy
 from src.cache.claims import Board
 from src.cache.codecs import CODECS
 from src.cache.datasets import ShardedStates, checked, refuse_workers
@@ -42,17 +44,26 @@ def shard_size(store: StateStore, shard: Shard, layer_ids: Sequence[int]) -> int
     return shard.num_tokens * (token * (1 + len(layer_ids)) + 9) + 4096 * (1 + len(layer_ids))
 
 
-def stored_shards(store: StateStore) -> dict[str, tuple[int, float]]:
-    """Name -> (bytes, time of last use) of every shard on disk, of other runs too."""
-    found: dict[str, tuple[int, float]] = {}
+class Stored(NamedTuple):
+    """A shard on disk: bytes of all its files, time of last use, and which of the files are being written."""
+
+    size: int = 0
+    used: float = 0.0
+    partials: tuple[Path, ...] = ()
+
+
+def stored_shards(store: StateStore) -> dict[str, Stored]:
+    """Every shard on disk by name, of other runs too."""
+    found: dict[str, Stored] = {}
     for path in store.directory.glob("??/*"):
         try:
             stat = path.stat()
         except FileNotFoundError:
             continue
         name = path.name.partition(".")[0]
-        size, used = found.get(name, (0, 0.0))
-        found[name] = size + stat.st_size, max(used, stat.st_mtime)
+        size, used, partials = found.get(name, Stored())
+        writing = (path,) if ".partial" in path.name else ()
+        found[name] = Stored(size + stat.st_size, max(used, stat.st_mtime), partials + writing)
     return found
 
 
@@ -64,22 +75,24 @@ def demanded(board: Board) -> list[str]:
 
 def make_room(store: StateStore, board: Board, shard: Shard, budget_bytes: int) -> bool:
     """Remove shards until ``shard``, claimed by this process, fits in; False where that would take what is needed sooner."""
-    tidy(store, board)
     claims = board.living("claims")  # before the files: what is in neither list is not there yet
     stored = stored_shards(store)
+    if left := [path for name, found in stored.items() if name not in claims for path in found.partials]:
+        remove_abandoned(left, board)
+        stored = stored_shards(store)
     order = {name: position for position, name in enumerate(demanded(board))}
     # what is being written counts as what it will be, once
-    pending = sum(max(0, record.get("bytes", 0) - stored.get(name, (0, 0))[0]) for name, record in claims.items())
-    excess = sum(size for size, _ in stored.values()) + pending - budget_bytes
+    pending = sum(max(0, record.get("bytes", 0) - stored.get(name, Stored()).size) for name, record in claims.items())
+    excess = sum(found.size for found in stored.values()) + pending - budget_bytes
     own = order.get(shard.name, len(order))
-    idle = sorted((name for name in stored if name not in order and name not in claims), key=lambda name: stored[name][1])
+    idle = sorted((name for name in stored if name not in order and name not in claims), key=lambda name: stored[name].used)
     later = sorted((name for name in stored if order.get(name, -1) > own and name not in claims), key=lambda name: -order[name])
     chosen = []
     for name in (*idle, *later):
         if excess <= 0:
             break
         chosen.append(name)
-        excess -= stored[name][0]
+        excess -= stored[name].size
     if excess > 0:
         return False
     for name in chosen:
@@ -124,6 +137,11 @@ class StreamedStates(ShardedStates):
         self._order = [self.shards[position].name for position in order[:HORIZON]]
         self._publish(self._order)
 
+    def done(self) -> None:
+        """Withdraws this reader's demand, until it reads again."""
+        self._order = []
+        self.board.release(self._demand)
+
     def __getitem__(self, index: int) -> TargetStates:
         shard, row = self.places[index]
         while True:
@@ -147,8 +165,12 @@ class StreamedStates(ShardedStates):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_boards": {}}
 
+    @property
+    def _demand(self) -> str:
+        return f"demand/{os.uname().nodename}-{os.getpid()}-{self.name}"
+
     def _publish(self, names: Sequence[str]) -> None:
-        self.board.post(f"demand/{os.uname().nodename}-{os.getpid()}-{self.name}", shards=list(names))
+        self.board.post(self._demand, shards=list(names))
 
     def _touch(self, shard: Shard) -> None:
         """Recency of use, for all to see."""

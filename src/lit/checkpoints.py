@@ -105,11 +105,20 @@ class Checkpoints(L.Callback):
 
     A checkpoint is taken before a step, when the one before it is done with everything, its validation included. All ranks
     save and stop at the same step: once a step they exchange what each wants, on the CPU, while the step computes.
-    ``command`` is what a stopped run is continued with.
+    ``command`` is what a stopped run is continued with; ``on_best(trainer, tau)`` is called in every rank at a new best tau.
     """
 
-    def __init__(self, directory: Path, *, every_steps: int | None, every_s: float | None, command: str):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every_steps: int | None,
+        every_s: float | None,
+        command: str,
+        on_best: Callable[[L.Trainer, float], None],
+    ):
         self.directory, self.every_steps, self.every_s, self.command = directory, every_steps, every_s, command
+        self.on_best = on_best
         self.best_tau = -math.inf
         self.validation_s = 0.0
         self._signal = 0
@@ -161,8 +170,11 @@ class Checkpoints(L.Callback):
                 return False, 0
             before[0].wait()
             wanted = before[1]
+        timed = bool(wanted[0])
+        if self._group is not None and step - 1 <= self._saved_step:
+            timed = False  # wished before the last save, which has met it
         due = self.every_steps is not None and step % self.every_steps == 0
-        return bool(wanted[0]) or due, int(wanted[1])
+        return timed or due, int(wanted[1])
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
         path = checkpoint_path(self.directory, step)
@@ -183,6 +195,7 @@ class Checkpoints(L.Callback):
             module.check_finite()
             self.best_tau = tau
             trainer.save_checkpoint(self.directory / BEST, weights_only=True)
+            self.on_best(trainer, tau)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._wishes is not None:

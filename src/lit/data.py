@@ -10,10 +10,12 @@ depend on how many ranks and micro-batches share the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
 from operator import add
+from threading import Lock, Thread
 from typing import TypeVar
 
 import lightning as L
@@ -127,18 +129,19 @@ class TargetStatesData(L.LightningDataModule):
         lengths = [[len(document.input_ids) for document in shard.documents] for shard in train.shards]
         self.order = TrainingOrder(lengths, batch_size=batch_size * world_size * accumulate, epochs=epochs, seed=seed)
         self.draw, self.count, self.accumulate, self.seed, self.first_step = draw, count, accumulate, seed, first_step
+        self._reading = Lock()
 
     def steps(self, rank: int, world_size: int) -> TrainingSteps:
         shared = {"seed": self.seed, "rank": rank, "world_size": world_size, "accumulate": self.accumulate}
         return TrainingSteps(self.train_states, self.order, self.draw, self.count, **shared)
 
     def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
-        return to_device(batch, device)
+        return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
     def train_dataloader(self) -> DataLoader:
         steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
         sampler = FromStep(self.order, self.first_step, self.train_states.expect)
-        return DataLoader(steps, sampler=sampler, batch_size=None, collate_fn=as_it_is)
+        return self._ahead(DataLoader(steps, sampler=sampler, batch_size=None, collate_fn=as_it_is))
 
     def val_dataloader(self) -> DataLoader:
         """Every document on one rank; a rank without one replays a text without supervision, which has no rounds."""
@@ -146,8 +149,15 @@ class TargetStatesData(L.LightningDataModule):
         mine = by_length[self.trainer.global_rank :: self.trainer.world_size]
         batches = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
         if not mine:
-            return DataLoader([unsupervised(self.validation_states[by_length[0]])], batch_size=None, collate_fn=as_it_is)
-        return DataLoader(self.validation_states, batch_sampler=batches, collate_fn=collate)
+            with self._reading:
+                nothing = unsupervised(self.validation_states[by_length[0]])
+            return DataLoader([nothing], batch_size=None, collate_fn=as_it_is)
+        return self._ahead(DataLoader(self.validation_states, batch_sampler=batches, collate_fn=collate))
+
+    def _ahead(self, batches: DataLoader) -> DataLoader | ReadAhead:
+        """Read beside an accelerator's work; on the CPU, where it would take from the computation, as it is asked for."""
+        device = self.trainer.strategy.root_device
+        return ReadAhead(batches, device, self._reading) if device.type == "cuda" else batches
 
 
 class FromStep(Sampler[int]):
@@ -169,6 +179,46 @@ class FromStep(Sampler[int]):
             yield step
 
 
+class ReadAhead(Sized, Iterable[T]):
+    """``batches`` in their order, the next one read in a thread while this one is computed on; for a GPU, in pinned memory.
+
+    Loaders with one lock read one after the other: a store, and a target in this process, are used by one thread at a time.
+    What reading raises is raised where its batch is asked for.
+    """
+
+    END = object()
+
+    def __init__(self, batches: DataLoader, device: torch.device, lock: Lock):
+        self.batches, self.device, self.lock = batches, device, lock
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[T]:
+        source = iter(self.batches)
+        pending = self._start(source)
+        while (batch := pending.result()) is not self.END:
+            pending = self._start(source)
+            yield batch
+
+    def _start(self, source: Iterator[T]) -> Future:
+        future = Future()
+
+        def read() -> None:
+            try:
+                with self.lock:
+                    batch = next(source, self.END)
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a thread starts on the first one
+                    batch = on_tensors(batch, Tensor.pin_memory)
+                future.set_result(batch)
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=read, name="read ahead", daemon=True).start()
+        return future
+
+
 def stack_blocks(rows: list[Blocks]) -> Blocks:
     """Blocks of one document each -> of all of them, [B, A, ...] with the largest A; what is added is masked."""
     size = max(row.anchors.shape[1] for row in rows)
@@ -184,14 +234,14 @@ def unsupervised(states: TargetStates) -> TargetStates:
     return replace(states, loss_mask=torch.zeros_like(states.loss_mask))
 
 
-def to_device(value: T, device: torch.device) -> T:
-    """Tensors in frozen dataclasses and tuples, which Lightning does not move by itself."""
+def on_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
+    """``function`` of the tensors in frozen dataclasses and tuples, which Lightning does not move by itself."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return function(value)
     if isinstance(value, tuple):
-        return tuple(to_device(inner, device) for inner in value)
+        return tuple(on_tensors(inner, function) for inner in value)
     if is_dataclass(value):
-        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+        return replace(value, **{f.name: on_tensors(getattr(value, f.name), function) for f in fields(value)})
     return value
 
 

@@ -3,7 +3,7 @@
 1. prompts      held-out ones, encoded as they are captured
 2. own          the target in this process (``reference=target``), or nothing but its heads (``reference=heads``)
 3. engine       each server by itself: states of every prompt, and the token it would say next
-4. table        check_engine.md; the stamp beside the cache, passed or not; a failed check ends in exit code 1
+4. table        the stamp in runs/engine_checks, passed or not, and its table beside it; a failed check ends in exit code 1
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from src.corpus.prompts import load_eval_prompts
 from src.corpus.tokenizer import load_tokenizer
 from src.entry import command_of
 from src.lit.record import environment_record, write_json
+from src.lit.states import engine_checks_dir
 from src.report.tables import jsonable, markdown_table
 from src.settings import one_of, positive_int
 from src.target.engines.compare import Comparison, Limits, compare
@@ -58,7 +59,7 @@ def check_engine(config: DictConfig) -> Path:
         found[server] = compare(one.states(prompts)[None], own, [len(p) for p in prompts], one.next_tokens(prompts), heads)
     complaints = {server: complaint for server, c in found.items() if (complaint := c.complaint(limits))}
     verdict = next((f"at {server} {complaint}" for server, complaint in complaints.items()), "all servers agree")
-    path = stamp_path(Path(config.cache.directory), client.settings.engine, fingerprint(heads), config.target.dtype)
+    path = stamp_path(engine_checks_dir(), client.settings.engine, fingerprint(heads), config.target.dtype)
     write_json(
         path,
         {

@@ -71,8 +71,10 @@ def num_ranks(trainer: DictConfig) -> int:
 
 
 def must_launch(trainer: DictConfig) -> bool:
-    """Whether this process has to start the ranks; ValueError where several machines are wanted and it stands alone."""
+    """Whether this process has to start the ranks; ValueError where several machines are wanted and it stands alone, or
+    where another number of ranks was started than the trainer wants."""
     if is_rank():
+        _check_started(trainer)
         return False
     if trainer.num_nodes > 1:
         raise ValueError(
@@ -80,6 +82,17 @@ def must_launch(trainer: DictConfig) -> bool:
             "with srun (one task a device) or torchrun -m src.train"
         )
     return num_devices(trainer) > 1
+
+
+def _check_started(trainer: DictConfig) -> None:
+    environment = cluster_environment()
+    own = isinstance(environment, LightningEnvironment)  # knows its world size only later
+    started, wanted = int(os.environ.get("WORLD_SIZE", 1)) if own else environment.world_size(), num_ranks(trainer)
+    if started != wanted:
+        raise ValueError(
+            f"{started} rank(s) were started (torchrun, srun), but trainer.devices={trainer.devices} on trainer.num_nodes="
+            f"{trainer.num_nodes} are {wanted}: start {wanted}, or give the trainer the devices of a machine and the machines"
+        )
 
 
 def launch_ranks(config: DictConfig, run: Path) -> None:
@@ -95,22 +108,25 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
     if HydraConfig.initialized():
         OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), ranks / "hydra.yaml")
     processes: list[subprocess.Popen] = []
+    signals: list[int] = []
     print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
-    with handled_by(_pass_on(processes)):
+    with handled_by(_pass_on(processes, signals)):
         port = _free_port()
         try:
             for rank in range(count):
                 processes.append(_start(run, rank, count, port))
-            ended_s = _wait(processes)
+            ended_s = _wait(processes, signals)
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
+    # a rank that got a signal alone tells the others, and all save and stop together
+    told_to_stop = bool(signals) or all(process.returncode in STOPPED for process in processes)
     failures = [
         _failure(ranks / f"{rank}.json", rank, processes[rank].returncode, when)
         for rank, when in ended_s.items()
-        if processes[rank].returncode not in (0, *STOPPED)
+        if not _is_good(processes[rank].returncode, told_to_stop)
     ]
     if failures:
         _, rank, what = min(failures)
@@ -134,27 +150,30 @@ def _start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
     log = (run / "ranks" / f"{rank}.log").open("wb") if rank else None
     command = [sys.executable, "-m", "src.lit.rank", str(run)]
     try:  # the pipe is never written: its end tells the rank that this process is gone
-        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        # In a session of its own: a terminal's Ctrl-C comes once, from this process.
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
     finally:
         if log is not None:
             log.close()
 
 
-def _wait(processes: list[subprocess.Popen]) -> dict[int, float]:
+def _wait(processes: list[subprocess.Popen], signals: list[int]) -> dict[int, float]:
     """Until all are done, or ``GRACE_S`` after one of them failed; rank -> when it was seen to have ended."""
     ended_s: dict[int, float] = {}
-    failed_s = None
     while len(ended_s) < len(processes):
         now = time.time()
         for rank, process in enumerate(processes):
             if rank not in ended_s and process.poll() is not None:
                 ended_s[rank] = now
-                if process.returncode not in (0, *STOPPED):
-                    failed_s = failed_s or now
-        if failed_s is not None and now - failed_s > GRACE_S:
+        failed_s = [when for rank, when in ended_s.items() if not _is_good(processes[rank].returncode, bool(signals))]
+        if failed_s and now - min(failed_s) > GRACE_S:
             break
         time.sleep(POLL_S)
     return ended_s
+
+
+def _is_good(code: int, told_to_stop: bool) -> bool:
+    return code == 0 or (told_to_stop and code in STOPPED)
 
 
 def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float, int, str]:
@@ -166,8 +185,11 @@ def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float,
     return ended_s - 2 * POLL_S, rank, how
 
 
-def _pass_on(processes: list[subprocess.Popen]) -> Handler:
+def _pass_on(processes: list[subprocess.Popen], signals: list[int]) -> Handler:
+    """A handler that keeps the signals it got in ``signals``."""
+
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        signals.append(signum)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signum)

@@ -98,7 +98,6 @@ def check_trainer(trainer: DictConfig) -> None:
     for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
         positive_int(f"trainer.{name}", trainer[name])
     one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
-    one_of("trainer.strategy", trainer.strategy, ("auto", "ddp"))
     if trainer.gradient_clip_val is not None:
         positive_number("trainer.gradient_clip_val", trainer.gradient_clip_val)
     if trainer.checkpoint_every_steps is not None:

@@ -14,15 +14,17 @@ import torch.distributed as dist
 from src.lit.launcher import cluster_environment
 
 WAIT = timedelta(days=7)  # rank 0 may have to make the target's answers and states first
+SPARE_S = 600.0  # how long a collective outlasts a wait for states: who waited in vain says so before the others give up
 
 
 class Ranks:
     """``rank`` of ``world_size``; with several, joins the process group that the trainer then uses.
 
-    A context manager: the group is left at its end.
+    ``patience_s`` how long one rank may wait for states (src.cache.modes) while the others are in a collective. A context
+    manager: the group is left at its end.
     """
 
-    def __init__(self, world_size: int, accelerator: str):
+    def __init__(self, world_size: int, accelerator: str, patience_s: float = 0.0):
         self.world_size = world_size
         environment = cluster_environment()
         self.rank = 0
@@ -32,7 +34,8 @@ class Ranks:
         os.environ["MASTER_ADDR"] = environment.main_address
         os.environ["MASTER_PORT"] = str(environment.main_port)
         on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-        dist.init_process_group("nccl" if on_gpu else "gloo", rank=self.rank, world_size=world_size)
+        timeout = timedelta(seconds=patience_s + SPARE_S)
+        dist.init_process_group("nccl" if on_gpu else "gloo", rank=self.rank, world_size=world_size, timeout=timeout)
         self._waiting = dist.new_group(backend="gloo", timeout=WAIT)
 
     def __enter__(self) -> Ranks:

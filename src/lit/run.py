@@ -19,6 +19,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -36,10 +37,10 @@ from src.lit.parts import Parts, make_parts
 from src.lit.progress import StepBar
 from src.lit.ranks import Ranks
 from src.lit.record import environment_record, write_json
-from src.lit.states import cached_data, open_store
+from src.lit.states import cached_data, open_mode, open_store
 from src.lit.validation_record import ValidationRecord
-from src.lit.wandb_record import WandbRecord
 from src.loss.objective import LossCounts, loss_counts
+from src.target.heads import TargetHeads
 from src.target.load import fingerprint, load_heads
 
 
@@ -49,7 +50,7 @@ def train(config: DictConfig) -> dict:
     run = train_run_dir(config)
     if (run / "result.json").exists():
         record = read_record(run)
-        check_target(record["target"], fingerprint(load_heads(config.target.path)), run)
+        check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
     if must_launch(config.trainer):
@@ -57,7 +58,8 @@ def train(config: DictConfig) -> dict:
         with only_here(run):
             launch_ranks(config, run)
         return read_record(run)
-    with only_here(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator) as ranks:
+    patience_s = open_mode(config).patience_s
+    with only_here(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
         with ranks.first_alone():
             init_from = parent_of(config, run)
         return fit(config, parts, run, init_from, ranks)
@@ -67,7 +69,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     """Steps 4 to 7, in every rank."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    heads = load_heads(config.target.path)
+    heads = training_heads(config)
     if init_from is not None:
         check_target(read_record(init_from)["target"], fingerprint(heads), init_from)
     store = open_store(config, heads)
@@ -91,6 +93,8 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         meta={"target": store.key.target, "name": run_name(config)},
     )
     module.last_checkpoint = checkpoint
+    if config.trainer.precision == "64-true":
+        module.double()  # Lightning would do so after it has read a checkpoint's weights, into fp32
     data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
     loggers = make_loggers(config.logger, run, run_name(config), **wandb_place(config))
     if ranks.rank == 0:
@@ -102,14 +106,19 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
                 logger.restart_at(first_step)
         if checkpoint:
             print(f"resuming from {checkpoint}", flush=True)
+    validation = ValidationRecord(run)
     saver = Checkpoints(
         directory,
         every_steps=config.trainer.checkpoint_every_steps,
         every_s=config.trainer.checkpoint_every_s,
         command=command_of("src.train"),
+        on_best=validation.write,
     )
-    to_wandb = WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=parts.tokenizer)
-    callbacks = [saver, ValidationRecord(run), to_wandb, StepBar()]
+    callbacks = [saver, validation, StepBar()]
+    if any(isinstance(logger, WandbLogger) for logger in loggers or []):
+        from src.lit.wandb_record import WandbRecord  # imports wandb
+
+        callbacks.append(WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=parts.tokenizer))
     trainer = make_trainer(config.trainer, run, loggers, callbacks, len(data_module.order))
     started = time.monotonic()
     trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
@@ -129,6 +138,14 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         write_json(run / "result.json", record)
         print(f"{run}: best validation tau {record['val_tau']:.3f}")
     return record
+
+
+def training_heads(config: DictConfig) -> TargetHeads:
+    """The frozen heads of a training: in ``target.dtype`` under autocast (``trainer.precision=bf16-mixed``), whose products are
+    in bf16 anyway, else in fp32, because losses and replay form their products in the heads' dtype. hc_head and norm are fp32
+    either way."""
+    mixed = config.trainer.precision == "bf16-mixed"
+    return load_heads(config.target.path, config.target.dtype if mixed else "fp32")
 
 
 def make_data(
@@ -186,8 +203,8 @@ def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Call
 
 def strategy_of(trainer: DictConfig) -> str | Strategy:
     """DDP without the exchange of buffers at every forward: the heads are frozen, and ranks may validate unequal numbers."""
-    if trainer.strategy != "ddp":
-        return trainer.strategy
+    if num_ranks(trainer) == 1:
+        return "auto"
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 

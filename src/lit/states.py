@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +25,7 @@ from src.cache.store import CacheKey, StateStore
 from src.contracts import Conversation, Document
 from src.corpus.chat import ENCODING_VERSION, encode
 from src.corpus.tokenizer import tokenizer_fingerprint
-from src.entry import command_of
+from src.entry import command_of, runs_dir
 from src.lit.answers import answer_settings, answers_dir, served_file
 from src.lit.corpus_account import count_documents, tell_corpus
 from src.lit.parts import Parts, make_parts
@@ -71,13 +73,32 @@ def regenerate_command() -> str:
     return f"{command_of('src.regenerate')}{'' if name == 'regenerate' else ' server=http://host:port/v1'}"
 
 
+def engine_checks_dir() -> Path:
+    """Where `python -m src.check_engine` leaves its stamps."""
+    return runs_dir() / "engine_checks"
+
+
+def check_command(target: DictConfig) -> str:
+    """What compares the engine of this job's ``target`` with the target in process."""
+    if HydraConfig.initialized():
+        overrides = [
+            o for o in HydraConfig.get().overrides.task if o.lstrip("+~").startswith(("target=", "target.", "target/"))
+        ]
+    else:
+        named = {name: target.get(name) for name in ("path", "dtype", "engine", "states_dir")}
+        overrides = [f"target.{name}={value}" for name, value in named.items() if value is not None]
+        overrides.append(f"target.servers=[{','.join(target.servers)}]")
+    return shlex.join(["python", "-m", "src.check_engine", *overrides])
+
+
 def lazy_producer(config: DictConfig, target: Callable[[], Target]) -> Callable[[], Producer]:
     """What fills a cache, made on the first call: the target in this process, or the servers of ``target.engine``."""
 
     @cache
     def make() -> Producer:
         if config.target.get("engine"):
-            return engine_producer(OmegaConf.to_container(config.target, resolve=True), config.cache.directory)
+            target_group = OmegaConf.to_container(config.target, resolve=True)
+            return engine_producer(target_group, engine_checks_dir(), check_command(config.target))
         return InProcess(target())
 
     return make
@@ -208,7 +229,7 @@ def capture_states(config: DictConfig) -> None:
     parts = make_parts(config)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    heads = load_heads(config.target.path)
+    heads = load_heads(config.target.path, config.target.dtype)
     store = open_store(config, heads)
     if isinstance(mode, Stream):
         config = OmegaConf.merge(config, {"cache": {"in_process": True}})  # whatever the training beside it says

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import lightning as L
+import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
 from src.contracts import TargetStates
 from src.decode.metrics import document_counts
@@ -15,20 +16,16 @@ from src.lit.record import write_json
 
 
 class ValidationRecord(L.Callback):
-    """Writes ``run``/validation.json at every validation whose tau is the best so far:
+    """Keeps what the prompts of a validation accepted; ``write`` puts it into ``run``/validation.json:
 
     {"tau", "step", "prompts": [{"id", "domain", "emitted", "accepted", "rounds", "survived" [S], "reached" [S]}, ...]}
 
-    A resumed run goes on from the file.
+    Checkpoints calls ``write`` whenever it saves best.ckpt, so the two belong together.
     """
 
     def __init__(self, run: Path):
         self.path = Path(run) / "validation.json"
         self._prompts: dict[str, dict] = {}
-
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        goes_on = trainer.ckpt_path is not None and self.path.exists()
-        self.best_tau = json.loads(self.path.read_text())["tau"] if goes_on else -math.inf
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._prompts = {}
@@ -41,14 +38,23 @@ class ValidationRecord(L.Callback):
             sums = {field: values[row].tolist() for field, values in counts._asdict().items()}
             self._prompts[name] = {"id": name, "domain": domain, **sums}
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def write(self, trainer: L.Trainer, tau: float) -> None:
+        """All ranks' prompts, by rank 0; every rank has to call it."""
         prompts = self._prompts
         if trainer.world_size > 1:
-            parts: list[dict] = [{}] * trainer.world_size
-            dist.all_gather_object(parts, prompts)
-            prompts = {name: row for part in parts for name, row in part.items()}
-        tau = float(trainer.callback_metrics["val/tau"])
-        if trainer.is_global_zero and tau > self.best_tau:
+            prompts = {name: row for part in _gathered(prompts, trainer) for name, row in part.items()}
+        if trainer.is_global_zero:
             record = {"tau": tau, "step": trainer.global_step, "prompts": [prompts[name] for name in sorted(prompts)]}
             write_json(self.path, record)
-        self.best_tau = max(tau, self.best_tau)
+
+
+def _gathered(part: dict, trainer: L.Trainer) -> list[dict]:
+    """Every rank's ``part``, as JSON in bytes."""
+    device = trainer.strategy.root_device
+    text = torch.tensor(list(json.dumps(part).encode()), dtype=torch.uint8, device=device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(trainer.world_size)]
+    dist.all_gather(sizes, torch.tensor([len(text)], device=device))
+    longest = int(max(sizes))
+    texts = [torch.empty(longest, dtype=torch.uint8, device=device) for _ in sizes]
+    dist.all_gather(texts, pad(text, (0, longest - len(text))))
+    return [json.loads(bytes(one[: int(size)].tolist())) for one, size in zip(texts, sizes, strict=True)]

@@ -8,10 +8,11 @@ because a drafter made on other weights accepts next to nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import save_file
@@ -76,13 +77,27 @@ def fingerprint(heads: TargetHeads) -> str:
     and over the settings of the layers, however config.json spells them.
 
     Layers that were trained without moving any of these would go unnoticed: the heads must give it without the other shards.
+    The two tables are read once for each ``heads``.
     """
-    digest = hashlib.sha256(repr(_layer_settings(heads.config)).encode())
-    tensors = (heads.embed_tokens.weight, heads.lm_head.weight, heads.norm.weight, *heads.hc_head.parameters())
+    tables = (heads.embed_tokens.weight, heads.lm_head.weight)
+    settings = repr(_layer_settings(heads.config))
+    state = (settings, *((table.data_ptr(), table._version) for table in tables))
+    before, digest = _of_tables.get(heads, (None, None))
+    if before != state:
+        digest = _add(hashlib.sha256(settings.encode()), tables)
+        _of_tables[heads] = state, digest
+    return _add(digest.copy(), (heads.norm.weight, *heads.hc_head.parameters())).hexdigest()[:16]
+
+
+# heads -> (settings and place of its tables, digest of both)
+_of_tables: WeakKeyDictionary[TargetHeads, tuple[tuple, hashlib._Hash]] = WeakKeyDictionary()
+
+
+def _add(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> hashlib._Hash:
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        digest.update(tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy())
+    return digest
 
 
 def _layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:

@@ -48,7 +48,7 @@ class InProcess:
     def where(self) -> str:
         return str(self.target.path)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # no inference mode: a cache that does not round hands these tensors to training as they are
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
         """One forward for each of `forward_batches`."""
         window, limit = self.target.model.config.sliding_window, self.target.tokens_per_forward

@@ -55,6 +55,7 @@ def test_states_are_the_same_in_every_mode(target, tmp_path, dtype):
         for row, reference in zip(rows, found["disk"], strict=True):
             assert row.ids == reference.ids and row.final.dtype == reference.final.dtype
             assert torch.equal(row.final, reference.final) and torch.equal(row.layers, reference.layers)
+            assert not row.final.is_inference() and not row.layers.is_inference()  # they enter a graph
             assert torch.equal(row.input_ids, reference.input_ids) and torch.equal(row.loss_mask, reference.loss_mask)
     assert not (tmp_path / "off").exists()
 
@@ -130,7 +131,11 @@ def test_a_training_has_the_same_losses_in_every_mode(compose_config, few, tmp_p
             monkeypatch.setattr(lit_states, "instantiate", no_target)
             with pytest.raises(AssertionError, match="the target was loaded"):
                 lit_states.instantiate(config.target)
+        demand = []
+        folder = tmp_path / mode / "stream"
+        monkeypatch.setattr(DraftingModule, "on_train_end", lambda _: demand.extend(folder.rglob("demand/*.json")))  # noqa: B023
         record = runs.train(config)
+        assert [path.stem.rpartition("-")[2] for path in demand] == (["train"] if mode == "stream" else [])
         monkeypatch.setattr(lit_states, "instantiate", instantiate)
         found[mode] = losses(config), record["val_tau"]
         names.add(run_name(config))

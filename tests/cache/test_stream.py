@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def write(store, shard, used: float | None = None) -> None:
 
 
 def used_bytes(store) -> int:
-    return sum(size for size, _ in stored_shards(store).values())
+    return sum(found.size for found in stored_shards(store).values())
 
 
 def streamed(store, shards, count, **changes) -> StreamedStates:
@@ -138,6 +139,34 @@ def test_processes_beside_the_training_feed_it(store, shards, tmp_path, capsys):
     processes[1].join(20)
     assert processes[1].exitcode == 0  # no reader is left
     assert len(made) <= 24 + 4
+
+
+def test_a_pass_that_is_over_needs_nothing(store, shards):
+    """Its shards make room for those of another reader of the process, which it would have kept out."""
+    training, validation = (streamed(store, shards, 3, name=name) for name in ("train", "validation"))
+    validation[0]
+    training.expect([6, 7], 1)
+    with Board(store.directory) as board:
+        assert shards[0].name == stream.demanded(board)[1]
+        validation.done()
+        assert stream.demanded(board) == [shards[6].name, shards[7].name]
+        validation[2]  # it is there, so nothing is asked for
+        validation[20]
+        assert shards[10].name in stream.demanded(board)
+
+
+def test_room_is_made_from_one_listing(store, shards, monkeypatch):
+    for shard in shards[:3]:
+        write(store, shard)
+    listed, glob = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed.append((path, pattern)) or glob(path, pattern))
+    with Board(store.directory) as board:
+        assert board.claim(f"claims/{shards[4].name}", bytes=200)
+        assert make_room(store, board, shards[4], used_bytes(store))
+        listed.clear()
+        assert make_room(store, board, shards[4], used_bytes(store) + 200)
+    assert len([pattern for path, pattern in listed if path == store.directory]) == 2  # with the one of used_bytes
+    assert len([path for path, _ in listed if path.name == "claims"]) == 1
 
 
 def test_a_shard_that_does_not_come_is_an_error_that_says_so(store, shards, monkeypatch, capsys):

@@ -10,14 +10,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from src.bench.kill_resume import compare
 from src.entry import train_run_dir
-from src.lit import launcher
-from src.lit.checkpoints import Stopped
-from src.lit.run import train
+from src.lit import checkpoints, launcher
+from src.lit.checkpoints import Checkpoints, Stopped
+from src.lit.run import strategy_of, train
 
 # 23 documents, 8 a step: 3 steps an epoch, so 51 in all, one of three with 7 documents for 8 places
 SAME = ["trainer.precision=64-true", "trainer.max_epochs=17", "trainer.val_check_interval=17", "trainer.log_every_n_steps=1"]
@@ -50,8 +52,12 @@ def test_two_ranks_in_micro_batches_train_as_one_process_does(runs_here, prepare
 
 @pytest.mark.slow
 def test_ranks_that_are_told_to_stop_save_and_go_on(runs_here, prepared_overrides, compose_config, tmp_path, capfd):
-    runs_here(tmp_path / "runs")
     ranks = compose_config("train", ["trainer=ddp_cpu", *prepared_overrides, *SAME])
+    runs_here(tmp_path / "undisturbed")
+    train(ranks)
+    undisturbed = train_run_dir(ranks)
+    runs_here(tmp_path / "runs")
+    capfd.readouterr()
     rows = train_run_dir(ranks) / "metrics.csv"
 
     def stop_it() -> None:
@@ -59,13 +65,14 @@ def test_ranks_that_are_told_to_stop_save_and_go_on(runs_here, prepared_override
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop_it).start()
+    threading.Thread(target=stop_it, daemon=True).start()
     with pytest.raises(Stopped):
         train(ranks)
     assert "stopped by SIGTERM after step" in capfd.readouterr().out
     assert train(ranks)["steps"] == 51
     assert "resuming from" in capfd.readouterr().out
-    assert len(curves(train_run_dir(ranks))[0]) == 51
+    assert compare(undisturbed, train_run_dir(ranks), 51) == []
+    assert len(curves(undisturbed)[0]) == 51
 
 
 def stand_in(monkeypatch, scripts: list[str]) -> None:
@@ -89,6 +96,8 @@ TELL = "json.dump({'time_s': time.time(), 'error': %r}, open(f'{RANKS}/%d.json',
         (["time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)"], "rank 1 of 2 was ended by SIGKILL"),
         (["time.sleep(0.3)\n" + TELL % ("connection closed by peer", 0), TELL % ("bad row", 1)], "rank 1 of 2 failed: bad row"),
         (["time.sleep(60)", "sys.exit(3)"], "rank 1 of 2 ended with exit code 3"),
+        (["time.sleep(60)", "os.kill(os.getpid(), signal.SIGTERM)"], "rank 1 of 2 was ended by SIGTERM"),
+        (["time.sleep(60)", "sys.exit(143)"], "rank 1 of 2 ended with exit code 143"),
     ],
 )
 def test_a_rank_that_dies_ends_the_run_with_its_error(scripts, sentence, monkeypatch, tmp_path, compose_config):
@@ -108,10 +117,46 @@ def test_ranks_get_the_signal_and_all_stop(monkeypatch, tmp_path, compose_config
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop_it).start()
+    threading.Thread(target=stop_it, daemon=True).start()
     with pytest.raises(Stopped) as stopped:
         launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu"]), tmp_path)
     assert stopped.value.code == 143
+
+
+def test_ranks_that_stop_together_without_the_launcher_are_a_stop(monkeypatch, tmp_path, compose_config):
+    stand_in(monkeypatch, ["sys.exit(143)", "sys.exit(143)"])
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu"]), tmp_path)
+
+
+def test_a_rank_is_out_of_reach_of_the_terminals_ctrl_c(tmp_path):
+    (tmp_path / "ranks").mkdir()
+    process = launcher._start(tmp_path, 1, 2, 0)
+    try:
+        assert os.getpgid(process.pid) == process.pid != os.getpgrp()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+
+
+def test_a_timed_checkpoint_is_written_once_however_late_the_wishes_arrive(monkeypatch, tmp_path):
+    """Wishes of several ranks are read one step later: that of the step that saves must not save again."""
+    monkeypatch.setattr(checkpoints.dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
+    saver = Checkpoints(tmp_path, every_steps=None, every_s=5.0, command="", on_best=None)
+    saver._group, saver._saved_s, saver._saved_step = object(), 0.0, 0
+    saved = []
+
+    def save(trainer, module, step: int) -> None:
+        saved.append(step)
+        saver._saved_s, saver._saved_step = checkpoints.time.monotonic(), step
+
+    monkeypatch.setattr(saver, "_save", save)
+    for step in range(24):  # a second each
+        monkeypatch.setattr(checkpoints.time, "monotonic", lambda step=step: float(step))
+        trainer = SimpleNamespace(global_step=step, is_global_zero=True)
+        saver.on_train_batch_start(trainer, SimpleNamespace(check_finite=lambda: None), None, step)
+    assert saved == [6, 12, 18]
 
 
 @pytest.mark.parametrize(
@@ -131,11 +176,51 @@ def test_ranks_are_started_once(environment, options, launches, monkeypatch, com
     assert launcher.must_launch(compose_config("train", options).trainer) is launches
 
 
+def test_ranks_wait_for_each_other_longer_than_for_a_shard(prepared_overrides, compose_config, monkeypatch):
+    joined = {}
+
+    def join(backend, **options):
+        joined.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    stream = ["trainer=ddp_cpu", *prepared_overrides, "cache=stream", "cache.wait_s=5000"]
+    with pytest.raises(InterruptedError):
+        train(compose_config("train", stream))
+    assert joined["timeout"].total_seconds() >= 5000 + 60
+
+
 def test_devices_and_machines_that_cannot_be(compose_config):
     with pytest.raises(ValueError, match=r"trainer\.devices must be a number"):
         launcher.must_launch(compose_config("train", ["trainer.devices=some"]).trainer)
     with pytest.raises(ValueError, match="srun"):
         launcher.must_launch(compose_config("train", ["trainer=ddp8", "trainer.num_nodes=2"]).trainer)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"},
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
+        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"},
+    ],
+)
+def test_as_many_ranks_are_started_as_the_trainer_wants(environment, monkeypatch, compose_config):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert not launcher.must_launch(compose_config("train", ["trainer=cpu", "trainer.devices=2"]).trainer)
+    for options in (["trainer=cpu"], ["trainer=ddp_cpu", "trainer.num_nodes=2"]):
+        with pytest.raises(ValueError, match=r"2 rank\(s\) were started .* are [14]: start"):
+            launcher.must_launch(compose_config("train", options).trainer)
+
+
+def test_several_ranks_never_exchange_buffers(compose_config):
+    """Ranks may validate unequal numbers of batches: an exchange at every forward would wait for ever."""
+    assert strategy_of(compose_config("train", ["trainer=cpu"]).trainer) == "auto"
+    for options in (["trainer=cpu", "trainer.devices=2"], ["trainer=gpu", "trainer.devices=4"], ["trainer=ddp8"]):
+        assert strategy_of(compose_config("train", options).trainer)._ddp_kwargs["broadcast_buffers"] is False
 
 
 def test_the_step_draws_the_same_blocks_however_it_is_shared(runs_here, prepared_overrides, compose_config, tmp_path):

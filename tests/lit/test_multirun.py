@@ -66,7 +66,7 @@ def test_submitit_runs_the_jobs(runs_here, prepared_overrides, tmp_path):
 @pytest.mark.parametrize(
     ("group", "option", "plugin", "target", "values"),
     [
-        ("launcher", "slurm", "hydra_submitit_launcher", "SlurmLauncher", {"gpus_per_node": 8, "tasks_per_node": 1}),
+        ("launcher", "slurm", "hydra_submitit_launcher", "SlurmLauncher", {"tasks_per_node": 1, "max_num_timeout": 20}),
         ("launcher", "parallel", "hydra_joblib_launcher", "JoblibLauncher", {"n_jobs": 2}),
         ("sweeper", "tpe", "hydra_optuna_sweeper", "OptunaSweeper", {"direction": "maximize", "n_trials": 20}),
     ],
@@ -91,3 +91,17 @@ def test_a_job_whose_process_was_lost_is_named(tmp_path):
     (tmp_path / "0.json").write_text(json.dumps({**record, "job": 0, "status": "finished"}))
     text = summary(tmp_path)
     assert "2 jobs: 1 finished, 1 not" in text and "lost: seed=1" in text and "runs/x" in text
+
+
+def test_jobs_that_never_began_are_counted(tmp_path):
+    """A sweep of 5 x 3 stopped in its second job."""
+    params = {"kl.alpha": "0.1,0.2,0.3", "seed": "0,1,2"}
+    record = {"job": 0, "directory": "runs/x", "overrides": [], "params": params, "error": None, "seconds": 0}
+    (tmp_path / "0.json").write_text(json.dumps({**record, "status": "finished"}))
+    (tmp_path / "1.json").write_text(json.dumps({**record, "job": 1, "status": "stopped", "error": "SIGTERM"}))
+    words = ["-m", "sweep=kl", "kl.alpha=0.1,0.2,0.3,0.4,0.5", "hydra.sweeper.params.seed=0,1,2"]
+    text = summary(tmp_path, words)
+    assert text.startswith("15 jobs: 1 finished, 1 not, 13 never begun\n") and "goes on with the rest" in text
+    (tmp_path / "1.json").unlink()
+    (tmp_path / "0.json").write_text(json.dumps({**record, "status": "finished", "params": None}))
+    assert summary(tmp_path, words) == "1 jobs: 1 finished, 0 not"  # a sweeper that searches

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 
+from src.bench.kill_resume import compare
 from src.entry import train_run_dir
 from src.lit import run as runs
 from src.lit.checkpoints import Stopped, checkpoint_path, damage, newest_checkpoint
@@ -36,27 +36,6 @@ def killed_at(monkeypatch):
     return arm
 
 
-def final_state(run: Path) -> dict:
-    """Weights, optimizer state and the state of the schedule after the last step."""
-    state = torch.load(checkpoint_path(run / "checkpoints", STEPS), weights_only=True)
-    return {name: state[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
-
-
-def metrics(run: Path) -> list[dict]:
-    with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in csv.DictReader(file)]
-
-
-def same(found: object, expected: object) -> bool:
-    if isinstance(found, torch.Tensor):
-        return torch.equal(found, expected)
-    if isinstance(found, dict):
-        return found.keys() == expected.keys() and all(same(found[k], expected[k]) for k in found)
-    if isinstance(found, list | tuple):
-        return len(found) == len(expected) and all(map(same, found, expected))
-    return found == expected
-
-
 def crash(module) -> None:
     raise RuntimeError("the machine is gone")
 
@@ -67,7 +46,7 @@ def sigterm(module) -> None:
 
 @pytest.fixture(scope="module")
 def expected(prepared_overrides, prepared_runs, tmp_path_factory):
-    """What an undisturbed run ends with."""
+    """(record, directory) of an undisturbed run."""
     import shutil
 
     from hydra import compose, initialize_config_dir
@@ -81,8 +60,7 @@ def expected(prepared_overrides, prepared_runs, tmp_path_factory):
         torch.set_num_threads(1)
         with initialize_config_dir(CONF, version_base="1.3"):
             config = compose("train", overrides=prepared_overrides)
-            record, run = train(config), train_run_dir(config)
-    return record, final_state(run), metrics(run), (run / "validation.json").read_text()
+            return train(config), train_run_dir(config)
 
 
 def test_killed_anywhere_the_run_ends_the_same(
@@ -115,16 +93,15 @@ def test_killed_anywhere_the_run_ends_the_same(
         file.write("17,2,0.1")
     record = train(config)
     assert "resuming from" in capsys.readouterr().out
-    whole, state, rows, validation = expected
+    whole, undisturbed = expected
     assert record["val_tau"] == whole["val_tau"] and record["steps"] == STEPS
-    assert same(final_state(run), state)
-    assert metrics(run) == rows
-    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(STEPS))
-    assert (run / "validation.json").read_text() == validation
+    assert compare(undisturbed, run, STEPS) == []
+    with (run / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]] == list(range(STEPS))
 
     (run / "result.json").unlink()  # killed between the last checkpoint and the record
     assert train(config)["val_tau"] == whole["val_tau"]
-    assert metrics(run) == rows
+    assert compare(undisturbed, run, STEPS) == []
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
@@ -149,7 +126,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     train(config)
     said = capsys.readouterr().out
     assert f"{newer} is damaged" in said and f"{cut} is damaged" in said and f"resuming from {older}" in said
-    assert same(final_state(directory.parent), expected[1])
+    assert compare(expected[1], directory.parent, STEPS) == []
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(

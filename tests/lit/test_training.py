@@ -15,6 +15,7 @@ from src.lit.evaluation import evaluate_by_replay
 from src.lit.lineage import find_stage1
 from src.lit.module import DraftingModule
 from src.lit.run import train
+from src.target.load import fingerprint
 
 VANILLA = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc", "kl=off"]
 
@@ -128,6 +129,26 @@ def test_a_drafter_made_on_another_target_is_refused(compose_config, mini_overri
         lineage.load_drafter_weights(module, train_run_dir(config), "somebody else")
     with pytest.raises(ValueError, match="not a finished run"):
         lineage.best_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "drafter", "dtype"),
+    [("bf16-mixed", "tiny", torch.bfloat16), ("bf16-mixed", "mtp", torch.bfloat16), ("32-true", "tiny", torch.float32)],
+)
+def test_heads_have_the_dtype_that_the_trainer_s_products_have(
+    compose_config, mini_overrides, rows_file, monkeypatch, precision, drafter, dtype
+):
+    """A bf16 target under autocast needs no fp32 copy of its tables; without autocast the loss stays in fp32."""
+    seen = []
+    monkeypatch.setattr(DraftingModule, "on_train_end", lambda module: seen.append(module.target_heads))
+    few = [f"corpus.stage1=[{{source: {rows_file}, domain: code, count: 12}}]", "corpus.responses=original"]
+    few += ["target.dtype=bf16", f"trainer.precision={precision}", f"drafter={drafter}", "trainer.max_epochs=1"]
+    config = compose_config("train", ["experiment=stage1", *mini_overrides, *few, "corpus.validation=2"])
+    assert train(config)["val_tau"] >= 1
+    (heads,) = seen
+    assert heads.lm_head.weight.dtype == heads.embed_tokens.weight.dtype == dtype
+    assert {p.dtype for p in (heads.norm.weight, *heads.hc_head.parameters())} == {torch.float32}
+    assert fingerprint(heads) == fingerprint(runs.load_heads(config.target.path))
 
 
 def test_data_without_anything_to_learn_is_refused(compose_config, mini_overrides):

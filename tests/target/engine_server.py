@@ -28,6 +28,7 @@ from src.target.load import Target
 from src.target.producer import InProcess
 from src.target.session import TargetSession
 
+FORWARD = threading.Lock()  # servers share a target here, and it is tapped by one forward at a time
 STATES_FAULTS: dict[str, Callable[[Tensor], Tensor]] = {  # [T, W] -> what goes out
     "short": lambda rows: rows[:-1],
     "nan": lambda rows: rows.masked_fill(torch.arange(len(rows))[:, None] == 1, float("nan")),
@@ -114,7 +115,7 @@ class EngineServer:
     @torch.inference_mode()
     def states_and_next(self, input_ids: list[int]) -> tuple[Tensor, int]:
         """([T, M, D], the greedy next token)."""
-        with self.busy:
+        with self.busy, FORWARD:
             states = InProcess(self.target).states([torch.tensor(input_ids)])[None]
         heads = self.target.heads
         return self.spoil(states), int(heads.logits(heads.collapse(states[None, -1:]))[0, 0].argmax())

@@ -176,6 +176,9 @@ def test_vllm_files_are_read_when_they_are_whole_and_then_removed(target, sequen
         engine = client("vllm", target, server)
         assert torch.equal(engine.states(sequences[:1])[None], InProcess(target).states(sequences[:1])[None])
         assert not list(tmp_path.iterdir())
+        engine.next_tokens(sequences[:1])
+        time.sleep(0.3)  # the writer is done
+        assert not list(tmp_path.iterdir())
         server.folder = tmp_path / "seen" / "by" / "the" / "server"
         server.folder.mkdir(parents=True)
         (tmp_path / "here").symlink_to(server.folder)
@@ -210,21 +213,25 @@ def test_half_a_file_is_never_read(tmp_path, monkeypatch):
 def test_capture_wants_a_passing_check(target, tmp_path):
     with SGLangServer(target) as server, SGLangServer(target) as other:
         given = {"engine": "sglang", "servers": [server.url], "path": str(target.path), "dtype": "fp32"}
-        with pytest.raises(ValueError, match=r"never compared.*run `python -m src\.check_engine target\.engine=sglang"):
-            engine_producer(given, tmp_path / "cache")
-        path = stamp_path(tmp_path / "cache", "sglang", target.fingerprint, "fp32")
+
+        def producer(**changes):
+            return engine_producer(given | changes, tmp_path / "checks", "python -m src.check_engine target=x")
+
+        with pytest.raises(ValueError, match=r"never compared.*run `python -m src\.check_engine target=x`"):
+            producer()
+        path = stamp_path(tmp_path / "checks", "sglang", target.fingerprint, "fp32")
         path.parent.mkdir()
         stamp = {"passed": False, "verdict": "path 2 points elsewhere", "servers": [server.url]}
         path.write_text(json.dumps(stamp))
         with pytest.raises(ValueError, match="path 2 points elsewhere: mend the server"):
-            engine_producer(given, tmp_path / "cache")
+            producer()
         path.write_text(json.dumps(stamp | {"passed": True}))
-        assert engine_producer(given, tmp_path / "cache").fingerprint == target.fingerprint
+        assert producer().fingerprint == target.fingerprint
         with pytest.raises(ValueError, match=f"{other.url} was not among the servers"):
-            engine_producer(given | {"servers": [other.url]}, tmp_path / "cache")
-        assert engine_producer(given | {"servers": [other.url], "check": "skip"}, tmp_path / "cache")
+            producer(servers=[other.url])
+        assert producer(servers=[other.url], check="skip")
         with pytest.raises(ValueError, match="never compared"):  # a stamp speaks of one dtype
-            engine_producer(given | {"dtype": "bf16"}, tmp_path / "cache")
+            producer(dtype="bf16")
 
 
 @pytest.mark.parametrize(

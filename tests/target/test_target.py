@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from src.target import load
 from src.target.build import build_target, count_parameters, set_implementations, tiny_config
 from src.target.generate import choose, generate_batch
 from src.target.heads import TargetHeads
@@ -142,6 +143,21 @@ def test_another_target_has_another_fingerprint(target):
     assert fingerprint(heads) == target.fingerprint
     heads.hc_head.hc_base.data[0] += 1.0
     assert fingerprint(heads) != target.fingerprint
+
+
+def test_a_fingerprint_reads_the_tables_once(target, monkeypatch):
+    heads = TargetHeads(target.model.config)
+    heads.load_state_dict(target.heads.state_dict())
+    read, add = [], load._add
+    monkeypatch.setattr(load, "_add", lambda digest, tensors: read.extend(tensors) or add(digest, tensors))
+    assert fingerprint(heads) == fingerprint(heads) == target.fingerprint
+    for table in (heads.lm_head.weight, heads.embed_tokens.weight):
+        assert sum(tensor is table for tensor in read) == 1
+    with torch.no_grad():
+        heads.lm_head.weight[0] += 1.0
+    changed = fingerprint(heads)
+    heads.embed_tokens.weight = torch.nn.Parameter(heads.embed_tokens.weight + 1.0)
+    assert len({target.fingerprint, changed, fingerprint(heads)}) == 3
 
 
 def test_a_directory_that_is_no_target(tmp_path):

@@ -1,4 +1,4 @@
-"""The stamp that a check of an engine leaves beside the cache: without a passing one, nothing is captured through it."""
+"""The stamp that a check of an engine leaves: without a passing one, nothing is captured through it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from pathlib import Path
 from src.target.engines.settings import EngineSettings
 
 
-def stamp_path(cache_directory: Path, engine: str, fingerprint: str, dtype: str) -> Path:
-    """One stamp an engine, weights and dtype, beside the caches of all modes."""
-    return cache_directory.parent / "engine_checks" / f"{engine}-{fingerprint}-{dtype}.json"
+def stamp_path(directory: Path, engine: str, fingerprint: str, dtype: str) -> Path:
+    """One stamp an engine, weights and dtype in ``directory``, that of all checks, whatever cache is filled."""
+    return directory / f"{engine}-{fingerprint}-{dtype}.json"
 
 
-def require_check(settings: EngineSettings, fingerprint: str, dtype: str, cache_directory: Path) -> None:
-    """ValueError with the next command unless the stamp is there, passed, and covers every server; said loudly if skipped."""
+def require_check(settings: EngineSettings, fingerprint: str, dtype: str, directory: Path, command: str) -> None:
+    """ValueError with ``command``, which makes the stamp in ``directory``, unless it is there, passed, and covers every server;
+    said loudly if skipped."""
     if settings.check == "skip":
         print(f"target.check=skip: nobody has compared the states of {settings.engine} with {fingerprint}", flush=True)
         return
-    servers = ",".join(settings.servers)
-    command = f"python -m src.check_engine target.engine={settings.engine} target.servers=[{servers}]"
-    path = stamp_path(cache_directory, settings.engine, fingerprint, dtype)
+    path = stamp_path(directory, settings.engine, fingerprint, dtype)
     if not path.exists():
         raise ValueError(
             f"the states of {settings.engine} were never compared with target {fingerprint} ({dtype}; no {path}): "
-            f"run `{command}` with the same target first, or set target.check=skip"
+            f"run `{command}` first, or set target.check=skip"
         )
     stamp = json.loads(path.read_text())
     if not stamp["passed"]:

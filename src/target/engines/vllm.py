@@ -66,7 +66,7 @@ class VLLM:
 
         def one(server: str, input_ids: Tensor) -> int:
             answer = self._complete(server, input_ids)
-            Path(self._path(answer)).unlink(missing_ok=True)
+            read_finished(self._path(answer), self.settings.timeout_s)  # so that it goes: it may not be there yet
             return int(answer["choices"][0]["token_ids"][0])
 
         return self._pool.map(one, sequences)
