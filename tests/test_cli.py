@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -72,25 +70,3 @@ def test_capture_alone_then_a_training_that_loads_no_target(tmp_path, mini_overr
 def test_table_1_is_printed():
     done = run("src.drafter.table1", runs=ROOT / "runs")
     assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout
-
-
-def readme_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python -m src.")]
-
-
-@pytest.mark.parametrize("line", readme_commands())
-def test_every_readme_command_composes(line, compose_config):
-    """Every option named in the README exists; the runs themselves are `make demo`."""
-    _, _, module, *overrides = shlex.split(line)
-    assert (ROOT / (module.replace(".", "/") + ".py")).exists() or (ROOT / module.replace(".", "/")).is_dir(), module
-    multirun = "-m" in overrides
-    overrides = [o for o in overrides if o != "-m" and not o.startswith("--")]
-    if multirun:
-        overrides = [re.sub(r"=([^=,\[{]+),.*", r"=\1", o) for o in overrides]  # the first job of the sweep
-    if module in ("src.train", "src.capture"):
-        compose_config("train", overrides)
-    elif module in ("src.evaluate", "src.pretrain", "src.card", "src.generate", "src.roofline"):
-        compose_config(module.removeprefix("src."), overrides)

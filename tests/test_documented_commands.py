@@ -42,10 +42,23 @@ def test_there_are_commands():
     assert {"train", "capture", "plan", "evaluate", "regenerate", "check_engine", "parity"} <= {name for name, _ in COMMANDS}
 
 
+def first_job(words: list[str]) -> list[str]:
+    """Of a sweep: the first value of each axis."""
+    if "-m" not in words and not any(word.startswith("sweep=") for word in words):
+        return words
+    return [re.sub(r"=([^=,\[{]+),.*", r"=\1", word) for word in words if word != "-m"]
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [(name, words) for name, words in COMMANDS if name in CONFIG_OF and "-m" not in words and "sweep=" not in " ".join(words)],
+    [(name, first_job(words)) for name, words in COMMANDS if name in CONFIG_OF],
     ids=lambda value: value if isinstance(value, str) else " ".join(value)[:80],
 )
 def test_its_options_compose(name, overrides, compose_config):
     compose_config(CONFIG_OF[name], overrides)
+
+
+def test_its_module_exists():
+    for name, _ in COMMANDS:
+        path = ROOT / "src" / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
