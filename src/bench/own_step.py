@@ -91,6 +91,27 @@ def training_step(setup: Setup, clock: Callable[[str], None]) -> tuple[Tensor, T
     return loss.detach(), terms.slot_count
 
 
+def drafter_config(shape: StepShape) -> DrafterConfig:
+    """The Qwen3-shaped drafter of a shape."""
+    return DrafterConfig(
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        block_size=shape.block_size,
+    )
+
+
+def meta_heads(shape: StepShape) -> TargetHeads:
+    """The heads of a target of its sizes, without memory."""
+    config = DeepseekV4Config(
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
+    )
+    with torch.device("meta"):
+        return TargetHeads(config)
+
+
 def build(case: Case, seed: int = 0) -> Setup:
     """Random weights and states; the document is the same as the other side's (src/bench/peer_step.py draws it alike)."""
     shape, dtype = case.shape, TORCH_DTYPES[case.dtype]
@@ -98,25 +119,14 @@ def build(case: Case, seed: int = 0) -> Setup:
     input_ids = torch.randint(0, shape.vocab_size - 1, (1, shape.num_tokens), generator=generator)
     streams = torch.randn(1, shape.num_tokens, shape.num_streams * shape.hidden_size, generator=generator).to(dtype)
 
-    config = DeepseekV4Config(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
-    )
-    with torch.device("meta"):
-        heads = TargetHeads(config)
+    heads = meta_heads(shape)
     heads = heads.to(dtype).to_empty(device="cpu")
     for parameter in heads.parameters():
         parameter.data.normal_(0.0, 0.02, generator=generator) if parameter.dim() > 1 else parameter.data.fill_(1.0)
     drafter = build_drafter(
         conditioning=PreHcHead(),
         reducer=Fc(),
-        drafter=DrafterConfig(
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_heads,
-            head_dim=shape.head_dim,
-            intermediate_size=shape.intermediate_size,
-            block_size=shape.block_size,
-        ),
+        drafter=drafter_config(shape),
         heads=heads,
         mask_token_id=shape.vocab_size - 1,
         generator=generator,

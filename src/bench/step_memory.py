@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
-from transformers import DeepseekV4Config
 
 from src.bench.duel import Terms, duel
+from src.bench.own_step import drafter_config, meta_heads
 from src.bench.shapes import DTYPES, SHAPES, Case, StepShape
 from src.bench.step import own_command
 from src.drafter.conditioning import PreHcHead
-from src.drafter.config import DrafterConfig
 from src.drafter.model import build_drafter
 from src.drafter.reducers.fc import Fc
 from src.entry import runs_dir
@@ -30,7 +28,6 @@ from src.lit.record import environment_record, script_command, write_json
 from src.loss.vocabulary import ROWS, SLICE_BYTES
 from src.report.step_memory import StepMemory, StepSizes, step_memory
 from src.report.tables import markdown_table
-from src.target.heads import TargetHeads
 
 BASE = replace(SHAPES[0], name="T2048 A128 V32k", num_tokens=2048, num_anchors=128)
 CASES = (
@@ -49,20 +46,8 @@ RUNTIME_BYTES = 48 << 20  # oneDNN's compiled kernels and scratch, and what the 
 def predicted(case: Case) -> StepMemory:
     """Of a worker: no optimizer, one batch, everything in the case's dtype, the CPU's slices of the vocabulary."""
     shape, size = case.shape, {"fp32": 4, "bf16": 2}[case.dtype]
-    config = DrafterConfig(
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        block_size=shape.block_size,
-    )
-    target = DeepseekV4Config(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
-    )
-    with torch.device("meta"):
-        heads = TargetHeads(target)
-    drafter = build_drafter(conditioning=PreHcHead(), reducer=Fc(), drafter=config, heads=heads, mask_token_id=0)
+    config = drafter_config(shape)
+    drafter = build_drafter(conditioning=PreHcHead(), reducer=Fc(), drafter=config, heads=meta_heads(shape), mask_token_id=0)
     sizes = StepSizes(
         documents=1,
         tokens=shape.num_tokens,

@@ -17,11 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.bench import step, tables
 from src.bench.duel import Measured, Terms, duel
 from src.bench.flops import products, step_flops
-from src.bench.own_step import build, training_step
+from src.bench.own_step import build, drafter_config, training_step
 from src.bench.shapes import QUICK, SHAPES, Case, StepShape, grown
 from src.bench.tables import OWN, PEER, Run
 from src.bench.verdict import bars, exponent, growths
-from src.drafter.config import DrafterConfig
 from src.drafter.flops import step_flops as drafter_flops
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -147,14 +146,7 @@ def test_flops_by_hand():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_products_add_up_to_the_drafters_formula(shape):
-    config = DrafterConfig(
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        block_size=shape.block_size,
-    )
+    config = drafter_config(shape)
     formula = drafter_flops(
         config,
         target_width=shape.hidden_size,
