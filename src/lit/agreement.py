@@ -4,7 +4,8 @@
 2. states    one plain forward over each text, rounded to the cache's dtype
 3. replay    the same drafter, the same text, the rounds without the loop
 4. compare   T = 0: round by round, a difference with its gap of logits. T > 0: the coins differ, so tau's difference with
-             its interval over prompts, which covers 0 if both draw the same distribution
+             its interval over prompts, which covers 0 if both draw the same distribution; the replay is drawn several times,
+             which leaves the loop's own coins as the interval's width
 """
 
 from __future__ import annotations
@@ -86,25 +87,27 @@ def _agreement(
         for name, benchmark, turn in turns
     }
     generations = {name: as_generation(turn) for name, _, turn in turns}
-    names, replayed, looped, differences, sizes = [], [], [], [], []
+    draws = range(config.seed, config.seed + (config.replay_draws if temperature else 1))
+    names, looped, differences, sizes = [], [], [], []
+    replayed = [[] for _ in draws]
     shards = make_shards(list(documents.values()), BATCH)
     for shard in tqdm(shards, desc=f"replay {method.name} T={temperature:g}", unit="batch", mininterval=2, leave=False):
         states = live_states(InProcess(target), shard, method.layer_ids, codec)
-        rounds = replay(
-            drafter, states, target.heads, temperature, top_p=config.top_p if temperature else 1.0, seed=config.seed
-        )
         own = [generations[name] for name in states.ids]
+        for rounds, seed in zip(replayed, draws, strict=True):
+            rounds.append(
+                replay(drafter, states, target.heads, temperature, top_p=config.top_p if temperature else 1.0, seed=seed)
+            )
         if temperature == 0:
-            differences += compare_rounds(own, rounds, drafter, states, target.heads)
+            differences += compare_rounds(own, replayed[0][-1], drafter, states, target.heads)
         names += states.ids
         sizes.append(len(own))
-        replayed.append(rounds)
         looped += own
-    counts = document_counts(concat_rounds(replayed, sizes), len(names))
+    counts = [document_counts(concat_rounds(rounds, sizes), len(names)) for rounds in replayed]
     loop = np.array([[sum(len(r.emitted) for r in g.rounds), len(g.rounds)] for g in looped])
     resamples = resample_prompts(tuple(documents[name].domain for name in names), config.num_resamples, config.seed)
     own_tau = pooled_ratio(loop[:, 0], loop[:, 1], resamples)
-    other_tau = pooled_ratio(counts.emitted, counts.rounds, resamples)
+    other_tau = pooled_ratio(sum(c.emitted for c in counts), sum(c.rounds for c in counts), resamples)
     taus = (float(ratio.value[-1]) for ratio in (own_tau, other_tau))
     difference = own_tau.minus(other_tau).estimates()[MEAN]
     return Agreement(method.name, temperature, len(names), int(loop[:, 1].sum()), *taus, tuple(differences), difference)

@@ -35,6 +35,7 @@ from src.lit.methods import Method, make_methods
 from src.lit.rows import Rows, read_rows, turn_row
 from src.lit.states import lazy_target
 from src.report.records import AUTOREGRESSIVE
+from src.settings import natural_int, positive_int
 from src.target.load import Target
 from src.target.sampling import Sampler, generator_for
 
@@ -43,6 +44,9 @@ AR = AUTOREGRESSIVE
 
 def evaluate_by_decoding(config: DictConfig) -> Path:
     """Decode, then write the report; returns the folder."""
+    natural_int("seed", config.seed)
+    for name in ("replay_draws", "num_resamples"):
+        positive_int(name, config[name])
     if config.threads:
         torch.set_num_threads(config.threads)
     modes = list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]

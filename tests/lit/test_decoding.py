@@ -205,6 +205,20 @@ def test_loop_and_replay_agree_and_a_difference_is_seen(config):
     assert any(a.differences for a in agreements(greedy, methods, modules, target, config))
 
 
+def test_a_sampled_replay_is_the_mean_of_several_draws(config):
+    config.temperature = [1]
+    rows = list(read_rows(run(config)))
+    methods, modules, target = loaded(config)
+
+    def tau(draws: int, seed: int) -> float:
+        config.replay_draws, config.seed = draws, seed
+        return agreements(rows, methods[:1], modules, target, config)[0].replay_tau
+
+    one, other = tau(1, 0), tau(1, 1)
+    assert one != other
+    assert min(one, other) < tau(2, 0) < max(one, other)
+
+
 def test_runs_are_looked_for_with_the_options_that_all_were_trained_with(compose_config):
     given = ['training="corpus.validation=3 drafter=mtp kl=off blocks.num_anchors=4"']
     config = compose_config("evaluate", ["compare=paper", *given])
