@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format bench-step bench-cache demo pretrain card clean constraints
+.PHONY: help setup test test-slow lint format bench-step bench-cache demo pretrain card clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -31,6 +31,9 @@ setup: .venv/.done ## make .venv and install the project with pinned packages
 
 test: .venv/.done ## run the tests
 	$(PY) -m pytest
+
+test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher, ranks that are stopped
+	$(PY) -m pytest -m slow
 
 lint: .venv/.done ## check style and format
 	$(PY) -m ruff check .
@@ -84,7 +87,7 @@ clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
 constraints: ## resolve pyproject.toml anew and pin the result in constraints/cpu.txt
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet -e ".[dev]"
+	.venv-constraints/bin/python -m pip install --quiet -e ".[dev,sweep]"
 	{ grep '^#' constraints/cpu.txt; .venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 		| sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints/cpu.new
 	mv constraints/cpu.new constraints/cpu.txt

@@ -8,6 +8,7 @@ Takes every option of src.train. Reads no weight: parameters and FLOPs are count
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from src.report.plan import Plan
     from src.report.v4_sizes import V4Sizes
 
+JSON_BYTES = 20 + 20 + 8 + 24 + 4  # of a number: received, as text, a list's place, a Python float, fp32
+TURNS = {"mt-bench": 2}  # user turns of a benchmark's prompts; the others have one
 FLASH = "assets/deepseek_v4_flash"  # the released config.json, for a plan before the download
 
 
@@ -58,6 +61,36 @@ def num_examples(mixture: dict | list) -> int:
     return total
 
 
+def measured(config: DictConfig) -> dict[str, float]:
+    """What check_engine, parity and evaluate count by their own options, the last with the paper's benchmarks."""
+    from src.contracts import DOMAINS
+    from src.corpus.benchmark_rows import BENCHMARKS
+
+    check, parity, evaluate, benchmarks, compare = (
+        OmegaConf.load(Path(CONF) / f"{name}.yaml")
+        for name in ("check_engine", "parity", "evaluate", "benchmarks/paper", "compare/all")
+    )
+    most = math.inf if config.per_benchmark is None else positive_int("per_benchmark", config.per_benchmark)
+    answers = sum(min(BENCHMARKS[name].rows, most) * TURNS.get(name, 1) for name in benchmarks.names)
+    prompts = parity.benchmarks.per_domain * len(DOMAINS)
+    return {
+        "check_tokens": check.prompts * check.max_length,
+        "methods": len(compare.methods),
+        "parity_tokens": prompts * parity.benchmarks.max_new_tokens,
+        "tokens": answers * config.answer_tokens * len(config.modes) * len(evaluate.temperature),
+    }
+
+
+def client_bytes(config: DictConfig, model: DeepseekV4Config) -> float:
+    """Host memory of one process that asks an engine for states, at the mean length: embedding and head, the shard in hand and
+    the one that is written, and SGLang's answers that are on their way."""
+    document = config.mean_tokens * model.hc_mult * model.hidden_size
+    held = 2 * model.vocab_size * model.hidden_size + 2 * config.cache.documents_per_shard * document
+    answers = config.target.concurrency * max(1, len(config.target.servers)) * document
+    in_json = JSON_BYTES * answers if config.target.engine == "sglang" else 0
+    return held * (2 if config.target.dtype == "bf16" else 4) + in_json
+
+
 def make_plan(config: DictConfig) -> Plan:
     """conf/plan.yaml and the training's own groups -> Plan; ValueError where they do not fit together."""
     from dataclasses import replace
@@ -68,10 +101,12 @@ def make_plan(config: DictConfig) -> Plan:
     from src.drafter.config import DrafterConfig
     from src.drafter.flops import step_flops
     from src.drafter.model import build_drafter
+    from src.lit.checkpoints import KEEP
     from src.lit.launcher import num_ranks
-    from src.report.plan import Machine, Plan, Rates, Stage, TargetSize, Training
+    from src.report.plan import Plan
+    from src.report.plan_inputs import Machine, Measuring, Rates, Stage, TargetSize, Training
     from src.report.step_memory import StepSizes, step_memory
-    from src.report.v4_sizes import active_parameters, checkpoint_bytes
+    from src.report.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
     from src.target.heads import TargetHeads
 
     positive_number("mean_tokens", config.mean_tokens)
@@ -138,14 +173,20 @@ def make_plan(config: DictConfig) -> Plan:
         )
         for number in (1, 2)
     )
-    from_json = config.target.engine == "sglang"
-    transport = config.machine.capture_processes * config.rates.json_tokens_per_s if from_json else None
+    transport = config.rates.json_tokens_per_s if config.target.engine == "sglang" else None
+    processes = config.cache.get("captures") or config.machine.capture_processes
+    rates = {k: v for k, v in config.rates.items() if k != "json_tokens_per_s"}
     return Plan(
         machine=Machine(**{k: v for k, v in config.machine.items() if k != "capture_processes"}),
-        rates=Rates(**{k: v for k, v in config.rates.items() if k != "json_tokens_per_s"}, transport_tokens_per_s=transport),
+        rates=Rates(**rates, transport_tokens_per_s=transport, processes=processes),
         target=TargetSize(
             name=str(config.target.path),
             weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
+            loaded_bytes=total_parameters(sizes) * sizes_of_step.head_bytes,
+            disk_bytes=checkpoint_bytes(sizes),
+            vocab_size=model.vocab_size,
+            engine=config.target.engine,
+            client_bytes=client_bytes(config, model) if config.target.engine else 0.0,
             active=active_parameters(sizes),
             num_paths=model.hc_mult,
             width=model.hidden_size,
@@ -161,7 +202,9 @@ def make_plan(config: DictConfig) -> Plan:
             codec=config.cache.dtype,
             cache=class_name(config.cache),
             stream_gb=config.cache.get("budget_gb"),
+            checkpoint_bytes=trainable * (KEEP * (4 + sizes_of_step.optimizer_bytes) + 4),  # and the best one's weights
         ),
+        measuring=Measuring(**measured(config)),
     )
 
 

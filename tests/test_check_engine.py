@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from src.entry import train_run_dir
 from src.lit.engine_check import check_engine
 from src.lit.states import capture_states, check_command, lazy_producer
 from src.target.engines.compare import Comparison, Limits, compare
 from src.target.load import load_target
 from src.target.producer import InProcess
 from tests.target.engine_server import SGLangServer, VLLMServer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +124,16 @@ def test_captured_states_are_those_of_the_target(target, config, compose_config,
         capture_states(compose_config("train", [*shared, "target.engine=sglang", f"target.servers=[{server.url}]"]))
         asked = len(server.bodies)
     folder = tmp_path / "elsewhere" / "cache"
-    found = {p.relative_to(folder): load_file(p) for p in folder.rglob("*.safetensors")}
+    assert [path.name.endswith("-sglang") for path in folder.iterdir()] == [True]  # they never mix with those of the target
+    found = {Path(*p.relative_to(folder).parts[1:]): load_file(p) for p in folder.rglob("*.safetensors")}
     assert asked > len(found) / 2 > 5
     shared[-2] = f"cache.directory={tmp_path}/own"
     capture_states(compose_config("train", shared))
-    own = {p.relative_to(tmp_path / "own"): load_file(p) for p in (tmp_path / "own").rglob("*.safetensors")}
+    own = {Path(*p.relative_to(tmp_path / "own").parts[1:]): load_file(p) for p in (tmp_path / "own").rglob("*.safetensors")}
     assert found.keys() == own.keys()
     for name, tensors in own.items():
-        for key, tensor in tensors.items():
-            assert torch.equal(found[name][key], tensor), (name, key)
+        for key in tensors.keys() - {"checksums"}:  # they cover the name of the cache
+            assert torch.equal(found[name][key], tensors[key]), (name, key)
 
 
 def test_a_capture_advises_the_check_of_its_own_target(mini_target, mini_overrides, compose_config, monkeypatch):
@@ -166,26 +164,28 @@ def test_limits_decide(target):
         Limits(cosine=2)
 
 
-def test_a_training_lives_on_what_another_process_captures(target, config, compose_config, mini_overrides, tmp_path, capsys):
-    """The layout of 4 GPUs that serve and 4 that train: a server, a capture process and a training that makes no states."""
+def test_a_training_lives_on_what_its_capture_process_makes(target, config, compose_config, mini_overrides, tmp_path, capfd):
+    """The layout of 4 GPUs that serve and 4 that train: a server, and one command for the training and what feeds it."""
     from src.lit.run import train
 
     given = [*mini_overrides, "corpus.max_length=32", "corpus.max_new_tokens=8", "optim.batch_size=8", "trainer.max_epochs=1"]
     capture_states(compose_config("train", given))  # the answers, which both processes then find
-    given += ["cache=stream", f"cache.directory={tmp_path}/stream", "cache.wait_s=120"]
+    given += ["cache=stream", f"cache.directory={tmp_path}/stream", "cache.wait_s=120", "cache.captures=1"]
     with SGLangServer(target) as server:
         check_engine(config("sglang", server))
         checked = len(server.bodies)
         given += ["target.engine=sglang", f"target.servers=[{server.url}]"]
-        with (tmp_path / "capture.log").open("w") as log:
-            capture = subprocess.Popen([sys.executable, "-m", "src.capture", *given], cwd=ROOT, stdout=log, stderr=log)
-        try:
-            capsys.readouterr()
-            record = train(compose_config("train", [*given, "cache.in_process=false"]))
-        finally:
-            capture.terminate()
-            capture.wait()
+        capfd.readouterr()
+        run = compose_config("train", given)
+        record = train(run)
         assert record["steps"] == 3 and record["val_tau"] >= 1
         assert len(server.bodies) - checked >= 24 + 6  # every document's states came from the server
-    assert "loading the target" not in capsys.readouterr().out
-    assert "loading the target" not in (tmp_path / "capture.log").read_text()
+    (log,) = (train_run_dir(run) / "captures").glob("*.log")
+    for text in (capfd.readouterr().out, log.read_text()):
+        assert "loading the target" not in text
+    assert not list((tmp_path / "stream").rglob("producers/*")) and not list((tmp_path / "stream").rglob("claims/*"))
+    (folder,) = (tmp_path / "stream").iterdir()
+    assert folder.name.endswith("-sglang")
+    offline = [*given[:-6], "cache=offline", f"cache.directory={tmp_path}/stream", "seed=1"]
+    with pytest.raises(ValueError, match=r"has states of target\.engine=sglang.*target\.engine=null: to train on them give"):
+        train(compose_config("train", offline))

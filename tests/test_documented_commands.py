@@ -1,4 +1,5 @@
-"""Every command of README.md and docs/ composes: its options exist, in the entry point that it names."""
+"""Every command of README.md and docs/ composes: its options exist, in the entry point that it names. Every figure that a
+document takes from the planner is what the planner says."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from src.plan import make_plan
+from src.report.plan_tables import plan_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_CONFIG = ("train", "regenerate", "plan", "evaluate", "parity", "check_engine", "generate", "pretrain", "card", "roofline")
@@ -20,23 +24,22 @@ make() { :; }; pip() { :; }; vllm() { :; }
 """
 
 
-def documented() -> list[tuple[str, list[str]]]:
+def documented(path: Path) -> list[tuple[str, list[str]]]:
     """(entry point, overrides) of each `python -m src.<entry point>` in a bash block; a document's variables reach its end."""
     found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
-        in_turn = re.sub(r"(?<!&)&(?!&)", ";", "\n".join(blocks))  # nothing in the background: its words would mix with others
-        script = PRELUDE + in_turn
-        told = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, check=False)
-        assert told.stderr == "", (path, told.stderr)
-        for line in told.stdout.splitlines():
-            words = line.split("\x1f")[:-1]
-            if words[:1] == ["-m"] and words[1].startswith("src."):
-                found.append((words[1].removeprefix("src."), words[2:]))
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    in_turn = re.sub(r"(?<!&)&(?!&)", ";", "\n".join(blocks))  # nothing in the background: its words would mix with others
+    told = subprocess.run(["/bin/bash", "-c", PRELUDE + in_turn], capture_output=True, text=True, check=False)
+    assert told.stderr == "", (path, told.stderr)
+    for line in told.stdout.splitlines():
+        words = line.split("\x1f")[:-1]
+        if words[:1] == ["-m"] and words[1].startswith("src."):
+            found.append((words[1].removeprefix("src."), words[2:]))
     return found
 
 
-COMMANDS = documented()
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+COMMANDS = [command for path in DOCUMENTS for command in documented(path)]
 
 
 def test_there_are_commands():
@@ -63,3 +66,16 @@ def test_its_module_exists():
     for name, _ in COMMANDS:
         path = ROOT / "src" / name.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+def test_the_planner_says_what_the_tables_say(compose_config):
+    """A table with a heading of the planner's has rows of the plans that its document asks for, word by word."""
+    path = ROOT / "docs" / "deepseek_v4_flash.md"
+    printed = set()
+    for overrides in [overrides for name, overrides in documented(path) if name == "plan"]:
+        printed |= set(plan_markdown(make_plan(compose_config("plan", overrides))).splitlines())
+    tables = [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", path.read_text(), flags=re.MULTILINE)]
+    planned = [table for table in tables if table[0] in printed]
+    assert len(planned) == 5 and len(tables) == 6  # the last one is of what was run
+    wrong = [row for table in planned for row in table if row not in printed]
+    assert not wrong, "the plans say otherwise:\n" + "\n".join(wrong)

@@ -9,7 +9,7 @@ import pytest
 from hydra.utils import instantiate
 
 from src.plan import FLASH, make_plan, num_examples, v4_sizes
-from src.report.plan import GIB
+from src.report.plan_inputs import GIB
 from src.report.v4_sizes import checkpoint_bytes
 from src.target.load import read_config
 
@@ -24,7 +24,7 @@ def test_the_released_configuration_has_the_roofline_s_sizes(compose_config):
 
 
 def test_the_paper_s_training_is_planned_without_a_checkpoint(compose_config):
-    plan = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8"]))
+    plan = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8", "target.engine=vllm"]))
     assert [stage.examples for stage in plan.stages] == [300_000, 150_000]
     assert plan.training.ranks == 8 and plan.target.state_bytes("bf16") == 32 * 1024 + 9
     assert plan.steps(plan.stages[0]) == 46_875
@@ -58,7 +58,11 @@ def test_layer_taps_are_counted(compose_config):
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
-    [(["mean_tokens=0"], "mean_tokens must be a number above 0"), (["drafter=mtp"], "plans for a block drafter")],
+    [
+        (["mean_tokens=0"], "mean_tokens must be a number above 0"),
+        (["per_benchmark=0"], "per_benchmark must be a positive integer"),
+        (["drafter=mtp"], "plans for a block drafter"),
+    ],
 )
 def test_bad_options_are_one_sentence(compose_config, overrides, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -81,3 +85,18 @@ def test_ranks_of_all_machines_and_json_from_servers(compose_config):
     plan = make_plan(compose_config("plan", served))
     assert plan.training.ranks == 16
     assert plan.capture_rate(2) == 2 * 280
+    streamed = make_plan(compose_config("plan", [*served, "cache=stream", "cache.captures=5"]))
+    assert streamed.capture_rate(2) == 5 * 280
+
+
+def test_the_target_in_this_process_is_planned_as_it_is_loaded(compose_config):
+    plan = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8"]))
+    assert plan.target.loaded_bytes / GIB == pytest.approx(529.6, abs=0.1)
+    assert plan.copies == 1 and plan.shares() == []
+
+
+def test_what_evaluation_counts_is_the_paper_s(compose_config):
+    full = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8"])).measuring
+    assert full.tokens == (3405 + 80) * 512 * 2 * 2 and full.methods == 6 and full.check_tokens == 12 * 512
+    few = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8", "per_benchmark=10", "modes=[non_think]"])).measuring
+    assert few.tokens == (70 + 10) * 512 * 2

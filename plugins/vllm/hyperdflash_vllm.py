@@ -26,12 +26,14 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, "hyperdflash_vllm_model:DeepseekV4WithResidual")
 
 
-def residual_as_layers(buffer: torch.Tensor, num_tokens: int, num_paths: int) -> list[torch.Tensor]:
-    """buffer [>= T, M * D] -> M views [T, D]: path j is columns j * D to (j + 1) * D."""
-    width = buffer.shape[-1]
-    if width % num_paths or len(buffer) < num_tokens:
-        raise ValueError(f"the residual's buffer is {list(buffer.shape)}, wanted at least [{num_tokens}, {num_paths} * D]")
-    return list(buffer[:num_tokens].view(num_tokens, num_paths, width // num_paths).unbind(1))
+def residual_as_layers(buffer: torch.Tensor, num_tokens: int, num_paths: int, width: int) -> list[torch.Tensor]:
+    """buffer [>= T, M * D] -> M views [T, D]: path j is columns j * D to (j + 1) * D. Rows from T on are of earlier steps."""
+    if buffer.ndim != 2 or buffer.shape[1] != num_paths * width or len(buffer) < num_tokens:
+        raise RuntimeError(
+            f"the residual's buffer is {list(buffer.shape)}, wanted at least [{num_tokens}, {num_paths} * {width}]: "
+            "use another version of vLLM"
+        )
+    return list(buffer[:num_tokens].view(num_tokens, num_paths, width).unbind(1))
 
 
 def with_residual(output, buffer: torch.Tensor | None, num_paths: int):
@@ -49,4 +51,6 @@ def with_residual(output, buffer: torch.Tensor | None, num_paths: int):
         raise RuntimeError(
             f"{SWITCH}=1 needs as many eagle_aux_hidden_state_layer_ids as the model has paths: {num_paths}, got {len(aux)}"
         )
-    return hidden, residual_as_layers(buffer, hidden.shape[0], num_paths)
+    if wrong := [list(layer.shape) for layer in aux if layer.shape != hidden.shape]:
+        raise RuntimeError(f"an auxiliary layer is {wrong[0]} where the hidden states are {list(hidden.shape)}")
+    return hidden, residual_as_layers(buffer, hidden.shape[0], num_paths, hidden.shape[1])

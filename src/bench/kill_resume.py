@@ -4,7 +4,7 @@ python -m src.bench.kill_resume --kills 20
 python -m src.bench.kill_resume --kills 20 --ranks 2
 
 The training is the shipped tiny target's, small: 64 documents for 60 steps, on the corpus in this folder of runs. Half of the
-kills are SIGKILL, half SIGTERM; with several ranks SIGKILL goes to the launcher, one of the ranks, or all. Every kill comes a
+kills are SIGKILL, half SIGTERM; with several ranks either goes to the launcher, one of the ranks, or all. Every kill comes a
 random time after a step was logged, so most fall between two checkpoints, inside an epoch. Writes kill_resume.json and a
 Markdown table.
 """
@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from src.entry import runs_dir
 from src.lit.checkpoints import checkpoint_path, newest_checkpoint, step_of
@@ -115,11 +116,9 @@ def _kill_once(command: list[str], runs: Path, draw: random.Random, ranks: int, 
         time.sleep(0.01)
         last = _last_step(runs)
     time.sleep(draw.random() * 0.2)
-    name, to = ("SIGTERM", "launcher") if done % 2 else ("SIGKILL", "launcher")
-    targets = [process.pid]
-    if name == "SIGKILL" and ranks > 1:
-        to = draw.choice(["launcher", "a rank", "all"])
-        found = _children(process.pid)
+    name, to, targets = "SIGTERM" if done % 2 else "SIGKILL", "process", [process.pid]
+    if ranks > 1:
+        to, found = draw.choice(["launcher", "a rank", "all"]), _children(process.pid)
         targets = {"launcher": targets, "a rank": [draw.choice(found)] if found else targets, "all": [*found, *targets]}[to]
     ended = process.poll() is not None
     for pid in targets:
@@ -129,7 +128,7 @@ def _kill_once(command: list[str], runs: Path, draw: random.Random, ranks: int, 
     time.sleep(0.3)  # ranks end a moment after their launcher
     found = newest_checkpoint(_run(runs) / "checkpoints")
     where = None if ended else _last_step(runs)
-    return {"signal": name, "to": to if ranks > 1 else "process", "step": where, "checkpoint": step_of(found) if found else 0}
+    return {"signal": name, "to": to, "step": where, "checkpoint": step_of(found) if found else 0}
 
 
 def _children(pid: int) -> list[int]:
@@ -150,24 +149,15 @@ def _last_step(runs: Path) -> int | None:
 def compare(whole: Path, broken: Path, steps: int) -> list[str]:
     """What differs between two runs finished after ``steps`` steps: names of tensors, states, metrics and files."""
     states = [torch.load(checkpoint_path(run / "checkpoints", steps), weights_only=True) for run in (whole, broken)]
-    differing = []
-    for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-        leaves = [dict(_leaves(name, state[name])) for state in states]
-        differing += [n for n in sorted(leaves[0].keys() | leaves[1].keys()) if not _same(leaves[0].get(n), leaves[1].get(n))]
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+    leaves = [{keystr(at): leaf for at, leaf in tree_leaves_with_path({n: state[n] for n in parts})} for state in states]
+    differing = [n for n in sorted(leaves[0].keys() | leaves[1].keys()) if not _same(leaves[0].get(n), leaves[1].get(n))]
     best = [torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for run in (whole, broken)]
     differing += [f"best.ckpt {n}" for n in best[0] if not _same(best[0][n], best[1].get(n))]
     rows = [_metrics(run) for run in (whole, broken)]
     differing += ["metrics.csv"] if rows[0] != rows[1] else []
     texts = [(run / "validation.json").read_text() for run in (whole, broken)]
     return differing + (["validation.json"] if texts[0] != texts[1] else [])
-
-
-def _leaves(name: str, value: object):
-    if isinstance(value, dict | list | tuple):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(f"{name}.{key}", inner)
-    else:
-        yield name, value
 
 
 def _same(one: object, other: object) -> bool:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from src.cache.codecs import CODECS
 from src.settings import one_of
+from src.target.engines.settings import ENGINES as SERVED
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"
+IN_PROCESS = "none"
+ENGINES = (IN_PROCESS, *SERVED)
 TAPS = {
     "final": "the residual before hc_head collapses it, [tokens, paths, hidden_size]; every shard has it",
     "layer<i>": "output of layer i, transformers' hidden_states[i + 1], same shape; added when first asked for",
@@ -26,7 +29,8 @@ TAPS = {
 class CacheKey:
     """What cached states depend on, besides the documents themselves.
 
-    ``tokenizer`` and ``mode`` stay empty where documents come as token ids, without text.
+    ``tokenizer`` and ``mode`` stay empty where documents come as token ids, without text. An engine's states differ from those
+    of the target in process by rounding, so each has caches of its own.
     """
 
     target: str  # fingerprint of the weights
@@ -38,14 +42,21 @@ class CacheKey:
     mode: str = ""  # chat mode that the documents were encoded in
     encoding_version: int = 1  # of the chat encoding
     format_version: int = FORMAT_VERSION
+    engine: str = IN_PROCESS  # what ran the target
 
     def __post_init__(self):
         one_of("cache.dtype", self.dtype, tuple(CODECS))
+        one_of("target.engine", self.engine, ENGINES)
+
+    @property
+    def content(self) -> dict:
+        """What the manifest and the digest hold; an engine is named where there is one."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("engine", IN_PROCESS)}
 
     @property
     def digest(self) -> str:
         """16 hex digits that every file of the cache carries."""
-        return _digest(asdict(self))
+        return _digest(self.content)
 
 
 def write_manifest(directory: Path, key: CacheKey) -> None:
@@ -74,7 +85,7 @@ def check_manifest(directory: Path, key: CacheKey) -> None:
         )
     if text != _text(found) or found.get("checksum") != _digest({k: v for k, v in found.items() if k != "checksum"}):
         raise ValueError(f"{damaged} (its checksum does not fit)")
-    wanted = asdict(key)
+    wanted, found = asdict(key), {"engine": IN_PROCESS, **found}
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:
         pairs = ", ".join(f"{name}={found.get(name)!r} where this run needs {wanted[name]!r}" for name in differing)
@@ -83,7 +94,7 @@ def check_manifest(directory: Path, key: CacheKey) -> None:
 
 def _content(key: CacheKey) -> dict:
     token = CODECS[key.dtype].bytes_per_token(key.num_paths, key.hidden_size)
-    content = {**asdict(key), "bytes_per_token": token, "taps": TAPS}
+    content = {**key.content, "bytes_per_token": token, "taps": TAPS}
     return {**content, "checksum": _digest(content)}
 
 

@@ -8,6 +8,7 @@ Stream    a byte budget: shards come and go, made here or by capture processes b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,19 @@ from typing import ClassVar
 
 from src.cache.capture import capture
 from src.cache.datasets import CachedStates, LiveStates, ShardedStates
+from src.cache.manifest import ENGINES, IN_PROCESS
+from src.cache.manifest import NAME as MANIFEST
 from src.cache.store import DTYPES, CacheKey, StateStore, make_shards
 from src.cache.stream import StreamedStates, supply
 from src.contracts import Document
-from src.settings import boolean, one_of, positive_int, positive_number
+from src.settings import boolean, natural_int, one_of, positive_int, positive_number
 from src.target.producer import Producer
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMode:
-    """``directory`` holds a folder a target, dtype and chat mode; ``documents_per_shard`` run in one forward and are stored
-    together."""
+    """``directory`` holds a folder a target, dtype, chat mode and engine; ``documents_per_shard`` run in one forward and are
+    stored together."""
 
     directory: str
     dtype: str
@@ -48,9 +51,18 @@ class CacheMode:
         return 0.0
 
     def open(self, key: CacheKey) -> StateStore:
-        """The store of one target, dtype and chat mode."""
-        directory = Path(self.directory) / f"{key.target}-{key.target_dtype}-{key.dtype}-{key.mode}"
-        return StateStore(directory, key, create=self.name in ("disk", "stream"))
+        """The store of one target, dtype, chat mode and engine. ValueError where it may not be made and there are states by
+        another engine; said where it will be made beside those."""
+        name = f"{key.target}-{key.target_dtype}-{key.dtype}-{key.mode}"
+        folders = {engine: Path(self.directory) / (name if engine == IN_PROCESS else f"{name}-{engine}") for engine in ENGINES}
+        there = [engine for engine, folder in folders.items() if (folder / MANIFEST).exists()]
+        if there and key.engine not in there:
+            own, other = ("null" if engine == IN_PROCESS else engine for engine in (key.engine, there[0]))
+            text = f"{folders[there[0]]} has states of target.engine={other}, which differ in rounding from target.engine={own}"
+            if self.name == "offline":
+                raise ValueError(f"{text}: to train on them give target.engine={other}, as they were captured")
+            print(f"{text}: they are left alone, and target.engine={other} would read them", flush=True)
+        return StateStore(folders[key.engine], key, create=self.name in ("disk", "stream"))
 
     def states(
         self,
@@ -106,11 +118,14 @@ class Off(CacheMode):
 @dataclass(frozen=True, kw_only=True)
 class Stream(CacheMode):
     """``budget_gb`` decimal gigabytes on disk; ``wait_s`` how long a reader waits for a shard; ``in_process`` whether the
-    training process makes shards itself while no capture process is there."""
+    training process makes shards itself while no capture process is there; ``captures`` that it starts beside itself, and then
+    makes none (src/lit/captures.py); ``capture_gpus`` theirs, which the training's ranks then do not see."""
 
     budget_gb: float
     wait_s: float
     in_process: bool
+    captures: int = 0
+    capture_gpus: Sequence[int | str] | None = None
 
     name: ClassVar[str] = "stream"
 
@@ -119,10 +134,16 @@ class Stream(CacheMode):
         positive_number("cache.budget_gb", self.budget_gb)
         positive_number("cache.wait_s", self.wait_s)
         boolean("cache.in_process", self.in_process)
+        natural_int("cache.captures", self.captures)
+        if self.capture_gpus is not None and (isinstance(self.capture_gpus, str) or not self.captures):
+            raise ValueError(
+                f"cache.capture_gpus must be a list of GPUs for cache.captures of at least 1, got {self.capture_gpus} for "
+                f"cache.captures={self.captures}"
+            )
 
     @property
     def loads_target(self) -> bool:
-        return self.in_process
+        return self.in_process and not self.captures
 
     @property
     def patience_s(self) -> float:
@@ -137,13 +158,15 @@ class Stream(CacheMode):
             store,
             make_shards(documents, self.documents_per_shard),
             layer_ids,
-            producer=producer if self.in_process else None,
+            producer=producer if self.loads_target else None,
             budget_bytes=self.budget_bytes,
             wait_s=self.wait_s,
             name=name,
         )
 
-    def supply(self, documents: Sequence[Sequence[Document]], store, producer, layer_ids=()) -> int:
-        """Make shards of several data sets as readers need them; returns how many were made when the last reader is gone."""
+    def supply(self, documents: Sequence[Sequence[Document]], store, producer, layer_ids=(), *, stay: bool = False) -> int:
+        """Make shards of several data sets as readers need them; returns how many were made when the last reader is gone.
+        ``stay``: never."""
         shards = [shard for group in documents for shard in make_shards(group, self.documents_per_shard)]
-        return supply(shards, store, producer, layer_ids, budget_bytes=self.budget_bytes, wait_s=self.wait_s)
+        patience = {"wait_s": math.inf, "linger_s": math.inf} if stay else {"wait_s": self.wait_s}
+        return supply(shards, store, producer, layer_ids, budget_bytes=self.budget_bytes, **patience)

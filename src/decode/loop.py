@@ -23,7 +23,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import DeepseekV4ForCausalLM
 
 from src.cache.codecs import Codec, rounded
@@ -220,28 +219,6 @@ def decode(
     """One whole text in a session of its own; ``settings`` as ``speculate``."""
     with TargetSession(model, drafter.layer_ids) as session:
         return collect(speculate(session, drafter, prompt_ids, stop_ids=stop_ids, **settings), stop_ids)
-
-
-def decode_prompts(
-    model: DeepseekV4ForCausalLM,
-    drafter: LoopDrafter,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    synchronize: bool = False,
-    progress: str | None = None,
-) -> list[Generation]:
-    """One text a prompt, each with draws of its own (a function of ``seed`` and its place); ``progress`` names a bar."""
-    generations = []
-    for index, prompt_ids in enumerate(tqdm(prompts, desc=progress, unit="text", disable=progress is None, mininterval=2)):
-        sampler = Sampler(temperature, top_p, torch.Generator(model.device).manual_seed(seed * 1_000_003 + index))
-        settings = {"max_new_tokens": max_new_tokens, "sampler": sampler, "synchronize": synchronize}
-        generations.append(decode(model, drafter, prompt_ids, stop_ids=stop_ids, **settings))
-    return generations
 
 
 def loop_rounds(generations: Sequence[Generation], num_slots: int, documents: Iterable[int] | None = None) -> Rounds:

@@ -35,7 +35,7 @@ from src.decode.replay import replay
 from src.drafter.mtp_chain import MTPChain
 from src.entry import command_of, runs_dir
 from src.lit.record import environment_record, write_json
-from src.lit.states import open_store, states_of_documents, with_supervised_pair
+from src.lit.states import open_store, states_of_documents, target_documents, with_supervised_pair
 from src.settings import natural_int, positive_int
 from src.target.build import count_parameters
 from src.target.load import Target, load_mtp, read_config
@@ -46,7 +46,7 @@ from src.target.quality_card import bar_rows, markdown
 from src.target.quality_ngram import KneserNey, check_order
 from src.target.quality_paths import PathStatistics
 from src.target.quality_text import GROUPS, bits_per_byte, group_of, heldout_groups, nats_sum, state_batches, xz_bytes
-from src.target.responses import AnswerSettings, answer_conversations
+from src.target.responses import AnswerSettings
 
 SETTINGS = ("mode", "text_bytes", "prime_bytes", "ngram_order", "mtp_steps", "samples", "batch_tokens", "threads")
 
@@ -71,9 +71,7 @@ def make_card(config: DictConfig) -> dict:
     text, paths, ngram_train_tokens = _measure_text(config, target, tokenizer, train, groups, seconds)
     with _timed(seconds, "answers"):
         settings = AnswerSettings(max_new_tokens=benchmark.max_new_tokens, max_length=benchmark.max_length, mode=config.mode)
-        documents = answer_conversations(
-            prompts, lambda: target, target.fingerprint, tokenizer, settings, runs_dir() / "responses"
-        )
+        documents = target_documents(config, prompts, lambda: target, target.fingerprint, tokenizer, settings)
     answers = _answers(prompts, documents, tokenizer, config.target.mask_token_id)
     looping = {answer.id for found in answers.values() for answer in found if answer.looped}
     with _timed(seconds, "MTP replay"):

@@ -9,13 +9,14 @@ without loading. Nothing is unpickled but tensors and plain values.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,9 +27,17 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from src.cache.datasets import ShardedStates
+from src.cache.manifest import CacheKey
+
 KEEP = 2
 BEST = "best.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME = {  # what a resumed run has in common with the one that wrote the checkpoint
+    "target": "the target",
+    "data": "the data (documents, cache.documents_per_shard and the cache's key, as a digest)",
+    "steps": "this number of steps:",
+}
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -98,6 +107,22 @@ def newest_checkpoint(directory: Path) -> Path | None:
         print(f"{path} is damaged ({wrong}): using the one before it", flush=True)
         path.replace(path.with_suffix(".damaged"))
     return None
+
+
+def data_digest(key: CacheKey, data: Mapping[str, ShardedStates]) -> str:
+    """16 hex digits of the cache's key and of all documents in order: a shard's name is a digest of ids, tokens and masks."""
+    names = [key.digest, *(f"{name} {shard.name}" for name in sorted(data) for shard in data[name].shards)]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
+    """ValueError where checkpoint ``path``, of a run that says ``found`` of itself, is none of the run that says ``wanted``."""
+    for name, what in SAME.items():
+        if found.get(name) != wanted[name]:
+            raise ValueError(
+                f"{path} is of a run with {what} {found.get(name)}, this one has {wanted[name]}: what is left would not be the "
+                f"same training; give back what has changed, or remove {path.parent} and run the command again to start anew"
+            )
 
 
 class Checkpoints(L.Callback):

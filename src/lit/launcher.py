@@ -6,6 +6,7 @@ Lightning's launcher would run the command line again in every rank, a sweep's j
 
 with the environment that torch.distributed reads. Rank 0 writes to the terminal, the others to RUN/ranks/<rank>.log. A rank
 that fails takes the others with it, and its error becomes the run's. Ranks that torchrun or Slurm started are used as they are.
+Capture processes that the training wants (src/lit/captures.py) are started here too, beside one rank as beside eight.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import FrameType
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
+from src.lit.captures import Captures, num_captures, split_gpus
 from src.lit.checkpoints import SIGNALS, Handler, Stopped, handled_by
+from src.lit.child import end_child, how_it_ended, save_job, start_child
 
 GRACE_S = 5.0  # what the other ranks have to end by themselves
+SAVE_S = 30.0  # what they have to save and stop once one has stopped, or a capture process failed: who waits for states cannot
 POLL_S = 0.1
 STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # how ranks end that were told to
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def cluster_environment() -> ClusterEnvironment:
@@ -70,18 +71,23 @@ def num_ranks(trainer: DictConfig) -> int:
     return num_devices(trainer) * trainer.num_nodes
 
 
-def must_launch(trainer: DictConfig) -> bool:
-    """Whether this process has to start the ranks; ValueError where several machines are wanted and it stands alone, or
-    where another number of ranks was started than the trainer wants."""
+def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
+    """Whether this process has to start the ranks, also one that ``captures`` stand beside; ValueError where several
+    machines are wanted and it stands alone, or where others started the ranks, and not as many or with captures."""
     if is_rank():
         _check_started(trainer)
+        if captures and not isinstance(cluster_environment(), LightningEnvironment):
+            raise ValueError(
+                f"cache.captures={captures} belongs to a training that starts its own ranks: under torchrun or srun start "
+                "`python -m src.capture` beside it, with cache.captures=0 cache.in_process=false"
+            )
         return False
     if trainer.num_nodes > 1:
         raise ValueError(
             f"trainer.num_nodes={trainer.num_nodes} needs one process a device, started on every machine: run the command "
             "with srun (one task a device) or torchrun -m src.train"
         )
-    return num_devices(trainer) > 1
+    return num_devices(trainer) > 1 or captures > 0
 
 
 def _check_started(trainer: DictConfig) -> None:
@@ -100,27 +106,24 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
 
     SIGTERM and SIGINT go on to the ranks, which save and stop: then ``Stopped``. The ranks also end when this process does.
     """
-    count, ranks = num_devices(config.trainer), run / "ranks"
-    ranks.mkdir(parents=True, exist_ok=True)
-    for old in ranks.iterdir():
-        old.unlink()
-    OmegaConf.save(config, ranks / "config.yaml", resolve=True)
-    if HydraConfig.initialized():
-        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), ranks / "hydra.yaml")
+    count, captures = num_devices(config.trainer), num_captures(config)
+    capture_gpus, gpus = split_gpus(config.cache.capture_gpus, count) if captures else (None, None)
+    ranks = save_job(config, run)
     processes: list[subprocess.Popen] = []
     signals: list[int] = []
-    print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
-    with handled_by(_pass_on(processes, signals)):
+    if count > 1:
+        print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
+    with handled_by(_pass_on(processes, signals)), Captures(run, captures, capture_gpus) as beside:
         port = _free_port()
         try:
             for rank in range(count):
-                processes.append(_start(run, rank, count, port))
-            ended_s = _wait(processes, signals)
+                processes.append(_start(run, rank, count, port, gpus))
+            ended_s, no_states = _wait(processes, signals, beside)
         finally:
             for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
+                end_child(process)
+    if no_states and any(process.returncode for process in processes):
+        raise ValueError(no_states)
     # a rank that got a signal alone tells the others, and all save and stop together
     told_to_stop = bool(signals) or all(process.returncode in STOPPED for process in processes)
     failures = [
@@ -136,7 +139,7 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
         raise Stopped(STOPPED[stops[0]])
 
 
-def _start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
+def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None) -> subprocess.Popen:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))},
         "MASTER_ADDR": "127.0.0.1",
@@ -145,31 +148,39 @@ def _start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "NODE_RANK": "0",
-        "PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}),
     }
-    log = (run / "ranks" / f"{rank}.log").open("wb") if rank else None
-    command = [sys.executable, "-m", "src.lit.rank", str(run)]
-    try:  # the pipe is never written: its end tells the rank that this process is gone
-        # In a session of its own: a terminal's Ctrl-C comes once, from this process.
-        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
-    finally:
-        if log is not None:
-            log.close()
+    return start_child("src.lit.rank", run, run / "ranks" / f"{rank}.log" if rank else None, environment)
 
 
-def _wait(processes: list[subprocess.Popen], signals: list[int]) -> dict[int, float]:
-    """Until all are done, or ``GRACE_S`` after one of them failed; rank -> when it was seen to have ended."""
+def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Captures) -> tuple[dict[int, float], str | None]:
+    """Until all are done, or ``GRACE_S`` after one failed or ``SAVE_S`` after one stopped of a signal that only ranks got;
+    rank -> when it was seen to have ended.
+
+    A capture process that fails is the second result; the ranks are then told to save and stop, within ``SAVE_S``.
+    """
     ended_s: dict[int, float] = {}
+    no_states, told_s = None, 0.0
     while len(ended_s) < len(processes):
         now = time.time()
         for rank, process in enumerate(processes):
             if rank not in ended_s and process.poll() is not None:
                 ended_s[rank] = now
-        failed_s = [when for rank, when in ended_s.items() if not _is_good(processes[rank].returncode, bool(signals))]
-        if failed_s and now - min(failed_s) > GRACE_S:
+        limits_s = [
+            when + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # killed by a signal, a rank has not saved itself
+            for rank, when in ended_s.items()
+            if not _is_good(code := processes[rank].returncode, bool(signals))
+        ]
+        if limits_s and now > min(limits_s):
+            break
+        if not ended_s and not signals and (no_states := beside.failure()):
+            print("a capture process is gone: the training is told to save and stop", flush=True)
+            _pass_on(processes, signals)(signal.SIGTERM, None)
+            told_s = now
+        if no_states and now - told_s > SAVE_S:
             break
         time.sleep(POLL_S)
-    return ended_s
+    return ended_s, no_states
 
 
 def _is_good(code: int, told_to_stop: bool) -> bool:
@@ -181,8 +192,7 @@ def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float,
     if record.exists():
         told = json.loads(record.read_text())
         return told["time_s"], rank, f"failed: {told['error']}"
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return ended_s - 2 * POLL_S, rank, how
+    return ended_s - 2 * POLL_S, rank, how_it_ended(code)
 
 
 def _pass_on(processes: list[subprocess.Popen], signals: list[int]) -> Handler:

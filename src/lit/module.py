@@ -25,6 +25,7 @@ from src.contracts import Rounds, TargetStates
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import replay
 from src.drafter.cpu import fast_fp32_products, keep_freed_memory
+from src.lit.checkpoints import check_same_run
 from src.lit.data import StepBatch
 from src.loss.cross_entropy import PositionWeighted
 from src.loss.distillation import KLConfig
@@ -212,10 +213,6 @@ class DraftingModule(L.LightningModule):
         checkpoint["run"] = self.meta
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if checkpoint["run"]["target"] != self.meta["target"]:
-            raise ValueError(
-                f"this run's last checkpoint was made on the target {checkpoint['run']['target']}, this one is "
-                f"{self.meta['target']}: remove the run's directory to start again"
-            )
+        check_same_run(self.last_checkpoint, checkpoint["run"], self.meta)
         heads = {f"target_heads.{k}": v for k, v in self.target_heads.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **heads}

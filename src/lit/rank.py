@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
-from src.entry import quiet_libraries
+from src.lit.child import take_job
 from src.lit.record import write_json
 
 
 def main(run: Path) -> None:
     ranks, rank = run / "ranks", os.environ["RANK"]
-    threading.Thread(target=_end_with_the_launcher, daemon=True).start()
-    quiet_libraries()
-    config = OmegaConf.load(ranks / "config.yaml")
-    if (ranks / "hydra.yaml").exists():
-        HydraConfig.instance().cfg = OmegaConf.load(ranks / "hydra.yaml")
+    config = take_job(run)
     try:
         from src.lit.run import train
 
@@ -33,11 +25,6 @@ def main(run: Path) -> None:
         write_json(ranks / f"{rank}.json", {"time_s": time.time(), "error": text or type(error).__name__})
         sys.stdout.flush()
         os._exit(1)  # whatever waits for other ranks must not keep this one
-
-
-def _end_with_the_launcher() -> None:
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.contracts import Blocks, Document
 from src.entry import command_of, decided_by, run_name, train_run_dir
-from src.lit.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of
+from src.lit.captures import num_captures
+from src.lit.checkpoints import BEST, AtomicCheckpoints, Checkpoints, data_digest, newest_checkpoint, step_of
 from src.lit.data import TargetStatesData
 from src.lit.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from src.lit.lineage import check_target, load_drafter_weights, parent_of, read_record
@@ -53,7 +54,7 @@ def train(config: DictConfig) -> dict:
         check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
-    if must_launch(config.trainer):
+    if must_launch(config.trainer, num_captures(config)):
         parent_of(config, run)
         with only_here(run):
             launch_ranks(config, run)
@@ -83,6 +84,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     if init_from is not None:
         load_drafter_weights(drafter, init_from, store.key.target)
     trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
+    data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
     module = DraftingModule(
         drafter=drafter,
         heads=heads,
@@ -90,12 +92,16 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         kl=parts.kl,
         optim=parts.optim,
         clip=config.trainer.gradient_clip_val,
-        meta={"target": store.key.target, "name": run_name(config)},
+        meta={
+            "target": store.key.target,
+            "data": data_digest(store.key, data),
+            "steps": len(data_module.order),
+            "name": run_name(config),
+        },
     )
     module.last_checkpoint = checkpoint
     if config.trainer.precision == "64-true":
         module.double()  # Lightning would do so after it has read a checkpoint's weights, into fp32
-    data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
     loggers = make_loggers(config.logger, run, run_name(config), **wandb_place(config))
     if ranks.rank == 0:
         print(f"{run_name(config)}: {trainable:,} trainable parameters, {len(data_module.order):,} steps", flush=True)

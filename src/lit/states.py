@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from src.blocks.anchors import eligible_anchors
 from src.cache.claims import alone
 from src.cache.datasets import ShardedStates
+from src.cache.manifest import IN_PROCESS
 from src.cache.modes import CacheMode, Stream
 from src.cache.store import CacheKey, StateStore
 from src.contracts import Conversation, Document
@@ -115,6 +116,7 @@ def open_store(config: DictConfig, heads: TargetHeads) -> StateStore:
         tokenizer=tokenizer_fingerprint(config.target.path),
         mode=config.mode,
         encoding_version=ENCODING_VERSION,
+        engine=config.target.get("engine") or IN_PROCESS,
     )
     return open_mode(config).open(key)
 
@@ -220,9 +222,9 @@ def cached_data(config: DictConfig, parts: Parts, heads: TargetHeads, store: Sta
     }
 
 
-def capture_states(config: DictConfig) -> None:
+def capture_states(config: DictConfig, *, stay: bool = False) -> None:
     """The first half of ``train``: answers and states of a configuration, on disk. With cache=stream, beside trainings:
-    makes what they need until the last one is gone."""
+    makes what they need until the last one is gone; ``stay``: until this process is ended."""
     mode = open_mode(config)
     if mode.name not in ("disk", "stream"):
         raise ValueError(f"cache={mode.name} writes nothing: run `python -m src.capture` with cache=disk or cache=stream")
@@ -232,10 +234,10 @@ def capture_states(config: DictConfig) -> None:
     heads = load_heads(config.target.path, config.target.dtype)
     store = open_store(config, heads)
     if isinstance(mode, Stream):
-        config = OmegaConf.merge(config, {"cache": {"in_process": True}})  # whatever the training beside it says
+        config = OmegaConf.merge(config, {"cache": {"in_process": True, "captures": 0}})  # whatever the training says
         target = lazy_target(config)
         documents = training_documents(config, parts, heads, target).values()
-        mode.supply(list(documents), store, lazy_producer(config, target), parts.layer_ids)
+        mode.supply(list(documents), store, lazy_producer(config, target), parts.layer_ids, stay=stay)
         return
     cached_data(config, parts, heads, store)
     print(f"states are in {store.directory}")

@@ -12,122 +12,25 @@ what is counted needs none. ``problems`` has one line for each thing that does n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from src.report.step_memory import StepMemory
-from src.settings import number_between, positive_int, positive_number
-
-GIB = 2**30
-IDS_BYTES = 9  # a token's id (int64) and its loss mask
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """``gpus`` of ``gpu_gib`` usable memory and ``gpu_tflops`` dense bf16 peak; free ``disk_tb``; ``read_gb_s`` what all ranks
-    together can read of the cache (disk, or network where the cache is elsewhere)."""
-
-    gpus: int
-    gpu_gib: float
-    gpu_tflops: float
-    disk_tb: float
-    read_gb_s: float
-
-    def __post_init__(self):
-        positive_int("machine.gpus", self.gpus)
-        for name in ("gpu_gib", "gpu_tflops", "disk_tb", "read_gb_s"):
-            positive_number(f"machine.{name}", getattr(self, name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Assumptions. ``drafter_utilization``: share of ``gpu_tflops`` that the drafter's step reaches, ``least_step_s`` what
-    no step is faster than (launches, all-reduce); ``capture_tokens_per_s``
-    of one copy of the target (its ``serving_gpus`` together) in prefill, None for ``target_utilization`` of its peak;
-    ``answer_tokens_per_s`` that one copy generates;
-    ``transport_tokens_per_s`` what all capture processes together take in from servers, None where nothing limits it."""
-
-    drafter_utilization: float
-    least_step_s: float
-    target_utilization: float
-    capture_tokens_per_s: float | None
-    transport_tokens_per_s: float | None
-    answer_tokens_per_s: float
-
-    def __post_init__(self):
-        for name in ("drafter_utilization", "target_utilization"):
-            number_between(f"rates.{name}", getattr(self, name), 0.001, 1.0)
-        for name in ("capture_tokens_per_s", "transport_tokens_per_s"):
-            if getattr(self, name) is not None:
-                positive_number(f"rates.{name}", getattr(self, name))
-        for name in ("answer_tokens_per_s", "least_step_s"):
-            positive_number(f"rates.{name}", getattr(self, name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetSize:
-    """``weights_bytes`` as served, ``active`` parameters a token, stored streams of ``width`` a token: M, and M a layer tap."""
-
-    name: str
-    weights_bytes: float
-    active: float
-    num_paths: int
-    width: int
-    taps: int = 0
-
-    def state_bytes(self, codec: str) -> float:
-        """Of one token: every path of every tap; fp8 has a fp32 scale a token and path."""
-        paths = self.num_paths * (1 + self.taps)
-        each = {"fp32": 4 * self.width, "bf16": 2 * self.width, "fp8": self.width + 4}[codec]
-        return paths * each + IDS_BYTES
-
-    def serving_gpus(self, machine: Machine, headroom: float = 1.1) -> int:
-        """GPUs that one copy takes: a power of two (tensor parallel), with room for its cache and activations."""
-        need, count = headroom * self.weights_bytes / (machine.gpu_gib * GIB), 1
-        while count < need:
-            count *= 2
-        return count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """``examples`` of ``mean_tokens``, ``epochs`` of them, ``answer_tokens`` of each written by the target beforehand."""
-
-    name: str
-    examples: int
-    mean_tokens: float
-    answer_tokens: float
-    epochs: int
-
-    @property
-    def tokens(self) -> float:
-        return self.examples * self.mean_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """``documents`` a rank and step (gradient accumulation included), ``step_flops`` of one rank's step; ``cache`` the mode;
-    ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs.
-    """
-
-    ranks: int
-    documents: int
-    step_flops: float
-    memory: StepMemory
-    codec: str
-    cache: str = "disk"
-    stream_gb: float | None = None
-    smaller: tuple[tuple[str, float], ...] = ()
+from src.report.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
 
 
 @dataclass(frozen=True)
 class Share:
-    """``serve`` GPUs run the target, ``train`` the drafter, at once: tokens a second each side can do, and hours in all."""
+    """``serve`` GPUs run the target, ``train`` the drafter, at once: tokens a second each side can do, and hours of each stage,
+    whose pace the slower side sets."""
 
     serve: int
     train: int
     captured_per_s: float
     trained_per_s: float
-    hours: float
+    stage_hours: tuple[float, ...]
+
+    @property
+    def hours(self) -> float:
+        return sum(self.stage_hours)
 
 
 @dataclass(frozen=True)
@@ -137,6 +40,7 @@ class Plan:
     target: TargetSize
     stages: tuple[Stage, ...]
     training: Training
+    measuring: Measuring = field(default_factory=Measuring)
 
     @property
     def tokens(self) -> float:
@@ -175,41 +79,50 @@ class Plan:
         """Tokens a second of one copy in prefill: as given, or 2 FLOPs an active parameter and token."""
         if self.rates.capture_tokens_per_s:
             return self.rates.capture_tokens_per_s
-        peak = self.machine.gpu_tflops * 1e12 * self.target.serving_gpus(self.machine)
+        peak = self.machine.gpu_tflops * 1e12 * (1 if self.target.in_process else self.target.serving_gpus(self.machine))
         return peak * self.rates.target_utilization / (2 * self.target.active)
 
     def capture_rate(self, copies: int) -> float:
         """Tokens a second of ``copies`` of the target, as far as the way from them to the cache carries that."""
-        return min(copies * self.capture_per_copy, self.rates.transport_tokens_per_s or math.inf)
+        return min(copies * self.capture_per_copy, self.rates.processes * (self.rates.transport_tokens_per_s or math.inf))
 
-    def answer_hours(self) -> float:
-        """All answers written by the target, on every copy the machine holds."""
-        tokens = sum(stage.examples * stage.answer_tokens for stage in self.stages)
-        return tokens / (self.rates.answer_tokens_per_s * max(1, self.copies)) / 3600
+    @property
+    def process_rate(self) -> float:
+        """Tokens a second of one process that asks one copy for states."""
+        return min(self.capture_per_copy, self.rates.transport_tokens_per_s or math.inf)
 
-    def capture_hours(self) -> float:
-        """All states once, on every copy the machine holds."""
-        return self.tokens / self.capture_rate(max(1, self.copies)) / 3600
+    def answer_hours(self, *stages: Stage) -> float:
+        """Answers of ``stages`` (none given: all) by servers, on every copy the machine holds."""
+        tokens = sum(stage.examples * stage.answer_tokens for stage in stages or self.stages)
+        copies = self.machine.gpus // self.target.served_gpus(self.machine)
+        return tokens / (self.rates.answer_tokens_per_s * max(1, copies)) / 3600
 
-    def training_hours(self, stage: Stage) -> float:
-        """Steps at the slower of computing and reading."""
-        waiting = self.step_read_bytes(stage) / (self.machine.read_gb_s * 1e9)
-        return self.steps(stage) * max(self.step_s, waiting) / 3600
+    def capture_hours(self, *stages: Stage) -> float:
+        """States of ``stages`` (none given: all) once, on every copy the machine holds."""
+        tokens = sum(stage.tokens for stage in stages or self.stages)
+        return tokens / self.capture_rate(max(1, self.copies)) / 3600
+
+    def training_hours(self, stage: Stage, overlap: bool = True) -> float:
+        """Steps at the slower of computing and reading, which a thread does beside it (src/lit/data.py); or at both."""
+        reading = self.step_read_bytes(stage) / (self.machine.read_gb_s * 1e9)
+        return self.steps(stage) * (max(self.step_s, reading) if overlap else self.step_s + reading) / 3600
 
     def shares(self) -> list[Share]:
         """Every split of the GPUs into whole copies of the target and training ranks, both at work at once (cache=stream).
 
-        States are used as they come, so every epoch captures again; the slower side sets the pace.
+        States are used as they come, so every epoch captures again.
         """
         each = self.target.serving_gpus(self.machine)
-        epoch_tokens = sum(stage.tokens * stage.epochs for stage in self.stages)
         mean = self.tokens / sum(stage.examples for stage in self.stages)
         found = []
         for serve in range(each, self.machine.gpus, each):
             train = self.machine.gpus - serve
             captured = self.capture_rate(serve // each)
-            trained = train * self.training.documents * mean / self.step_s
-            found.append(Share(serve, train, captured, trained, epoch_tokens / min(captured, trained) / 3600))
+            tokens = train * self.training.documents * mean
+            reading = tokens * self.target.state_bytes(self.training.codec) / (self.machine.read_gb_s * 1e9)
+            trained = tokens / max(self.step_s, reading)
+            hours = tuple(stage.tokens * stage.epochs / min(captured, trained) / 3600 for stage in self.stages)
+            found.append(Share(serve, train, captured, trained, hours))
         return found
 
     def best_share(self) -> Share | None:
@@ -231,9 +144,10 @@ class Plan:
             )
         possible, carried = max(1, self.copies) * self.capture_per_copy, self.capture_rate(max(1, self.copies))
         if carried < possible:
+            more = "cache.captures" if self.training.cache == "stream" else "machine.capture_processes"
             found.append(
                 f"servers' answers reach the cache at {carried:,.0f} tokens/s where the target could give {possible:,.0f}: "
-                "machine.capture_processes=... for more of them, or capture in process (target.engine=null)"
+                f"{more}=... for more processes, or capture in process (target.engine=null)"
             )
         if self.training.cache == "off":
             return found
@@ -256,6 +170,8 @@ class Plan:
 
 def hours_text(hours: float) -> str:
     """Minutes, hours or days."""
+    if hours < 1 / 60:
+        return "under 1 min"
     if hours < 2:
         return f"{60 * hours:.0f} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -95,6 +95,7 @@ def test_every_byte_of_the_manifest_counts(tmp_path):
         ({"tokenizer": "dead"}, "tokenizer='cafe' where"),
         ({"mode": "think_high"}, "mode='non_think' where"),
         ({"encoding_version": 2}, "encoding_version=1 where"),
+        ({"engine": "sglang"}, "was written with engine='none' where this run needs 'sglang'"),
         ({"hidden_size": 32, "num_paths": 2}, "num_paths=4 where this run needs 2, hidden_size=16 where this run needs 32"),
     ],
 )

@@ -167,6 +167,32 @@ def test_a_configuration_opens_the_cache_of_its_target_codec_tokenizer_and_mode(
     assert first.directory != other.directory and {first.directory.parent, other.directory.parent} == {tmp_path / "cache"}
 
 
+def test_an_engine_has_a_cache_of_its_own(compose_config, mini_target, tmp_path, capsys):
+    own = make_key(tokenizer="", mode="")
+    assert "engine" not in own.content and own.digest == "de084e32a02d6b0f"  # as it was before engines were told apart
+    heads = load_heads(mini_target)
+
+    def opened(*more: str) -> StateStore:
+        return open_store(compose_config("train", [f"target.path={mini_target}", *more]), heads)
+
+    served = opened("target.engine=sglang")
+    assert served.key.engine == "sglang" and served.directory.name.endswith("-non_think-sglang")
+    assert json.loads((served.directory / "manifest.json").read_text())["engine"] == "sglang"
+    for engine in ("null", "vllm"):
+        sentence = rf"has states of target\.engine=sglang, which differ in rounding from target\.engine={engine}: to train"
+        with pytest.raises(ValueError, match=sentence):
+            opened(f"target.engine={engine}", "cache=offline")
+    assert not capsys.readouterr().out
+    here = opened()
+    assert here.directory.name + "-sglang" == served.directory.name and "are left alone" in capsys.readouterr().out
+    assert opened("cache=offline").directory == here.directory != opened("target.engine=sglang").directory
+    assert not capsys.readouterr().out  # both are there
+    served.directory.rename(tmp_path / "cache" / "elsewhere")
+    here.directory.rename(served.directory)
+    with pytest.raises(ValueError, match="was written with engine='none' where this run needs 'sglang': give another"):
+        opened("target.engine=sglang")
+
+
 def test_only_a_writer_makes_the_directory(tmp_path):
     store = StateStore(tmp_path / "none", make_key(), create=False)
     shard = make_shards(make_documents(2), 2)[0]

@@ -10,7 +10,7 @@ import torch
 from src.contracts import Document, TargetStates
 from src.decode.agreement import compare_greedy, compare_rounds
 from src.decode.drafters import Autoregressive, BlockDrafter, MTPDrafter, loop_drafter
-from src.decode.loop import Generation, collect, decode_prompts, loop_rounds, speculate
+from src.decode.loop import Generation, collect, decode, loop_rounds, speculate
 from src.decode.replay import replay
 from src.drafter.conditioning import Layers, PreHcHead
 from src.drafter.config import DrafterConfig
@@ -21,7 +21,7 @@ from src.drafter.reducers.hc_gate import HcGate
 from src.target.generate import generate_batch
 from src.target.load import Target, load_target
 from src.target.producer import InProcess
-from src.target.sampling import Sampler
+from src.target.sampling import Sampler, generator_for
 from src.target.session import TargetSession
 
 EOS = 1
@@ -233,7 +233,7 @@ def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, g
     else:
         module = trained_module(method, target, greedy)
         drafter = loop_drafter(module, target.heads)
-    generations = decode_prompts(target.model, drafter, PROMPTS, max_new_tokens=LIMIT, stop_ids={EOS})
+    generations = [decode(target.model, drafter, p, max_new_tokens=LIMIT, stop_ids={EOS}) for p in PROMPTS]
     for prompt, expected, generation in zip(PROMPTS, greedy, generations, strict=True):
         assert compare_greedy(target.model, prompt, expected, generation.token_ids) is None
     if module is None:
@@ -247,14 +247,16 @@ def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, g
         assert torch.equal(getattr(rounds, name), getattr(replayed, name)), name
 
 
-def test_a_prompts_draws_do_not_depend_on_the_other_prompts(target):
+def test_a_texts_draws_depend_on_its_generator_alone(target):
     drafter = MTPDrafter(target.mtp, 3, target.heads)
-    settings = dict(max_new_tokens=12, stop_ids={EOS}, temperature=1.0, top_p=0.9)
-    texts = [g.token_ids for g in decode_prompts(target.model, drafter, PROMPTS, **settings)]
-    other = [PROMPTS[1], PROMPTS[1], PROMPTS[0]]
-    again = [g.token_ids for g in decode_prompts(target.model, drafter, other, **settings)]
-    assert again[1] == texts[1] and again[0] != texts[0]
-    assert [g.token_ids for g in decode_prompts(target.model, drafter, PROMPTS, **settings, seed=1)] != texts
+
+    def text(prompt: list[int], draws: str) -> tuple[int, ...]:
+        sampler = Sampler(temperature=1.0, top_p=0.9, generator=generator_for(draws))
+        return decode(target.model, drafter, prompt, max_new_tokens=12, stop_ids={EOS}, sampler=sampler).token_ids
+
+    first = text(PROMPTS[1], "a")
+    text(PROMPTS[0], "b")
+    assert text(PROMPTS[1], "a") == first != text(PROMPTS[1], "b")
 
 
 @pytest.mark.parametrize("kind", ["AR", "MTP", "DFlash"])

@@ -78,12 +78,13 @@ def test_ranks_that_are_told_to_stop_save_and_go_on(runs_here, prepared_override
 def stand_in(monkeypatch, scripts: list[str]) -> None:
     """Ranks that are these programs, with RANKS the folder of the ranks' files."""
 
-    def start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
+    def start(run: Path, rank: int, count: int, port: int, gpus: str | None) -> subprocess.Popen:
         program = f"import json, os, signal, sys, time\nRANKS = {str(run / 'ranks')!r}\n{scripts[rank]}"
         return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
 
     monkeypatch.setattr(launcher, "_start", start)
     monkeypatch.setattr(launcher, "GRACE_S", 0.5)
+    monkeypatch.setattr(launcher, "SAVE_S", 0.5)
 
 
 TELL = "json.dump({'time_s': time.time(), 'error': %r}, open(f'{RANKS}/%d.json', 'w')); sys.exit(1)"
@@ -121,6 +122,18 @@ def test_ranks_get_the_signal_and_all_stop(monkeypatch, tmp_path, compose_config
     with pytest.raises(Stopped) as stopped:
         launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu"]), tmp_path)
     assert stopped.value.code == 143
+
+
+def test_the_others_may_save_after_the_first_rank_has_stopped(monkeypatch, tmp_path, compose_config):
+    """A signal that the launcher did not get. A rank that is ended sees the end of its pipe, and does not save."""
+    saves = (
+        "import select\nif select.select([sys.stdin], [], [], 1.5)[0]: sys.exit(1)\nopen(f'{RANKS}/saved', 'w')\nsys.exit(143)"
+    )
+    stand_in(monkeypatch, [saves, "sys.exit(143)"])
+    monkeypatch.setattr(launcher, "SAVE_S", 50)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu"]), tmp_path)
+    assert (tmp_path / "ranks" / "saved").exists()
 
 
 def test_ranks_that_stop_together_without_the_launcher_are_a_stop(monkeypatch, tmp_path, compose_config):

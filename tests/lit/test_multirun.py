@@ -63,12 +63,35 @@ def test_submitit_runs_the_jobs(runs_here, prepared_overrides, tmp_path):
     assert "1 jobs: 1 finished, 0 not" in done.stderr
 
 
+@pytest.mark.slow
+def test_joblib_runs_the_jobs_side_by_side(runs_here, prepared_overrides, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    runs = runs_here(tmp_path / "runs")
+    done = sweep(runs, *prepared_overrides, "trainer.max_epochs=1", "hydra/launcher=parallel", "kl.alpha=1.5,0,0.15")
+    assert done.returncode == 1 and "3 jobs: 2 finished, 1 not" in done.stderr, done.stderr[-2000:]
+    assert len(list((runs / "train").glob("*/result.json"))) == 2
+
+
+@pytest.mark.slow
+def test_optuna_searches_and_goes_on(runs_here, prepared_overrides, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    runs = runs_here(tmp_path / "runs")
+    search = ["hydra/sweeper=tpe", "hydra.sweeper.n_trials=4", "kl.alpha=choice(0,1.5,0.15)", "trainer.max_epochs=1"]
+    done = sweep(runs, *prepared_overrides, *search)
+    taus = [json.loads(path.read_text())["val_tau"] for path in (runs / "train").glob("*/result.json")]
+    assert "4 jobs:" in done.stderr and "failed: kl.alpha=1.5" in done.stderr and taus, done.stderr[-2000:]
+    assert f"best_value: {max(taus)}" in (runs / "optimization_results.yaml").read_text()
+    again = sweep(runs, *prepared_overrides, *search)  # proposes the same
+    assert again.stderr[again.stderr.index("4 jobs:") :] == done.stderr[done.stderr.index("4 jobs:") :]
+    assert "parameters," not in again.stdout and "nothing to do" in again.stdout
+
+
 @pytest.mark.parametrize(
     ("group", "option", "plugin", "target", "values"),
     [
         ("launcher", "slurm", "hydra_submitit_launcher", "SlurmLauncher", {"tasks_per_node": 1, "max_num_timeout": 20}),
         ("launcher", "parallel", "hydra_joblib_launcher", "JoblibLauncher", {"n_jobs": 2}),
-        ("sweeper", "tpe", "hydra_optuna_sweeper", "OptunaSweeper", {"direction": "maximize", "n_trials": 20}),
+        ("sweeper", "tpe", "hydra_optuna_sweeper", "OptunaSweeper", {"direction": "maximize", "max_failure_rate": 1.0}),
     ],
 )
 def test_launchers_and_sweepers_compose(group, option, plugin, target, values, monkeypatch):

@@ -15,6 +15,7 @@ from src.lit import run as runs
 from src.lit.checkpoints import Stopped, checkpoint_path, damage, newest_checkpoint
 from src.lit.metrics_csv import MetricsCSV
 from src.lit.module import DraftingModule
+from src.lit.order import TrainingOrder
 from src.lit.run import train
 
 STEPS = 18
@@ -127,6 +128,33 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     said = capsys.readouterr().out
     assert f"{newer} is damaged" in said and f"{cut} is damaged" in said and f"resuming from {older}" in said
     assert compare(expected[1], directory.parent, STEPS) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [(["cache.documents_per_shard=5"], "with the data "), ([], "with the data "), (None, "with this number of steps: 18")],
+)
+def test_a_run_does_not_go_on_with_other_data_or_another_length(
+    changed, what, runs_here, prepared_overrides, rows_file, compose_config, killed_at, tmp_path, monkeypatch
+):
+    """The same documents in other shards; another document in the same file; more steps than the checkpoint's run had."""
+    runs_here(tmp_path / "changed")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows_file.read_text())
+    options = [o.replace(str(rows_file), str(rows)) for o in prepared_overrides]
+    config = compose_config("train", options)
+    killed_at(5, crash)
+    with pytest.raises(RuntimeError):
+        train(config)
+    killed_at(None)
+    if changed is None:
+        monkeypatch.setattr(TrainingOrder, "__len__", lambda order: order.epochs * order.steps_per_epoch + 6)
+    elif not changed:
+        rows.write_text(rows.read_text().replace("return x +", "return x -"))
+    saved = train_run_dir(config) / "checkpoints"
+    with pytest.raises(ValueError, match=f"step00000004.ckpt is of a run {what}") as refused:
+        train(compose_config("train", [*options, *(changed or [])]))
+    assert f"remove {saved} and run the command again" in str(refused.value)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from src.drafter.config import DrafterConfig
-from src.report.plan import GIB, Machine, Plan, Rates, Stage, TargetSize, Training, bytes_text, hours_text
+from src.report.plan import Plan, bytes_text, hours_text
+from src.report.plan_commands import commands
+from src.report.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
 from src.report.plan_tables import plan_markdown, plan_record
 from src.report.step_memory import StepSizes, step_memory
 
@@ -25,8 +27,21 @@ RATES = Rates(
     capture_tokens_per_s=None,
     transport_tokens_per_s=None,
     answer_tokens_per_s=1000,
+    forward_s=0.1,
+    tokens_a_round=2,
+    served_tokens_per_s=100,
 )
-FLASH = TargetSize(name="flash", weights_bytes=160e9, active=13e9, num_paths=4, width=4096)
+FLASH = TargetSize(
+    name="flash",
+    weights_bytes=160e9,
+    loaded_bytes=570e9,
+    disk_bytes=160e9,
+    active=13e9,
+    num_paths=4,
+    width=4096,
+    vocab_size=129280,
+    engine="sglang",
+)
 
 
 def plan(**changes) -> Plan:
@@ -65,6 +80,8 @@ def test_steps_rates_and_hours_by_hand():
     assert p.training_hours(first) == pytest.approx(46_875 * 0.2 / 3600)
     slow = replace(p, machine=replace(MACHINE, read_gb_s=1))
     assert slow.training_hours(first) == pytest.approx(46_875 * 32 * 1024 * 32777 / 1e9 / 3600)  # the disk sets the pace
+    both = 46_875 * (32 * 1024 * 32777 / 1e9 + 0.2) / 3600
+    assert slow.training_hours(first, overlap=False) == pytest.approx(both)
     assert p.answer_hours() == pytest.approx(450_000 * 500 / (1000 * 2) / 3600)  # two copies on eight GPUs
 
 
@@ -99,12 +116,38 @@ def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
 
 def test_what_servers_answers_can_carry_bounds_the_capture():
     free = plan()
-    bound = replace(free, rates=replace(RATES, transport_tokens_per_s=1000))
+    bound = replace(free, rates=replace(RATES, transport_tokens_per_s=250, processes=4))
     assert free.capture_rate(2) == 2 * free.capture_rate(1) > 1000
     assert bound.capture_hours() == pytest.approx(bound.tokens / 1000 / 3600)
     assert bound.shares()[0].captured_per_s == 1000
     (problem,) = bound.problems()
     assert "1,000 tokens/s" in problem and "capture_processes" in problem
+
+
+def test_the_target_in_this_process_takes_all_gpus_and_uses_one_at_a_time():
+    here = replace(plan(), target=replace(FLASH, engine=None))
+    assert here.target.serving_gpus(MACHINE) == 8 and here.copies == 1 and here.shares() == []
+    assert here.capture_per_copy == pytest.approx(plan().capture_per_copy / 4)
+    assert here.answer_hours() == plan().answer_hours()  # servers write them
+
+
+def test_every_command_is_a_count_times_a_rate():
+    measuring = Measuring(check_tokens=500, methods=6, parity_tokens=100, tokens=9000)
+    p = plan(measuring=measuring, rates=replace(RATES, transport_tokens_per_s=250, processes=4))
+    found = {command.name: command for command in commands(p)}
+    assert found["check_engine reference=heads"].hours == pytest.approx(2 * 500 / 250 / 3600)
+    assert found["regenerate, stage 1"].hours == pytest.approx(300_000 * 500 / 2000 / 3600)
+    assert found["regenerate, stage 1"].disk == 300_000 * 1024 * len("129279, 1, ")
+    assert found["capture (sglang), stage 2"].hours == pytest.approx(150_000 * 1024 / 1000 / 3600)
+    assert found["parity"].hours == pytest.approx(100 * 6 / 2 * 0.1 / 3600)
+    assert found["evaluate"].hours == pytest.approx(9000 * (1 + 6 / 2) * 0.1 / 3600)
+    assert found["evaluate engine=sglang"].hours == pytest.approx(9000 * 1.5 / 100 / 3600)
+    assert found["evaluate"].gpu == 570e9 / 8 and found["server on 4 GPUs"].gpu == 40e9
+    streamed = sum(command.hours for name, command in found.items() if name.startswith("train cache=stream (sglang)"))
+    assert streamed == pytest.approx(p.best_share().hours)
+    assert sum(c.hours for name, c in found.items() if name.startswith("train, ")) == pytest.approx(
+        sum(map(p.training_hours, p.stages))
+    )
 
 
 def test_nothing_is_said_of_a_disk_that_is_not_used():
@@ -130,7 +173,12 @@ def test_memory_grows_with_what_it_should():
 
 def test_texts():
     assert bytes_text(32777) == "32.8 KB" and bytes_text(15.1e12) == "15.1 TB"
-    assert hours_text(0.5) == "30 min" and hours_text(5.06) == "5.1 h" and hours_text(72) == "3.0 days"
+    assert (
+        hours_text(0.001) == "under 1 min"
+        and hours_text(0.5) == "30 min"
+        and hours_text(5.06) == "5.1 h"
+        and hours_text(72) == "3.0 days"
+    )
     text = plan_markdown(plan(machine=replace(MACHINE, disk_tb=8)))
     assert "Does not fit" in text and "4 serve, 4 train" in text
     assert plan_record(plan())["cache_bytes"]["bf16"] == plan().cache_bytes("bf16")

@@ -262,7 +262,7 @@ def plugin(monkeypatch):
 def test_the_plugin_turns_the_residual_into_one_layer_a_path(plugin):
     states = torch.randn(7, 4, 6)
     buffer = torch.cat([states.flatten(1), torch.full((3, 24), float("nan"))])  # rows past this step's tokens are stale
-    aux = plugin.residual_as_layers(buffer, 7, 4)
+    aux = plugin.residual_as_layers(buffer, 7, 4, 6)
     assert [tuple(layer.shape) for layer in aux] == [(7, 6)] * 4
     assert torch.equal(torch.stack(aux, dim=1), states)  # how the engine stores them: hidden_states [T, 4, D]
     assert torch.equal(torch.cat(aux, dim=-1), states.flatten(1))  # vec(H)
@@ -274,8 +274,12 @@ def test_the_plugin_turns_the_residual_into_one_layer_a_path(plugin):
         plugin.with_residual((hidden, [hidden] * 3), buffer, 4)
     with pytest.raises(RuntimeError, match="keeps no residual"):
         plugin.with_residual((hidden, [hidden] * 4), None, 4)
-    with pytest.raises(ValueError, match="buffer is"):
-        plugin.residual_as_layers(buffer, 11, 4)
+    with pytest.raises(RuntimeError, match=r"auxiliary layer is \[5, 6\] where the hidden states are \[7, 6\]"):
+        plugin.with_residual((hidden, [hidden] * 3 + [hidden[:5]]), buffer, 4)
+    longer = torch.zeros(11, 6)
+    for wrong, told in ((buffer, longer), (buffer[:, :12], hidden), (buffer.view(10, 4, 6), hidden)):  # rows, width, form
+        with pytest.raises(RuntimeError, match="buffer is"):
+            plugin.with_residual((told, [told] * 4), wrong, 4)
 
 
 def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypatch, tmp_path):
@@ -290,13 +294,18 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
 
     class Model(torch.nn.Module):  # what vLLM's class has of what the plug-in touches
         config = type("Config", (), {"hc_mult": 2})
-        states = torch.arange(12.0).view(3, 4)
 
-        def forward(self, tokens):
-            return self.states.sum(dim=1), [self.states[:, :2]] * 2
+        def __init__(self):
+            super().__init__()
+            self.buffer = torch.full((8, 4), float("nan"))  # as long as the longest step; stale from the step's end on
+
+        def forward(self, rows):
+            self.buffer[: len(rows)] = rows
+            paths = rows.view(len(rows), 2, 2)
+            return paths.sum(dim=1), [paths.mean(dim=1)] * 2
 
         def get_mtp_target_hidden_states(self):
-            return self.states
+            return self.buffer
 
     v4.DeepseekV4ForCausalLM = Model
     for name, stub in (("vllm", vllm), ("vllm.models", models), ("vllm.models.deepseek_v4", v4)):
@@ -307,7 +316,21 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
     register()
     assert list(registered) == ["DeepseekV4ForCausalLM"]
     place, _, name = registered["DeepseekV4ForCausalLM"].partition(":")
-    _, aux = getattr(import_module(place), name)()(None)
-    assert torch.equal(torch.stack(aux, dim=1), Model.states.view(3, 2, 2))
-    save_file({"hidden_states": torch.stack(aux, dim=1)}, tmp_path / "a.safetensors")
-    assert is_complete(tmp_path / "a.safetensors")
+    model = getattr(import_module(place), name)()
+
+    def written(states: torch.Tensor) -> torch.Tensor:
+        """As vLLM's runner and connector do: padded to a graph's size, which is NaN here, and cut again."""
+        num_tokens = len(states)
+        _, aux = model(torch.cat([states.flatten(1), torch.full((-num_tokens % 4, 4), float("nan"))]))
+        assert all(len(layer) == num_tokens + -num_tokens % 4 for layer in aux)
+        save_file({"hidden_states": torch.stack([layer[:num_tokens] for layer in aux], dim=1)}, tmp_path / "a.safetensors")
+        assert is_complete(tmp_path / "a.safetensors")
+        return read_finished(tmp_path / "a.safetensors", 1)["hidden_states"]
+
+    for num_tokens in (7, 3):  # the second step leaves rows of the first in the buffer
+        states = torch.randn(num_tokens, 2, 2)
+        assert torch.equal(residual_of(written(states), num_tokens, 2, 2), states)
+    whole = model.buffer.view(8, 2, 2)  # what must not go out: stale and padded rows
+    for wrong, sentence in ((whole, "states of 8 tokens where 3 were sent"), (whole[3:6], "NaN"), (states[:2], "of 2 tokens")):
+        with pytest.raises(BadAnswer, match=sentence):
+            residual_of(wrong, 3, 2, 2)

@@ -13,8 +13,7 @@ Four GPUs serve, four train:
         --served-model-name v4 --enable-return-hidden-states --chunked-prefill-size -1 --disable-radix-cache &
     V4="target=deepseek_v4_flash target.engine=sglang target.servers=[http://localhost:30000]"
     python -m src.check_engine $V4 reference=heads
-    RUN="$V4 corpus=paper corpus.responses=server:v4 cache=stream"
+    RUN="$V4 corpus=paper corpus.responses=server:v4"
     python -m src.regenerate $RUN server=http://localhost:30000/v1
-    python -m src.capture $RUN & CUDA_VISIBLE_DEVICES=4,5,6,7 python -m src.train $RUN cache.in_process=false \\
-        trainer=ddp8 trainer.devices=4
+    CUDA_VISIBLE_DEVICES=4,5,6,7 python -m src.train $RUN cache=stream cache.captures=16 trainer=ddp8 trainer.devices=4
 """

@@ -9,8 +9,8 @@ chunked prefill (middle chunks are dropped), mixed batches, and the prefix cache
 
 SGLang documents no binary form of this answer: 16,384 numbers a token come as JSON, about 12 times slower than the server's
 forward (reported). At our end 128 tokens are 43 MB and 0.45 s of one core, so one process takes in about 280 tokens/s whatever
-``target.concurrency`` is: start `python -m src.capture` several times, the processes share the work; or take vLLM, whose files
-are read as they are.
+``target.concurrency`` is: start `python -m src.capture` several times (cache.captures=16 does, for cache=stream), the processes
+share the work; or take vLLM, whose files are read as they are.
 """
 
 from __future__ import annotations

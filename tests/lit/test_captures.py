@@ -1,0 +1,146 @@
+"""Capture processes of a training: none is lost silently, none outlives it, and they get their own GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.cache.modes import Stream
+from src.lit import captures, launcher
+from src.lit.captures import Captures, last_line, split_gpus
+from src.lit.checkpoints import Stopped
+from src.lit.child import PACKAGE_ROOT, save_job
+from tests.lit.test_ddp import stand_in
+
+READY = "(run / 'captures' / 'ready').touch()\n"
+STAY = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n" + READY + "time.sleep(60)"
+RANK = """
+stopped = lambda *_: (open(f'{RANKS}/stopped', 'w'), sys.exit(143))
+signal.signal(signal.SIGTERM, stopped)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def beside(compose_config, monkeypatch, tmp_path):
+    """beside(script) -> a configuration of one rank and one capture process, which runs the script."""
+    monkeypatch.setattr(captures, "MODULE", "tests.lit.capture_stand_in")
+    config = compose_config("train", ["cache=stream", "cache.captures=1"])
+
+    def make(script: str):
+        (tmp_path / "captures").mkdir()
+        (tmp_path / "captures" / "script").write_text(script)
+        return config
+
+    return make
+
+
+def until(found) -> None:
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_one_that_fails_ends_the_run_with_the_last_line_of_its_log(beside, monkeypatch, tmp_path):
+    stand_in(monkeypatch, [RANK])
+    config = beside("print('supply states: 3tok\\rsupply states: 9tok')\nraise ValueError('the server is down')")
+    with pytest.raises(ValueError, match=r"process 0 of 1 ended with exit code 1: ValueError: the server is down; more in"):
+        launcher.launch_ranks(config, tmp_path)
+    assert (tmp_path / "ranks" / "stopped").exists()  # it could save
+
+
+def test_ranks_that_cannot_save_are_not_waited_for(beside, monkeypatch, tmp_path):
+    monkeypatch.setattr(launcher, "SAVE_S", 0.5)
+    stand_in(monkeypatch, ["signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)"])
+    config = beside("print('out of memory', flush=True)\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(ValueError, match="was ended by SIGKILL: out of memory"):
+        launcher.launch_ranks(config, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "stopped"])
+def test_they_end_with_the_training(how, beside, monkeypatch, tmp_path):
+    ready = f"while not os.path.exists({str(tmp_path / 'captures' / 'ready')!r}): time.sleep(0.05)\n"
+    end = {"done": "", "failed": "sys.exit(3)", "stopped": "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"}
+    stand_in(monkeypatch, [f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n{ready}{end[how]}"])
+    started = []
+    start = captures.start_child
+    monkeypatch.setattr(captures, "start_child", lambda *given: started.append(start(*given)) or started[-1])
+    config = beside(STAY)
+    if how == "done":
+        launcher.launch_ranks(config, tmp_path)
+    else:
+        with pytest.raises(ValueError if how == "failed" else Stopped):
+            launcher.launch_ranks(config, tmp_path)
+    assert [process.returncode for process in started] == [143]  # asked to, and it put its work away
+
+
+def test_they_end_with_a_training_that_is_killed(beside, tmp_path):
+    tell = "import os, subprocess, time\nworker = subprocess.Popen(['sleep', '60'])\n"
+    tell += "(run / 'captures' / 'pids').write_text(f'{os.getpid()} {worker.pid}')\n"
+    save_job(beside(f"{tell}{READY}time.sleep(60)"), tmp_path)
+    program = (
+        "import os, time\nfrom pathlib import Path\nfrom src.lit.child import start_child\n"
+        f"start_child('tests.lit.capture_stand_in', Path({str(tmp_path)!r}), None, os.environ)\ntime.sleep(60)"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", program], cwd=PACKAGE_ROOT)
+    try:
+        until((tmp_path / "captures" / "ready").exists)
+    finally:
+        trainer.kill()
+        trainer.wait()
+    pids = (tmp_path / "captures" / "pids").read_text().split()
+    until(lambda: all(map(gone, pids)))  # with what it had started itself
+
+
+def test_a_training_with_captures_makes_no_states_itself(compose_config, monkeypatch):
+    given = {"directory": "x", "dtype": "bf16", "documents_per_shard": 1, "budget_gb": 1, "wait_s": 1, "in_process": True}
+    assert Stream(**given).loads_target and not Stream(**given, captures=2).loads_target
+    for wrong in ({"captures": -1}, {"capture_gpus": [0]}, {"captures": 1, "capture_gpus": "0,1"}):
+        with pytest.raises(ValueError, match=r"cache\.capture"):
+            Stream(**given, **wrong)
+    trainer = compose_config("train", []).trainer
+    assert launcher.must_launch(trainer, 1) and not launcher.must_launch(trainer, 0)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    assert not launcher.must_launch(trainer, 1)  # our own rank: the launcher has started them
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name, value in (("GROUP_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"cache\.captures=1 .* under torchrun or srun start `python -m src\.capture`"):
+        launcher.must_launch(trainer, 1)
+
+
+def test_gpus_are_shared_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    assert split_gpus(None, 8) == (None, None)
+    assert split_gpus([0, 1, 2, 3], 4) == ("0,1,2,3", "4,5,6,7")
+    with pytest.raises(ValueError, match=r"leaves 4 of 8 GPUs and the training wants 8: trainer\.devices=4"):
+        split_gpus([0, 1, 2, 3], 8)
+    with pytest.raises(ValueError, match="names GPU 8, and there are 0, 1"):
+        split_gpus([8], 1)
+    seen = []
+    monkeypatch.setattr(launcher, "start_child", lambda module, run, log, environment: seen.append(environment))
+    launcher._start(tmp_path, 0, 1, 0, "4,5")
+    launcher._start(tmp_path, 0, 1, 0)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["4,5", os.environ["CUDA_VISIBLE_DEVICES"]]
+    assert Captures(tmp_path, 1, "0,1")._start[0][3]["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_the_last_line_of_a_log(tmp_path):
+    log = tmp_path / "0.log"
+    for text, line in (("", "it said nothing"), ("a\nb\r c \r\n\n", "c")):
+        log.write_text(text)
+        assert last_line(log) == line
