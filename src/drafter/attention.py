@@ -38,7 +38,7 @@ def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: 
         return reference_block_attention(query, context, block, visible)  # a round of decoding: quicker at once
     block_size, num_kv_heads = block[0].shape[2:4]
     query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5)  # [B, N, A, G, K, E]
-    query = query.flatten(3, 4) * query.shape[-1] ** -0.5  # [B, N, A, G * K, E]
+    query = (query * query.shape[-1] ** -0.5).flatten(3, 4).contiguous()  # [B, N, A, G * K, E]
     context_key, context_value = (x.transpose(1, 2).contiguous() for x in context)  # [B, N, T, E]
     block_key, block_value = (x.permute(0, 3, 1, 2, 4) for x in block)  # [B, N, A, K, E]
 
@@ -74,16 +74,19 @@ def attend_to_context(query: Tensor, key: Tensor, value: Tensor, visible: Tensor
 class _ContextAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, log_sums, spans = [], [], _spans(query, visible)
+        output, spans = torch.empty_like(query), _spans(query, visible)
+        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         with fast_fp32_products():
             for anchors, span in spans:
-                weights, log_sum = _weights(query[:, :, anchors], key[:, :, span], visible[:, anchors, span])
-                outputs.append((weights.to(value.dtype) @ value[:, :, span]).unflatten(2, (-1, query.shape[3])))
-                log_sums.append(log_sum.unflatten(2, (-1, query.shape[3])))
-        output = torch.cat(outputs, dim=2)
+                # contiguous, since a product copies what is not, transposed where it reads it so
+                keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
+                weights, log_sum = _weights(query[:, :, anchors], keys, visible[:, anchors, span])
+                of_anchors = output[:, :, anchors]
+                of_anchors.copy_((weights.to(value.dtype) @ values).view_as(of_anchors))
+                log_sums[:, :, anchors] = log_sum.view_as(log_sums[:, :, anchors])
         ctx.save_for_backward(query, key, value, visible, output)
         ctx.spans = spans
-        return output, torch.cat(log_sums, dim=2)
+        return output, log_sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -96,11 +99,12 @@ class _ContextAttention(torch.autograd.Function):
         with fast_fp32_products():
             for anchors, span in ctx.spans:
                 rows, d_rows = query[:, :, anchors].flatten(2, 3), d_output[:, :, anchors].flatten(2, 3)
-                weights, _ = _weights(query[:, :, anchors], key[:, :, span], visible[:, anchors, span])
+                keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
+                weights, _ = _weights(query[:, :, anchors], keys, visible[:, anchors, span])
                 d_value[:, :, span] += weights.to(value.dtype).mT @ d_rows
-                d_scores = (d_rows @ value[:, :, span].mT).float()
+                d_scores = (d_rows @ values.mT).float()
                 d_scores = d_scores.add_(shift[:, :, anchors].flatten(2, 3)[..., None]).mul_(weights).to(query.dtype)
-                d_query[:, :, anchors] = (d_scores @ key[:, :, span]).view_as(d_query[:, :, anchors])
+                d_query[:, :, anchors] = (d_scores @ keys).view_as(d_query[:, :, anchors])
                 d_key[:, :, span] += d_scores.mT @ rows
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None
 

@@ -56,22 +56,26 @@ class SwiGLU(nn.Module):
         self.down_proj = linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_SiluTimes.apply(self.gate_proj(x), self.up_proj(x)))
+        return _GatedDown.apply(self.gate_proj(x), self.up_proj(x), self.down_proj.weight)
 
 
-class _SiluTimes(torch.autograd.Function):
-    """silu(gate) * up; keeps its two arguments alone."""
+class _GatedDown(torch.autograd.Function):
+    """(silu(gate) * up) weight^T; keeps its arguments alone, and makes the product, the widest of all, again."""
 
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+    def forward(ctx, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return F.silu(gate).mul_(up) @ weight.to(gate.dtype).T
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
+        gate, up, weight = ctx.saved_tensors
+        active = F.silu(gate)
+        d_weight = gradient.flatten(0, -2).T @ (active * up).flatten(0, -2) if ctx.needs_input_grad[2] else None
+        d_product = gradient @ weight.to(gate.dtype)
+        d_gate = torch.ops.aten.silu_backward(d_product * up, gate)
+        return d_gate, d_product.mul_(active), None if d_weight is None else d_weight.to(weight.dtype)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -83,6 +87,26 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half RoPE of x [..., heads, E]."""
+    """Rotate-half RoPE of x [..., heads, E]: x cos + [-second half, first half] sin."""
+    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+class _Rotate(torch.autograd.Function):
+    """Its gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return _rotated(gradient, *ctx.saved_tensors, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """Both halves of ``cos`` and of ``sin`` are the same."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    cos, sin = cos.chunk(2, dim=-1)[0], direction * sin.chunk(2, dim=-1)[0]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from src.drafter.cpu import fast_fp32_products
 
 ROWS = {"cpu": 256, "cuda": 4096}  # rows a pass over the LM head
-SLICE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # fp32 logits of these rows and one slice: stay in the CPU's cache
+SLICE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 logits of these rows and one slice: stay in the CPU's cache
 
 RowLosses = tuple[Tensor, Tensor, Tensor]
 
@@ -93,10 +93,11 @@ def _losses_and_gradients(
     student, target = slice(0, num_rows), slice(num_rows, num_rows + num_taught)
     taught = slice(num_rows + num_taught, None) if len(again) else slice(0, num_taught)
 
-    # Of the softmax over the slices so far: expected row of the LM head, largest logit and log-normaliser. These two in
+    # Of the softmax over the slices so far: expected row of the LM head, largest logit and log-normaliser. The last one in
     # fp64, since a KL near 0 is a difference of normalisers.
     mean = _wide(torch.zeros_like(states))
-    top = log_sum = mean.new_full((len(states),), float("-inf"), dtype=torch.float64)
+    top = mean.new_full((len(states),), float("-inf"))
+    log_sum = top.double()
     label_logit, difference = top[student], log_sum.new_zeros(num_taught)
     for start, rows in _slices(lm_head, len(states)):
         rows = rows.to(hidden.dtype)  # [v, D]
@@ -104,21 +105,19 @@ def _losses_and_gradients(
         if len(again):
             logits[num_rows:] /= temperature
         column = labels - start  # of labels still to come anything: their own slice puts it right
-        at_label = logits[student].gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1)
-        label_logit = torch.where(column >= 0, at_label.double(), label_logit)
+        at_label = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1)
+        label_logit = torch.where(column >= 0, at_label, label_logit)
         differences = logits[target] - logits[taught]  # log p - log q_T, but for their normalisers
 
-        largest = logits.amax(dim=-1).double()
+        largest = logits.amax(dim=-1)
         probability = torch.softmax(logits, dim=-1, out=logits)  # within the slice
-        of_slice = largest - probability.amax(dim=-1).double().log()  # since the largest probability is exp(largest) / sum
-        total = torch.logaddexp(log_sum, of_slice)
-        before, now = (log_sum - total).exp(), (of_slice - total).exp()  # shares of the whole
+        of_slice = largest.double() - probability.amax(dim=-1).double().log()  # the largest probability is exp(largest) / sum
+        share = torch.sigmoid(of_slice - log_sum)  # of the slice in all so far
         if with_gradients:
-            old, new = before[:, None].to(mean.dtype), now[:, None].to(mean.dtype)
-            mean.mul_(old).addcmul_(new, _wide(probability.to(rows.dtype) @ rows))
-        expected = (probability[target] * differences).sum(dim=-1)
-        difference = before[target] * difference + now[target] * expected
-        top, log_sum = torch.maximum(top, largest), total
+            mean.lerp_(_wide(probability.to(rows.dtype) @ rows), share[:, None].to(mean.dtype))
+        expected = differences.mul_(probability[target]).sum(dim=-1)
+        difference.lerp_(expected.double(), share[target])
+        top, log_sum = torch.maximum(top, largest), torch.logaddexp(log_sum, of_slice)
 
     ce = log_sum[student] - label_logit
     kl = difference - (log_sum[target] - log_sum[taught])
@@ -129,9 +128,10 @@ def _losses_and_gradients(
 
 
 def _slices(lm_head: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
-    """The vocabulary in slices (first token, [v, D])."""
+    """The vocabulary in slices of one size as far as it goes (first token, [v, D]): every new shape costs a compilation."""
     logits = SLICE_BYTES.get(lm_head.device.type, SLICE_BYTES["cpu"]) // 4
-    width = max(256, logits // max(1, num_rows) // 256 * 256)
+    most = max(256, logits // max(1, num_rows))
+    width = -(-len(lm_head) // -(-len(lm_head) // most))
     return ((start, lm_head[start : start + width]) for start in range(0, len(lm_head), width))
 
 

@@ -8,7 +8,7 @@ cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a 
     heads         2 V D h                                            embedding and LM head, frozen
     states        C D s a stored stream                              of the batch at hand and of the next one
     context       2 C D' a                                           the reducer's output and its norm, for all layers
-    a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 3 I) c   kept for the backward pass
+    a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 2 I) c   kept for the backward pass
       autocast    2 C D' c + R (5 D' + H E + I) c                    more
       checkpoints R D' a instead, and one layer whole
     backward      C (6 N E 4 + 3 D' a) + R (2 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
@@ -80,7 +80,7 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
     rounded = c if a != c else 0  # autocast: each product's input once more
     context, rows = s.documents * s.tokens, s.documents * s.anchors * config.block_size
     of_context = context * (6 * keys * c + 2 * width * rounded)
-    of_blocks = rows * (6 * width * a + (7 * heads + 8 * keys + 3 * config.intermediate_size) * c)
+    of_blocks = rows * (6 * width * a + (7 * heads + 8 * keys + 2 * config.intermediate_size) * c)
     of_blocks += rows * (5 * width + heads + config.intermediate_size) * rounded
     if config.gradient_checkpointing:
         layers = config.num_layers * (of_context + rows * width * a) + of_blocks
