@@ -73,11 +73,13 @@ def measured(config: DictConfig) -> dict[str, float]:
     most = math.inf if config.per_benchmark is None else positive_int("per_benchmark", config.per_benchmark)
     answers = sum(min(BENCHMARKS[name].rows, most) * TURNS.get(name, 1) for name in benchmarks.names)
     prompts = parity.benchmarks.per_domain * len(DOMAINS)
+    modes = [config.modes] if isinstance(config.modes, str) else config.modes
+    turn = positive_number("evaluate_tokens", config.evaluate_tokens)
     return {
         "check_tokens": check.prompts * check.max_length,
         "methods": len(compare.methods),
         "parity_tokens": prompts * parity.benchmarks.max_new_tokens,
-        "tokens": answers * config.answer_tokens * len(config.modes) * len(evaluate.temperature),
+        "tokens": answers * turn * len(modes) * len(evaluate.temperature),
     }
 
 

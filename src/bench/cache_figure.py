@@ -23,7 +23,7 @@ def formats_figure(record: dict, path: Path) -> Path:
         left.barh(places, [r[key] / 1e3 for r in found], height=0.25, color=COLOURS[order], label=label)
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.set_xlabel("GB/s, files in the page cache")
-    left.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside upper left", ncols=len(RATES), fontsize=9, frameon=False)
     for place, r in enumerate(found):
         right.barh(place, r["share"], height=0.5, color=COLOURS[2], alpha=1.0 if r["share"] >= BAR else 0.4)
         right.text(r["share"], place, f" {r['share']:.0%}", va="center", fontsize=9)

@@ -128,10 +128,12 @@ def _losses_and_gradients(
 
 
 def _slices(lm_head: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
-    """The vocabulary in slices of one size as far as it goes (first token, [v, D]): every new shape costs a compilation."""
+    """The vocabulary in slices of one size as far as it goes (first token, [v, D]): every new shape costs a compilation, and
+    a GPU wants rows of whole 16 elements."""
     logits = SLICE_BYTES.get(lm_head.device.type, SLICE_BYTES["cpu"]) // 4
     most = max(256, logits // max(1, num_rows))
     width = -(-len(lm_head) // -(-len(lm_head) // most))
+    width = -(-width // 16) * 16
     return ((start, lm_head[start : start + width]) for start in range(0, len(lm_head), width))
 
 

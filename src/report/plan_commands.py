@@ -49,7 +49,8 @@ def commands(plan: Plan) -> Iterator[Command]:
         answers = stage.examples * stage.answer_tokens
         answer_bytes = stage.tokens * target.json_bytes
         yield Command(f"regenerate, {stage.name}", f"{answers:,.0f} answer tokens", plan.answer_hours(stage), answer_bytes)
-    own = target.loaded_bytes / target.serving_gpus(machine) if target.in_process else 0.0
+    spread = target.loaded_bytes / machine.gpus  # device_map=even
+    own = spread if target.in_process else 0.0
     asking = target.client_bytes * plan.rates.processes
     for stage in plan.stages:
         size, counted = stage.tokens * target.state_bytes(cached), f"{stage.tokens:,.0f} tokens"
@@ -65,10 +66,9 @@ def commands(plan: Plan) -> Iterator[Command]:
             disk = checkpoints + 1e9 * (plan.training.stream_gb or 0)
             name = f"train cache=stream ({source}) on {best.train} GPUs, {stage.name}"
             yield Command(name, steps, hours, disk, memory, asking)
-    here = target.loaded_bytes / machine.gpus
     for name, tokens in (("parity", measuring.parity_tokens), ("evaluate", measuring.tokens)):
         drafted = measuring.methods / rates.tokens_a_round + (name == "evaluate")  # parity decodes with drafters only
-        yield Command(name, f"{tokens:,.0f} tokens a method", tokens * drafted * rates.forward_s / 3600, 0.0, here)
+        yield Command(name, f"{tokens:,.0f} tokens a method", tokens * drafted * rates.forward_s / 3600, 0.0, spread)
     served_s = measuring.tokens * (1 + 1 / rates.tokens_a_round) / rates.served_tokens_per_s
     yield Command("evaluate engine=sglang", f"{measuring.tokens:,.0f} tokens a method", served_s / 3600)
 

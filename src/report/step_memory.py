@@ -9,9 +9,9 @@ cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a 
     states        C D s a stored stream                              of the batch at hand and of the next one
     context       2 C D' a                                           the reducer's output and its norm, for all layers
     a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 2 I) c   kept for the backward pass
-      autocast    2 C D' c + R (5 D' + H E + I) c                    more
+      autocast    2 C D' c + R (5 D' + H E) c                        more
       checkpoints R D' a instead, and one layer whole
-    backward      C (6 N E 4 + 3 D' a) + R (2 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
+    backward      C (6 N E 4 + 3 D' a) + R (4 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
     vocabulary    a pass's logits in slices, its expected rows of the LM head, both losses' gradients of all rows
 
 Compared with measured peaks by `python -m src.bench.step_memory`.
@@ -81,7 +81,7 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
     context, rows = s.documents * s.tokens, s.documents * s.anchors * config.block_size
     of_context = context * (6 * keys * c + 2 * width * rounded)
     of_blocks = rows * (6 * width * a + (7 * heads + 8 * keys + 2 * config.intermediate_size) * c)
-    of_blocks += rows * (5 * width + heads + config.intermediate_size) * rounded
+    of_blocks += rows * (5 * width + heads) * rounded
     if config.gradient_checkpointing:
         layers = config.num_layers * (of_context + rows * width * a) + of_blocks
     else:
@@ -100,7 +100,7 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
         states=s.batches_held * context * (s.tapped * s.target_width * s.state_bytes + 9),
         context=context * width * (2 * a + rounded) + gate,
         layers=layers,
-        backward=context * (24 * keys + 3 * width * a) + rows * (2 * config.intermediate_size * c + 16 * width),
+        backward=context * (24 * keys + 3 * width * a) + rows * (4 * config.intermediate_size * c + 16 * width),
         vocabulary=vocabulary,
         runtime=s.runtime_bytes,
     )
