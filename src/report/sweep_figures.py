@@ -168,7 +168,9 @@ def _panels(report: SweepReport, title: str, rows: int, columns: int, what: str)
     counts = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     figure = Figure(figsize=(PANEL_IN[0] * columns + 1.2, PANEL_IN[1] * rows + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)
-    figure.suptitle(f"{title} · sweep {report.name} · {counts} · {told}", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    line = "\n" if columns == 1 else " · "
+    named = f"{title} · sweep {report.name}{line}{counts} · {told}"
+    figure.suptitle(named, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
