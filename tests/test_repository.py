@@ -23,6 +23,7 @@ SRC = ROOT / "src"
 ORDER = [
     "contracts",
     "settings",
+    "files",
     "muon",
     "corpus",
     "target",

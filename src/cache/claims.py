@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from src.files import write_text
+
 EMPTY_S = 5.0  # a claim without content: its maker died between two system calls
 
 
@@ -68,10 +70,7 @@ class Board:
     def post(self, name: str, **record) -> None:
         """Write or replace a file that only this process writes."""
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(_text(record))
-        partial.replace(path)
+        write_text(path, _text(record))
         self._own(path)
 
     def release(self, name: str) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from src.cache.codecs import CODECS
+from src.files import write_text
 from src.settings import one_of
 from src.target.engines.settings import ENGINES as SERVED
 
@@ -61,10 +61,7 @@ class CacheKey:
 
 def write_manifest(directory: Path, key: CacheKey) -> None:
     """Several processes may do so at once: they write the same."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{NAME}.{os.getpid()}.partial"
-    partial.write_text(_text(_content(key)), encoding="utf-8")
-    partial.replace(directory / NAME)
+    write_text(directory / NAME, _text(_content(key)))
 
 
 def check_manifest(directory: Path, key: CacheKey) -> None:

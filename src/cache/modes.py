@@ -135,9 +135,10 @@ class Stream(CacheMode):
         positive_number("cache.wait_s", self.wait_s)
         boolean("cache.in_process", self.in_process)
         natural_int("cache.captures", self.captures)
-        if self.capture_gpus is not None and (isinstance(self.capture_gpus, str) or not self.captures):
+        gpus = self.capture_gpus
+        if gpus is not None and (isinstance(gpus, str) or not isinstance(gpus, Sequence) or not self.captures):
             raise ValueError(
-                f"cache.capture_gpus must be a list of GPUs for cache.captures of at least 1, got {self.capture_gpus} for "
+                f"cache.capture_gpus must be a list of GPUs for cache.captures of at least 1, got {gpus} for "
                 f"cache.captures={self.captures}"
             )
 

@@ -35,6 +35,7 @@ BEST = "best.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME = {  # what a resumed run has in common with the one that wrote the checkpoint
     "target": "the target",
+    "engine": "the engine (target.engine; none is the target in process)",
     "data": "the data (documents, cache.documents_per_shard and the cache's key, as a digest)",
     "steps": "this number of steps:",
 }
@@ -117,6 +118,7 @@ def data_digest(key: CacheKey, data: Mapping[str, ShardedStates]) -> str:
 
 def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
     """ValueError where checkpoint ``path``, of a run that says ``found`` of itself, is none of the run that says ``wanted``."""
+    found = {"engine": wanted["engine"], **found}  # where a checkpoint names none, the data's digest has it
     for name, what in SAME.items():
         if found.get(name) != wanted[name]:
             raise ValueError(

@@ -75,4 +75,6 @@ def how_it_ended(code: int) -> str:
 
 def _end_with_the_starter() -> None:
     os.read(sys.stdin.fileno(), 1)
-    os.killpg(os.getpgrp(), signal.SIGKILL)  # its session: what it started itself, such as workers that read a corpus, too
+    if os.getsid(0) == os.getpid():  # as `start_child` started it: what it started itself, such as corpus workers, goes too
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)  # started by hand: the group is that of a shell or script

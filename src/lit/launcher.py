@@ -34,7 +34,7 @@ from src.lit.checkpoints import SIGNALS, Handler, Stopped, handled_by
 from src.lit.child import end_child, how_it_ended, save_job, start_child
 
 GRACE_S = 5.0  # what the other ranks have to end by themselves
-SAVE_S = 30.0  # what they have to save and stop once one has stopped, or a capture process failed: who waits for states cannot
+SAVE_S = 300.0  # what they have to save and stop once one has stopped, or a capture process failed: who waits for states cannot
 POLL_S = 0.1
 STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # how ranks end that were told to
 
@@ -107,7 +107,7 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
     SIGTERM and SIGINT go on to the ranks, which save and stop: then ``Stopped``. The ranks also end when this process does.
     """
     count, captures = num_devices(config.trainer), num_captures(config)
-    capture_gpus, gpus = split_gpus(config.cache.capture_gpus, count) if captures else (None, None)
+    capture_gpus, gpus = _share_gpus(config, count) if captures else (None, None)
     ranks = save_job(config, run)
     processes: list[subprocess.Popen] = []
     signals: list[int] = []
@@ -117,13 +117,15 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
         port = _free_port()
         try:
             for rank in range(count):
-                processes.append(_start(run, rank, count, port, gpus))
+                if not signals:
+                    processes.append(_start(run, rank, count, port, gpus))
+            if signals:  # one of them may not have been told, and none has begun
+                print(f"\n{Stopped(signals[-1])} before the training began", flush=True)
+                raise Stopped(signals[-1])
             ended_s, no_states = _wait(processes, signals, beside)
         finally:
             for process in processes:
                 end_child(process)
-    if no_states and any(process.returncode for process in processes):
-        raise ValueError(no_states)
     # a rank that got a signal alone tells the others, and all save and stop together
     told_to_stop = bool(signals) or all(process.returncode in STOPPED for process in processes)
     failures = [
@@ -131,12 +133,27 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
         for rank, when in ended_s.items()
         if not _is_good(processes[rank].returncode, told_to_stop)
     ]
+    reasons = [no_states] if no_states and any(process.returncode for process in processes) else []
     if failures:
         _, rank, what = min(failures)
-        raise ValueError(f"rank {rank} of {count} {what}; more in {ranks}")
+        reasons.append(f"rank {rank} of {count} {what}; more in {ranks}")
+    if reasons:
+        raise ValueError("; ".join(reasons))
     stops = [process.returncode for process in processes if process.returncode in STOPPED]
     if stops:
         raise Stopped(STOPPED[stops[0]])
+
+
+def _share_gpus(config: DictConfig, count: int) -> tuple[str | None, str | None]:
+    """CUDA_VISIBLE_DEVICES of the captures and of ``count`` ranks; ValueError where there are not enough, or where the ranks'
+    are named by indices, which other GPUs have once the captures' are hidden."""
+    trainer, named = config.trainer, config.cache.capture_gpus
+    if named is not None and isinstance(trainer.devices, ListConfig):
+        raise ValueError(
+            f"cache.capture_gpus={named} leaves the training the other GPUs, counted anew from 0, so trainer.devices="
+            f"{trainer.devices} says how many, not which: trainer.devices={count}"
+        )
+    return split_gpus(named, 0 if trainer.accelerator == "cpu" else count)
 
 
 def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None) -> subprocess.Popen:

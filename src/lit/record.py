@@ -12,16 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SHARED = ("contracts.py", "settings.py", "muon.py", "entry.py")  # the modules beside the folders that are no entry points
+from src.files import write_text
+
+# the modules beside the folders that are no entry points
+SHARED = ("contracts.py", "settings.py", "files.py", "muon.py", "entry.py")
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "wandb", "safetensors")
 
 
 def write_json(path: Path, record: dict) -> None:
     """The file appears only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def script_command(module: str, arguments: Sequence[str] | None) -> str:

@@ -94,6 +94,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         clip=config.trainer.gradient_clip_val,
         meta={
             "target": store.key.target,
+            "engine": store.key.engine,
             "data": data_digest(store.key, data),
             "steps": len(data_module.order),
             "name": run_name(config),

@@ -17,7 +17,7 @@ import torch
 
 from src.bench.kill_resume import compare
 from src.entry import train_run_dir
-from src.lit import checkpoints, launcher
+from src.lit import captures, checkpoints, child, launcher
 from src.lit.checkpoints import Checkpoints, Stopped
 from src.lit.run import strategy_of, train
 
@@ -122,6 +122,29 @@ def test_ranks_get_the_signal_and_all_stop(monkeypatch, tmp_path, compose_config
     with pytest.raises(Stopped) as stopped:
         launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu"]), tmp_path)
     assert stopped.value.code == 143
+
+
+@pytest.mark.parametrize("at", ["capture", 0, 1])
+def test_a_signal_while_captures_and_ranks_are_started_stops_the_run(at, monkeypatch, tmp_path, compose_config):
+    """Whom it came too early for would train on and never hear of it."""
+    stand_in(monkeypatch, ["time.sleep(2)"] * 2)
+    started, start = [], launcher._start
+
+    def signalled(who: str | int, process: subprocess.Popen) -> subprocess.Popen:
+        started.append(process)
+        if who == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    def start_capture(*given) -> subprocess.Popen:
+        return signalled("capture", subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE))
+
+    monkeypatch.setattr(launcher, "_start", lambda run, rank, *rest: signalled(rank, start(run, rank, *rest)))
+    monkeypatch.setattr(captures, "start_child", start_capture)
+    monkeypatch.setattr(child, "END_S", 0.1)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu", "cache=stream", "cache.captures=1"]), tmp_path)
+    assert len(started) == (1 if at == "capture" else at + 2) and all(process.returncode is not None for process in started)
 
 
 def test_the_others_may_save_after_the_first_rank_has_stopped(monkeypatch, tmp_path, compose_config):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ import torch
 from src.bench.kill_resume import compare
 from src.entry import train_run_dir
 from src.lit import run as runs
-from src.lit.checkpoints import Stopped, checkpoint_path, damage, newest_checkpoint
+from src.lit.checkpoints import Stopped, check_same_run, checkpoint_path, damage, data_digest, newest_checkpoint
 from src.lit.metrics_csv import MetricsCSV
 from src.lit.module import DraftingModule
 from src.lit.order import TrainingOrder
 from src.lit.run import train
+from tests.cache.random_states import key
 
 STEPS = 18
 
@@ -155,6 +158,35 @@ def test_a_run_does_not_go_on_with_other_data_or_another_length(
     with pytest.raises(ValueError, match=f"step00000004.ckpt is of a run {what}") as refused:
         train(compose_config("train", [*options, *(changed or [])]))
     assert f"remove {saved} and run the command again" in str(refused.value)
+
+
+def test_another_engine_is_named(tmp_path):
+    own = {"target": "t", "engine": "none", "data": "0123", "steps": 18}
+    check_same_run(tmp_path, own, own)
+    with pytest.raises(ValueError, match=r"a run with the engine \(target\.engine; .*\) none, this one has vllm"):
+        check_same_run(tmp_path, own, own | {"engine": "vllm", "data": "4567"})
+    before = {name: own[name] for name in ("target", "data", "steps")}  # of a run before checkpoints named it
+    check_same_run(tmp_path, before, own)
+    with pytest.raises(ValueError, match="with the data"):
+        check_same_run(tmp_path, before, own | {"engine": "vllm", "data": "4567"})
+
+
+def test_the_datas_digest_is_of_the_key_and_of_all_documents_in_order():
+    def shards(*names: str) -> SimpleNamespace:
+        return SimpleNamespace(shards=[SimpleNamespace(name=name) for name in names])
+
+    train, validation = shards("a", "b"), shards("c")
+    digests = [
+        data_digest(key(), {"train": train, "validation": validation}),
+        data_digest(key("fp8"), {"train": train, "validation": validation}),
+        data_digest(replace(key(), engine="vllm"), {"train": train, "validation": validation}),
+        data_digest(key(), {"train": train, "validation": shards("d")}),
+        data_digest(key(), {"train": train, "validation": shards("c", "d")}),
+        data_digest(key(), {"train": shards("b", "a"), "validation": validation}),
+        data_digest(key(), {"train": shards("a"), "validation": shards("b", "c")}),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert data_digest(key(), {"validation": validation, "train": train}) == digests[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(
