@@ -72,7 +72,11 @@ class _GatedDown(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         gate, up, weight = ctx.saved_tensors
         active = F.silu(gate)
-        d_weight = gradient.reshape(-1, gradient.shape[-1]).T @ (active * up).reshape(-1, up.shape[-1]) if ctx.needs_input_grad[2] else None
+        d_weight = (
+            gradient.reshape(-1, gradient.shape[-1]).T @ (active * up).reshape(-1, up.shape[-1])
+            if ctx.needs_input_grad[2]
+            else None
+        )
         d_product = gradient @ weight.to(gate.dtype)
         d_gate = torch.ops.aten.silu_backward(d_product * up, gate)
         return d_gate, d_product.mul_(active), None if d_weight is None else d_weight.to(weight.dtype)
