@@ -34,7 +34,7 @@ def test_the_paper_s_training_is_planned_without_a_checkpoint(compose_config):
 
 @pytest.mark.parametrize(
     ("gib", "advice"),
-    [(40, "^trainer.batch"), (33, "^drafter.gradient_checkpointing=true$"), (28, "checkpointing=true trainer")],
+    [(40, "^trainer.batch"), (32, "^drafter.gradient_checkpointing=true$"), (28, "checkpointing=true trainer")],
 )
 def test_an_override_that_is_advised_is_enough(gib, advice, compose_config):
     small = [*PAPER, "trainer=ddp8", f"machine.gpu_gib={gib}"]
