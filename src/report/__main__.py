@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.entry import runs_dir
+from src.files import write_text
 from src.lit.sweep_plan import SweepPlan, plan_sweep
 from src.report.html import write_page
 from src.report.sweep import SweepReport, label_of, summarise_sweep, verdict_lines
@@ -56,10 +57,8 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
         name, axes, members, base, num_resamples=int(own["num_resamples"]), left_out=left_out, missing=missing
     )
     out = Path(own["out"]) if own["out"] else runs_dir() / "report" / name
-    out.mkdir(parents=True, exist_ok=True)
     for file, text in (("sweep.md", sweep_markdown), ("sweep.csv", sweep_csv), ("curves.csv", curves_csv)):
-        (out / f"{file}.partial").write_text(text(report))
-        (out / f"{file}.partial").replace(out / file)
+        write_text(out / file, text(report))
     figures = sweep_figures(report, out)
     page = write_page(report, Path(own["html"]) if own["html"] else out / "dashboard.html")
     print("\n".join(verdict_lines(report)) or "one choice only: nothing to compare")

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from src.files import write_text
 from src.report.bootstrap import LEVEL, MEAN
 from src.report.figures import COLOURS
 from src.report.sweep import Cell, SweepReport, verdict_lines
@@ -23,10 +24,7 @@ def write_page(report: SweepReport, path: Path) -> Path:
     text = TEMPLATE.read_text().replace("{{TITLE}}", escape(f"Sweep {report.name}"))
     # "</script>" inside a string would end the element; "<\/" is the same JSON
     text = text.replace("{{DATA}}", json.dumps(page_data(report), allow_nan=False).replace("</", "<\\/"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, text)
     return path
 
 

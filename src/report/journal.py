@@ -23,6 +23,8 @@ from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from src.files import write_text
+
 PLACE = "HYPERDFLASH_SWEEP"
 
 
@@ -56,7 +58,7 @@ def journal_entry() -> Iterator[None]:
         "error": None,
         "seconds": 0.0,
     }
-    _write(path, record)
+    write_text(path, json.dumps(record, indent=2) + "\n")
     try:
         yield
         record["status"] = "finished"
@@ -67,7 +69,7 @@ def journal_entry() -> Iterator[None]:
             (path.parent / f"{record['job']}.traceback").write_text(traceback.format_exc())
         raise
     finally:
-        _write(path, {**record, "seconds": time.monotonic() - started})
+        write_text(path, json.dumps({**record, "seconds": time.monotonic() - started}, indent=2) + "\n")
 
 
 def summary(place: Path, words: Sequence[str] = ()) -> str:
@@ -112,10 +114,3 @@ def _asked(words: Sequence[str], params: dict[str, str] | None) -> int:
 def _sentence(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _write(path: Path, record: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)

@@ -32,10 +32,9 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Assumptions. ``drafter_utilization``: share of ``gpu_tflops`` that the drafter's step reaches, ``least_step_s`` what
-    no step is faster than (launches, all-reduce); ``capture_tokens_per_s``
-    of one copy of the target (its ``serving_gpus`` together) in prefill, None for ``target_utilization`` of its peak;
-    ``answer_tokens_per_s`` that one copy generates;
+    """Assumptions. ``drafter_utilization``: share of ``gpu_tflops`` that the drafter's step reaches, ``least_step_s`` what no
+    step is faster than (launches, all-reduce); ``capture_tokens_per_s`` of one copy of the target (its ``serving_gpus``
+    together) in prefill, None for ``target_utilization`` of its peak; ``answer_tokens_per_s`` that one copy generates;
     ``transport_tokens_per_s`` what one capture process takes in from servers, None where nothing limits it, and ``processes``
     how many there are; ``forward_s`` of the target in this process, one sequence, ``tokens_a_round`` of a drafter (tau),
     ``served_tokens_per_s`` of one sequence in an engine without drafts."""

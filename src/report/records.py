@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+from src.files import write_text
+
 
 class Record(Protocol):
     """A dataclass that becomes plain JSON values and comes back equal."""
@@ -24,10 +26,8 @@ AUTOREGRESSIVE = "AR"  # what every record calls the target's plain decoding in 
 def write_records(path: Path | str, records: Sequence[Record]) -> Path:
     """Replaces the file at ``path``, at once."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record.to_record(), allow_nan=False) + "\n" for record in records))
-    return partial.replace(path)
+    write_text(path, "".join(json.dumps(record.to_record(), allow_nan=False) + "\n" for record in records))
+    return path
 
 
 def read_records(path: Path | str, kind: type[R]) -> list[R]:
