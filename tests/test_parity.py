@@ -14,6 +14,7 @@ import torch
 
 import src.decode.loop as loop_module
 import src.decode.replay as replay_module
+import src.drafter.model as model_module
 import src.lit.parity as wiring
 from src.cache.capture import live_states
 from src.cache.codecs import CODECS
@@ -107,6 +108,12 @@ def assert_all_agree(case: Case, without: tuple[str, ...] = ()) -> None:
 
 def test_a_block_drafter_is_the_same_on_all_paths(case):
     assert_all_agree(case)
+
+
+def test_replay_that_drafts_in_parts_is_the_same_too(case, monkeypatch):
+    monkeypatch.setattr(model_module, "ANCHORS_PER_PASS", 4)
+    parity = case.compare(replay=case.replay())
+    assert parity.first_difference is None
 
 
 def test_layer_taps_and_a_context_window_are_the_same_too(target, tokenizer):

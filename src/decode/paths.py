@@ -93,11 +93,15 @@ class Trace:
             handle.remove()
 
     def reading(self, row: int, index: int) -> Callable[[], Reading] | None:
-        """Of the newest forward; None where the drafter has no draft layers or masks in a kernel of its own."""
-        if not self.reads or not isinstance(self.reads[-1][3], Tensor):
-            return None
-        x, angles, context, visible = self.reads[-1]
-        return partial(_read, x[row, index].detach(), angles, context, visible[row, index], row, index)
+        """Of anchor ``index`` of the forwards since ``reads`` was emptied, which share the anchors among them; None where the
+        drafter has no draft layers or masks in a kernel of its own."""
+        for x, angles, context, visible in self.reads:
+            if not isinstance(visible, Tensor):
+                return None
+            if index < x.shape[1]:
+                return partial(_read, x[row, index].detach(), angles, context, visible[row, index], row, index)
+            index -= x.shape[1]
+        return None
 
 
 def _read(block: Tensor, angles, context, visible: Tensor, row: int, index: int) -> Reading:
@@ -134,6 +138,7 @@ class ObservedLoop:
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Draft:
         recorder = RecordingSampler(sampler.temperature, sampler.top_p, sampler.generator)
+        self.trace.reads.clear()
         draft = self.drafter.propose(anchor_id, num_slots, recorder)
         anchor = sum(states.input_ids.shape[1] for states in self.states)
         read = self.trace.reading(0, 0)
@@ -219,6 +224,7 @@ class ObservedReplay:
         self.drafter, self.trace, self.view, self.num_slots = drafter, trace, view, drafter.num_slots
 
     def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+        self.trace.reads.clear()
         hidden = self.drafter.score(states, heads, anchors, anchor_mask)
         _add_texts(self.view, states)
         for row, index in anchor_mask.nonzero().tolist():

@@ -3,7 +3,7 @@
 Shapes: see src/contracts.py. The text is the target's own (greedy at T = 0, sampled at that T and top_p otherwise).
 
     1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
-    2. drafting    every answer position is an anchor: hidden [B, A, S, D], a chunk of A at a time
+    2. drafting    every answer position is an anchor: hidden [B, A, S, D]
     3. accepting   logits of one slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S]
     4. walk()      from start to end, jumping by what was emitted: Rounds
 
@@ -96,13 +96,12 @@ def replay(
     temperature: float,
     top_p: float = 1.0,
     seed: int = 0,
-    anchors_per_pass: int = 256,
     logits_bytes: int = 64 << 20,
 ) -> Rounds:
     """Rounds of ``drafter`` over every answer in ``states``; ``Rounds.document`` is the row in ``states``.
 
     At ``temperature`` > 0 the uniforms come from ``position_uniforms(seed, id)``, the same for every drafter.
-    ``anchors_per_pass`` bounds A in a call of the drafter, ``logits_bytes`` one fp32 logits tensor [rows, V].
+    ``logits_bytes`` bounds one fp32 logits tensor [rows, V].
     """
     check_sampling(temperature, top_p)
     document, start, end = answers(states)
@@ -119,27 +118,24 @@ def replay(
         target_p = _target_probabilities(states, heads, mask, temperature, top_p, rows)  # [B, T] of x[i] at i
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
 
-    all_anchors, all_anchor_mask = _anchors(mask)
+    anchors, anchor_mask = _anchors(mask)  # [B, A]
     slots = torch.arange(1, num_slots + 1, device=device)
-    for first in range(0, all_anchors.shape[1], anchors_per_pass):
-        anchors = all_anchors[:, first : first + anchors_per_pass]  # [B, A]
-        anchor_mask = all_anchor_mask[:, first : first + anchors_per_pass]
-        hidden = drafter.score(states, heads, anchors, anchor_mask)  # [B, A, S, D]
-        assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
-        positions = anchors.unsqueeze(-1) + slots  # [B, A, S]
-        inside = (positions < length) & anchor_mask.unsqueeze(-1)
-        positions = positions.clamp(max=length - 1)
-        row = torch.arange(batch, device=device)[:, None, None].expand_as(positions)
-        inside &= mask[row, positions]
-        inside = inside.to(torch.int8).cumprod(dim=-1).bool()  # a slot after the answer's end is not available
-        row, at, slot = row[inside], positions[inside], slots.expand_as(positions)[inside]
-        hidden, labels = hidden[inside], input_ids[row, at]  # [R, D], [R]
-        if temperature == 0:
-            kept = greedy_accept(_by_rows(lambda h: heads.logits(h).argmax(-1), rows, hidden), labels)
-        else:
-            q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, hidden, labels)
-            kept = sampled_accept(q, target_p[row, at], uniform[row, at])
-        accept[row, at - slot, slot - 1] = kept
+    hidden = drafter.score(states, heads, anchors, anchor_mask)  # [B, A, S, D]
+    assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
+    positions = anchors.unsqueeze(-1) + slots  # [B, A, S]
+    inside = (positions < length) & anchor_mask.unsqueeze(-1)
+    positions = positions.clamp(max=length - 1)
+    row = torch.arange(batch, device=device)[:, None, None].expand_as(positions)
+    inside &= mask[row, positions]
+    inside = inside.to(torch.int8).cumprod(dim=-1).bool()  # a slot after the answer's end is not available
+    row, at, slot = row[inside], positions[inside], slots.expand_as(positions)[inside]
+    hidden, labels = hidden[inside], input_ids[row, at]  # [R, D], [R]
+    if temperature == 0:
+        kept = greedy_accept(_by_rows(lambda h: heads.logits(h).argmax(-1), rows, hidden), labels)
+    else:
+        q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, hidden, labels)
+        kept = sampled_accept(q, target_p[row, at], uniform[row, at])
+    accept[row, at - slot, slot - 1] = kept
     return walk(accept, start, end, document)
 
 

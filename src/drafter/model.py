@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from src.target.heads import TargetHeads
 
 
+ANCHORS_PER_PASS = 256  # of a document, without gradients
+
+
 class DraftLayer(nn.Module):
     def __init__(self, config: DrafterConfig, hidden_size: int):
         super().__init__()
@@ -100,9 +103,16 @@ class Drafter(nn.Module):
         context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
         positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
         context_kv = self.project_context(context, positions)
-        visible = context_mask(anchors, positions, self.config.context_window)
-        draft = self.draft(states.input_ids.gather(1, anchors), anchors, context_kv, visible, heads)
-        return DraftOutput(hidden=draft.hidden.masked_fill(~anchor_mask[..., None, None], 0.0))
+
+        def draft(at: Tensor) -> Tensor:
+            visible = context_mask(at, positions, self.config.context_window)
+            return self.draft(states.input_ids.gather(1, at), at, context_kv, visible, heads).hidden
+
+        if torch.is_grad_enabled():
+            hidden = draft(anchors)
+        else:  # every position of an answer is an anchor in replay: what lies between two layers is of a few at a time
+            hidden = torch.cat([draft(at) for at in anchors.split(ANCHORS_PER_PASS, dim=1)], dim=1)
+        return DraftOutput(hidden=hidden.masked_fill(~anchor_mask[..., None, None], 0.0))
 
     def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
         """[B, A] -> [B, A, S, D]: what training and replay ask of any drafter."""

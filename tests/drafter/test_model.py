@@ -190,6 +190,19 @@ def test_only_context_that_an_anchor_sees_is_reduced(build, heads, states, monke
     assert reduced == [24, 64]  # of 40: filled up
 
 
+def test_without_gradients_a_few_anchors_at_a_time_share_one_projection_of_the_context(build, heads, states, monkeypatch):
+    drafter, drafted = build(), []
+    whole = drafter(states, heads, ANCHORS, MASK).hidden
+    monkeypatch.setattr(model, "ANCHORS_PER_PASS", 2)
+    first_layer, reduced = drafter.layers[0], []
+    first_layer.register_forward_pre_hook(lambda _, args: drafted.append(args[0].shape[1]))
+    drafter.reducer.register_forward_hook(lambda *_: reduced.append(1))
+    torch.testing.assert_close(drafter(states, heads, ANCHORS, MASK).hidden, whole)
+    with torch.no_grad():
+        torch.testing.assert_close(drafter(states, heads, ANCHORS, MASK).hidden, whole)
+    assert drafted == [3, 2, 1] and len(reduced) == 2
+
+
 def test_another_width_gets_projections(build, heads, states):
     drafter = build(reducer=Fc(), hidden_size=48)
     assert drafter.embed_proj.weight.shape == (48, 32) and drafter.out_proj.weight.shape == (32, 48)
