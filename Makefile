@@ -33,6 +33,7 @@ test: .venv/.done ## run the tests
 	$(PY) -m pytest
 
 test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher, ranks that are stopped
+	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[sweep]"
 	$(PY) -m pytest -m slow
 
 lint: .venv/.done ## check style and format

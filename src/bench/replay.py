@@ -1,10 +1,14 @@
-"""What replay of a document costs beside the matrix products of drafting from all its positions.
+"""What replay costs: beside the matrix products of drafting from all positions, and beside decoding the same texts.
 
     python -m src.bench.replay --out experiments/<date>-bench-replay
+    python -m src.bench.replay --prompts 0        # without the loop, which needs the runs that an evaluation needs
 
-The drafter, the document and the vocabulary are those of the training step's bench (src/bench/shapes.py); every position is
-an anchor, T = 0. The products are the forward ones of src/bench/flops.py, each at its own measured rate, timed in turn with
-replay; all times are of the processor (time.process_time), so use one thread. Writes replay.md and replay.json.
+1. products  the drafter, the document and the vocabulary of the training step's bench (src/bench/shapes.py), every position
+             an anchor; the products are the forward ones of src/bench/flops.py, each at its own measured rate
+2. loop      every method writes its greedy texts; their states are taken in one forward of the target and replayed
+
+T = 0. Times are of the processor (time.process_time) on one thread, what is compared timed in turn. Writes replay.md and
+replay.json.
 """
 
 from __future__ import annotations
@@ -13,21 +17,38 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from src.bench.flops import Product, products
 from src.bench.own_step import TORCH_DTYPES, build
 from src.bench.peak import product_rates
 from src.bench.shapes import DTYPES, SHAPES, Case, StepShape
-from src.decode.replay import replay
+from src.cache.capture import live_states
+from src.cache.codecs import CODECS
+from src.cache.store import make_shards
+from src.contracts import Conversation, Rounds
+from src.corpus.chat import encode_prompt, user_rounds
+from src.corpus.prompts import load_eval_prompts
+from src.corpus.tokenizer import load_tokenizer, special_ids
+from src.decode.drafters import LoopDrafter
+from src.decode.loop import decode, loop_rounds
+from src.decode.paths import training_document
+from src.decode.replay import ReplayDrafter, replay
 from src.drafter.cpu import fast_fp32_products, keep_freed_memory
-from src.entry import runs_dir
+from src.entry import CONF, runs_dir
+from src.files import write_text
+from src.lit.methods import make_methods
 from src.lit.record import environment_record, script_command, write_json
 from src.report.tables import markdown_table
+from src.target.load import Target
+from src.target.producer import InProcess
 
 BAR = 1.5  # replay's time, times that of its products, at most
 
@@ -73,6 +94,75 @@ def measure(shape: StepShape, dtype: str, rounds: int, rate_s: float) -> dict:
     }
 
 
+@dataclass(frozen=True)
+class Drafters:
+    """One drafter in the form of replay and in that of the loop, and the layers it taps."""
+
+    module: ReplayDrafter
+    loop: LoopDrafter
+    layer_ids: tuple[int, ...]
+
+
+def beside_loop(
+    target: Target, tokenizer, methods: dict[str, Drafters], conversations: Sequence[Conversation], max_new_tokens: int
+) -> list[dict]:
+    """For each method its tau by the loop and by replay of the loop's texts, and the seconds of the loop, of the forward that
+    takes the states, and of replay (median of 5)."""
+    stop_ids = {special_ids(tokenizer).eos}
+    prompts = [encode_prompt(conversation, tokenizer) for conversation in conversations]
+    rows = []
+    with tqdm(total=len(methods) * len(prompts), desc="loop", unit="text", mininterval=2) as bar:
+        for name, drafters in methods.items():
+            documents, generations, loop_s = [], [], 0.0
+            for conversation, prompt in zip(conversations, prompts, strict=True):
+                started = time.process_time()
+                generations.append(
+                    decode(target.model, drafters.loop, prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+                )
+                loop_s += time.process_time() - started
+                documents.append(training_document(conversation, generations[-1].token_ids, tokenizer))
+                bar.update()
+            (shard,) = make_shards(documents, len(documents))
+            started = time.process_time()
+            states = live_states(InProcess(target), shard, drafters.layer_ids, CODECS["bf16"])
+            states_s, replay_s = time.process_time() - started, []
+            for _ in range(5):
+                started = time.process_time()
+                rounds = replay(drafters.module, states, target.heads, temperature=0.0)
+                replay_s.append(time.process_time() - started)
+            looped = loop_rounds(generations, drafters.module.num_slots)
+            taus = {"loop_tau": tau_of(looped), "replay_tau": tau_of(rounds)}
+            times = {"loop_s": loop_s, "states_s": states_s, "replay_s": statistics.median(replay_s)}
+            rows.append({"method": name, "texts": len(prompts), **taus, **times})
+    return rows
+
+
+def tau_of(rounds: Rounds) -> float:
+    return int(rounds.emitted.sum()) / max(1, len(rounds.emitted))
+
+
+def methods_of(config: DictConfig, target: Target) -> dict[str, Drafters]:
+    """The methods of an evaluation."""
+    made = {}
+    for method in make_methods(config):
+        module = method.drafter(config, target.heads)
+        made[method.name] = Drafters(module, method.loop_drafter(config, target.heads, module), method.layer_ids)
+    return made
+
+
+def loop_markdown(rows: Sequence[dict]) -> str:
+    cells = [
+        [
+            *(r["method"], str(r["texts"]), f"{r['loop_tau']:.3f}", f"{r['replay_tau']:.3f}"),
+            *(f"{r[key]:.2f}" for key in ("loop_s", "states_s", "replay_s")),
+            *(f"{r['loop_s'] / seconds:.1f}" for seconds in (r["replay_s"], r["replay_s"] + r["states_s"])),
+        ]
+        for r in rows
+    ]
+    header = ["Method", "texts", "tau, loop", "tau, replay", "loop, s", "states, s", "replay, s"]
+    return "\n".join([*markdown_table([*header, "loop / replay", "loop / (states + replay)"], cells), ""])
+
+
 def markdown(rows: Sequence[dict]) -> str:
     cells = [
         [
@@ -91,14 +181,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.bench.replay", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=runs_dir() / "bench-replay")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompts", type=int, default=8, help="of each domain, for the loop; 0: no loop")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("evaluate", options.overrides)
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        target = instantiate(config.target) if options.prompts else None
+        methods = methods_of(config, target) if options.prompts else {}
     cases = [(shape, dtype) for shape in (SHAPES[0], SHAPES[2]) for dtype in DTYPES]
     rows = [measure(*case, options.rounds, 0.02) for case in tqdm(cases, desc="replay", unit="case", mininterval=2)]
-    write_json(options.out / "replay.json", {"rows": rows, **environment_record(script_command("src.bench.replay", arguments))})
-    (options.out / "replay.md").write_text(markdown(rows))
-    print(markdown(rows))
+    texts, loop = [markdown(rows)], []
+    if methods:
+        prompts = [p for domain in ("math", "code", "chat") for p in load_eval_prompts(domain)[: options.prompts]]
+        conversations = [user_rounds(prompt)[0] for prompt in prompts]
+        loop = beside_loop(target, load_tokenizer(config.target.path), methods, conversations, max_new_tokens=96)
+        texts.append(loop_markdown(loop))
+    record = {"rows": rows, "loop": loop, **environment_record(script_command("src.bench.replay", arguments))}
+    write_json(options.out / "replay.json", record)
+    write_text(options.out / "replay.md", "\n".join(texts))
+    print(*texts, sep="\n")
 
 
 if __name__ == "__main__":

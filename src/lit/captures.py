@@ -101,9 +101,10 @@ def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str |
         raise ValueError(f"cache.capture_gpus names GPU {absent[0]}, and there are {', '.join(there) or 'none'}")
     rest = [gpu for gpu in there if gpu not in named]
     if len(rest) < wanted:
+        advice = f"trainer.devices={len(rest)}" if rest else "name fewer of them"
         raise ValueError(
             f"cache.capture_gpus=[{','.join(named)}] leaves {len(rest)} of {len(there)} GPUs and the training wants {wanted}: "
-            f"trainer.devices={len(rest)}"
+            f"{advice}"
         )
     return ",".join(named), ",".join(rest)
 

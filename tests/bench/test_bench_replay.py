@@ -1,5 +1,13 @@
-from src.bench.replay import forward_products, markdown, measure, replayed
+import pytest
+
+from src.bench.replay import Drafters, beside_loop, forward_products, loop_markdown, markdown, measure, replayed
 from src.bench.shapes import QUICK, Case
+from src.corpus.chat import user_rounds
+from src.corpus.prompts import load_eval_prompts
+from src.corpus.tokenizer import load_tokenizer
+from src.decode.drafters import loop_drafter
+from src.drafter.mtp_chain import MTPChain
+from src.target.load import load_target
 
 
 def test_the_products_are_the_forward_ones_of_all_positions():
@@ -15,3 +23,14 @@ def test_a_toy_document_is_replayed():
     row = measure(QUICK, "fp32", rounds=1, rate_s=0.0)
     assert row["replay_s"] > 0 and row["ratio"] == row["replay_s"] / row["matmul_s"]
     assert "quick" in markdown([row])
+
+
+def test_the_loop_and_replay_of_its_texts_agree(mini_target):
+    target = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+    module = MTPChain(target.mtp, 3)
+    methods = {"MTP (3)": Drafters(module, loop_drafter(module, target.heads), ())}
+    conversations = [user_rounds(prompt)[0] for prompt in load_eval_prompts("math")[:2]]
+    (row,) = beside_loop(target, load_tokenizer(mini_target), methods, conversations, max_new_tokens=12)
+    assert row["loop_tau"] == pytest.approx(row["replay_tau"]) and row["texts"] == 2
+    assert min(row["loop_s"], row["states_s"], row["replay_s"]) > 0
+    assert "| MTP (3) | 2 |" in loop_markdown([row])

@@ -273,6 +273,13 @@ def test_captures_and_ranks_see_their_own_gpus(options, capture_sees, ranks_see,
     assert seen == {captures.MODULE: [capture_sees], "src.lit.rank": [ranks_see] * config.trainer.devices}
 
 
+@pytest.mark.parametrize(("wanted", "gpus", "advice"), [(2, [0, 1], "trainer.devices=1"), (1, [0, 1, 2], "name fewer of them")])
+def test_too_few_gpus_for_the_ranks_are_refused(wanted, gpus, advice, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with pytest.raises(ValueError, match=f"{3 - len(gpus)} of 3 GPUs and the training wants {wanted}: {advice}$"):
+        captures.split_gpus(gpus, wanted)
+
+
 def test_ranks_that_are_named_by_index_are_refused_beside_captures_gpus(compose_config, tmp_path):
     options = ["cache=stream", "cache.captures=1", "cache.capture_gpus=[0,1]", "trainer.devices=[2,3]"]
     with pytest.raises(ValueError, match=r"counted anew from 0, so trainer\.devices=\[2, 3\] .*: trainer\.devices=2"):
