@@ -22,7 +22,6 @@ from src.cache.store import make_shards
 from src.corpus.chat import encode_prompt, user_rounds
 from src.corpus.prompts import load_eval_prompts
 from src.corpus.tokenizer import load_tokenizer, special_ids
-from src.decode.acceptance import greedy_accept
 from src.decode.drafters import BlockDrafter, loop_drafter
 from src.decode.parity import CHECKS, compare_views
 from src.decode.paths import View, every_block, observe_loop, observe_replay, observe_training, training_document
@@ -32,6 +31,7 @@ from src.drafter.model import Drafter, build_drafter
 from src.drafter.mtp_chain import MTPChain
 from src.drafter.reducers.fc import Fc
 from src.drafter.reducers.hc_gate import HcGate
+from src.loss.vocabulary import is_argmax
 from src.target.load import load_target
 from src.target.producer import InProcess
 
@@ -185,7 +185,7 @@ def plant(case: Case, error: str, path: str, patch: pytest.MonkeyPatch) -> View:
         blocks = every_block(case.states, case.module.num_slots)
         return case.training(blocks=replace(blocks, labels=blocks.labels.roll(-1, dims=-1)))
     if error == "labels":
-        patch.setattr(replay_module, "greedy_accept", lambda drafts, labels: ~greedy_accept(drafts, labels))
+        patch.setattr(replay_module, "is_argmax", lambda *rows: ~is_argmax(*rows))
         return case.replay()
     if error == "context mask" and path == "loop":
         return case.loop(drafter=ReadsARowMore(case.module, heads))

@@ -4,7 +4,7 @@ Shapes: see src/contracts.py. The text is the target's own (greedy at T = 0, sam
 
     1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
     2. drafting    every answer position is an anchor: hidden [B, A, S, D]
-    3. accepting   logits of one slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S]
+    3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S]
     4. walk()      from start to end, jumping by what was emitted: Rounds
 
 Index conventions: ``start`` is the position of an answer's first token (the prefill emits it; it is the first anchor),
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from src.contracts import Rounds, TargetStates
-from src.decode.acceptance import greedy_accept, sampled_accept
+from src.decode.acceptance import sampled_accept
+from src.loss.vocabulary import is_argmax
 from src.target.heads import TargetHeads
 from src.target.sampling import check_sampling, generator_for, token_probabilities
 
@@ -101,7 +102,7 @@ def replay(
     """Rounds of ``drafter`` over every answer in ``states``; ``Rounds.document`` is the row in ``states``.
 
     At ``temperature`` > 0 the uniforms come from ``position_uniforms(seed, id)``, the same for every drafter.
-    ``logits_bytes`` bounds one fp32 logits tensor [rows, V].
+    ``logits_bytes`` bounds one fp32 logits tensor [rows, V]; at temperature 0 there is none.
     """
     check_sampling(temperature, top_p)
     document, start, end = answers(states)
@@ -113,7 +114,7 @@ def replay(
         return walk(accept, start, end, document)
 
     mask = _answer_mask(states)
-    rows = max(1, logits_bytes // (4 * heads.lm_head.out_features))
+    rows = max(1, logits_bytes // (4 * len(heads.lm_head.weight)))
     if temperature > 0:
         target_p = _target_probabilities(states, heads, mask, temperature, top_p, rows)  # [B, T] of x[i] at i
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
@@ -131,7 +132,7 @@ def replay(
     row, at, slot = row[inside], positions[inside], slots.expand_as(positions)[inside]
     hidden, labels = hidden[inside], input_ids[row, at]  # [R, D], [R]
     if temperature == 0:
-        kept = greedy_accept(_by_rows(lambda h: heads.logits(h).argmax(-1), rows, hidden), labels)
+        kept = is_argmax(hidden, labels, heads.lm_head.weight)
     else:
         q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, hidden, labels)
         kept = sampled_accept(q, target_p[row, at], uniform[row, at])

@@ -1,4 +1,4 @@
-"""Cross-entropy and KL of rows, straight from hidden states and the frozen LM head, without a [rows, V] tensor.
+"""Cross-entropy, KL and greedy hits of rows, straight from hidden states and the frozen LM head, without a [rows, V] tensor.
 
 R rows, of which the first E have a teacher; w_v the LM head's row of token v; the rest in src/contracts.py. With
 q = softmax(h W^T), q_T = softmax(h W^T / T) and the teacher's p = softmax(g W^T / T),
@@ -48,10 +48,27 @@ def reference_row_losses(
 def row_losses(hidden: Tensor, labels: Tensor, teacher: Tensor, lm_head: Tensor, temperature: float = 1.0) -> RowLosses:
     """``reference_row_losses`` in slices of rows and vocabulary. Products in ``lm_head``'s dtype, or autocast's where
     that is on; softmax and sums in fp32."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lm_head.dtype
-    with torch.autocast(device, enabled=False), fast_fp32_products():
+    dtype = _product_dtype(lm_head)
+    with torch.autocast(hidden.device.type, enabled=False), fast_fp32_products():
         return _RowLosses.apply(hidden.to(dtype), labels, teacher.detach().to(dtype), lm_head.detach(), temperature)
+
+
+@torch.no_grad()
+def is_argmax(hidden: Tensor, labels: Tensor, lm_head: Tensor) -> Tensor:
+    """Whether the label has its row's largest logit, as the first of equals: [R, D], int64 [R], [V, D] -> bool [R]."""
+    dtype, found = _product_dtype(lm_head), []
+    with torch.autocast(hidden.device.type, enabled=False), fast_fp32_products():
+        for states, of_rows, _ in _passes(hidden.to(dtype), labels, hidden[:0]):
+            top, hits = states.new_full((len(states),), float("-inf")), torch.zeros_like(of_rows, dtype=torch.bool)
+            for start, rows in _slices(lm_head, len(states)):
+                logits = states @ rows.to(dtype).T
+                largest = logits.amax(dim=-1)
+                here = ((start <= of_rows) & (of_rows < start + len(rows))).nonzero().squeeze(1)
+                first_here = torch.zeros_like(hits)
+                first_here[here] = logits[here].float().argmax(dim=-1) == of_rows[here] - start
+                hits, top = torch.where(largest > top, first_here, hits), torch.maximum(top, largest)
+            found.append(hits)
+    return torch.cat(found)
 
 
 class _RowLosses(torch.autograd.Function):
@@ -135,6 +152,11 @@ def _slices(lm_head: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
     width = -(-len(lm_head) // -(-len(lm_head) // most))
     width = -(-width // 16) * 16
     return ((start, lm_head[start : start + width]) for start in range(0, len(lm_head), width))
+
+
+def _product_dtype(lm_head: Tensor) -> torch.dtype:
+    device = lm_head.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lm_head.dtype
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ VOCAB = 5
 class LogitHeads:
     """H[b, t] [M = 1, D = V] is the target's log-distribution of x[t + 1]."""
 
-    lm_head = SimpleNamespace(out_features=VOCAB)
+    lm_head = SimpleNamespace(weight=torch.eye(VOCAB))
 
     def collapse(self, final: Tensor) -> Tensor:
         return final.squeeze(-2)
@@ -87,7 +87,7 @@ def test_greedy_replay_is_the_sequential_loop(num_slots: int, sequential_loop):
     spans = [[(int(s), int(s) + 3 * i)] for i, s in enumerate(torch.randint(1, 15, (8,), generator=generator))]
     drafter = TableDrafter(table_from(text, accept))
     states = states_of(text, spans)
-    rounds = replay(drafter, states, LogitHeads(), 0.0, logits_bytes=200)
+    rounds = replay(drafter, states, LogitHeads(), 0.0)
     assert drafter.passes == [21]
     for row, [(start, end)] in enumerate(spans):
 

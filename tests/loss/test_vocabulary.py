@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.loss import vocabulary
-from src.loss.vocabulary import reference_row_losses, row_losses
+from src.loss.vocabulary import is_argmax, reference_row_losses, row_losses
 
 BOTH = pytest.mark.parametrize("losses", [reference_row_losses, row_losses])
 
@@ -138,3 +138,25 @@ def test_logits_exist_for_a_slice_of_rows_and_vocabulary_alone():
         ce, kl, _ = row_losses(hidden, labels, teacher, lm_head, 2.0)
         (ce.sum() + kl.sum()).backward()
     assert largest.numel == 21 * 256  # seven rows, their teachers, themselves tempered; one of 20 slices
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_greedy_hits_are_those_of_whole_logits(shape, dtype):
+    """Whole numbers below 3: many equal logits, in the label's slice and in others, of which the first one counts."""
+    rows, _, width, vocab = shape
+    draw = torch.Generator().manual_seed(rows)
+    hidden, lm_head = (torch.randint(-2, 3, (n, width), generator=draw).to(dtype) for n in (rows, vocab))
+    logits = hidden.float() @ lm_head.float().T
+    first, ties = logits.argmax(dim=-1), logits == logits.amax(dim=-1, keepdim=True)
+    assert is_argmax(hidden, first, lm_head).all()
+    last = vocab - 1 - ties.flip(1).to(torch.int8).argmax(dim=-1)  # of equals
+    assert torch.equal(is_argmax(hidden, last, lm_head), last == first)
+    assert not is_argmax(hidden, (first + 1) % vocab, lm_head).any() or vocab == 1
+
+
+def test_greedy_hits_need_a_slice_of_logits_alone():
+    hidden, labels, _, lm_head = drawn(1, 64, 32, 1, 5000, torch.float32)
+    with Largest() as largest:
+        assert is_argmax(hidden, labels, lm_head).shape == (64,)
+    assert largest.numel == 7 * 256
