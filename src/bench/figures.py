@@ -70,7 +70,8 @@ def _bars(axis: Axes, found: list[Bar]) -> None:
     axis.set_xlim(-0.5, len(shapes) - 0.5)
     axis.spines[["top", "right"]].set_visible(False)
     handles = [axis.bar([0], [0], color=COLOURS[i], label=dtype) for i, dtype in enumerate(dtypes)]
-    axis.legend(handles=handles, fontsize=8, frameon=False, title="pale: bar not met", title_fontsize=8)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axis.legend(handles=handles, fontsize=8, frameon=False, title="pale: bar not met", title_fontsize=8, **beside)
 
 
 def _log(axis: Axes, sizes: list[int]) -> None:
