@@ -3,7 +3,7 @@
 Shapes: see src/contracts.py; n <= S slots were drafted. Slot k of the text is x[a + k]; slots are the last axis.
 
     loop    the text is being written: y ~ q is drafted      ``verify_greedy``, ``verify_sampled``
-    replay  the text is the target's already: x ~ p          ``greedy_accept``, ``sampled_accept``
+    replay  the text is the target's already: x ~ p          ``is_argmax`` (src/loss/vocabulary.py), ``sampled_accept``
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def verify_greedy(draft_ids: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor
 
     Accepted is the number of leading drafts that are the target's; the next token is the target's after them.
     """
-    accepted = _leading(greedy_accept(draft_ids, target_ids[..., :-1]))
+    accepted = _leading(draft_ids == target_ids[..., :-1])
     return accepted, target_ids.gather(-1, accepted.unsqueeze(-1)).squeeze(-1)
 
 
@@ -54,11 +54,6 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 def _leading(kept: Tensor) -> Tensor:
     """Length of the leading run of True: bool [..., n] -> int64 [...]."""
     return kept.to(torch.int64).cumprod(dim=-1).sum(dim=-1)
-
-
-def greedy_accept(draft_ids: Tensor, labels: Tensor) -> Tensor:
-    """The drafter's argmax is the target's greedy token: int64 [..., S], int64 [..., S] -> bool [..., S]."""
-    return draft_ids == labels
 
 
 def sampled_accept(q: Tensor, p: Tensor, uniform: Tensor) -> Tensor:

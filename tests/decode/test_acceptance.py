@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.decode.acceptance import greedy_accept, sampled_accept
+from src.decode.acceptance import sampled_accept
 from src.target.sampling import probabilities, token_probabilities
-
-
-def test_greedy_accept_compares_tokens():
-    draft, labels = torch.tensor([[4, 5, 6], [7, 0, 9]]), torch.tensor([[4, 0, 6], [7, 0, 9]])
-    assert greedy_accept(draft, labels).tolist() == [[True, False, True], [True, True, True]]
 
 
 def test_sampled_accept_at_its_borders():
