@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     whole = out / "undisturbed"
     print("undisturbed run", flush=True)
     started = time.monotonic()
-    _finish(command, whole)
+    finish(command, whole)
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
     broken = out / "killed"
     shutil.copytree(whole / "responses", broken / "responses")
@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
         if kills[-1]["step"] is None:
             sys.exit(f"error: the run ended before kill {len(kills)}: see {broken}.log")
         print(f"  {kills[-1]}", flush=True)
-    _finish(command, broken)
+    finish(command, broken)
     differences = compare(_run(whole), _run(broken), STEPS)
     record = {
         "made_by": environment_record(shlex.join(["python", "-m", "src.bench.kill_resume", *sys.argv[1:]])),
@@ -95,26 +95,26 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if differences else 0
 
 
-def _start(command: list[str], runs: Path) -> subprocess.Popen:
+def start(command: list[str], runs: Path) -> subprocess.Popen:
     environment = {**os.environ, "HYPERDFLASH_RUNS": str(runs), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     runs.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{runs}.log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def _finish(command: list[str], runs: Path) -> None:
-    if _start(command, runs).wait() != 0:
+def finish(command: list[str], runs: Path) -> None:
+    if start(command, runs).wait() != 0:
         sys.exit(f"error: the training failed: see {runs}.log")
 
 
 def _kill_once(command: list[str], runs: Path, draw: random.Random, ranks: int, done: int, kills: int) -> dict:
     """Start the run and kill it once it has come a little further than ever: its share of the steps."""
-    process = _start(command, runs)
+    process = start(command, runs)
     goal = 1 + draw.randrange(int(done * (STEPS - 6) / kills), int((done + 1) * (STEPS - 6) / kills) + 1)
     last = None
     while process.poll() is None and (last is None or last < goal):
         time.sleep(0.01)
-        last = _last_step(runs)
+        last = last_step(runs)
     time.sleep(draw.random() * 0.2)
     name, to, targets = "SIGTERM" if done % 2 else "SIGKILL", "process", [process.pid]
     if ranks > 1:
@@ -127,7 +127,7 @@ def _kill_once(command: list[str], runs: Path, draw: random.Random, ranks: int, 
     process.wait()
     time.sleep(0.3)  # ranks end a moment after their launcher
     found = newest_checkpoint(_run(runs) / "checkpoints")
-    where = None if ended else _last_step(runs)
+    where = None if ended else last_step(runs)
     return {"signal": name, "to": to, "step": where, "checkpoint": step_of(found) if found else 0}
 
 
@@ -140,7 +140,7 @@ def _run(runs: Path) -> Path:
     return run
 
 
-def _last_step(runs: Path) -> int | None:
+def last_step(runs: Path) -> int | None:
     rows = list((runs / "train").glob("*/metrics.csv"))
     lines = rows[0].read_text().splitlines()[1:] if rows else []
     return int(lines[-1].split(",")[0]) if lines and lines[-1].split(",")[0].isdigit() else None
