@@ -16,7 +16,7 @@ Index conventions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from torch import Tensor
@@ -82,6 +82,12 @@ class TargetStates:
     final: Tensor
     layers: Tensor | None = None
     layer_ids: tuple[int, ...] = ()
+
+    def rows(self, first: int, stop: int) -> TargetStates:
+        """Documents ``first`` to ``stop - 1``, padding included."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layer_ids"}
+        cut = {name: value if value is None else value[first:stop] for name, value in own.items()}
+        return TargetStates(**cut, layer_ids=self.layer_ids)
 
 
 @dataclass(frozen=True)

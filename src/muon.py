@@ -30,9 +30,12 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether bf16 products are quicker there than those of fp32: every accelerator's, and CPUs with instructions for them."""
-    features = torch.cpu.get_capabilities()
-    return device != "cpu" or any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    """Whether it has instructions for bf16 products, which are then quicker than fp32's. Ranks must agree on it: machines
+    that differ in it would drift apart."""
+    if device == "cpu":
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import pytest
 import torch
 from torch import nn
 
+import src.muon
 from src.muon import MuonWithAdamW, orthogonalise
 
 
@@ -31,6 +33,27 @@ def test_updates_are_nearly_orthogonal():
         singular = torch.linalg.svdvals(matrix)
         assert singular.min() > 0.5 and singular.max() < 1.3
     torch.testing.assert_close(orthogonalise(x.mT), orthogonalise(x).mT)
+
+
+def newton_schulz(x: torch.Tensor) -> torch.Tensor:
+    """As the formula reads, in fp64, one wide matrix at a time."""
+    x = x.double() / (x.double().norm() + 1e-7)
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+    return x
+
+
+@pytest.mark.parametrize(
+    ("dtype", "in_bf16", "error"),
+    [("float64", True, (0, 1e-12)), ("float32", False, (0, 1e-4)), ("float32", True, (1e-3, 3e-2))],
+)
+def test_the_iteration_is_the_formula_and_only_fp32_is_iterated_in_bf16(dtype, in_bf16, error, monkeypatch):
+    monkeypatch.setattr(src.muon, "multiplies_bf16", lambda device: in_bf16)
+    x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+    found = orthogonalise(x)
+    wanted = torch.stack([newton_schulz(matrix) for matrix in x])
+    assert found.dtype == x.dtype
+    assert error[0] <= float((found.double() - wanted).norm() / wanted.norm()) <= error[1]
 
 
 def test_a_matrix_moves_by_the_learning_rate_times_adamws_rms():

@@ -7,8 +7,8 @@
              an anchor; the products are the forward ones of src/bench/flops.py, each at its own measured rate
 2. loop      every method writes its greedy texts; their states are taken in one forward of the target and replayed
 
-T = 0. Times are of the processor (time.process_time) on one thread, what is compared timed in turn. Writes replay.md and
-replay.json.
+T = 0. Times are of the processor (time.process_time) on one thread, each after one of its kind that is not counted. Writes
+replay.md and replay.json.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from src.bench.own_step import TORCH_DTYPES, build
 from src.bench.peak import product_rates
 from src.bench.shapes import DTYPES, SHAPES, Case, StepShape
 from src.cache.capture import live_states
-from src.cache.codecs import CODECS
 from src.cache.store import make_shards
-from src.contracts import Conversation, Rounds
+from src.contracts import Conversation
 from src.corpus.chat import encode_prompt, user_rounds
 from src.corpus.prompts import load_eval_prompts
 from src.corpus.tokenizer import load_tokenizer, special_ids
 from src.decode.drafters import LoopDrafter
 from src.decode.loop import decode, loop_rounds
+from src.decode.metrics import tau_of
 from src.decode.paths import training_document
 from src.decode.replay import ReplayDrafter, replay
 from src.drafter.cpu import fast_fp32_products, keep_freed_memory
@@ -114,6 +114,7 @@ def beside_loop(
     with tqdm(total=len(methods) * len(prompts), desc="loop", unit="text", mininterval=2) as bar:
         for name, drafters in methods.items():
             documents, generations, loop_s = [], [], 0.0
+            decode(target.model, drafters.loop, prompts[0], max_new_tokens=max_new_tokens, stop_ids=stop_ids)
             for conversation, prompt in zip(conversations, prompts, strict=True):
                 started = time.process_time()
                 generations.append(
@@ -123,9 +124,12 @@ def beside_loop(
                 documents.append(training_document(conversation, generations[-1].token_ids, tokenizer))
                 bar.update()
             (shard,) = make_shards(documents, len(documents))
-            started = time.process_time()
-            states = live_states(InProcess(target), shard, drafters.layer_ids, CODECS["bf16"])
-            states_s, replay_s = time.process_time() - started, []
+            for _ in range(2):
+                started = time.process_time()
+                states = live_states(InProcess(target), shard, drafters.layer_ids, drafters.loop.codec)
+                states_s = time.process_time() - started
+            replay(drafters.module, states, target.heads, temperature=0.0)
+            replay_s = []
             for _ in range(5):
                 started = time.process_time()
                 rounds = replay(drafters.module, states, target.heads, temperature=0.0)
@@ -135,10 +139,6 @@ def beside_loop(
             times = {"loop_s": loop_s, "states_s": states_s, "replay_s": statistics.median(replay_s)}
             rows.append({"method": name, "texts": len(prompts), **taus, **times})
     return rows
-
-
-def tau_of(rounds: Rounds) -> float:
-    return int(rounds.emitted.sum()) / max(1, len(rounds.emitted))
 
 
 def methods_of(config: DictConfig, target: Target) -> dict[str, Drafters]:

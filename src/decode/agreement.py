@@ -101,24 +101,10 @@ def compare_rounds(
             if count == r.accepted:
                 continue
             slot = min(count, r.accepted)  # 0-based: the first slot the two judge differently
-            row = _row(states, document)
+            row = states.rows(document, document + 1)
             anchor = torch.tensor([[r.anchor]], device=row.input_ids.device)
             hidden = drafter.score(row, heads, anchor, torch.ones_like(anchor, dtype=torch.bool))
             logits = heads.logits(hidden[0, 0, slot])
             gap = float(logits.max() - logits[r.drafted[slot]])
             differences.append(RoundDifference(document, r.anchor, r.accepted, count, gap, tie=gap <= tolerance))
     return differences
-
-
-def _row(states: TargetStates, index: int) -> TargetStates:
-    part = slice(index, index + 1)
-    return TargetStates(
-        ids=states.ids[part],
-        domains=states.domains[part],
-        input_ids=states.input_ids[part],
-        loss_mask=states.loss_mask[part],
-        lengths=states.lengths[part],
-        final=states.final[part],
-        layers=None if states.layers is None else states.layers[part],
-        layer_ids=states.layer_ids,
-    )

@@ -6,11 +6,10 @@ Shapes: see src/contracts.py. Replay keeps counts alone; here the drafts of one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from html import escape
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Rounds, TargetStates
@@ -44,7 +43,7 @@ def drafted_rounds(
     anchors = rounds.anchor[mine].to(states.input_ids.device)
     if not len(anchors):
         return []
-    one = document_of(states, row)
+    one = states.rows(row, row + 1)
     hidden = drafter.score(one, heads, anchors[None], torch.ones_like(anchors[None], dtype=torch.bool))  # [1, R, S, D]
     drafted = heads.logits(hidden[0]).argmax(dim=-1).tolist()  # [R, S]
     text = one.input_ids[0].tolist()
@@ -53,15 +52,6 @@ def drafted_rounds(
         DraftedRound(a, tuple(draft[:available]), accepted, tuple(text[a + 1 : a + 1 + emitted]))
         for a, draft, (accepted, emitted, available) in zip(anchors.tolist(), drafted, kept, strict=True)
     ]
-
-
-def document_of(states: TargetStates, row: int) -> TargetStates:
-    """The one document, a batch of 1, padding included."""
-    picked = {}
-    for field in fields(states):
-        value = getattr(states, field.name)
-        picked[field.name] = value[row : row + 1] if isinstance(value, Tensor) or field.name in ("ids", "domains") else value
-    return TargetStates(**picked)
 
 
 def marked_tokens(rounds: Sequence[DraftedRound]) -> list[tuple[str, tuple[int, ...]]]:

@@ -45,6 +45,11 @@ class DocumentCounts(NamedTuple):
     reached: np.ndarray
 
 
+def tau_of(rounds: Rounds) -> float:
+    """Tokens a round; NaN without a round."""
+    return int(rounds.emitted.sum()) / len(rounds.emitted) if len(rounds.emitted) else float("nan")
+
+
 class AcceptanceMetrics(Metric):
     """Acceptance of one drafter with ``num_slots`` slots; every state is a sum, so ranks and batches pool exactly."""
 

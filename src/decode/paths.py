@@ -23,6 +23,7 @@ from src.contracts import Blocks, Conversation, Document, Rounds, TargetStates, 
 from src.corpus.chat import Mode, encode
 from src.decode.drafters import Draft, LoopDrafter
 from src.decode.loop import decode, loop_rounds
+from src.decode.metrics import tau_of
 from src.decode.replay import ReplayDrafter, answers, replay, walk
 from src.drafter.cpu import fast_fp32_products
 from src.target.heads import TargetHeads
@@ -70,8 +71,7 @@ class View:
 
     @property
     def tau(self) -> float:
-        """Tokens a round; NaN without a round."""
-        return int(self.rounds.emitted.sum()) / len(self.rounds.emitted) if len(self.rounds.emitted) else float("nan")
+        return tau_of(self.rounds)
 
 
 class Trace:

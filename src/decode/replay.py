@@ -3,7 +3,7 @@
 Shapes: see src/contracts.py. The text is the target's own (greedy at T = 0, sampled at that T and top_p otherwise).
 
     1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
-    2. drafting    every answer position is an anchor: hidden [B, A, S, D]
+    2. drafting    every answer position is an anchor: hidden [b, A, S, D] of a few documents at a time
     3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S]
     4. walk()      from start to end, jumping by what was emitted: Rounds
 
@@ -41,6 +41,7 @@ class ReplayDrafter(Protocol):
 
         What stands where ``anchor_mask`` [B, A] is False is ignored. Slot k of anchor a may use the states H[0..a-1],
         the tokens x[0..a], and, if it is chained, x[a+1..a+k-1]; nothing later.
+        A may be all positions of a document, so a drafter works on a few anchors at a time.
         """
 
 
@@ -98,11 +99,13 @@ def replay(
     top_p: float = 1.0,
     seed: int = 0,
     logits_bytes: int = 64 << 20,
+    hidden_bytes: int = 256 << 20,
 ) -> Rounds:
     """Rounds of ``drafter`` over every answer in ``states``; ``Rounds.document`` is the row in ``states``.
 
     At ``temperature`` > 0 the uniforms come from ``position_uniforms(seed, id)``, the same for every drafter.
-    ``logits_bytes`` bounds one fp32 logits tensor [rows, V]; at temperature 0 there is none.
+    ``logits_bytes`` bounds one fp32 logits tensor [rows, V] (at temperature 0 there is none), ``hidden_bytes`` the drafted
+    states of a few documents at a time, in fp32; one document is never divided.
     """
     check_sampling(temperature, top_p)
     document, start, end = answers(states)
@@ -114,29 +117,34 @@ def replay(
         return walk(accept, start, end, document)
 
     mask = _answer_mask(states)
-    rows = max(1, logits_bytes // (4 * len(heads.lm_head.weight)))
+    vocab_size, width = heads.lm_head.weight.shape
     if temperature > 0:
+        rows = max(1, logits_bytes // (4 * vocab_size))
         target_p = _target_probabilities(states, heads, mask, temperature, top_p, rows)  # [B, T] of x[i] at i
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
 
-    anchors, anchor_mask = _anchors(mask)  # [B, A]
+    all_anchors, all_anchor_mask = _anchors(mask)
     slots = torch.arange(1, num_slots + 1, device=device)
-    hidden = drafter.score(states, heads, anchors, anchor_mask)  # [B, A, S, D]
-    assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
-    positions = anchors.unsqueeze(-1) + slots  # [B, A, S]
-    inside = (positions < length) & anchor_mask.unsqueeze(-1)
-    positions = positions.clamp(max=length - 1)
-    row = torch.arange(batch, device=device)[:, None, None].expand_as(positions)
-    inside &= mask[row, positions]
-    inside = inside.to(torch.int8).cumprod(dim=-1).bool()  # a slot after the answer's end is not available
-    row, at, slot = row[inside], positions[inside], slots.expand_as(positions)[inside]
-    hidden, labels = hidden[inside], input_ids[row, at]  # [R, D], [R]
-    if temperature == 0:
-        kept = is_argmax(hidden, labels, heads.lm_head.weight)
-    else:
-        q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, hidden, labels)
-        kept = sampled_accept(q, target_p[row, at], uniform[row, at])
-    accept[row, at - slot, slot - 1] = kept
+    documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * width))
+    for first in range(0, batch, documents):
+        part = slice(first, first + documents)
+        anchors, anchor_mask = all_anchors[part], all_anchor_mask[part]  # [b, A]
+        hidden = drafter.score(states.rows(part.start, part.stop), heads, anchors, anchor_mask)  # [b, A, S, D]
+        assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
+        positions = anchors.unsqueeze(-1) + slots  # [b, A, S]
+        inside = (positions < length) & anchor_mask.unsqueeze(-1)
+        positions = positions.clamp(max=length - 1)
+        row = torch.arange(first, first + len(anchors), device=device)[:, None, None].expand_as(positions)
+        inside &= mask[row, positions]
+        inside = inside.to(torch.int8).cumprod(dim=-1).bool()  # a slot after the answer's end is not available
+        row, at, slot = row[inside], positions[inside], slots.expand_as(positions)[inside]
+        hidden, labels = hidden[inside], input_ids[row, at]  # [R, D], [R]
+        if temperature == 0:
+            kept = is_argmax(hidden, labels, heads.lm_head.weight)
+        else:
+            q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, hidden, labels)
+            kept = sampled_accept(q, target_p[row, at], uniform[row, at])
+        accept[row, at - slot, slot - 1] = kept
     return walk(accept, start, end, document)
 
 

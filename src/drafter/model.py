@@ -7,8 +7,8 @@ Steps and shapes (legend: src/contracts.py; D' the drafter's width, N key-value 
     4. embed_blocks          [x_a, mask, ..., mask] at positions a..a+K-1 -> [B, A, K, D']
     5. layers, norm          -> hidden [B, A, S, D]; slot 0 is dropped; slot k sits at a + k and predicts x[a + k]
 
-``forward`` is training and replay: all anchors of a document at once. A decoding loop calls the same steps one by one
-and keeps the result of step 3 for the states it has seen.
+``forward`` is training, all anchors of a document at once, and replay, ANCHORS_PER_PASS at a time. A decoding loop calls the
+same steps one by one and keeps the result of step 3 for the states it has seen.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Drafter(nn.Module):
 
         if torch.is_grad_enabled():
             hidden = draft(anchors)
-        else:  # every position of an answer is an anchor in replay: what lies between two layers is of a few at a time
+        else:  # replay: every position of an answer is an anchor
             hidden = torch.cat([draft(at) for at in anchors.split(ANCHORS_PER_PASS, dim=1)], dim=1)
         return DraftOutput(hidden=hidden.masked_fill(~anchor_mask[..., None, None], 0.0))
 

@@ -101,7 +101,8 @@ def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str |
         raise ValueError(f"cache.capture_gpus names GPU {absent[0]}, and there are {', '.join(there) or 'none'}")
     rest = [gpu for gpu in there if gpu not in named]
     if len(rest) < wanted:
-        advice = f"trainer.devices={len(rest)}" if rest else "name fewer of them"
+        fewer = "name fewer of them" if len(named) > 1 else "leave cache.capture_gpus out"
+        advice = f"trainer.devices={len(rest)}" if rest else fewer
         raise ValueError(
             f"cache.capture_gpus=[{','.join(named)}] leaves {len(rest)} of {len(there)} GPUs and the training wants {wanted}: "
             f"{advice}"

@@ -65,7 +65,7 @@ def is_argmax(hidden: Tensor, labels: Tensor, lm_head: Tensor) -> Tensor:
                 largest = logits.amax(dim=-1)
                 here = ((start <= of_rows) & (of_rows < start + len(rows))).nonzero().squeeze(1)
                 first_here = torch.zeros_like(hits)
-                first_here[here] = logits[here].float().argmax(dim=-1) == of_rows[here] - start
+                first_here[here] = _wide(logits[here]).argmax(dim=-1) == of_rows[here] - start
                 hits, top = torch.where(largest > top, first_here, hits), torch.maximum(top, largest)
             found.append(hits)
     return torch.cat(found)

@@ -36,7 +36,8 @@ class TableDrafter:
 
     def score(self, states: TargetStates, heads: LogitHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
         self.passes.append(anchors.shape[1])
-        hidden = self.table[torch.arange(len(anchors))[:, None], anchors].clone()
+        rows = [int(name[1:]) for name in states.ids]
+        hidden = self.table[torch.tensor(rows)[:, None], anchors].clone()
         hidden[~anchor_mask] = float("nan")  # must not be read
         return hidden
 
@@ -79,16 +80,18 @@ def test_an_answer_without_a_prompt_is_an_error():
         answers(states)
 
 
-@pytest.mark.parametrize("num_slots", [3, 6])
-def test_greedy_replay_is_the_sequential_loop(num_slots: int, sequential_loop):
+@pytest.mark.parametrize(
+    ("num_slots", "hidden_bytes", "passes"), [(3, 0, [21] * 8), (6, 1 << 30, [21]), (6, 5 * 21 * 6 * 4 * 3, [21] * 3)]
+)
+def test_greedy_replay_is_the_sequential_loop(num_slots: int, hidden_bytes: int, passes: list[int], sequential_loop):
     generator = torch.Generator().manual_seed(num_slots)
     text = torch.randint(0, VOCAB, (8, 40), generator=generator)
     accept = torch.rand(8, 40, num_slots, generator=generator) < 0.7
     spans = [[(int(s), int(s) + 3 * i)] for i, s in enumerate(torch.randint(1, 15, (8,), generator=generator))]
     drafter = TableDrafter(table_from(text, accept))
     states = states_of(text, spans)
-    rounds = replay(drafter, states, LogitHeads(), 0.0)
-    assert drafter.passes == [21]
+    rounds = replay(drafter, states, LogitHeads(), 0.0, hidden_bytes=hidden_bytes)
+    assert drafter.passes == passes  # a few documents at a time
     for row, [(start, end)] in enumerate(spans):
 
         def draft(anchor: int, row: int = row) -> list[int]:

@@ -194,13 +194,13 @@ def test_without_gradients_a_few_anchors_at_a_time_share_one_projection_of_the_c
     drafter, drafted = build(), []
     whole = drafter(states, heads, ANCHORS, MASK).hidden
     monkeypatch.setattr(model, "ANCHORS_PER_PASS", 2)
-    first_layer, reduced = drafter.layers[0], []
-    first_layer.register_forward_pre_hook(lambda _, args: drafted.append(args[0].shape[1]))
-    drafter.reducer.register_forward_hook(lambda *_: reduced.append(1))
+    projected, project = [], drafter.project_context
+    drafter.layers[0].register_forward_pre_hook(lambda _, args: drafted.append(args[0].shape[1]))
+    monkeypatch.setattr(drafter, "project_context", lambda *args: projected.append(1) or project(*args))
     torch.testing.assert_close(drafter(states, heads, ANCHORS, MASK).hidden, whole)
     with torch.no_grad():
         torch.testing.assert_close(drafter(states, heads, ANCHORS, MASK).hidden, whole)
-    assert drafted == [3, 2, 1] and len(reduced) == 2
+    assert drafted == [3, 2, 1] and len(projected) == 2
 
 
 def test_another_width_gets_projections(build, heads, states):

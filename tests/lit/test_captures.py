@@ -273,11 +273,18 @@ def test_captures_and_ranks_see_their_own_gpus(options, capture_sees, ranks_see,
     assert seen == {captures.MODULE: [capture_sees], "src.lit.rank": [ranks_see] * config.trainer.devices}
 
 
-@pytest.mark.parametrize(("wanted", "gpus", "advice"), [(2, [0, 1], "trainer.devices=1"), (1, [0, 1, 2], "name fewer of them")])
-def test_too_few_gpus_for_the_ranks_are_refused(wanted, gpus, advice, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    with pytest.raises(ValueError, match=f"{3 - len(gpus)} of 3 GPUs and the training wants {wanted}: {advice}$"):
-        captures.split_gpus(gpus, wanted)
+@pytest.mark.parametrize(
+    ("visible", "gpus", "sentence"),
+    [
+        ("0,1,2", [0, 1], "leaves 1 of 3 GPUs and the training wants 2: trainer.devices=1$"),
+        ("0,1,2", [0, 1, 2], "leaves 0 of 3 GPUs and the training wants 2: name fewer of them$"),
+        ("0", [0], "leaves 0 of 1 GPUs and the training wants 2: leave cache.capture_gpus out$"),
+    ],
+)
+def test_too_few_gpus_for_the_ranks_are_refused(visible, gpus, sentence, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ValueError, match=sentence):
+        captures.split_gpus(gpus, 2)
 
 
 def test_ranks_that_are_named_by_index_are_refused_beside_captures_gpus(compose_config, tmp_path):

@@ -155,6 +155,11 @@ def test_greedy_hits_are_those_of_whole_logits(shape, dtype):
     assert not is_argmax(hidden, (first + 1) % vocab, lm_head).any() or vocab == 1
 
 
+def test_greedy_hits_of_fp64_are_not_rounded():
+    lm_head = torch.tensor([[1.0], [1 + 1e-12], [0.5]], dtype=torch.float64)
+    assert is_argmax(lm_head.new_ones(3, 1), torch.tensor([0, 1, 2]), lm_head).tolist() == [False, True, False]
+
+
 def test_greedy_hits_need_a_slice_of_logits_alone():
     hidden, labels, _, lm_head = drawn(1, 64, 32, 1, 5000, torch.float32)
     with Largest() as largest:
