@@ -64,6 +64,7 @@ def is_argmax(hidden: Tensor, labels: Tensor, lm_head: Tensor) -> Tensor:
                 logits = states @ rows.to(dtype).T
                 largest = logits.amax(dim=-1)
                 here = ((start <= of_rows) & (of_rows < start + len(rows))).nonzero().squeeze(1)
+                here = here[logits[here, of_rows[here] - start] == largest[here]]
                 first_here = torch.zeros_like(hits)
                 first_here[here] = _wide(logits[here]).argmax(dim=-1) == of_rows[here] - start
                 hits, top = torch.where(largest > top, first_here, hits), torch.maximum(top, largest)
