@@ -184,10 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=8, help="of each domain, for the loop; 0: no loop")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    keep_freed_memory()
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("evaluate", options.overrides)
-        torch.set_num_threads(1)
-        keep_freed_memory()
         target = instantiate(config.target) if options.prompts else None
         methods = methods_of(config, target) if options.prompts else {}
     cases = [(shape, dtype) for shape in (SHAPES[0], SHAPES[2]) for dtype in DTYPES]

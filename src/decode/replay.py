@@ -127,9 +127,9 @@ def replay(
     slots = torch.arange(1, num_slots + 1, device=device)
     documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * width))
     for first in range(0, batch, documents):
-        part = slice(first, first + documents)
-        anchors, anchor_mask = all_anchors[part], all_anchor_mask[part]  # [b, A]
-        hidden = drafter.score(states.rows(part.start, part.stop), heads, anchors, anchor_mask)  # [b, A, S, D]
+        stop = first + documents
+        anchors, anchor_mask = all_anchors[first:stop], all_anchor_mask[first:stop]  # [b, A]
+        hidden = drafter.score(states.rows(first, stop), heads, anchors, anchor_mask)  # [b, A, S, D]
         assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
         positions = anchors.unsqueeze(-1) + slots  # [b, A, S]
         inside = (positions < length) & anchor_mask.unsqueeze(-1)
