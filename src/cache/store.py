@@ -151,10 +151,6 @@ class StateStore:
                 "same command again; finished shards are kept"
             ) from error
 
-    def shard_bytes(self, shard: Shard) -> int:
-        """Bytes of all files of ``shard`` on disk; 0 where there is none."""
-        return sum(path.stat().st_size for path in self._files(shard))
-
     def remove(self, shard: Shard) -> int:
         """Delete all taps of ``shard``; returns the bytes freed.
 
