@@ -41,7 +41,9 @@ class Terms:
 class Measured:
     """One side of a case. ``seconds`` one entry a measured step; ``stages`` the same by part of the step; ``anchors`` and
     ``slots`` as the side counted them in its own loss; bytes: ``imports_bytes`` resident after imports, ``built_bytes`` and
-    ``peak_bytes`` the largest resident size with weights and inputs, and after all steps. ``error`` says why it did not run."""
+    ``peak_bytes`` the largest resident size with weights and inputs, and after all steps. ``rates`` FLOP/s by product;
+    ``beside_peak`` further steps, seconds each, with FLOP/s of the fastest product right after. ``error`` says why it did not
+    run."""
 
     side: str
     case: Case
@@ -56,6 +58,7 @@ class Measured:
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     rates: list[dict] = field(default_factory=list)
+    beside_peak: list[tuple[float, float]] = field(default_factory=list)
     operators: list[dict] = field(default_factory=list)
 
 
@@ -125,8 +128,8 @@ def duel(
     """``sides`` name -> command of its worker; they step in this order, one after the other, round after round. Every round
     has other anchors, the same ones on all sides.
 
-    ``extras`` ("rates", "profile") are asked of the first side once its memory has been read. ``progress`` is called after
-    every step.
+    ``extras`` ("rates", "profile") are asked of the first side once its memory has been read; with "rates" it steps as many
+    rounds again, each beside the fastest of its products. ``progress`` is called after every step that sides take in turn.
     """
     results = {side: Measured(side, case) for side in sides}
     workers: dict[str, Worker] = {}
@@ -145,6 +148,8 @@ def duel(
         for extra in extras:
             options = {"seconds": terms.rate_s} if extra == "rates" else {}
             _attempt(results[first], _note, workers[first], extra, options)
+            if extra == "rates":
+                _attempt(results[first], _step_beside_peak, workers[first], terms)
     finally:
         for worker in workers.values():
             worker.close()
@@ -185,6 +190,15 @@ def _step(result: Measured, worker: Worker, anchors: list[int], keep: bool) -> N
         result.seconds.append(answer["seconds"])
         for name, seconds in answer["stages"].items():
             result.stages.setdefault(name, []).append(seconds)
+
+
+def _step_beside_peak(result: Measured, worker: Worker, terms: Terms) -> None:
+    """A machine's speed drifts: a step and the fastest product within a second of each other see the same machine."""
+    fastest = max(result.rates, key=lambda rate: rate["flops_per_s"])
+    for number in range(terms.rounds):
+        step = worker.ask(do="step", anchors=result.case.shape.anchors(number))
+        peak = worker.ask(do="peak", part=fastest["part"], sizes=fastest["sizes"], seconds=terms.rate_s)
+        result.beside_peak.append((step["seconds"], peak["flops_per_s"]))
 
 
 def _note(result: Measured, worker: Worker, what: str, options: dict | None = None) -> None:

@@ -4,6 +4,7 @@
     {"do": "step", "anchors": [..]}     forward and backward once -> seconds, stages, loss, anchors, slots
     {"do": "memory"}    -> peak_bytes and imports_bytes of this process
     {"do": "rates", "seconds": 0.1}     -> FLOP/s of the step's matrix products, each tried that long
+    {"do": "peak", "seconds": 0.1, "part": .., "sizes": [..]}     -> FLOP/s of one of them
     {"do": "profile"}   -> time by operator over three steps
 
 An answer {"error": ..} says in one line what went wrong.
@@ -26,7 +27,7 @@ from torch import Tensor
 from transformers import DeepseekV4Config
 
 from src.bench.flops import num_taught, products
-from src.bench.peak import product_rates
+from src.bench.peak import product_rate, product_rates
 from src.bench.shapes import Case, StepShape
 from src.blocks.anchors import BlockSampler, make_blocks
 from src.contracts import Blocks, TargetStates
@@ -186,6 +187,9 @@ class OwnStep:
     def rates(self, seconds: float) -> dict:
         return {"rates": product_rates(products(self.case), TORCH_DTYPES[self.case.dtype], seconds)}
 
+    def peak(self, sizes: list[int], part: str, seconds: float) -> dict:
+        return {"flops_per_s": product_rate(tuple(sizes), part, TORCH_DTYPES[self.case.dtype], seconds)}
+
     def profile(self, steps: int = 3) -> dict:
         """Operators by their own CPU time a step, largest first."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -220,6 +224,8 @@ def main() -> None:
                 answer = built.step(request["anchors"])
             elif request["do"] == "rates":
                 answer = built.rates(request["seconds"])
+            elif request["do"] == "peak":
+                answer = built.peak(request["sizes"], request["part"], request["seconds"])
             elif request["do"] == "profile":
                 answer = built.profile()
             else:

@@ -22,7 +22,7 @@ def product_rates(products: list[Product], dtype: torch.dtype, seconds: float = 
         for part in product.parts:
             sizes = _sizes(product, part)
             if (sizes, part) not in known:
-                known[sizes, part] = _rate(sizes, part, dtype, seconds)
+                known[sizes, part] = product_rate(sizes, part, dtype, seconds)
             rates.append({"name": product.name, "part": part, "sizes": sizes, "flops_per_s": known[sizes, part]})
     return rates
 
@@ -39,7 +39,8 @@ def _sizes(product: Product, part: str) -> tuple[int, int, int, int]:
     return product.batch, rows, inner, columns
 
 
-def _rate(sizes: tuple[int, int, int, int], part: str, dtype: torch.dtype, seconds: float) -> float:
+def product_rate(sizes: tuple[int, int, int, int], part: str, dtype: torch.dtype, seconds: float) -> float:
+    """FLOP/s of one product, as above."""
     batch, rows, inner, columns = sizes
     left = torch.randn(batch, *((inner, rows) if part == "weight gradient" else (rows, inner))).to(dtype)
     right = torch.randn(batch, *((columns, inner) if part == "forward" else (inner, columns))).to(dtype)

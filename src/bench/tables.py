@@ -18,9 +18,10 @@ from src.bench.verdict import (
     added_bytes,
     bars,
     growths,
-    matmul_seconds,
     middle_half,
+    over_peak,
     ratio,
+    seconds_at_own_rates,
     slots_per_second,
     step_seconds,
 )
@@ -91,7 +92,6 @@ def rows(run: Run) -> list[dict]:
     for study, results in [("shapes", r) for r in run.cases] + [("growth", r) for r in run.growth.values()]:
         for side, measured in results.items():
             case = measured.case
-            times = matmul_seconds(measured)
             found.append(
                 {
                     "study": study,
@@ -106,8 +106,8 @@ def rows(run: Run) -> list[dict]:
                     "built_bytes": measured.built_bytes,
                     "peak_bytes": measured.peak_bytes,
                     "step_flops": step_flops(case),
-                    "matmul_s_at_peak": times[0] if times else None,
-                    "matmul_s_at_own_rates": times[1] if times else None,
+                    "matmul_s_at_own_rates": seconds_at_own_rates(measured),
+                    "step_over_matmul_at_peak": over_peak(measured),
                     "error": measured.error,
                 }
             )
@@ -195,20 +195,21 @@ def _matmuls(run: Run) -> str:
         "step / at peak |",
         "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for own in (results[OWN] for results in run.cases if results[OWN].rates):
+    for own in (results[OWN] for results in run.cases if results[OWN].beside_peak):
         best = max(own.rates, key=lambda rate: rate["flops_per_s"])
-        at_peak, at_own = matmul_seconds(own)
+        step_s, peak = (statistics.median(values) for values in zip(*own.beside_peak, strict=True))
         batch, rows_, inner, columns = best["sizes"]
         size = (f"{batch} x " if batch > 1 else "") + f"[{rows_}, {inner}] [{inner}, {columns}]"
         lines.append(
             f"| {own.case.shape.name} | {own.case.dtype} | {own.case.objective} | {step_flops(own.case) / 1e9:.2f} | "
-            f"{best['flops_per_s'] / 1e9:,.0f} | {best['name']}, {best['part']}: {size} | {1e3 * at_peak:.1f} | "
-            f"{1e3 * at_own:.1f} | {_time(own)} | {_number(ratio(step_seconds(own), at_peak), '{:.2f}')} |"
+            f"{peak / 1e9:,.0f} | {best['name']}, {best['part']}: {size} | {1e3 * step_flops(own.case) / peak:.1f} | "
+            f"{1e3 * seconds_at_own_rates(own):.1f} | {1e3 * step_s:.1f} | {over_peak(own):.2f} |"
         )
     text = (
         "Every product is measured at its own size and layout, the best of several repetitions, in fp32 with the faster of MKL "
-        "and oneDNN; products with the vocabulary on as many rows as give 64 million outputs. The peak is the fastest of them. "
-        "The bar is on the last column.\n\n"
+        "and oneDNN; products with the vocabulary on as many rows as give 64 million outputs. The peak is the fastest of them, "
+        f"measured anew after each of {run.terms.rounds} further steps; peak and step are medians, and the last column, "
+        "which has the bar, is the median of the steps' own ratios.\n\n"
     )
     return text + "\n".join(lines) + "\n"
 

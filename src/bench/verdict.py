@@ -58,14 +58,18 @@ def added_bytes(measured: Measured) -> int | None:
     return None if measured.error is not None else measured.peak_bytes - measured.imports_bytes
 
 
-def matmul_seconds(measured: Measured) -> tuple[float, float] | None:
-    """The time of a step's FLOPs (own side): at the fastest of its products' rates, and each product at its own."""
+def seconds_at_own_rates(measured: Measured) -> float | None:
+    """The time of a step's FLOPs (own side), each product at its own rate."""
     if not measured.rates:
         return None
-    case = measured.case
     rate = {(r["name"], r["part"]): r["flops_per_s"] for r in measured.rates}
-    own = sum(p.flops / len(p.parts) / rate[p.name, part] for p in products(case) for part in p.parts)
-    return step_flops(case) / max(rate.values()), own
+    return sum(p.flops / len(p.parts) / rate[p.name, part] for p in products(measured.case) for part in p.parts)
+
+
+def over_peak(measured: Measured) -> float | None:
+    """A step's time over that of its FLOPs at the rate of the fastest product right after it; the median."""
+    flops = step_flops(measured.case)
+    return statistics.median(s * peak / flops for s, peak in measured.beside_peak) if measured.beside_peak else None
 
 
 def ratio(a: float | None, b: float | None) -> float | None:
@@ -81,9 +85,8 @@ def bars(own: Measured, peer: Measured | None) -> list[Bar]:
         memory = ratio(added_bytes(own), added_bytes(peer))
         found.append(Bar("slots/s beside speculators", case, speed, SPEED_BAR[case.dtype], True, note))
         found.append(Bar("peak memory beside speculators", case, memory, MEMORY_BAR, False, note))
-    times = matmul_seconds(own)
-    if times is not None:
-        found.append(Bar("step time / FLOPs at peak", case, ratio(step_seconds(own), times[0]), MATMUL_BAR[case.dtype], False))
+    if own.beside_peak:
+        found.append(Bar("step time / FLOPs at peak", case, over_peak(own), MATMUL_BAR[case.dtype], False))
     return found
 
 

@@ -1,7 +1,12 @@
 """A worker of the bench that computes nothing: python fake_worker.py NAME SECONDS LOG [MODE]. Modes: full, wrong, dies."""
 
 import json
+import os
 import sys
+
+sys.path.insert(0, os.getcwd())
+from src.bench.flops import products
+from src.bench.shapes import Case, StepShape
 
 name, seconds, log, mode = sys.argv[1], float(sys.argv[2]), sys.argv[3], (sys.argv[4:] or ["fine"])[0]
 steps = 0
@@ -11,6 +16,7 @@ for line in sys.stdin:
         file.write(json.dumps([name, request["do"], request.get("anchors")]) + "\n")
     if request["do"] == "build":
         shape = request["shape"]
+        case = Case(StepShape(**shape), request["dtype"], request["objective"])
         answer = {"versions": {"fake": "1"}}
     elif request["do"] == "step":
         steps += 1
@@ -23,4 +29,13 @@ for line in sys.stdin:
             answer = {"error": "can't allocate memory"}
     elif request["do"] == "memory":
         answer = {"peak_bytes": 100_000_000 + int(seconds * 1e9), "imports_bytes": 100_000_000}
+    elif request["do"] == "rates":
+        named = [(product.name, part) for product in products(case) for part in product.parts]
+        answer = {
+            "rates": [{"name": n, "part": p, "sizes": [1, i, 1, 1], "flops_per_s": i} for i, (n, p) in enumerate(named, 1)]
+        }
+    elif request["do"] == "peak":
+        answer = {"flops_per_s": request["sizes"][1] / steps}
+    elif request["do"] == "profile":
+        answer = {"operators": []}
     print(json.dumps(answer), flush=True)

@@ -20,7 +20,7 @@ from src.bench.flops import products, step_flops
 from src.bench.own_step import build, drafter_config, training_step
 from src.bench.shapes import QUICK, SHAPES, Case, StepShape, grown
 from src.bench.tables import OWN, PEER, Run
-from src.bench.verdict import bars, exponent, growths
+from src.bench.verdict import bars, exponent, growths, over_peak
 from src.drafter.flops import step_flops as drafter_flops
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -44,6 +44,17 @@ def test_sides_step_in_turn_and_only_measured_steps_count(tmp_path):
     assert len(results[PEER].stages["loss"]) == 3
     assert (results[PEER].anchors, results[PEER].slots) == (8, 48)
     assert results[PEER].peak_bytes - results[PEER].imports_bytes == 30_000_000
+
+
+def test_the_peak_is_that_of_the_fastest_product_beside_each_step(tmp_path):
+    log = tmp_path / "log"
+    own = duel(CASE, fakes(log), Terms(rounds=3, warm_up=2), extras=["rates"])[OWN]
+    asked = [do for name, do, _ in map(json.loads, log.read_text().splitlines()) if name == "own"]
+    assert asked[-8:] == ["memory", "rates", "step", "peak", "step", "peak", "step", "peak"]  # memory before anything else
+    fastest = sum(len(product.parts) for product in products(CASE))  # in the fake
+    assert [s for s, _ in own.beside_peak] == pytest.approx([0.06, 0.07, 0.08]) and len(own.seconds) == 3
+    assert [s * peak for s, peak in own.beside_peak] == pytest.approx([0.01 * fastest] * 3)  # a drift that both have is gone
+    assert over_peak(own) == pytest.approx(0.01 * fastest / step_flops(CASE))
 
 
 @pytest.mark.parametrize(
@@ -80,11 +91,8 @@ def test_bars_compare_with_the_bounds_of_the_dtype():
     def verdicts(dtype: str, own_s: float, own_mb: int) -> list[bool | None]:
         case = Case(QUICK, dtype, "own")
         own = measured(OWN, own_s, own_mb, case)
-        own.rates = [
-            {"name": p.name, "part": part, "sizes": [1, 1, 1, 1], "flops_per_s": step_flops(case)}
-            for p in products(case)
-            for part in p.parts
-        ]  # so that a step's products take one second
+        # a machine half as fast for one step, of which the median of the ratios knows nothing
+        own.beside_peak = [(own_s, step_flops(case)), (2 * own_s, step_flops(case) / 2), (own_s, step_flops(case))]
         return [bar.met for bar in bars(own, measured(PEER, 6.0, 300, case))]
 
     assert verdicts("fp32", 2.0, 100) == [True, True, True]
