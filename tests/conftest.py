@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,19 @@ def tiny_sizes() -> dict[str, int]:
         "o_lora_rank": 8,
         "sliding_window": 16,
     }
+
+
+@pytest.fixture
+def shown_files(tmp_path, monkeypatch):
+    """The modules and configurations that docs/extending.md shows, in the working directory."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, flags=re.DOTALL):
+        name, _, rest = block.partition("\n")
+        path = tmp_path / name.removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rest)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("my_parts", "my_sources"):
+        sys.modules.pop(name, None)

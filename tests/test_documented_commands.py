@@ -58,7 +58,7 @@ def first_job(words: list[str]) -> list[str]:
     [(name, first_job(words)) for name, words in COMMANDS if name in CONFIG_OF],
     ids=lambda value: value if isinstance(value, str) else " ".join(value)[:80],
 )
-def test_its_options_compose(name, overrides, compose_config):
+def test_its_options_compose(name, overrides, compose_config, shown_files):
     compose_config(CONFIG_OF[name], overrides)
 
 

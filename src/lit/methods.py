@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -78,14 +79,14 @@ def make_methods(config: DictConfig) -> list[Method]:
         if "native_steps" in entry:
             methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
             continue
-        overrides = _merged(shlex.split(config.training), entry.train)
+        overrides = _merged([*_given("hydra", "hydra.searchpath"), *shlex.split(config.training)], entry.train)
         training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
         training.target, training.cache = config.target, config.cache
         run = train_run_dir(training)
         if not (run / "result.json").exists():
             raise ValueError(
                 f"{entry.name!r} has no finished run {run}: run "
-                f"`python -m src.train {shlex.join([*overrides, *_target_overrides()])}` first, "
+                f"`python -m src.train {shlex.join([*overrides, *_given('task', 'target', 'cache')])}` first, "
                 "or leave the method out of `methods`"
             )
         methods.append(Method(entry.name, run=run, parts=make_parts(training)))
@@ -102,7 +103,7 @@ def _merged(common: Sequence[str], own: Sequence[str]) -> list[str]:
     return [*(override for override in common if override.partition("=")[0] not in named), *own]
 
 
-def _target_overrides() -> list[str]:
-    """The evaluation's own overrides that a training needs too."""
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [o for o in given if o.startswith(("target", "cache"))]
+def _given(kind: Literal["task", "hydra"], *names: str) -> list[str]:
+    """The evaluation's own overrides that a training needs too: those whose names begin with one of ``names``."""
+    given = HydraConfig.get().overrides[kind] if HydraConfig.initialized() else []
+    return [override for override in given if override.startswith(names)]

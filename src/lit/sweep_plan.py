@@ -68,7 +68,7 @@ def _plan(words: Sequence[str]) -> SweepPlan:
     jobs = []
     for row in table:
         own = tuple(f"{key}={value}" for key, value in row.items() if key != "seed" or not value.isdigit())
-        config = composed[own] = composed[own] if own in composed else compose("train", overrides=[*sweep, *own])
+        config = composed[own] = composed[own] if own in composed else compose("train", overrides=[*sweep, *for_hydra, *own])
         if row.get("seed", "").isdigit():
             config.seed = int(row["seed"])
         jobs.append(Job({key: row[key] for key in axes}, decided_by(config), runs_dir() / "train" / run_name(config)))

@@ -1,0 +1,44 @@
+"""The parts that docs/extending.md shows are real: they train, are swept and reported, with nothing but what it shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from src.entry import run_name
+from src.lit.run import train
+from src.lit.sweep_plan import plan_sweep
+from src.report.__main__ import make_report
+from tests.test_documented_commands import ROOT
+
+SEARCHPATH = "hydra.searchpath=[file://my_conf]"
+
+
+def test_the_reducer_trains(shown_files, compose_config, mini_overrides):
+    words = ["experiment=stage1", *mini_overrides, "reducer=path_weights", "reducer.first=0.1"]
+    config = compose_config("train", [SEARCHPATH, *words])
+    assert run_name(config).startswith("stage1-pre_hc_head-path_weights-")
+    train(config)
+    weight = torch.load(next(shown_files.glob("train/*/checkpoints/step*.ckpt")), weights_only=True)["state_dict"]
+    assert weight["drafter.reducer.weight"].shape == (4,) and (weight["drafter.reducer.weight"] != 0.1).all()
+
+
+def test_an_evaluation_looks_for_the_run_where_its_own_options_are(shown_files):
+    words = [sys.executable, "-m", "src.evaluate", SEARCHPATH, "compare=mine"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYPERDFLASH_RUNS": str(shown_files)}
+    told = subprocess.run(words, cwd=shown_files, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 1 and "train/stage2-pre_hc_head-path_weights-" in told.stderr
+    assert f"`python -m src.train '{SEARCHPATH}' experiment=stage2 reducer=path_weights` first" in told.stderr
+
+
+def test_the_source_is_swept_and_reported(shown_files, compose_config, mini_overrides):
+    words = [SEARCHPATH, *mini_overrides, "reducer=fc"]
+    assert len(plan_sweep([*words, "sweep=my_sources"]).jobs) == 6
+    for source in ("pre_hc_head", "final_and_layer"):
+        train(compose_config("train", [*words, f"conditioning={source}", "seed=0"]))
+    report, folder = make_report([*words, "sweep=my_sources", "seed=0", "num_resamples=50"])
+    assert [cell.choices["conditioning"] for cell in report.cells] == ["pre_hc_head", "final_and_layer"]
+    assert "| final_and_layer |" in (folder / "sweep.md").read_text()
