@@ -21,9 +21,11 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.drafter.layer_ids import layer_ids_of
 from src.report.journal import journal_entry, sweep_journal
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
+FLASH = "assets/deepseek_v4_flash"  # the released config.json alone
 # Counts up where the same configuration trains to another result, so that a run of earlier code is not taken for one of this.
 RECIPE = 2
 # What decides a training run's result. Logging, and where things lie, do not; of the trainer, what makes it fast does not.
@@ -75,6 +77,12 @@ def runs_dir() -> Path:
     return Path(os.environ.get("HYPERDFLASH_RUNS", "runs"))
 
 
+def config_folder(target_path: str) -> str:
+    """Where a target's config.json lies: with the target, or DeepSeek-V4-Flash's released one while that is not there yet."""
+    flash = OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path
+    return FLASH if target_path == flash and not (Path(flash) / "config.json").exists() else target_path
+
+
 def decided_by(config: DictConfig) -> dict:
     """The part of a training configuration that decides the run's result, resolved."""
     values = {"recipe": RECIPE}
@@ -122,6 +130,8 @@ OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), 
 # ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
 OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
 OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
+# ${layer_ids:PATH,2}: of the target in PATH, as many as the drafter has layers
+OmegaConf.register_new_resolver("layer_ids", lambda path, taps: layer_ids_of(config_folder(path), taps), replace=True)
 
 
 def entry_point(config_name: str) -> Callable:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.entry import CONF, class_name, entry_point
+from src.entry import CONF, class_name, config_folder, entry_point
 from src.settings import natural_int, positive_int, positive_number
 
 if TYPE_CHECKING:
@@ -25,18 +25,16 @@ if TYPE_CHECKING:
 
 JSON_BYTES = 20 + 20 + 8 + 24 + 4  # of a number: received, as text, a list's place, a Python float, fp32
 TURNS = {"mt-bench": 2}  # user turns of a benchmark's prompts; the others have one
-FLASH = "assets/deepseek_v4_flash"  # the released config.json, for a plan before the download
 
 
 def target_config(config: DictConfig) -> DeepseekV4Config:
     """Of the checkpoint; DeepSeek-V4-Flash's released one while that is not there yet."""
     from src.target.load import read_config
 
-    flash = OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path
-    if config.target.path == flash and not (Path(flash) / "config.json").exists():
-        print(f"{flash} is not there yet: planning with {FLASH}/config.json")
-        return read_config(FLASH)
-    return read_config(config.target.path)
+    folder = config_folder(config.target.path)
+    if folder != config.target.path:
+        print(f"{config.target.path} is not there yet: planning with {folder}/config.json")
+    return read_config(folder)
 
 
 def v4_sizes(model: DeepseekV4Config) -> V4Sizes:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf.errors import OmegaConfBaseException
 from transformers import DeepseekV4Config
 
 from src.entry import CONF
 from src.lit.loggers import make_loggers
+from src.lit.parts import make_parts
 from src.target.build import tiny_config
 from src.target.heads import TargetHeads
 
@@ -116,6 +118,23 @@ def test_every_experiment_is_the_command_line_of_the_readme(compose_config):
         paper = compose_config("train", [f"experiment=stage{stage}", "optim=adamw"])
         assert (paper.stage, paper.optim.lr) == (stage, lr)
     assert compose_config("train", ["reducer.num_streams=4"]).reducer.num_streams == 4
+
+
+def test_vanilla_taps_layers_spread_over_the_target_at_hand(compose_config, mini_target, monkeypatch, tmp_path):
+    monkeypatch.delenv("DEEPSEEK_V4_FLASH", raising=False)
+
+    def taps(*words: str) -> list[int] | None:
+        return compose_config("train", ["conditioning=layers", *words]).conditioning.layer_ids
+
+    assert taps() == [1, 5]
+    assert taps("target=deepseek_v4_flash", "drafter=paper") == [1, 11, 20, 30, 40]  # of the released config.json
+    assert taps(f"target.path={mini_target}", "drafter.num_layers=1") == [2]
+    assert taps("conditioning.layer_ids=[3]", "drafter=mtp") == [3]
+    with pytest.raises(OmegaConfBaseException, match=r"1\.\.5 for a target of 8 layers .* got 6: give conditioning\.layer_ids"):
+        taps("drafter.num_layers=6")
+    absent = ["conditioning=layers", "reducer=fc", f"target.path={tmp_path}"]
+    with pytest.raises(ValueError, match=r"has no config\.json: run `python -m src\.pretrain`"):
+        make_parts(compose_config("train", absent))
 
 
 def test_a_run_is_named_by_what_decides_it(compose_config):

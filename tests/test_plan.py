@@ -8,7 +8,8 @@ from dataclasses import asdict
 import pytest
 from hydra.utils import instantiate
 
-from src.plan import FLASH, make_plan, num_examples, v4_sizes
+from src.entry import FLASH
+from src.plan import make_plan, num_examples, v4_sizes
 from src.report.plan_inputs import GIB
 from src.report.v4_sizes import checkpoint_bytes
 from src.target.load import read_config

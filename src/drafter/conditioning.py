@@ -93,20 +93,3 @@ class Layers:
         rows = [states.layer_ids.index(i) for i in self.layer_ids]
         taps = states.layers[:, :, rows]  # [B, T, L, M, D]
         return taps.mean(dim=3) if self.paths == "mean" else taps.flatten(2, 3)
-
-
-def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
-    """DFlash's rule: ``num_taps`` layers evenly spread from 1 to num_target_layers - 3; a single tap in the middle.
-
-    >>> default_layer_ids(43, 5)
-    (1, 11, 20, 30, 40)
-    """
-    if num_taps == 1:
-        return (num_target_layers // 2,)
-    first, last = 1, num_target_layers - 3
-    if not 1 < num_taps <= last - first + 1:
-        raise ValueError(
-            f"num_taps must be in 1..{max(last, 1)} for a target of {num_target_layers} layers "
-            f"(they are spread from layer 1 to {last}), got {num_taps}"
-        )
-    return tuple(round(first + i * (last - first) / (num_taps - 1)) for i in range(num_taps))

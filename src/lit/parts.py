@@ -65,11 +65,11 @@ class Parts:
 
 def make_parts(config: DictConfig) -> Parts:
     """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
+    target_config = read_config(config.target.path)
     parts = {
         name: instantiate(config[name])
         for name in ["corpus", "conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
     }
-    target_config = read_config(config.target.path)
     tokenizer = load_tokenizer(config.target.path)
     mask_token_id = special_ids(tokenizer, config.target.mask_token_id).mask
     made = Parts(target_config=target_config, tokenizer=tokenizer, mask_token_id=mask_token_id, **parts)

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.drafter.conditioning import Layers, PostHcHead, PreHcHead, default_layer_ids
+from src.drafter.conditioning import Layers, PostHcHead, PreHcHead
+from src.drafter.layer_ids import default_layer_ids
 
 
 def test_pre_hc_head_is_the_cached_residual(states, heads):

@@ -17,7 +17,8 @@ from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
 
 from src.contracts import TargetStates
-from src.drafter.conditioning import Layers, PostHcHead, PreHcHead, default_layer_ids
+from src.drafter.conditioning import Layers, PostHcHead, PreHcHead
+from src.drafter.layer_ids import default_layer_ids
 from src.drafter.model import Drafter
 from src.drafter.reducers.fc import Fc
 from src.drafter.reducers.hc_gate import HcGate

@@ -1,0 +1,29 @@
+"""Which layers of a target vanilla DFlash taps unless told; without torch, since a configuration is resolved by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
+    """DFlash's rule: ``num_taps`` layers evenly spread from 1 to num_target_layers - 3; a single tap in the middle.
+
+    >>> default_layer_ids(43, 5)
+    (1, 11, 20, 30, 40)
+    """
+    if num_taps == 1:
+        return (num_target_layers // 2,)
+    first, last = 1, num_target_layers - 3
+    if not 1 < num_taps <= last - first + 1:
+        raise ValueError(
+            f"num_taps must be in 1..{max(last, 1)} for a target of {num_target_layers} layers "
+            f"(they are spread from layer 1 to {last}), got {num_taps}: give conditioning.layer_ids=[...]"
+        )
+    return tuple(round(first + i * (last - first) / (num_taps - 1)) for i in range(num_taps))
+
+
+def layer_ids_of(folder: str | Path, num_taps: int) -> list[int] | None:
+    """The rule for the target in ``folder``; None where no config.json is (what reads the target says what to do)."""
+    path = Path(folder) / "config.json"
+    return list(default_layer_ids(json.loads(path.read_text())["num_hidden_layers"], num_taps)) if path.exists() else None
