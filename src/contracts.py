@@ -49,13 +49,19 @@ class Document:
     """One encoded conversation.
 
     ``input_ids`` [T] int64; ``loss_mask`` [T] bool, True where the token was written by an assistant
-    (its end token included).
+    (its end token included); ``prompt_length`` number of tokens before the first supervised one.
     """
 
     id: str
     domain: str
     input_ids: Tensor
     loss_mask: Tensor
+
+    @property
+    def prompt_length(self) -> int:
+        """Position of the first supervised token; T where there is none."""
+        supervised = self.loss_mask.nonzero()
+        return int(supervised[0]) if len(supervised) else len(self.loss_mask)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
 def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compose_config, monkeypatch, tmp_path):
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     variants = {"own": [], "mean": ["reducer=mean"], "random": ["reducer.init=random"], "mtp": ["drafter=mtp", "kl=off"]}
-    variants["layers"] = ["conditioning=layers", "reducer=fc"]
+    variants["layers"] = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc"]
     for number, (name, overrides) in enumerate(variants.items()):
         result = tmp_path / "train" / name / "result.json"
         result.parent.mkdir(parents=True)

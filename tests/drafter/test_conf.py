@@ -6,14 +6,17 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+from src.entry import CONF as CONF_PATH  # and the resolvers that options use
+
+CONF = Path(CONF_PATH)
 GROUPS = ("conditioning", "reducer", "drafter", "kl", "loss", "blocks")
 FILES = [path for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}={p.stem}")
 def test_instantiates(path):
-    config = OmegaConf.load(path)
+    group = path.parent.name
+    config = OmegaConf.create({"target": {"path": str(CONF.parent / "assets" / "tiny")}, group: OmegaConf.load(path)})[group]
     made = instantiate(config)
     for key, value in config.items():
         if key != "_target_":

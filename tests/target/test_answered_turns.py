@@ -124,6 +124,6 @@ def test_the_model_itself_answers_both_turns_in_think_high(mini_target, tmp_path
     )
     assert documents[-1].id == "gsm8k/x"
     for document in documents:
-        start = int(document.loss_mask.nonzero()[0])
+        start = document.prompt_length
         assert document.input_ids[start - 1] == special_ids(tokenizer).think
         assert torch.equal(document.loss_mask, torch.arange(len(document.input_ids)) >= start)
