@@ -79,8 +79,9 @@ def runs_dir() -> Path:
 
 def config_folder(target_path: str) -> str:
     """Where a target's config.json lies: with the target, or DeepSeek-V4-Flash's released one while that is not there yet."""
-    flash = OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path
-    return FLASH if target_path == flash and not (Path(flash) / "config.json").exists() else target_path
+    if (Path(target_path) / "config.json").exists():
+        return target_path
+    return FLASH if target_path == OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path else target_path
 
 
 def decided_by(config: DictConfig) -> dict:
@@ -188,10 +189,17 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TQDM_MININTERVAL", "2")
 
 
+def given_overrides() -> list[str]:
+    """What another command must repeat of this job's: where options are looked for, and the options."""
+    if not HydraConfig.initialized():
+        return []
+    given = HydraConfig.get().overrides
+    return [*(o for o in given.hydra if o.startswith("hydra.searchpath=")), *given.task]
+
+
 def command_of(module: str) -> str:
     """The command that started this job, for messages and records; in a sweep, the job's own."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return shlex.join(["python", "-m", module, *overrides])
+    return shlex.join(["python", "-m", module, *given_overrides()])
 
 
 def _innermost(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,12 @@ from tests.test_documented_commands import ROOT
 SEARCHPATH = "hydra.searchpath=[file://my_conf]"
 
 
+def run_here(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYPERDFLASH_RUNS": str(folder)}
+    command = [sys.executable, "-m", module, SEARCHPATH, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
 def test_the_reducer_trains(shown_files, compose_config, mini_overrides):
     words = ["experiment=stage1", *mini_overrides, "reducer=path_weights", "reducer.first=0.1"]
     config = compose_config("train", [SEARCHPATH, *words])
@@ -27,11 +34,16 @@ def test_the_reducer_trains(shown_files, compose_config, mini_overrides):
 
 
 def test_an_evaluation_looks_for_the_run_where_its_own_options_are(shown_files):
-    words = [sys.executable, "-m", "src.evaluate", SEARCHPATH, "compare=mine"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYPERDFLASH_RUNS": str(shown_files)}
-    told = subprocess.run(words, cwd=shown_files, env=environment, capture_output=True, text=True, check=False)
+    told = run_here(shown_files, "src.evaluate", "compare=mine")
     assert told.returncode == 1 and "train/stage2-pre_hc_head-path_weights-" in told.stderr
     assert f"`python -m src.train '{SEARCHPATH}' experiment=stage2 reducer=path_weights` first" in told.stderr
+
+
+def test_the_command_that_an_error_tells_finds_the_options(shown_files, mini_target):
+    target = f"target.path={mini_target}"
+    told = run_here(shown_files, "src.train", "experiment=stage2", "reducer=path_weights", target)
+    wanted = f"`python -m src.train experiment=stage1 '{SEARCHPATH}' reducer=path_weights {target}` first"
+    assert told.returncode == 1 and wanted in told.stderr
 
 
 def test_the_source_is_swept_and_reported(shown_files, compose_config, mini_overrides):

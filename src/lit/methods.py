@@ -6,17 +6,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src.cache.codecs import CODECS
 from src.decode.drafters import LoopDrafter, loop_drafter
 from src.decode.replay import ReplayDrafter
 from src.drafter.mtp_chain import MTPChain
-from src.entry import CONF, train_run_dir
+from src.entry import CONF, given_overrides, train_run_dir
 from src.lit.lineage import best_checkpoint, load_drafter_weights
 from src.lit.parts import Parts, make_parts
 from src.settings import positive_int
@@ -79,14 +77,14 @@ def make_methods(config: DictConfig) -> list[Method]:
         if "native_steps" in entry:
             methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
             continue
-        overrides = _merged([*_given("hydra", "hydra.searchpath"), *shlex.split(config.training)], entry.train)
+        overrides = _merged([*_given("hydra.searchpath="), *shlex.split(config.training)], entry.train)
         training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
         training.target, training.cache = config.target, config.cache
         run = train_run_dir(training)
         if not (run / "result.json").exists():
             raise ValueError(
                 f"{entry.name!r} has no finished run {run}: run "
-                f"`python -m src.train {shlex.join([*overrides, *_given('task', 'target', 'cache')])}` first, "
+                f"`python -m src.train {shlex.join([*overrides, *_given('target', 'cache')])}` first, "
                 "or leave the method out of `methods`"
             )
         methods.append(Method(entry.name, run=run, parts=make_parts(training)))
@@ -103,7 +101,6 @@ def _merged(common: Sequence[str], own: Sequence[str]) -> list[str]:
     return [*(override for override in common if override.partition("=")[0] not in named), *own]
 
 
-def _given(kind: Literal["task", "hydra"], *names: str) -> list[str]:
-    """The evaluation's own overrides that a training needs too: those whose names begin with one of ``names``."""
-    given = HydraConfig.get().overrides[kind] if HydraConfig.initialized() else []
-    return [override for override in given if override.startswith(names)]
+def _given(*names: str) -> list[str]:
+    """The evaluation's own overrides that a training needs too: those that begin with one of ``names``."""
+    return [override for override in given_overrides() if override.startswith(names)]

@@ -26,7 +26,7 @@ from src.cache.store import CacheKey, StateStore
 from src.contracts import Conversation, Document
 from src.corpus.chat import ENCODING_VERSION, encode
 from src.corpus.tokenizer import tokenizer_fingerprint
-from src.entry import command_of, runs_dir
+from src.entry import command_of, given_overrides, runs_dir
 from src.lit.answers import answer_settings, answers_dir, served_file
 from src.lit.corpus_account import count_documents, tell_corpus
 from src.lit.parts import Parts, make_parts
@@ -82,9 +82,8 @@ def engine_checks_dir() -> Path:
 def check_command(target: DictConfig) -> str:
     """What compares the engine of this job's ``target`` with the target in process."""
     if HydraConfig.initialized():
-        overrides = [
-            o for o in HydraConfig.get().overrides.task if o.lstrip("+~").startswith(("target=", "target.", "target/"))
-        ]
+        kept = ("hydra.searchpath=", "target=", "target.", "target/")
+        overrides = [override for override in given_overrides() if override.lstrip("+~").startswith(kept)]
     else:
         named = {name: target.get(name) for name in ("path", "dtype", "engine", "states_dir")}
         overrides = [f"target.{name}={value}" for name, value in named.items() if value is not None]
