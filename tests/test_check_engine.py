@@ -143,10 +143,12 @@ def test_a_capture_advises_the_check_of_its_own_target(mini_target, mini_overrid
     plain = shlex.split(check_command(config.target))
     for option in ("target.dtype=bf16", *given[-4:]):
         assert option in plain
-    job = OmegaConf.create({"hydra": {"overrides": {"task": [*given, "+target.x=1", "seed=1"]}}})
+    where = "hydra.searchpath=[file://mine]"
+    overrides = {"hydra": [where, "hydra.verbose=true"], "task": [*given, "+target.x=1", "seed=1"]}
+    job = OmegaConf.create({"hydra": {"overrides": overrides}})
     monkeypatch.setattr(HydraConfig.instance(), "cfg", job)
     wanted = [o for o in given if o.startswith("target")]
-    assert shlex.split(check_command(config.target)) == ["python", "-m", "src.check_engine", *wanted, "+target.x=1"]
+    assert shlex.split(check_command(config.target)) == ["python", "-m", "src.check_engine", where, *wanted, "+target.x=1"]
 
 
 def test_limits_decide(target):
