@@ -43,7 +43,7 @@ class Measured:
     ``slots`` as the side counted them in its own loss; bytes: ``imports_bytes`` resident after imports, ``built_bytes`` and
     ``peak_bytes`` the largest resident size with weights and inputs, and after all steps. ``rates`` FLOP/s by product;
     ``beside_peak`` further steps, seconds each, with FLOP/s of the fastest product right after. ``error`` says why it did not
-    run."""
+    run, ``extras_error`` why rates, such steps or a profile are missing, which leaves the rest as it is."""
 
     side: str
     case: Case
@@ -57,6 +57,7 @@ class Measured:
     peak_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    extras_error: str | None = None
     rates: list[dict] = field(default_factory=list)
     beside_peak: list[tuple[float, float]] = field(default_factory=list)
     operators: list[dict] = field(default_factory=list)
@@ -145,11 +146,7 @@ def duel(
         for side, worker in workers.items():
             _attempt(results[side], _note, worker, "memory")
         first = next(iter(sides))
-        for extra in extras:
-            options = {"seconds": terms.rate_s} if extra == "rates" else {}
-            _attempt(results[first], _note, workers[first], extra, options)
-            if extra == "rates":
-                _attempt(results[first], _step_beside_peak, workers[first], terms)
+        _attempt(results[first], _extras, workers[first], terms, extras)
     finally:
         for worker in workers.values():
             worker.close()
@@ -192,13 +189,25 @@ def _step(result: Measured, worker: Worker, anchors: list[int], keep: bool) -> N
             result.stages.setdefault(name, []).append(seconds)
 
 
-def _step_beside_peak(result: Measured, worker: Worker, terms: Terms) -> None:
+def _extras(result: Measured, worker: Worker, terms: Terms, extras: Sequence[str]) -> None:
+    """What fails here comes after all that the sides are compared by, so that stays."""
+    try:
+        for extra in extras:
+            _note(result, worker, extra, {"seconds": terms.rate_s} if extra == "rates" else {})
+            if extra == "rates":
+                result.beside_peak = _steps_beside_peak(result, worker, terms)
+    except WorkerFailed as failed:
+        result.extras_error = str(failed)
+
+
+def _steps_beside_peak(result: Measured, worker: Worker, terms: Terms) -> list[tuple[float, float]]:
     """A machine's speed drifts: a step and the fastest product within a second of each other see the same machine."""
-    fastest = max(result.rates, key=lambda rate: rate["flops_per_s"])
+    fastest, found = max(result.rates, key=lambda rate: rate["flops_per_s"]), []
     for number in range(terms.rounds):
         step = worker.ask(do="step", anchors=result.case.shape.anchors(number))
         peak = worker.ask(do="peak", part=fastest["part"], sizes=fastest["sizes"], seconds=terms.rate_s)
-        result.beside_peak.append((step["seconds"], peak["flops_per_s"]))
+        found.append((step["seconds"], peak["flops_per_s"]))
+    return found
 
 
 def _note(result: Measured, worker: Worker, what: str, options: dict | None = None) -> None:

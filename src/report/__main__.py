@@ -16,7 +16,7 @@ from pathlib import Path
 
 from src.entry import runs_dir
 from src.files import write_text
-from src.lit.sweep_plan import SweepPlan, plan_sweep
+from src.lit.sweep_plan import Job, SweepPlan, plan_sweep
 from src.report.html import write_page
 from src.report.sweep import SweepReport, label_of, summarise_sweep, verdict_lines
 from src.report.sweep_figures import sweep_figures
@@ -99,11 +99,19 @@ def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Membe
         if job.directory.name in by_name:
             members.append(Member(by_name[job.directory.name], choices))
         else:
-            missing.append(label_of(job.choices))
+            missing.append(label_of(job.choices) + _unnamed(job))
     jobs = [flat(job.decided) for job in plan.jobs]
     names = {job.directory.name for job in plan.jobs}
     refused = {run.directory.name: refusal(run, jobs) for run in runs if run.directory.name not in names}
     return members, refused, missing
+
+
+def _unnamed(job: Job) -> str:
+    """Of a run that cannot be found by its name: vanilla's taps are part of it, and follow the target's depth."""
+    conditioning = job.decided["conditioning"] or {}
+    if conditioning.get("layer_ids", ()) is not None:
+        return ""
+    return f" ({job.decided['target']['path']} has no config.json, which its layers and so its name depend on)"
 
 
 def main() -> int:

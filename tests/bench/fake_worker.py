@@ -1,4 +1,7 @@
-"""A worker of the bench that computes nothing: python fake_worker.py NAME SECONDS LOG [MODE]. Modes: full, wrong, dies."""
+"""A worker of the bench that computes nothing: python fake_worker.py NAME SECONDS LOG [MODE].
+
+Modes: full, wrong, dies, no_peak.
+"""
 
 import json
 import os
@@ -35,7 +38,7 @@ for line in sys.stdin:
             "rates": [{"name": n, "part": p, "sizes": [1, i, 1, 1], "flops_per_s": i} for i, (n, p) in enumerate(named, 1)]
         }
     elif request["do"] == "peak":
-        answer = {"flops_per_s": request["sizes"][1] / steps}
+        answer = {"error": "no room"} if mode == "no_peak" else {"flops_per_s": request["sizes"][1] / steps}
     elif request["do"] == "profile":
         answer = {"operators": []}
     print(json.dumps(answer), flush=True)

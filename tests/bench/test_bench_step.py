@@ -76,6 +76,19 @@ def test_a_side_that_cannot_run_is_reported_and_the_other_goes_on(tmp_path, mode
     assert [row["error"] for row in csv.DictReader(io.StringIO(tables.csv_text(run)))] == ["", error]
 
 
+def test_a_peak_that_cannot_be_measured_leaves_the_comparison(tmp_path):
+    run = Run(Terms(rounds=2, warm_up=0), {"command": "bench"}, {"cpu": "x", "cores": 2, "load_before": 0.0})
+    step.run_bench(run, fakes(tmp_path / "log", own=(0.01, "no_peak")), [CASE], {}, run.terms)
+    own = run.cases[0][OWN]
+    assert own.error is None and own.extras_error == "no room" and len(own.seconds) == 2 and own.beside_peak == []
+    assert {bar.name: bar.met for bar in run.bars()} == {
+        "slots/s beside speculators": True,
+        "peak memory beside speculators": True,
+        "step time / FLOPs at peak": None,
+    }
+    assert "cannot be said (no room)" in tables.markdown(run)
+
+
 def measured(side: str, seconds: float, megabytes: int, case: Case = CASE) -> Measured:
     return Measured(
         side,

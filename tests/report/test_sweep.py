@@ -186,6 +186,15 @@ def test_what_the_intervals_cover_is_not_called_a_difference(runs):
     assert len(report.missing) == 3 and "kl.alpha 0.5 · seed 2" in report.missing
 
 
+def test_a_run_whose_name_depends_on_a_target_that_is_not_there_is_missing_for_that_reason(runs, tmp_path):
+    gone = tmp_path / "gone"
+    words = ["sweep=conditioning", "variant=pre_gate,layers_mean_fc", "kl=off", "seed=0", f"target.path={gone}"]
+    fake_sweep(words, lambda job: 0.5 if job.choices["variant"] == "pre_gate" else None)
+    report, _ = make_report([*words, "baseline=variant=pre_gate", "num_resamples=20"])
+    (missing,) = report.missing
+    assert missing == f"layers_mean_fc ({gone} has no config.json, which its layers and so its name depend on)"
+
+
 def test_one_seed_is_called_one_seed_and_has_no_interval_over_seeds(runs):
     fake_sweep(KL, lambda job: kl_rate(job) if job.choices["seed"] == "1" else None)
     report, out = make_report([*KL, "num_resamples=50"])
