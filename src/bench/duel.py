@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -26,10 +27,12 @@ SETTLE_S = 0.02  # between turns: the other side's idle threads stop spinning
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """How every case is run: ``rounds`` measured steps a side after ``warm_up`` others; ``memory_bytes`` a process may
-    allocate beyond its imports; ``timeout_s`` the longest wait for one answer; ``rate_s`` how long each product is tried."""
+    """How every case is run: at least ``rounds`` measured steps a side and ``least_s`` of them, after ``warm_up`` others;
+    ``memory_bytes`` a process may allocate beyond its imports; ``timeout_s`` the longest wait for one answer; ``rate_s`` how
+    long each product is tried."""
 
     rounds: int
+    least_s: float = 0.0
     warm_up: int = 3
     threads: int = 2
     memory_bytes: int = 12 << 30
@@ -130,7 +133,8 @@ def duel(
     has other anchors, the same ones on all sides.
 
     ``extras`` ("rates", "profile") are asked of the first side once its memory has been read; with "rates" it steps as many
-    rounds again, each beside the fastest of its products. ``progress`` is called after every step that sides take in turn.
+    rounds again, each beside the fastest of its products. ``progress`` is called after every step that sides take in turn, as
+    often as ``terms.rounds`` promises.
     """
     results = {side: Measured(side, case) for side in sides}
     workers: dict[str, Worker] = {}
@@ -138,11 +142,16 @@ def duel(
         for side, command in sides.items():
             workers[side] = Worker(command, terms)
             _attempt(results[side], _build, workers[side], terms)
-        for number in range(terms.warm_up + terms.rounds):
+        least, number, ends = terms.warm_up + terms.rounds, 0, math.inf
+        while number < least or (time.monotonic() < ends and any(result.error is None for result in results.values())):
+            if number == terms.warm_up:
+                ends = time.monotonic() + terms.least_s
             for side, worker in workers.items():
                 _attempt(results[side], _step, worker, case.shape.anchors(number), number >= terms.warm_up)
-                progress()
+                if number < least:
+                    progress()
                 time.sleep(SETTLE_S)
+            number += 1
         for side, worker in workers.items():
             _attempt(results[side], _note, worker, "memory")
         first = next(iter(sides))
@@ -195,17 +204,17 @@ def _extras(result: Measured, worker: Worker, terms: Terms, extras: Sequence[str
         for extra in extras:
             _note(result, worker, extra, {"seconds": terms.rate_s} if extra == "rates" else {})
             if extra == "rates":
-                result.beside_peak = _steps_beside_peak(result, worker, terms)
+                result.beside_peak = _steps_beside_peak(result, worker, terms.rate_s)
     except WorkerFailed as failed:
         result.extras_error = str(failed)
 
 
-def _steps_beside_peak(result: Measured, worker: Worker, terms: Terms) -> list[tuple[float, float]]:
+def _steps_beside_peak(result: Measured, worker: Worker, rate_s: float) -> list[tuple[float, float]]:
     """A machine's speed drifts: a step and the fastest product within a second of each other see the same machine."""
     fastest, found = max(result.rates, key=lambda rate: rate["flops_per_s"]), []
-    for number in range(terms.rounds):
+    for number in range(len(result.seconds)):
         step = worker.ask(do="step", anchors=result.case.shape.anchors(number))
-        peak = worker.ask(do="peak", part=fastest["part"], sizes=fastest["sizes"], seconds=terms.rate_s)
+        peak = worker.ask(do="peak", part=fastest["part"], sizes=fastest["sizes"], seconds=rate_s)
         found.append((step["seconds"], peak["flops_per_s"]))
     return found
 

@@ -26,6 +26,7 @@ from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 
 PROFILED = SHAPES[2].name  # large enough that calls do not cost, small enough that the profile is short
+LEAST_S = 10.0  # of measured steps a case: a step of 50 ms is taken often enough to see more than one mood of the machine
 
 
 def own_command() -> list[str]:
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shared = {"threads": options.threads, "memory_bytes": int(options.memory_gib * 2**30)}
     shared["rate_s"] = 0.0 if options.quick else 0.1
     command = script_command("src.bench.step", arguments)
-    run = Run(Terms(rounds=rounds, **shared), environment_record(command), machine())
+    least_s = 0.0 if options.quick else LEAST_S
+    run = Run(Terms(rounds=rounds, least_s=least_s, **shared), environment_record(command), machine())
     options.out.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
@@ -111,7 +113,7 @@ def machine() -> dict:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m src.bench.step", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=runs_dir() / "bench-step")
-    parser.add_argument("--rounds", type=int, help="measured steps a side and case (10; in growth half of them)")
+    parser.add_argument("--rounds", type=int, help="measured steps a side and case, at least (10; in growth half of them)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-gib", type=float, default=12.0, help="what one process may allocate beyond its imports")
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-peers/bin/python"))

@@ -157,7 +157,8 @@ def _machine(run: Run) -> str:
     lines = [f"- {run.machine['cpu']}, {run.machine['cores']} cores, {run.terms.threads} threads a process"]
     lines += [f"- {side}: {', '.join(f'{name} {v}' for name, v in packages.items())}" for side, packages in versions.items()]
     lines.append(
-        f"- {run.terms.rounds} measured steps a side and case after {run.terms.warm_up} others; a process may allocate "
+        f"- at least {run.terms.rounds} measured steps a side and case, and {run.terms.least_s:g} s of them, after "
+        f"{run.terms.warm_up} others; a process may allocate "
         f"{run.terms.memory_bytes / 2**30:g} GiB"
     )
     busy = run.machine["load_before"], run.machine.get("load_after")
@@ -167,15 +168,15 @@ def _machine(run: Run) -> str:
 
 def _comparison(run: Run) -> str:
     lines = [
-        "| shape | dtype | loss | ours, ms | speculators, ms | ours, slots/s | speculators, slots/s | speed ratio | "
+        "| shape | dtype | loss | steps | ours, ms | speculators, ms | ours, slots/s | speculators, slots/s | speed ratio | "
         "ours, MB | speculators, MB | memory ratio |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     failures = []
     for results in run.cases:
         own, peer = results[OWN], results.get(PEER)
         case = own.case
-        cells = [case.shape.name, case.dtype, case.objective]
+        cells = [case.shape.name, case.dtype, case.objective, f"{len(own.seconds)}"]
         cells += [_time(own), _time(peer)]
         speeds = slots_per_second(own), peer and slots_per_second(peer)
         memory = added_bytes(own), peer and added_bytes(peer)
@@ -208,7 +209,7 @@ def _matmuls(run: Run) -> str:
     text = (
         "Every product is measured at its own size and layout, the best of several repetitions, in fp32 with the faster of MKL "
         "and oneDNN; products with the vocabulary on as many rows as give 64 million outputs. The peak is the fastest of them, "
-        f"measured anew after each of {run.terms.rounds} further steps; peak and step are medians, and the last column, "
+        "measured anew after each of as many further steps; peak and step are medians, and the last column, "
         "which has the bar, is the median of the steps' own ratios.\n\n"
     )
     return text + "\n".join(lines) + "\n"

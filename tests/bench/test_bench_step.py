@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_sides_step_in_turn_and_only_measured_steps_count(tmp_path):
     assert len(results[PEER].stages["loss"]) == 3
     assert (results[PEER].anchors, results[PEER].slots) == (8, 48)
     assert results[PEER].peak_bytes - results[PEER].imports_bytes == 30_000_000
+
+
+def test_a_quick_case_is_stepped_for_a_while_and_one_that_fails_is_not(tmp_path, monkeypatch):
+    turns, ticks, sleep = [], [], time.sleep
+    monkeypatch.setattr("src.bench.duel.time.sleep", lambda seconds: (turns.append(1), sleep(seconds)))
+    terms = Terms(rounds=2, warm_up=1, least_s=0.5)
+    own, peer = duel(CASE, fakes(tmp_path / "log"), terms, extras=["rates"], progress=lambda: ticks.append(1)).values()
+    assert len(own.seconds) == len(peer.seconds) == len(own.beside_peak) > 2
+    assert len(ticks) == 6 < len(turns)  # what a bar was promised
+    turns.clear()
+    failed = duel(CASE, fakes(tmp_path / "full", (0.01, "full"), (0.03, "full")), replace(terms, least_s=600.0))
+    assert len(turns) == 6 and all(result.error for result in failed.values())
 
 
 def test_the_peak_is_that_of_the_fastest_product_beside_each_step(tmp_path):
