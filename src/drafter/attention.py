@@ -3,7 +3,7 @@
 E width of a head, H query heads, N key-value heads, G = H / N query heads a key-value head; the rest in
 src/contracts.py. Context and own block are attended to apart and joined by their log-sum-exps, which is one softmax over
 both: nothing is quadratic in anchors. Scores of the context, [anchors, context], exist for a few anchors at a time,
-against the span of context that these see, and are made again for the backward pass (FlashAttention, arXiv 2205.14135).
+against the span of context that these see. The backward pass makes all scores again (FlashAttention, arXiv 2205.14135).
 
 In training on CUDA ``flex_block_attention`` does the same in one kernel, from the same mask.
 """
@@ -39,15 +39,9 @@ def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: 
     block_size, num_kv_heads = block[0].shape[2:4]
     query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5)  # [B, N, A, G, K, E]
     query = (query * query.shape[-1] ** -0.5).flatten(3, 4).contiguous()  # [B, N, A, G * K, E]
-    context_key, context_value = (x.transpose(1, 2).contiguous() for x in context)  # [B, N, T, E]
-    block_key, block_value = (x.permute(0, 3, 1, 2, 4) for x in block)  # [B, N, A, K, E]
-
-    of_context, context_sum = attend_to_context(query, context_key, context_value, visible)
-    scores = (query @ block_key.mT).float()  # [B, N, A, G * K, K]
-    log_sum = torch.logaddexp(context_sum, scores.logsumexp(dim=-1))[..., None]  # of the whole softmax
-    weights = (scores - log_sum).exp().to(block_value.dtype)
-    output = (context_sum[..., None] - log_sum).exp() * of_context + weights @ block_value
-    output = output.to(query.dtype).unflatten(3, (-1, block_size))  # [B, N, A, G, K, E]
+    context = [x.transpose(1, 2).contiguous() for x in context]  # [B, N, T, E]
+    block = [x.permute(0, 3, 1, 2, 4).contiguous() for x in block]  # [B, N, A, K, E]
+    output = attend(query, *context, *block, visible).unflatten(3, (-1, block_size))  # [B, N, A, G, K, E]
     return output.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, A, K, H * E]
 
 
@@ -65,48 +59,69 @@ def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue,
 
 
 @torch.compiler.disable  # the span of context is read on the host
-def attend_to_context(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """``query`` [B, N, A, R, E], scaled, of R rows an anchor, ``key`` and ``value`` [B, N, T, E], ``visible`` [B, A, T] ->
-    output [B, N, A, R, E] and log-sum-exp of the scores [B, N, A, R] in fp32."""
-    return _ContextAttention.apply(query, key, value, visible)
+def attend(query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor) -> Tensor:
+    """``query`` [B, N, A, R, E], scaled, of R rows an anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
+    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T] -> [B, N, A, R, E]."""
+    return _Attention.apply(query, key, value, block_key, block_value, visible)
 
 
-class _ContextAttention(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
+    """Keeps its arguments, its result and the log-sum-exps of the whole softmax, from which weights are made again."""
+
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        output, spans = torch.empty_like(query), _spans(query, visible)
-        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    def forward(
+        ctx, query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor
+    ) -> Tensor:
+        of_context, spans = torch.empty_like(query), _spans(query, visible)
+        context_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
         with fast_fp32_products():
             for anchors, span in spans:
                 # contiguous, since a product copies what is not, transposed where it reads it so
                 keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
-                weights, log_sum = _weights(query[:, :, anchors], keys, visible[:, anchors, span])
-                of_anchors = output[:, :, anchors]
+                scores = _scores(query[:, :, anchors], keys, visible[:, anchors, span])
+                top = scores.amax(dim=-1)
+                weights = torch.softmax(scores, dim=-1, out=scores)
+                log_sum = top - weights.amax(dim=-1).log()  # the largest weight is exp(top) / sum
+                of_anchors = of_context[:, :, anchors]
                 of_anchors.copy_((weights.to(value.dtype) @ values).view_as(of_anchors))
-                log_sums[:, :, anchors] = log_sum.view_as(log_sums[:, :, anchors])
-        ctx.save_for_backward(query, key, value, visible, output)
+                context_sum[:, :, anchors] = log_sum.view_as(context_sum[:, :, anchors])
+            scores = (query @ block_key.mT).float()  # [B, N, A, R, K]
+            log_sum = torch.logaddexp(context_sum, scores.logsumexp(dim=-1))
+            weights = scores.sub_(log_sum[..., None]).exp_().to(value.dtype)
+            share = (context_sum - log_sum).exp_()[..., None]
+            output = (share * of_context).add_(weights @ block_value).to(query.dtype)
+        ctx.save_for_backward(query, key, value, block_key, block_value, visible, output, log_sum, share)
         ctx.spans = spans
-        return output, log_sums
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_output: Tensor, d_log_sum: Tensor):
-        query, key, value, visible, output = ctx.saved_tensors
-        d_query = torch.empty_like(query)
-        d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
-        # d scores = weights * (d_output value^T - row + d_log_sum), row the mean of d_output value^T under the weights
-        shift = d_log_sum - (d_output.float() * output.float()).sum(dim=-1)
+    def backward(ctx, d_output: Tensor):
+        query, key, value, block_key, block_value, visible, output, log_sum, share = ctx.saved_tensors
+        # d scores = weights * (d_output value^T - mean), mean that of d_output value^T under the weights; of the context the
+        # weights are those of its own softmax times its share in the whole one
+        mean = (d_output.float() * output.float()).sum(dim=-1, keepdim=True)
+        d_context, context_mean = (share * d_output).to(query.dtype), share * mean
         with fast_fp32_products():
+            d_output = d_output.contiguous()
+            weights = (query @ block_key.mT).float().sub_(log_sum[..., None]).exp_()
+            d_block_value = weights.to(value.dtype).mT @ d_output
+            d_scores = (d_output @ block_value.mT).float().sub_(mean).mul_(weights).to(query.dtype)
+            d_query, d_block_key = d_scores @ block_key, d_scores.mT @ query
+
+            d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
             for anchors, span in ctx.spans:
-                rows, d_rows = query[:, :, anchors].flatten(2, 3), d_output[:, :, anchors].flatten(2, 3)
+                rows, d_rows = query[:, :, anchors].flatten(2, 3), d_context[:, :, anchors].flatten(2, 3)
                 keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
-                weights, _ = _weights(query[:, :, anchors], keys, visible[:, anchors, span])
+                weights = _scores(query[:, :, anchors], keys, visible[:, anchors, span])
+                torch.softmax(weights, dim=-1, out=weights)
                 d_value[:, :, span] += weights.to(value.dtype).mT @ d_rows
                 d_scores = (d_rows @ values.mT).float()
-                d_scores = d_scores.add_(shift[:, :, anchors].flatten(2, 3)[..., None]).mul_(weights).to(query.dtype)
-                d_query[:, :, anchors] = (d_scores @ keys).view_as(d_query[:, :, anchors])
+                d_scores = d_scores.sub_(context_mean[:, :, anchors].flatten(2, 3)).mul_(weights).to(query.dtype)
+                of_anchors = d_query[:, :, anchors]
+                of_anchors += (d_scores @ keys).view_as(of_anchors)
                 d_key[:, :, span] += d_scores.mT @ rows
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_block_key, d_block_value, None
 
 
 def _chunk_bytes(tensor: Tensor) -> int:
@@ -129,14 +144,12 @@ def _spans(query: Tensor, visible: Tensor) -> list[tuple[slice, slice]]:
     return spans
 
 
-def _weights(query: Tensor, key: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, N, a, R, E], [B, N, t, E], [B, a, t] -> softmax of the scores [B, N, a * R, t], log-sum-exp [B, N, a * R]; fp32."""
+def _scores(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """[B, N, a, R, E], [B, N, t, E], [B, a, t] -> [B, N, a * R, t] in fp32, UNSEEN where not visible."""
     scores = (query.flatten(2, 3) @ key.mT).float()
     bias = torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, UNSEEN)  # adding is faster than filling
     scores.unflatten(2, query.shape[2:4]).add_(bias[:, None, :, None])
-    top = scores.amax(dim=-1)
-    weights = torch.softmax(scores, dim=-1, out=scores)
-    return weights, top - weights.amax(dim=-1).log()  # the largest weight is exp(top) / sum
+    return scores
 
 
 def attention_mask(visible: Tensor, block_size: int) -> Tensor | BlockMask:

@@ -42,7 +42,7 @@ class _RMSNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, d_weight, None
         d_unit = gradient * weight.float()
-        d_x = (d_unit - unit * (d_unit * unit).mean(dim=-1, keepdim=True)).mul_(scale)
+        d_x = d_unit.addcmul_(unit, (d_unit * unit).mean(dim=-1, keepdim=True), value=-1).mul_(scale)
         return d_x.to(x.dtype), d_weight.to(weight.dtype), None
 
 
@@ -83,15 +83,15 @@ class _GatedDown(torch.autograd.Function):
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Positions [...] -> cos and sin [..., 1, E] in fp32; the 1 is the head axis. Computed, not stored: no buffers."""
+    """Positions [...] -> cos and [-sin, sin] [..., 1, E] in fp32; the 1 is the head axis. Computed, not stored: no buffers."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[..., None].float() * theta**-exponents  # [..., E / 2]
-    angles = torch.cat([angles, angles], dim=-1)[..., None, :]  # [..., 1, E]
-    return angles.cos(), angles.sin()
+    angles = (positions[..., None].float() * theta**-exponents)[..., None, :]  # [..., 1, E / 2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half RoPE of x [..., heads, E]: x cos + [-second half, first half] sin."""
+    """Rotate-half RoPE of x [..., heads, E]: x cos + [second half, first half] [-sin, sin]."""
     return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
 
@@ -110,7 +110,4 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    """Both halves of ``cos`` and of ``sin`` are the same."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.chunk(2, dim=-1)[0], direction * sin.chunk(2, dim=-1)[0]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin, value=direction)
