@@ -42,7 +42,7 @@ class _RMSNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, d_weight, None
         d_unit = gradient * weight.float()
-        d_x = d_unit.addcmul_(unit, (d_unit * unit).mean(dim=-1, keepdim=True), value=-1).mul_(scale)
+        d_x = d_unit.addcmul_(unit, (d_unit * unit).mean(dim=-1, keepdim=True).neg_()).mul_(scale)
         return d_x.to(x.dtype), d_weight.to(weight.dtype), None
 
 
@@ -78,7 +78,8 @@ class _GatedDown(torch.autograd.Function):
             else None
         )
         d_product = gradient @ weight.to(gate.dtype)
-        d_gate = torch.ops.aten.silu_backward(d_product * up, gate)
+        d_gate = d_product * up
+        torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
         return d_gate, d_product.mul_(active), None if d_weight is None else d_weight.to(weight.dtype)
 
 
@@ -101,13 +102,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        return _rotated(gradient, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient, cos, -sin), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin, value=direction)
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -172,7 +172,7 @@ def test_compiled_layers_draft_the_same(build, heads, states, monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
     torch.testing.assert_close(again, hidden)
     for name, gradient in got.items():
-        assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name  # roundings differ
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-3)
     assert set(drafter.state_dict()) == set(build().state_dict())
 
 
