@@ -27,9 +27,9 @@ SETTLE_S = 0.02  # between turns: the other side's idle threads stop spinning
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """How every case is run: at least ``rounds`` measured steps a side and ``least_s`` of them, after ``warm_up`` others;
-    ``memory_bytes`` a process may allocate beyond its imports; ``timeout_s`` the longest wait for one answer; ``rate_s`` how
-    long each product is tried."""
+    """How every case is run: ``rounds`` measured steps a side after ``warm_up`` others, and more until ``least_s`` have gone
+    by, all sides' turns together; ``memory_bytes`` a process may allocate beyond its imports; ``timeout_s`` the longest wait
+    for one answer; ``rate_s`` how long each product is tried."""
 
     rounds: int
     least_s: float = 0.0
@@ -204,19 +204,18 @@ def _extras(result: Measured, worker: Worker, terms: Terms, extras: Sequence[str
         for extra in extras:
             _note(result, worker, extra, {"seconds": terms.rate_s} if extra == "rates" else {})
             if extra == "rates":
-                result.beside_peak = _steps_beside_peak(result, worker, terms.rate_s)
+                _step_beside_peak(result, worker, terms.rate_s)
     except WorkerFailed as failed:
         result.extras_error = str(failed)
 
 
-def _steps_beside_peak(result: Measured, worker: Worker, rate_s: float) -> list[tuple[float, float]]:
+def _step_beside_peak(result: Measured, worker: Worker, rate_s: float) -> None:
     """A machine's speed drifts: a step and the fastest product within a second of each other see the same machine."""
-    fastest, found = max(result.rates, key=lambda rate: rate["flops_per_s"]), []
+    fastest = max(result.rates, key=lambda rate: rate["flops_per_s"])
     for number in range(len(result.seconds)):
         step = worker.ask(do="step", anchors=result.case.shape.anchors(number))
         peak = worker.ask(do="peak", part=fastest["part"], sizes=fastest["sizes"], seconds=rate_s)
-        found.append((step["seconds"], peak["flops_per_s"]))
-    return found
+        result.beside_peak.append((step["seconds"], peak["flops_per_s"]))
 
 
 def _note(result: Measured, worker: Worker, what: str, options: dict | None = None) -> None:

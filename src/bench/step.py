@@ -26,7 +26,7 @@ from src.entry import runs_dir
 from src.lit.record import environment_record, script_command, write_json
 
 PROFILED = SHAPES[2].name  # large enough that calls do not cost, small enough that the profile is short
-LEAST_S = 10.0  # of measured steps a case: a step of 50 ms is taken often enough to see more than one mood of the machine
+LEAST_S = 10.0  # a case: steps of 50 ms are taken often enough to see more than one mood of the machine
 
 
 def own_command() -> list[str]:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(options.out / "step.json", record(run))
 
     axes = {} if options.quick or options.no_growth else GROWTH
-    run_bench(run, sides, cases, axes, Terms(rounds=max(3, rounds // 2), **shared), save)
+    run_bench(run, sides, cases, axes, Terms(rounds=max(3, rounds // 2), least_s=least_s / 2, **shared), save)
     run.machine["load_after"] = os.getloadavg()[0]
     save()
     write_tables(run, options.out)

@@ -157,8 +157,8 @@ def _machine(run: Run) -> str:
     lines = [f"- {run.machine['cpu']}, {run.machine['cores']} cores, {run.terms.threads} threads a process"]
     lines += [f"- {side}: {', '.join(f'{name} {v}' for name, v in packages.items())}" for side, packages in versions.items()]
     lines.append(
-        f"- at least {run.terms.rounds} measured steps a side and case, and {run.terms.least_s:g} s of them, after "
-        f"{run.terms.warm_up} others; a process may allocate "
+        f"- {run.terms.rounds} measured steps a side and case after {run.terms.warm_up} others, more where they take less than "
+        f"{run.terms.least_s:g} s together (in growth half of both); a process may allocate "
         f"{run.terms.memory_bytes / 2**30:g} GiB"
     )
     busy = run.machine["load_before"], run.machine.get("load_after")
@@ -184,6 +184,8 @@ def _comparison(run: Run) -> str:
         cells += [_number(m and m / 1e6, "{:,.0f}") for m in memory] + [_number(ratio(*memory), "{:.2f}")]
         lines.append("| " + " | ".join(cells) + " |")
         failures += [f"- {side}, {_title(case)}: {m.error}" for side, m in results.items() if m.error]
+        if own.extras_error:
+            failures.append(f"- rates or profile, {_title(case)}: {own.extras_error}")
     text = "\n".join(lines) + "\n\nTimes are medians, with the middle half of the steps in brackets.\n"
     imports = {side: m.imports_bytes for results in run.cases for side, m in results.items() if m.imports_bytes}
     text += "Imports alone: " + ", ".join(f"{side} {value / 1e6:,.0f} MB" for side, value in imports.items()) + ".\n"
@@ -209,8 +211,8 @@ def _matmuls(run: Run) -> str:
     text = (
         "Every product is measured at its own size and layout, the best of several repetitions, in fp32 with the faster of MKL "
         "and oneDNN; products with the vocabulary on as many rows as give 64 million outputs. The peak is the fastest of them, "
-        "measured anew after each of as many further steps; peak and step are medians, and the last column, "
-        "which has the bar, is the median of the steps' own ratios.\n\n"
+        "measured anew after each of as many further steps as the comparison took; peak and step are medians, and the last "
+        "column, which has the bar, is the median of the steps' own ratios.\n\n"
     )
     return text + "\n".join(lines) + "\n"
 

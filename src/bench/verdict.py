@@ -86,9 +86,8 @@ def bars(own: Measured, peer: Measured | None) -> list[Bar]:
         found.append(Bar("slots/s beside speculators", case, speed, SPEED_BAR[case.dtype], True, note))
         found.append(Bar("peak memory beside speculators", case, memory, MEMORY_BAR, False, note))
     if own.beside_peak or own.extras_error:
-        found.append(
-            Bar("step time / FLOPs at peak", case, over_peak(own), MATMUL_BAR[case.dtype], False, own.extras_error or "")
-        )
+        note = "" if own.beside_peak else own.extras_error or ""
+        found.append(Bar("step time / FLOPs at peak", case, over_peak(own), MATMUL_BAR[case.dtype], False, note))
     return found
 
 
