@@ -66,7 +66,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_v
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps its arguments, its result and the log-sum-exps of the whole softmax, from which weights are made again."""
+    """Keeps its arguments, its result, the log-sum-exps of the whole softmax and the context's share in it: from them and the
+    scores, made again, come the weights."""
 
     @staticmethod
     def forward(
@@ -98,15 +99,15 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_output: Tensor):
         query, key, value, block_key, block_value, visible, output, log_sum, share = ctx.saved_tensors
-        # d scores = weights * (d_output value^T - mean), mean that of d_output value^T under the weights; of the context the
-        # weights are those of its own softmax times its share in the whole one
-        mean = (d_output.float() * output.float()).sum(dim=-1, keepdim=True)
-        d_context, context_mean = (share * d_output).to(query.dtype), share * mean
+        # d scores = weights * (d_output value^T - delta), delta the mean of d_output value^T under the weights; those of the
+        # context are its own softmax times its share, which is quicker than an exponential of the scores
+        delta = (d_output.float() * output.float()).sum(dim=-1, keepdim=True)
+        d_context, context_delta = (share * d_output).to(query.dtype), share * delta
         with fast_fp32_products():
             d_output = d_output.contiguous()
             weights = (query @ block_key.mT).float().sub_(log_sum[..., None]).exp_()
             d_block_value = weights.to(value.dtype).mT @ d_output
-            d_scores = (d_output @ block_value.mT).float().sub_(mean).mul_(weights).to(query.dtype)
+            d_scores = (d_output @ block_value.mT).float().sub_(delta).mul_(weights).to(query.dtype)
             d_query, d_block_key = d_scores @ block_key, d_scores.mT @ query
 
             d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
@@ -117,7 +118,7 @@ class _Attention(torch.autograd.Function):
                 torch.softmax(weights, dim=-1, out=weights)
                 d_value[:, :, span] += weights.to(value.dtype).mT @ d_rows
                 d_scores = (d_rows @ values.mT).float()
-                d_scores = d_scores.sub_(context_mean[:, :, anchors].flatten(2, 3)).mul_(weights).to(query.dtype)
+                d_scores = d_scores.sub_(context_delta[:, :, anchors].flatten(2, 3)).mul_(weights).to(query.dtype)
                 of_anchors = d_query[:, :, anchors]
                 of_anchors += (d_scores @ keys).view_as(of_anchors)
                 d_key[:, :, span] += d_scores.mT @ rows

@@ -62,7 +62,7 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
     figures = sweep_figures(report, out)
     page = write_page(report, Path(own["html"]) if own["html"] else out / "dashboard.html")
     print("\n".join(verdict_lines(report)) or "one choice only: nothing to compare")
-    for kind, count in (("left out", len(report.left_out)), ("not finished", len(report.missing))):
+    for kind, count in (("left out", len(report.left_out)), ("not finished, or not found", len(report.missing))):
         if count:
             print(f"{count} runs {kind}: see {out / 'sweep.md'}")
     print(f"wrote {out}/sweep.md, sweep.csv, curves.csv, {', '.join(figure.name for figure in figures)} and {page}")
@@ -91,7 +91,8 @@ def _read(folders: Sequence[Path], plan: SweepPlan | None) -> tuple[list[Trained
 
 
 def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Member], dict[str, str], list[str]]:
-    """Runs by their job; those that are no job's with the reason; labels of jobs without a run."""
+    """Runs by their job; those that are no job's with the reason; labels of jobs without a run, with the
+    reason where it is known."""
     by_name = {run.directory.name: run for run in runs}
     members, missing = [], []
     for job in plan.jobs:

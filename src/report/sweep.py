@@ -68,7 +68,7 @@ class Cell:
 @dataclass(frozen=True)
 class SweepReport:
     """``axes`` axis -> values in order; ``groups`` the domains, then MEAN; ``left_out`` run -> why; ``missing`` labels of jobs
-    without a finished run."""
+    without a finished run, with the reason where it is known."""
 
     name: str
     axes: dict[str, tuple[str, ...]]

@@ -43,7 +43,8 @@ def sweep_markdown(report: SweepReport) -> str:
     if report.left_out:
         parts += ["## Left out", "", *(f"- {run}: {why}" for run, why in report.left_out.items()), ""]
     if report.missing:
-        parts += ["## Not finished", "", *(f"- {label}" for label in report.missing), ""]
+        parts += ["## Not finished, or not found", "", *(f"- {label}" for label in report.missing), ""]
+    parts += ["## Runs", "", *(f"- {cell.label} on {cell.target}: {', '.join(cell.runs)}" for cell in report.cells), ""]
     return "\n".join([*parts, _notes(report), ""])
 
 

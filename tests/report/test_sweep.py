@@ -188,11 +188,13 @@ def test_what_the_intervals_cover_is_not_called_a_difference(runs):
 
 def test_a_run_whose_name_depends_on_a_target_that_is_not_there_is_missing_for_that_reason(runs, tmp_path):
     gone = tmp_path / "gone"
-    words = ["sweep=conditioning", "variant=pre_gate,layers_mean_fc", "kl=off", "seed=0", f"target.path={gone}"]
+    words = ["sweep=conditioning", "variant=pre_gate,pre_fc,layers_mean_fc", "kl=off", "seed=0", f"target.path={gone}"]
     fake_sweep(words, lambda job: 0.5 if job.choices["variant"] == "pre_gate" else None)
-    report, _ = make_report([*words, "baseline=variant=pre_gate", "num_resamples=20"])
-    (missing,) = report.missing
-    assert missing == f"layers_mean_fc ({gone} has no config.json, which its layers and so its name depend on)"
+    report, out = make_report([*words, "baseline=variant=pre_gate", "num_resamples=20"])
+    why = f" ({gone} has no config.json, which its layers and so its name depend on)"
+    assert report.missing == ("pre_fc", "layers_mean_fc" + why)
+    (run,) = report.cells[0].runs
+    assert f"- pre_gate on gone: {run}\n" in (out / "sweep.md").read_text()
 
 
 def test_one_seed_is_called_one_seed_and_has_no_interval_over_seeds(runs):
