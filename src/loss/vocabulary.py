@@ -59,14 +59,14 @@ def is_argmax(hidden: Tensor, labels: Tensor, lm_head: Tensor) -> Tensor:
     dtype, found = _product_dtype(lm_head), []
     with torch.autocast(hidden.device.type, enabled=False), fast_fp32_products():
         for states, of_rows, _ in _passes(hidden.to(dtype), labels, hidden[:0]):
-            top, hits = states.new_full((len(states),), float("-inf")), torch.zeros_like(of_rows, dtype=torch.bool)
+            top, hits = _wide(states.new_full((len(states),), float("-inf"))), torch.zeros_like(of_rows, dtype=torch.bool)
             for start, rows in _slices(lm_head, len(states)):
-                logits = states @ rows.to(dtype).T
+                logits = _wide(states @ rows.to(dtype).T)  # a maximum in bf16 takes longer than in fp32
                 largest = logits.amax(dim=-1)
                 here = ((start <= of_rows) & (of_rows < start + len(rows))).nonzero().squeeze(1)
                 here = here[logits[here, of_rows[here] - start] == largest[here]]
                 first_here = torch.zeros_like(hits)
-                first_here[here] = _wide(logits[here]).argmax(dim=-1) == of_rows[here] - start
+                first_here[here] = logits[here].argmax(dim=-1) == of_rows[here] - start
                 hits, top = torch.where(largest > top, first_here, hits), torch.maximum(top, largest)
             found.append(hits)
     return torch.cat(found)
