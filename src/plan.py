@@ -143,7 +143,6 @@ def make_plan(config: DictConfig) -> Plan:
         optimizer_bytes=8 if optim.name == "adamw" else 4,  # Muon: one moment
         compute_bytes=2 if autocast else 4,
         state_bytes=4 if config.cache.dtype == "fp32" else 2,
-        head_bytes=2 if config.target.dtype == "bf16" else 4,
     )
     saving, half = replace(drafter, gradient_checkpointing=True), max(1, optim.batch_size // 2)
     accumulate = f"trainer.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}"
@@ -182,7 +181,7 @@ def make_plan(config: DictConfig) -> Plan:
         target=TargetSize(
             name=str(config.target.path),
             weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
-            loaded_bytes=total_parameters(sizes) * sizes_of_step.head_bytes,
+            loaded_bytes=total_parameters(sizes) * (2 if config.target.dtype == "bf16" else 4),
             disk_bytes=checkpoint_bytes(sizes),
             vocab_size=model.vocab_size,
             engine=config.target.engine,

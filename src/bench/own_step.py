@@ -104,13 +104,13 @@ def drafter_config(shape: StepShape) -> DrafterConfig:
     )
 
 
-def meta_heads(shape: StepShape) -> TargetHeads:
+def meta_heads(shape: StepShape, dtype: torch.dtype | None = None) -> TargetHeads:
     """The heads of a target of its sizes, without memory."""
     config = DeepseekV4Config(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
     )
     with torch.device("meta"):
-        return TargetHeads(config)
+        return TargetHeads(config, dtype=dtype)
 
 
 def build(case: Case, seed: int = 0) -> Setup:
@@ -120,10 +120,10 @@ def build(case: Case, seed: int = 0) -> Setup:
     input_ids = torch.randint(0, shape.vocab_size - 1, (1, shape.num_tokens), generator=generator)
     streams = torch.randn(1, shape.num_tokens, shape.num_streams * shape.hidden_size, generator=generator).to(dtype)
 
-    heads = meta_heads(shape)
-    heads = heads.to(dtype).to_empty(device="cpu")
+    heads = meta_heads(shape, dtype).to(torch.bfloat16).to_empty(device="cpu")  # as load_heads keeps the tables
     for parameter in heads.parameters():
         parameter.data.normal_(0.0, 0.02, generator=generator) if parameter.dim() > 1 else parameter.data.fill_(1.0)
+    heads.hc_head.to(dtype), heads.norm.to(dtype)
     drafter = build_drafter(
         conditioning=PreHcHead(),
         reducer=Fc(),

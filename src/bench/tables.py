@@ -45,8 +45,9 @@ cross-entropy in `kl`.
 
 In ours: the library's labels are its target's most likely tokens, so the target's LM head runs over every slot there, in `ce`
 too, where ours reads the document's tokens; its LM head reads the anchor's slot as well (7 of 7), ours the six supervised
-ones; it keeps a second copy of the LM head. Its fp32 products go through torch's default library (MKL), ours through oneDNN,
-and our process keeps freed memory for the next step, both as this project's training does. Its default attention
+ones; it keeps a second copy of the LM head, and in fp32 all tables of the vocabulary in fp32, where ours stay in bf16 as
+checkpoints have them and are widened slice by slice. Its fp32 products go through torch's default library (MKL), ours through
+oneDNN, and our process keeps freed memory for the next step, both as this project's training does. Its default attention
 (FlexAttention) and loss (Triton) have no backward pass on a CPU or need a GPU: here it runs sdpa and its eager loss."""
 
 

@@ -4,7 +4,8 @@ Shapes: see src/contracts.py. The text is the target's own (greedy at T = 0, sam
 
     1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
     2. drafting    every answer position is an anchor: hidden [b, A, S, D] of a few documents at a time
-    3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S]
+    3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S], slot by
+                   slot, since one after a rejected one is never asked for
     4. walk()      from start to end, jumping by what was emitted: Rounds
 
 Index conventions: ``start`` is the position of an answer's first token (the prefill emits it; it is the first anchor),
@@ -123,28 +124,29 @@ def replay(
         target_p = _target_probabilities(states, heads, mask, temperature, top_p, rows)  # [B, T] of x[i] at i
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
 
+    def is_kept(drafted: Tensor, row: Tensor, at: Tensor) -> Tensor:
+        """Drafted states [R, D] for the tokens at positions ``at`` [R] of ``row`` [R] -> bool [R]."""
+        labels = input_ids[row, at]
+        if temperature == 0:
+            return is_argmax(drafted.to(heads.dtype), labels, heads.lm_head.weight)
+        q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, drafted, labels)
+        return sampled_accept(q, target_p[row, at], uniform[row, at])
+
+    answered = torch.nn.functional.pad(mask, (0, num_slots))  # [B, T + S]
     all_anchors, all_anchor_mask = _anchors(mask)
-    slots = torch.arange(1, num_slots + 1, device=device)
     documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * width))
     for first in range(0, batch, documents):
-        stop = first + documents
-        anchors, anchor_mask = all_anchors[first:stop], all_anchor_mask[first:stop]  # [b, A]
-        hidden = drafter.score(states.rows(first, stop), heads, anchors, anchor_mask)  # [b, A, S, D]
+        anchors, anchor_mask = (x[first : first + documents] for x in (all_anchors, all_anchor_mask))  # [b, A]
+        hidden = drafter.score(states.rows(first, first + documents), heads, anchors, anchor_mask)  # [b, A, S, D]
         assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
-        positions = anchors.unsqueeze(-1) + slots  # [b, A, S]
-        inside = (positions < length) & anchor_mask.unsqueeze(-1)
-        positions = positions.clamp(max=length - 1)
-        row = torch.arange(first, first + len(anchors), device=device)[:, None, None].expand_as(positions)
-        inside &= mask[row, positions]
-        inside = inside.to(torch.int8).cumprod(dim=-1).bool()  # a slot after the answer's end is not available
-        row, at, slot = row[inside], positions[inside], slots.expand_as(positions)[inside]
-        hidden, labels = hidden[inside], input_ids[row, at]  # [R, D], [R]
-        if temperature == 0:
-            kept = is_argmax(hidden, labels, heads.lm_head.weight)
-        else:
-            q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, hidden, labels)
-            kept = sampled_accept(q, target_p[row, at], uniform[row, at])
-        accept[row, at - slot, slot - 1] = kept
+        row, column = anchor_mask.nonzero(as_tuple=True)  # [R], the blocks whose drafts were all kept so far
+        for slot in range(num_slots):
+            at = anchors[row, column] + slot + 1
+            inside = answered[first + row, at]
+            row, column, at = row[inside], column[inside], at[inside]
+            kept = is_kept(hidden[row, column, slot], first + row, at)
+            accept[first + row, anchors[row, column], slot] = kept
+            row, column = row[kept], column[kept]
     return walk(accept, start, end, document)
 
 

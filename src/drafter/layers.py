@@ -78,9 +78,10 @@ class _GatedDown(torch.autograd.Function):
             else None
         )
         d_product = gradient @ weight.to(gate.dtype)
-        d_gate = d_product * up
+        d_up = active.mul_(d_product)  # in the memory of what is no longer needed: these are the step's widest
+        d_gate = d_product.mul_(up)
         torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
-        return d_gate, d_product.mul_(active), None if d_weight is None else d_weight.to(weight.dtype)
+        return d_gate, d_up, None if d_weight is None else d_weight.to(weight.dtype)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

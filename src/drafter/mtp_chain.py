@@ -82,7 +82,7 @@ class MTPChain(nn.Module):
     def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
         """anchors [B, A] int64 -> [B, A, S, D], read by ``heads.logits``."""
         if not bool(anchor_mask.any()):
-            return heads.lm_head.weight.new_zeros(*anchors.shape, self.num_slots, heads.hidden_size)
+            return heads.lm_head.weight.new_zeros(*anchors.shape, self.num_slots, heads.hidden_size, dtype=heads.dtype)
         if int(anchors[anchor_mask].min()) < 1:
             raise ValueError("MTP drafts from the state before its anchor; an anchor at position 0 has none")
         last = anchors.masked_fill(~anchor_mask, -1).amax(dim=1, keepdim=True).clamp(min=1)

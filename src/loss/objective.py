@@ -18,12 +18,10 @@ from torch import Tensor
 
 from src.contracts import Blocks
 from src.loss.distillation import KLConfig, eq2, teacher_states
-from src.loss.vocabulary import row_losses
+from src.loss.vocabulary import ROUND, row_losses
 
 if TYPE_CHECKING:
     from src.target.heads import TargetHeads
-
-ROUND = 32  # numbers of rows are multiples of it: every new shape costs oneDNN a compilation
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def loss_terms(
     before = blocks.anchors.flatten()[early_block] + early_slot  # a + k - 1, with slots counted from 0
     before = before.clamp(max=final.shape[1] - 1)  # of uncounted rows
     ce, kl_of_row, hits = row_losses(
-        hidden.flatten(0, 2).index_select(0, rows),
+        hidden.flatten(0, 2).index_select(0, rows).to(heads.dtype),
         blocks.labels.flatten()[rows],
         teacher_states(final, early_block // num_anchors, before, heads, kl.teacher),
         heads.lm_head.weight,

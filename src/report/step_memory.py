@@ -12,7 +12,7 @@ cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a 
       autocast    2 C D' c + R (5 D' + H E) c                        more
       checkpoints R D' a instead, and one layer whole
     backward      C (6 N E 4 + 3 D' a) + R (4 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
-    vocabulary    a pass's logits in slices, its expected rows of the LM head, both losses' gradients of all rows
+    vocabulary    logits of some rows in slices, and of all rows: states, expected rows of the LM head, both losses' gradients
 
 Compared with measured peaks by `python -m src.bench.step_memory`.
 """
@@ -45,7 +45,7 @@ class StepSizes:
     state_bytes: int = 2
     head_bytes: int = 2
     batches_held: int = 2
-    loss_rows: int = 4096  # src/loss/vocabulary.py, ROWS and SLICE_BYTES on CUDA
+    loss_states: int = 4096  # src/loss/vocabulary.py, ROWS and SLICE_BYTES on CUDA
     loss_slice_bytes: int = 256 << 20
     runtime_bytes: int = 1 << 30  # CUDA's context, libraries' workspaces, communication buffers: an assumption
     gate_tokens: int = 1024  # src/drafter/reducers/hc_gate.py, TOKENS
@@ -88,9 +88,11 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
         layers = config.num_layers * (of_context + of_blocks)
     slots = s.documents * s.anchors * config.num_slots
     taught = s.documents * s.anchors * s.num_taught
-    in_pass = min(s.loss_rows, slots) + min(s.loss_rows, taught)
-    per_slice = min(s.loss_slice_bytes, 4 * in_pass * s.vocab_size)
-    vocabulary = 2 * per_slice + 4 * in_pass * s.target_width + (slots + taught) * s.target_width * (c + a)
+    together = max(1, min(s.loss_states, slots + taught))
+    per_slice = min(s.loss_slice_bytes, 4 * together * s.vocab_size)
+    vocabulary = 2 * per_slice + (slots + taught) * s.target_width * (4 + 2 * c + a)
+    if s.head_bytes < c:
+        vocabulary += per_slice / (4 * together) * s.target_width * c
     gate = min(s.tokens, s.gate_tokens) * s.documents * s.num_paths * s.target_width * 4 * 3
     return StepMemory(
         weights=s.trainable * (s.weight_bytes + rounded),

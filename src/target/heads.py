@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead, DeepseekV4RMSNorm
@@ -49,12 +50,14 @@ class TargetHeads(nn.Module):
     """Frozen embedding, collapse, norm and LM head of a target with hyper-connections.
 
     ``config`` the target's; ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` RMSNorm over D,
-    ``hc_head`` how the paths collapse (another target's own ``collapse``, else DeepSeek-V4's).
+    ``hc_head`` how the paths collapse (another target's own ``collapse``, else DeepSeek-V4's). Both tables may lie in fewer
+    bytes than ``dtype``: what reads them widens the rows at hand, which changes no value.
     """
 
-    def __init__(self, config: DeepseekV4Config, collapse: Collapse | None = None):
+    def __init__(self, config: DeepseekV4Config, collapse: Collapse | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
+        self.computes_in = dtype
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.hc_head = HcHead(config) if collapse is None else collapse
         self.norm = DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -85,7 +88,9 @@ class TargetHeads(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm_head.weight.dtype
+        """Of states that are collapsed and of products with the LM head: at least the tables' own."""
+        own = self.lm_head.weight.dtype
+        return own if self.computes_in is None else torch.promote_types(own, self.computes_in)
 
     def train(self, mode: bool = True) -> TargetHeads:
         """Stays in eval mode: the heads are frozen."""
@@ -93,7 +98,7 @@ class TargetHeads(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[...] int64 -> [..., D]."""
-        return self.embed_tokens(input_ids)
+        return self.embed_tokens(input_ids).to(self.dtype)
 
     def collapse(self, final: Tensor, teacher: Teacher = "hc_head") -> Tensor:
         """Normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
@@ -110,7 +115,7 @@ class TargetHeads(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] in fp32."""
-        return self.lm_head(hidden.to(self.dtype)).float()
+        return F.linear(hidden.to(self.dtype), self.lm_head.weight.to(self.dtype)).float()
 
 
 def collapse_entrance(model: DeepseekV4ForCausalLM) -> nn.Module:

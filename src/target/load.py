@@ -51,6 +51,7 @@ YARN_SETTINGS = ("factor", "original_max_position_embeddings", "beta_fast", "bet
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TABLES = ("embed_tokens.weight", "lm_head.weight")  # of TargetHeads, [V, D]
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,17 @@ def read_config(path: str | Path) -> DeepseekV4Config:
 
 
 def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
-    """Embedding, hc_head, norm and LM head alone: what training and replay need once the states are cached."""
+    """Embedding, hc_head, norm and LM head alone: what training and replay need once the states are cached. The two tables
+    stay in bf16 where the checkpoint has them so, whatever ``dtype`` they are read in."""
     config, checkpoint = read_config(path), Checkpoint(path)
     with torch.device("meta"):
-        heads = TargetHeads(config)
-    names = head_names(checkpoint)
-    state = {own: checkpoint.weight(name, dtype_of(own, DTYPES[dtype])) for own, name in names.items()}
+        heads = TargetHeads(config, dtype=DTYPES[dtype])
+
+    def weight(own: str, name: str) -> Tensor:
+        as_stored = own in TABLES and checkpoint.tensor(name).dtype == torch.bfloat16
+        return checkpoint.weight(name, torch.bfloat16 if as_stored else dtype_of(own, DTYPES[dtype]))
+
+    state = {own: weight(own, name) for own, name in head_names(checkpoint).items()}
     heads.load_state_dict(state, assign=True)
     return heads.requires_grad_(False).eval()
 

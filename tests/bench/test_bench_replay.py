@@ -1,11 +1,13 @@
 import pytest
 
-from src.bench.replay import Drafters, beside_loop, forward_products, loop_markdown, markdown, measure, replayed
+from src.bench.own_step import build
+from src.bench.replay import Drafters, beside_loop, forward_products, keep_drafts, loop_markdown, markdown, measure, replayed
 from src.bench.shapes import QUICK, Case
 from src.corpus.chat import user_rounds
 from src.corpus.prompts import load_eval_prompts
 from src.corpus.tokenizer import load_tokenizer
 from src.decode.drafters import loop_drafter
+from src.decode.replay import replay
 from src.drafter.mtp_chain import MTPChain
 from src.target.load import load_target
 
@@ -20,9 +22,19 @@ def test_the_products_are_the_forward_ones_of_all_positions():
 
 
 def test_a_toy_document_is_replayed():
-    row = measure(QUICK, "fp32", rounds=1, rate_s=0.0)
+    row = measure(QUICK, "fp32", "half", rounds=1, rate_s=0.0)
     assert row["replay_s"] > 0 and row["ratio"] == row["replay_s"] / row["matmul_s"]
-    assert "quick" in markdown([row])
+    assert "| quick | fp32 | half |" in markdown([row])
+
+
+@pytest.mark.parametrize(("kept", "least", "most"), [("all", 6.0, 6.0), ("half", 0.6, 1.4)])
+def test_as_many_drafts_are_kept_as_the_bench_says(kept, least, most):
+    setup = build(Case(replayed(QUICK), "fp32", "own"))
+    setup.states.loss_mask[:, 0] = False
+    keep_drafts(setup, kept)
+    rounds = replay(setup.drafter, setup.states, setup.heads, temperature=0.0)
+    whole = rounds.available == 6
+    assert least <= float(rounds.accepted[whole].float().mean()) <= most  # of halves 1/2 + 1/4 + .. = 0.98
 
 
 def test_the_loop_and_replay_of_its_texts_agree(mini_target):

@@ -16,7 +16,7 @@ def test_a_real_step_stands_beside_the_model():
     assert f"| {row['predicted'] / row['measured']:.2f} |" in markdown([row])
 
 
-def test_the_model_of_a_worker_has_no_optimizer_and_one_dtype():
+def test_the_model_of_a_worker_has_no_optimizer_and_its_tables_in_bf16():
     fp32, bf16 = (predicted(Case(QUICK, dtype, "own")) for dtype in ("fp32", "bf16"))
     assert fp32.optimizer == 0 and fp32.weights == fp32.gradients == 2 * bf16.weights
-    assert fp32.heads == 2 * QUICK.vocab_size * QUICK.hidden_size * 4
+    assert fp32.heads == bf16.heads == 2 * QUICK.vocab_size * QUICK.hidden_size * 2

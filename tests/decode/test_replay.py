@@ -19,7 +19,7 @@ VOCAB = 5
 class LogitHeads:
     """H[b, t] [M = 1, D = V] is the target's log-distribution of x[t + 1]."""
 
-    lm_head = SimpleNamespace(weight=torch.eye(VOCAB))
+    lm_head, dtype = SimpleNamespace(weight=torch.eye(VOCAB)), torch.float32
 
     def collapse(self, final: Tensor) -> Tensor:
         return final.squeeze(-2)

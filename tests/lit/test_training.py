@@ -135,10 +135,10 @@ def test_a_drafter_made_on_another_target_is_refused(compose_config, mini_overri
     ("precision", "drafter", "dtype"),
     [("bf16-mixed", "tiny", torch.bfloat16), ("bf16-mixed", "mtp", torch.bfloat16), ("32-true", "tiny", torch.float32)],
 )
-def test_heads_have_the_dtype_that_the_trainer_s_products_have(
+def test_heads_compute_in_the_dtype_that_the_trainer_s_products_have(
     compose_config, mini_overrides, rows_file, monkeypatch, precision, drafter, dtype
 ):
-    """A bf16 target under autocast needs no fp32 copy of its tables; without autocast the loss stays in fp32."""
+    """Without autocast the loss stays in fp32; the tables are copied to fp32 in no case."""
     seen = []
     monkeypatch.setattr(DraftingModule, "on_train_end", lambda module: seen.append(module.target_heads))
     few = [f"corpus.stage1=[{{source: {rows_file}, domain: code, count: 12}}]", "corpus.responses=original"]
@@ -146,7 +146,7 @@ def test_heads_have_the_dtype_that_the_trainer_s_products_have(
     config = compose_config("train", ["experiment=stage1", *mini_overrides, *few, "corpus.validation=2"])
     assert train(config)["val_tau"] >= 1
     (heads,) = seen
-    assert heads.lm_head.weight.dtype == heads.embed_tokens.weight.dtype == dtype
+    assert heads.dtype == dtype and heads.lm_head.weight.dtype == heads.embed_tokens.weight.dtype == torch.bfloat16
     assert {p.dtype for p in (heads.norm.weight, *heads.hc_head.parameters())} == {torch.float32}
     assert fingerprint(heads) == fingerprint(runs.load_heads(config.target.path))
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.loss import vocabulary
-from src.loss.vocabulary import is_argmax, reference_row_losses, row_losses
+from src.loss.vocabulary import _groups, is_argmax, reference_row_losses, row_losses
 
 BOTH = pytest.mark.parametrize("losses", [reference_row_losses, row_losses])
 
@@ -63,6 +64,27 @@ def test_bf16_products_and_fp32_sums(temperature):
     torch.testing.assert_close(got[1], wanted[1], rtol=1e-5, atol=1e-5)
     assert torch.equal(got[2], wanted[2])
     assert relative_error(got[3], wanted[3]) < 0.01
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_an_lm_head_in_bf16_is_widened_exactly(temperature):
+    hidden, labels, teacher, lm_head = drawn(7, 30, 11, 16, 1000, torch.float32)
+    narrow = lm_head.bfloat16()
+    got, wanted = (with_gradient(row_losses, hidden, labels, teacher, x, temperature) for x in (narrow, narrow.float()))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)) and got[3].dtype == torch.float32
+    assert torch.equal(is_argmax(hidden, labels, narrow), is_argmax(hidden, labels, narrow.float()))
+    reference = with_gradient(reference_row_losses, hidden, labels, teacher, narrow, temperature)
+    assert relative_error(got[0], reference[0]) < 1e-5 and relative_error(got[3], reference[3]) < 1e-5
+
+
+def test_groups_hold_every_row_once_and_no_more_states_than_they_may():
+    for num_rows, num_taught, size, copies in itertools.product((0, 1, 6, 40), (0, 1, 6, 40), (2, 7, 16), (2, 3)):
+        num_taught = min(num_rows, num_taught)
+        rows = torch.arange(num_rows)
+        groups = list(_groups(rows, rows, rows[:num_taught], size, copies))
+        for part, wanted in zip(zip(*groups, strict=True), (rows, rows, rows[:num_taught]), strict=True):
+            assert torch.equal(torch.cat(part), wanted)
+        assert groups and all(len(h) + (copies - 1) * len(t) <= max(size, copies) for h, _, t in groups)
 
 
 def test_autocast_decides_the_products_dtype():
@@ -133,11 +155,11 @@ class Largest(TorchDispatchMode):
 
 
 def test_logits_exist_for_a_slice_of_rows_and_vocabulary_alone():
-    hidden, labels, teacher, lm_head = drawn(1, 64, 32, 1, 5000, torch.float32)
+    hidden, labels, teacher, lm_head = drawn(1, 64, 32, 1, 1500, torch.float32)
     with Largest() as largest:
         ce, kl, _ = row_losses(hidden, labels, teacher, lm_head, 2.0)
         (ce.sum() + kl.sum()).backward()
-    assert largest.numel == 21 * 256  # seven rows, their teachers, themselves tempered; one of 20 slices
+    assert largest.numel == 7 * 256  # seven of the 128 states (rows, teachers, rows tempered), one of 6 slices
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -161,7 +183,7 @@ def test_greedy_hits_of_fp64_are_not_rounded():
 
 
 def test_greedy_hits_need_a_slice_of_logits_alone():
-    hidden, labels, _, lm_head = drawn(1, 64, 32, 1, 5000, torch.float32)
+    hidden, labels, _, lm_head = drawn(1, 64, 32, 1, 1500, torch.float32)
     with Largest() as largest:
         assert is_argmax(hidden, labels, lm_head).shape == (64,)
     assert largest.numel == 7 * 256

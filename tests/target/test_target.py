@@ -125,9 +125,21 @@ def test_heads_and_mtp_load_alone(target, mini_target):
     heads = load_heads(mini_target)
     assert fingerprint(heads) == target.fingerprint
     for name, tensor in heads.state_dict().items():
-        assert torch.equal(tensor, target.heads.state_dict()[name]), name
+        assert torch.equal(tensor.float(), target.heads.state_dict()[name]), name
     alone = load_mtp(mini_target, experts="dense").state_dict()
     assert all(torch.equal(tensor, alone[name]) for name, tensor in target.mtp.state_dict().items())
+
+
+def test_tables_stay_in_bf16_and_give_what_their_widened_copies_give(target, mini_target):
+    heads, hidden = load_heads(mini_target, "fp32"), torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    assert heads.embed_tokens.weight.dtype == heads.lm_head.weight.dtype == torch.bfloat16
+    assert heads.norm.weight.dtype == heads.hc_head.hc_fn.dtype == heads.dtype == target.heads.dtype == torch.float32
+    assert torch.equal(heads.embed(ids(2, 9)), target.heads.embed(ids(2, 9)))
+    assert torch.equal(heads.logits(hidden), target.heads.logits(hidden))
+    paths = hidden[:, None, None].expand(3, 1, 4, 32).bfloat16()
+    for teacher in ("hc_head", "mean_pool"):
+        assert torch.equal(heads.collapse(paths, teacher), target.heads.collapse(paths, teacher))
+    assert load_heads(mini_target, "bf16").dtype == torch.bfloat16 and heads.double().dtype == torch.float64
 
 
 def test_nothing_of_the_target_trains(target):
