@@ -63,8 +63,9 @@ def _bars(axis: Axes, found: list[Bar]) -> None:
         if bar.value is None:
             axis.text(place, 0, "n/a", ha="center", va="bottom", fontsize=8, color=colour)
         else:
-            drawn = axis.bar(place, bar.value, 0.9 * width, color=colour, alpha=1.0 if bar.met else 0.45)
-            axis.bar_label(drawn, fmt=f"{bar.value:.2f}", fontsize=8)
+            axis.bar(place, bar.value, 0.9 * width, color=colour, alpha=1.0 if bar.met else 0.45)
+            at_foot = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}  # where no bound lies
+            axis.annotate(f"{bar.value:.2f}", (place, 0), color="white" if bar.met else "black", **at_foot)
         axis.plot([place - width / 2, place + width / 2], [bar.bound] * 2, color="black", linewidth=1.5)
     axis.set_xticks(range(len(shapes)), shapes, fontsize=8)
     axis.set_xlim(-0.5, len(shapes) - 0.5)

@@ -157,9 +157,13 @@ def _machine(run: Run) -> str:
     versions = {side: m.versions for results in run.cases for side, m in results.items() if m.versions}
     lines = [f"- {run.machine['cpu']}, {run.machine['cores']} cores, {run.terms.threads} threads a process"]
     lines += [f"- {side}: {', '.join(f'{name} {v}' for name, v in packages.items())}" for side, packages in versions.items()]
+    more = (
+        f", more where they take less than {run.terms.least_s:g} s together (in growth half of both)"
+        if run.terms.least_s
+        else ""
+    )
     lines.append(
-        f"- {run.terms.rounds} measured steps a side and case after {run.terms.warm_up} others, more where they take less than "
-        f"{run.terms.least_s:g} s together (in growth half of both); a process may allocate "
+        f"- {run.terms.rounds} measured steps a side and case after {run.terms.warm_up} others{more}; a process may allocate "
         f"{run.terms.memory_bytes / 2**30:g} GiB"
     )
     busy = run.machine["load_before"], run.machine.get("load_after")

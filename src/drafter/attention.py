@@ -36,13 +36,10 @@ def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: 
     """
     if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
         return reference_block_attention(query, context, block, visible)  # a round of decoding: quicker at once
-    block_size, num_kv_heads = block[0].shape[2:4]
-    query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5)  # [B, N, A, G, K, E]
-    query = (query * query.shape[-1] ** -0.5).flatten(3, 4).contiguous()  # [B, N, A, G * K, E]
+    query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()
     context = [x.transpose(1, 2).contiguous() for x in context]  # [B, N, T, E]
     block = [x.permute(0, 3, 1, 2, 4).contiguous() for x in block]  # [B, N, A, K, E]
-    output = attend(query, *context, *block, visible).unflatten(3, (-1, block_size))  # [B, N, A, G, K, E]
-    return output.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, A, K, H * E]
+    return attend(query, *context, *block, visible).flatten(3)
 
 
 def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
@@ -60,14 +57,19 @@ def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue,
 
 @torch.compiler.disable  # the span of context is read on the host
 def attend(query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor) -> Tensor:
-    """``query`` [B, N, A, R, E], scaled, of R rows an anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
-    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T] -> [B, N, A, R, E]."""
+    """``query`` [B, N, A, G * K, E], scaled, ``key`` and ``value`` [B, N, T, E], ``block_key`` and ``block_value``
+    [B, N, A, K, E], ``visible`` [B, A, T] -> [B, A, K, H, E]."""
     return _Attention.apply(query, key, value, block_key, block_value, visible)
 
 
+def _by_kv_head(x: Tensor, num_kv_heads: int) -> Tensor:
+    """[B, A, K, H, E] -> [B, N, A, G * K, E]: all rows of an anchor that read the same keys."""
+    return x.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5).flatten(3, 4)
+
+
 class _Attention(torch.autograd.Function):
-    """Keeps its arguments, its result, the log-sum-exps of the whole softmax and the context's share in it: from them and the
-    scores, made again, come the weights."""
+    """Keeps its arguments, its result as the next product keeps it too, the log-sum-exps of the whole softmax and the context's
+    share in it: from them and the scores, made again, come the weights."""
 
     @staticmethod
     def forward(
@@ -91,6 +93,8 @@ class _Attention(torch.autograd.Function):
             weights = scores.sub_(log_sum[..., None]).exp_().to(value.dtype)
             share = (context_sum - log_sum).exp_()[..., None]
             output = (share * of_context).add_(weights @ block_value).to(query.dtype)
+        by_group = output.unflatten(3, (-1, block_key.shape[3]))  # [B, N, A, G, K, E]
+        output = by_group.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).contiguous()
         ctx.save_for_backward(query, key, value, block_key, block_value, visible, output, log_sum, share)
         ctx.spans = spans
         return output
@@ -101,10 +105,10 @@ class _Attention(torch.autograd.Function):
         query, key, value, block_key, block_value, visible, output, log_sum, share = ctx.saved_tensors
         # d scores = weights * (d_output value^T - delta), delta the mean of d_output value^T under the weights; those of the
         # context are its own softmax times its share, which is quicker than an exponential of the scores
-        delta = (d_output.float() * output.float()).sum(dim=-1, keepdim=True)
+        delta = _by_kv_head((d_output.float() * output.float()).sum(dim=-1, keepdim=True), key.shape[1])
+        d_output = _by_kv_head(d_output, key.shape[1]).contiguous()
         d_context, context_delta = (share * d_output).to(query.dtype), share * delta
         with fast_fp32_products():
-            d_output = d_output.contiguous()
             weights = (query @ block_key.mT).float().sub_(log_sum[..., None]).exp_()
             d_block_value = weights.to(value.dtype).mT @ d_output
             d_scores = (d_output @ block_value.mT).float().sub_(delta).mul_(weights).to(query.dtype)
