@@ -188,7 +188,8 @@ def markdown(rows: Sequence[dict]) -> str:
     ]
     header = ["Shape", "dtype", "drafts kept", "anchors", "GFLOP", "replay, ms", "products, ms"]
     header += ["replay / FLOPs at peak", "replay / products", f"at most {BAR}"]
-    return "\n".join(markdown_table(header, cells)) + "\n"
+    note = f"Products of all slots of all blocks, drafting and LM head, those that replay leaves out too. Bar: {BAR}."
+    return "\n".join([*markdown_table(header, cells), "", note]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

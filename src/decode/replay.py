@@ -144,6 +144,8 @@ def replay(
             at = anchors[row, column] + slot + 1
             inside = answered[first + row, at]
             row, column, at = row[inside], column[inside], at[inside]
+            if not len(row):
+                break
             kept = is_kept(hidden[row, column, slot], first + row, at)
             accept[first + row, anchors[row, column], slot] = kept
             row, column = row[kept], column[kept]

@@ -57,18 +57,19 @@ def row_losses(hidden: Tensor, labels: Tensor, teacher: Tensor, lm_head: Tensor,
 
 @torch.no_grad()
 def is_argmax(hidden: Tensor, labels: Tensor, lm_head: Tensor) -> Tensor:
-    """Whether the label has its row's largest logit, as the first of equals: [R, D], int64 [R], [V, D] -> bool [R]."""
+    """Whether the label has its row's largest logit, as the first of equals: [R, D], int64 [R], [V, D] -> bool [R]. Products as
+    in ``row_losses``."""
     num_rows, padding = len(hidden), -len(hidden) % ROUND
     hidden, labels = F.pad(hidden.to(_product_dtype(hidden)), (0, 0, 0, padding)), F.pad(labels, (0, padding))
     top = _wide(hidden.new_full((len(hidden),), float("-inf")))
     hits = torch.zeros_like(labels, dtype=torch.bool)
     size = _rows_together(hidden)
     with torch.autocast(hidden.device.type, enabled=False), fast_fp32_products():
-        for start, columns in _slices(lm_head, hidden, min(size, len(hidden))):
+        for start, head_rows in _slices(lm_head, hidden, min(size, len(hidden))):
             for states, of_rows, best, hit in zip(*(x.split(size) for x in (hidden, labels, top, hits)), strict=True):
-                logits = _wide(states @ columns.T)  # a maximum in bf16 takes longer than in fp32
+                logits = _wide(states @ head_rows.T)  # a maximum in bf16 takes longer than in fp32
                 largest = logits.amax(dim=-1)
-                here = ((start <= of_rows) & (of_rows < start + len(columns))).nonzero().squeeze(1)
+                here = ((start <= of_rows) & (of_rows < start + len(head_rows))).nonzero().squeeze(1)
                 here = here[logits[here, of_rows[here] - start] == largest[here]]
                 first_here = torch.zeros_like(hit)
                 first_here[here] = logits[here].argmax(dim=-1) == of_rows[here] - start
@@ -85,9 +86,9 @@ class _RowLosses(torch.autograd.Function):
             _Softmax(*rows, temperature, with_gradients=ctx.needs_input_grad[0])
             for rows in _groups(hidden, labels, teacher, size, copies=2 if temperature == 1.0 else 3)
         ]
-        for start, columns in _slices(lm_head, hidden, max(len(group.states) for group in groups)):
+        for start, head_rows in _slices(lm_head, hidden, max(len(group.states) for group in groups)):
             for group in groups:
-                group.add(start, columns)
+                group.add(start, head_rows)
         parts = [group.losses_and_gradients(lm_head) for group in groups]
         ce, kl, hits, *gradients = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         ctx.save_for_backward(*gradients)
@@ -128,17 +129,17 @@ class _Softmax:
         self.labels, self.temperature, self.with_gradients = labels, temperature, with_gradients
         self.mean = _wide(torch.zeros_like(self.states))
         self.top = self.mean.new_full((len(self.states),), float("-inf"))
-        self.log_sum = self.top.double()
+        self.log_sum = self.top.to(torch.float64, copy=True)
         self.label_logit = self.top[self.student].clone()
         self.difference = self.log_sum.new_zeros(num_taught)  # E_p of the logits of p less those of q_T
 
-    def add(self, start: int, columns: Tensor) -> None:
+    def add(self, start: int, head_rows: Tensor) -> None:
         """The LM head's rows [v, D] from token ``start`` on."""
-        logits = _wide(self.states @ columns.T)  # [n, v]
+        logits = _wide(self.states @ head_rows.T)  # [n, v]
         if self.temperature != 1.0:
             logits[self.target.start :] /= self.temperature
         column = self.labels - start  # of labels still to come anything: their own slice puts it right
-        at_label = logits.gather(1, column.clamp(0, len(columns) - 1)[:, None]).squeeze(1)
+        at_label = logits.gather(1, column.clamp(0, len(head_rows) - 1)[:, None]).squeeze(1)
         torch.where(column >= 0, at_label, self.label_logit, out=self.label_logit)
         differences = logits[self.target] - logits[self.taught]
 
@@ -147,7 +148,7 @@ class _Softmax:
         of_slice = largest.double() - probability.amax(dim=-1).double().log()  # the largest probability is exp(largest) / sum
         share = torch.sigmoid(of_slice - self.log_sum)  # of the slice in all so far
         if self.with_gradients:
-            expected = _wide(probability.to(columns.dtype) @ columns)
+            expected = _wide(probability.to(head_rows.dtype) @ head_rows)
             self.mean.lerp_(expected, share[:, None].to(expected.dtype))
         of_difference = differences.mul_(probability[self.target]).sum(dim=-1)
         self.difference.lerp_(of_difference.double(), share[self.target])

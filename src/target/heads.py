@@ -17,6 +17,8 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Hyper
 
 Teacher = Literal["mean_pool", "hc_head"]
 
+TOKENS = 1 << 14  # whose rows of the LM head are widened together
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -88,7 +90,8 @@ class TargetHeads(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of states that are collapsed and of products with the LM head: at least the tables' own."""
+        """Of states that are collapsed and of products with the LM head: what was asked for, or the tables' own where that is
+        wider (``double()`` makes them so)."""
         own = self.lm_head.weight.dtype
         return own if self.computes_in is None else torch.promote_types(own, self.computes_in)
 
@@ -115,7 +118,10 @@ class TargetHeads(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] in fp32."""
-        return F.linear(hidden.to(self.dtype), self.lm_head.weight.to(self.dtype)).float()
+        hidden, table = hidden.to(self.dtype), self.lm_head.weight
+        if table.dtype == self.dtype:
+            return self.lm_head(hidden).float()
+        return torch.cat([F.linear(hidden, rows.to(self.dtype)) for rows in table.split(TOKENS)], dim=-1).float()
 
 
 def collapse_entrance(model: DeepseekV4ForCausalLM) -> nn.Module:

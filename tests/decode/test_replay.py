@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.contracts import TargetStates
+from src.decode import replay as replay_module
 from src.decode.metrics import AcceptanceMetrics
 from src.decode.replay import answers, position_uniforms, replay
 from src.target.sampling import probabilities
@@ -102,6 +103,21 @@ def test_greedy_replay_is_the_sequential_loop(num_slots: int, hidden_bytes: int,
         assert rounds.anchor[mine].tolist() == [r[0] for r in expected]
         assert rounds.accepted[mine].tolist() == [r[1] for r in expected]
         assert rounds.emitted[mine].tolist() == [r[2] for r in expected]
+
+
+@pytest.mark.parametrize(("temperature", "reads"), [(0.0, "is_argmax"), (1.0, "token_probabilities")])
+def test_a_slot_after_a_rejected_one_is_not_read(monkeypatch, temperature, reads):
+    generator = torch.Generator().manual_seed(5)
+    text, accept = torch.randint(0, VOCAB, (4, 30), generator=generator), torch.rand(4, 30, 6, generator=generator) < 0.6
+    states = states_of(text, [[(3, 3 + 6 * row)] for row in range(4)])
+    table = 1e3 * table_from(text, accept)  # at T = 1 all of q is on the draft, so that a rejected one has q(x) = 0
+    read, real = [], getattr(replay_module, reads)
+    monkeypatch.setattr(replay_module, reads, lambda rows, *rest: read.append(len(rows)) or real(rows, *rest))
+    replay(TableDrafter(table), states, LogitHeads(), temperature)
+    leading = accept.int().cumprod(dim=-1).sum(dim=-1)
+    wanted = sum(min(int(leading[row, a]) + 1, 6, 3 + 6 * row - a) for row in range(4) for a in range(3, 3 + 6 * row))
+    answered = sum(6 * row + 1 for row in range(4)) if temperature else 0  # the target's own probability of every token
+    assert sum(read) == wanted + answered
 
 
 def test_one_token_answers_never_ask_the_drafter():

@@ -77,6 +77,39 @@ def test_an_lm_head_in_bf16_is_widened_exactly(temperature):
     assert relative_error(got[0], reference[0]) < 1e-5 and relative_error(got[3], reference[3]) < 1e-5
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_fp64_is_not_rounded(temperature):
+    arguments = drawn(8, 30, 11, 16, 1000, torch.float64)
+    got, wanted = (with_gradient(f, *arguments, temperature) for f in (row_losses, reference_row_losses))
+    assert got[0].dtype == got[1].dtype == got[3].dtype == torch.float64 and torch.equal(got[2], wanted[2])
+    for number in (0, 1, 3):
+        torch.testing.assert_close(got[number], wanted[number], rtol=1e-11, atol=1e-11)
+
+
+class Widened(TorchDispatchMode):
+    """Number of entries that were taken from bf16 to fp32."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and (args[0].dtype, out.dtype) == (torch.bfloat16, torch.float32):
+            self.numel += out.numel()
+        return out
+
+
+def test_a_table_in_bf16_is_widened_once_for_all_rows():
+    hidden, labels, teacher, lm_head = drawn(7, 30, 11, 16, 1000, torch.float32)
+    with Widened() as widened:
+        row_losses(hidden, labels, teacher, lm_head.bfloat16())
+    assert widened.numel == 16 * (1000 + 30)  # the table, and each label's own row
+    with Widened() as widened:
+        is_argmax(hidden, labels, lm_head.bfloat16())
+    assert widened.numel == 16 * 1000
+
+
 def test_groups_hold_every_row_once_and_no_more_states_than_they_may():
     for num_rows, num_taught, size, copies in itertools.product((0, 1, 6, 40), (0, 1, 6, 40), (2, 7, 16), (2, 3)):
         num_taught = min(num_rows, num_taught)
