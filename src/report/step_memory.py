@@ -11,7 +11,7 @@ cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a 
     a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 2 I) c   kept for the backward pass
       autocast    2 C D' c + R (5 D' + H E) c                        more
       checkpoints R D' a instead, and one layer whole
-    backward      C (6 N E 4 + 3 D' a) + R (4 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
+    backward      C (6 N E 4 + 3 D' a) + R (2 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
     vocabulary    logits of some rows in slices, and of all rows: states, expected rows of the LM head, both losses' gradients
 
 Compared with measured peaks by `python -m src.bench.step_memory`.
@@ -102,7 +102,7 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
         states=s.batches_held * context * (s.tapped * s.target_width * s.state_bytes + 9),
         context=context * width * (2 * a + rounded) + gate,
         layers=layers,
-        backward=context * (24 * keys + 3 * width * a) + rows * (4 * config.intermediate_size * c + 16 * width),
+        backward=context * (24 * keys + 3 * width * a) + rows * (2 * config.intermediate_size * c + 16 * width),
         vocabulary=vocabulary,
         runtime=s.runtime_bytes,
     )
