@@ -123,7 +123,8 @@ def build(case: Case, seed: int = 0) -> Setup:
     heads = meta_heads(shape, dtype).to(torch.bfloat16).to_empty(device="cpu")  # as load_heads keeps the tables
     for parameter in heads.parameters():
         parameter.data.normal_(0.0, 0.02, generator=generator) if parameter.dim() > 1 else parameter.data.fill_(1.0)
-    heads.hc_head.to(dtype), heads.norm.to(dtype)
+    heads.hc_head.to(dtype)
+    heads.norm.to(dtype)
     drafter = build_drafter(
         conditioning=PreHcHead(),
         reducer=Fc(),

@@ -147,7 +147,7 @@ def replay(
             if not len(row):
                 break
             kept = is_kept(hidden[row, column, slot], first + row, at)
-            accept[first + row, anchors[row, column], slot] = kept
+            accept[first + row, at - slot - 1, slot] = kept
             row, column = row[kept], column[kept]
     return walk(accept, start, end, document)
 

@@ -36,7 +36,7 @@ def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: 
     """
     if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
         return reference_block_attention(query, context, block, visible)  # a round of decoding: quicker at once
-    query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()
+    query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()  # [B, N, A, R, E]
     context = [x.transpose(1, 2).contiguous() for x in context]  # [B, N, T, E]
     block = [x.permute(0, 3, 1, 2, 4).contiguous() for x in block]  # [B, N, A, K, E]
     return attend(query, *context, *block, visible).flatten(3)
@@ -57,13 +57,13 @@ def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue,
 
 @torch.compiler.disable  # the span of context is read on the host
 def attend(query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor) -> Tensor:
-    """``query`` [B, N, A, G * K, E], scaled, ``key`` and ``value`` [B, N, T, E], ``block_key`` and ``block_value``
-    [B, N, A, K, E], ``visible`` [B, A, T] -> [B, A, K, H, E]."""
+    """``query`` [B, N, A, R, E], scaled, of R = G * K rows an anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
+    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T] -> [B, A, K, H, E]."""
     return _Attention.apply(query, key, value, block_key, block_value, visible)
 
 
 def _by_kv_head(x: Tensor, num_kv_heads: int) -> Tensor:
-    """[B, A, K, H, E] -> [B, N, A, G * K, E]: all rows of an anchor that read the same keys."""
+    """[B, A, K, H, E] -> [B, N, A, R, E]: all rows of an anchor that read the same keys."""
     return x.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5).flatten(3, 4)
 
 

@@ -8,7 +8,7 @@ q = softmax(h W^T), q_T = softmax(h W^T / T) and the teacher's p = softmax(g W^T
 
 so a loss and its gradient are expectations under a softmax over the vocabulary. Such an expectation is gathered slice by
 slice, as FlashAttention gathers its own (Dao et al. 2022, arXiv 2205.14135), with the LM head as both keys and values:
-one pass gives losses and gradients, a slice of W is read once for many rows, and its logits never leave the cache.
+one pass gives losses and gradients, a slice of W is read once for all rows, and logits never leave the cache.
 
 ``reference_row_losses`` is the formula on whole logits; ``row_losses`` is equal to it and what training runs.
 """
@@ -110,7 +110,8 @@ def _groups(hidden: Tensor, labels: Tensor, teacher: Tensor, size: int, copies: 
     taught, first = len(teacher), 0
     while first < max(1, len(hidden)):
         pairs = min(max(0, taught - first), max(1, size // copies))
-        last = first + pairs + max(0, size - copies * pairs) * (first + pairs >= taught)
+        alone = max(0, size - copies * pairs) if first + pairs >= taught else 0
+        last = first + pairs + alone
         yield hidden[first:last], labels[first:last], teacher[first:last]
         first = last
 

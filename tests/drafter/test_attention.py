@@ -1,11 +1,11 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.blocks.visibility import context_mask
 from src.drafter import attention
 from src.drafter.attention import block_attention, flex_block_attention, flex_mask, reference_block_attention
 from src.drafter.layers import rotary_angles, rotate
+from tests.made_tensors import MadeTensors
 
 
 def dense_attention(query, context, block, anchors, window=None):
@@ -115,9 +115,9 @@ def test_memory_is_linear_in_anchors(monkeypatch):
     for anchors in (64, 128):
         query, context, own, positions = drawn(4, 1, 1024, anchors, 7, 2, 2, 4)
         visible = context_mask(positions, torch.arange(1024))
-        with Largest() as seen:
+        with MadeTensors() as made:
             block_attention(query, context, own, visible).sum().backward()
-        largest.append(seen.bytes)
+        largest.append(made.nbytes)
     assert max(largest) <= 1 << 20 < 64 * 7 * 2 * 1024 * 4
 
 
@@ -128,20 +128,6 @@ def test_flex_attention_has_the_same_mask(window):
     query, context, own = query.detach(), tuple(x.detach() for x in context), tuple(x.detach() for x in own)
     output = flex_block_attention(query, context, own, flex_mask(visible, 7))
     torch.testing.assert_close(output, reference_block_attention(query, context, own, visible))
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation made."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        tensors = [x for x in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(x)]
-        self.bytes = max([self.bytes, *(x.nbytes for x in tensors)])
-        return out
 
 
 def test_rotary_is_relative_and_turns_pairs_half_a_head_apart():

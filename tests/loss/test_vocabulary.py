@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.loss import vocabulary
 from src.loss.vocabulary import _groups, is_argmax, reference_row_losses, row_losses
+from tests.made_tensors import MadeTensors
 
 BOTH = pytest.mark.parametrize("losses", [reference_row_losses, row_losses])
 
@@ -86,28 +86,14 @@ def test_fp64_is_not_rounded(temperature):
         torch.testing.assert_close(got[number], wanted[number], rtol=1e-11, atol=1e-11)
 
 
-class Widened(TorchDispatchMode):
-    """Number of entries that were taken from bf16 to fp32."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten._to_copy.default and (args[0].dtype, out.dtype) == (torch.bfloat16, torch.float32):
-            self.numel += out.numel()
-        return out
-
-
 def test_a_table_in_bf16_is_widened_once_for_all_rows():
     hidden, labels, teacher, lm_head = drawn(7, 30, 11, 16, 1000, torch.float32)
-    with Widened() as widened:
+    with MadeTensors() as made:
         row_losses(hidden, labels, teacher, lm_head.bfloat16())
-    assert widened.numel == 16 * (1000 + 30)  # the table, and each label's own row
-    with Widened() as widened:
+    assert made.widened == 16 * (1000 + 30)  # the table, and each label's own row
+    with MadeTensors() as made:
         is_argmax(hidden, labels, lm_head.bfloat16())
-    assert widened.numel == 16 * 1000
+    assert made.widened == 16 * 1000
 
 
 def test_groups_hold_every_row_once_and_no_more_states_than_they_may():
@@ -172,27 +158,12 @@ def test_only_the_student_learns():
     assert hidden.grad.any() and teacher.grad is None and lm_head.grad is None
 
 
-class Largest(TorchDispatchMode):
-    """Number of entries of the largest tensor that any operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        self.numel = max(
-            [self.numel, *(x.numel() for x in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(x))]
-        )
-        return out
-
-
 def test_logits_exist_for_a_slice_of_rows_and_vocabulary_alone():
     hidden, labels, teacher, lm_head = drawn(1, 64, 32, 1, 1500, torch.float32)
-    with Largest() as largest:
+    with MadeTensors() as made:
         ce, kl, _ = row_losses(hidden, labels, teacher, lm_head, 2.0)
         (ce.sum() + kl.sum()).backward()
-    assert largest.numel == 7 * 256  # seven of the 128 states (rows, teachers, rows tempered), one of 6 slices
+    assert made.numel == 7 * 256  # seven of the 128 states (rows, teachers, rows tempered), one of 6 slices
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -217,6 +188,6 @@ def test_greedy_hits_of_fp64_are_not_rounded():
 
 def test_greedy_hits_need_a_slice_of_logits_alone():
     hidden, labels, _, lm_head = drawn(1, 64, 32, 1, 1500, torch.float32)
-    with Largest() as largest:
+    with MadeTensors() as made:
         assert is_argmax(hidden, labels, lm_head).shape == (64,)
-    assert largest.numel == 7 * 256
+    assert made.numel == 7 * 256
