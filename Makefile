@@ -72,13 +72,13 @@ card: .venv/.done ## measure the tiny target
 BENCH_STEP ?= $(RUNS)/bench-step
 
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
-	$(PY) -m src.bench.step --out $(BENCH_STEP)
+	$(PY) -m benchmarks.step --out $(BENCH_STEP)
 
 BENCH_CACHE ?= $(RUNS)/bench-cache
 
 bench-cache: .venv/.done ## the state cache beside other layouts: rates, opening 10,000 shards, codecs, what writing costs
-	$(PY) -m src.bench.cache --out $(BENCH_CACHE)
-	$(PY) -m src.bench.capture --out $(BENCH_CACHE)
+	$(PY) -m benchmarks.cache --out $(BENCH_CACHE)
+	$(PY) -m benchmarks.capture --out $(BENCH_CACHE)
 
 clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache *.egg-info

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from src.lit.states import capture_states
+    from hyperdflash.preparing.states import capture_states
 
     capture_states(config)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("card")
 def main(config: DictConfig) -> None:
-    from src.lit.card import make_card
+    from tiny_target.card.measure import make_card
 
     make_card(config)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("check_engine")
 def main(config: DictConfig) -> None:
-    from src.lit.engine_check import check_engine
+    from hyperdflash.checks.engine_states import check_engine
 
     check_engine(config)
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("dashboard")
 def main(config: DictConfig) -> None:
-    from src.lit.loggers import logged_in
+    from hyperdflash.training.loggers import logged_in
 
     try:
-        from src.lit.wandb_dashboard import build_workspace
+        from hyperdflash.training.wandb_dashboard import build_workspace
     except ModuleNotFoundError as error:
         raise ValueError(f"the dashboard needs {error.name}: run `pip install -e .[wandb]`") from error
     workspace = build_workspace(config.entity, config.project, sweep=config.group)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import class_name, entry_point
+from hyperdflash.cli import class_name, entry_point
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> None:
     from omegaconf import OmegaConf
 
-    from src.settings import one_of
+    from hyperdflash.settings import one_of
 
     one_of("by", config.by, ("replay", "decoding", None))
     if not OmegaConf.is_list(config.temperature):
@@ -24,15 +24,15 @@ def main(config: DictConfig) -> None:
     if config.engine.name is not None:
         if config.by is not None:
             raise ValueError(f"engine={config.engine.name} asks running servers: leave by={config.by} out, or engine")
-        from src.lit.engine_evaluation import evaluate_in_engine
+        from hyperdflash.evaluation.engine_evaluation import evaluate_in_engine
 
         evaluate_in_engine(config)
     elif config.by == "decoding" or (config.by is None and class_name(config.benchmarks) == "paper_benchmarks"):
-        from src.lit.decoding import evaluate_by_decoding
+        from hyperdflash.evaluation.decoding import evaluate_by_decoding
 
         evaluate_by_decoding(config)
     else:
-        from src.lit.evaluation import evaluate_by_replay
+        from hyperdflash.evaluation.evaluation import evaluate_by_replay
 
         evaluate_by_replay(config)
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("parity")
 def main(config: DictConfig) -> None:
-    from src.lit.parity import check_parity
+    from hyperdflash.checks.parity_job import check_parity
 
     check_parity(config)
 

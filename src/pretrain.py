@@ -16,17 +16,17 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.entry import entry_point, runs_dir
+from hyperdflash.cli import entry_point, runs_dir
 
 
 @entry_point("pretrain")
 def main(config: DictConfig) -> None:
-    from src.corpus.chat import encode
-    from src.corpus.embedded import load_embedded
-    from src.corpus.tokenizer import train_tokenizer
-    from src.target.build import build_target, count_parameters, tiny_config
-    from src.target.load import save_target
-    from src.target.pretraining import pretrain
+    from hyperdflash.data.chat import encode
+    from hyperdflash.data.tokenizer import train_tokenizer
+    from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, tiny_config
+    from hyperdflash.targets.load import save_target
+    from tiny_target.corpus.embedded import load_embedded
+    from tiny_target.pretraining import pretrain
 
     torch.set_num_threads(config.threads)
     settings, recipe = instantiate(config.settings), config.recipe

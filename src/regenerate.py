@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("regenerate")
 def main(config: DictConfig) -> None:
-    from src.lit.regeneration import regenerate
+    from hyperdflash.preparing.regeneration import regenerate
 
     regenerate(config)
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from src.entry import entry_point
+from hyperdflash.cli import entry_point
 
 
 @entry_point("train")
 def main(config: DictConfig) -> float:
     """The best validation tau, which a sweeper such as Optuna maximises."""
-    from src.lit.run import train
+    from hyperdflash.training.job import train
 
     return train(config)["val_tau"]
 

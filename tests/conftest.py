@@ -55,9 +55,9 @@ def rows_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def mini_target(tmp_path_factory) -> Path:
     """A target directory with random weights: 4 layers of all kinds, hidden 32, window 16, a 512-entry tokenizer."""
-    from src.corpus.tokenizer import train_tokenizer
-    from src.target.build import build_target, tiny_config
-    from src.target.load import save_target
+    from hyperdflash.data.tokenizer import train_tokenizer
+    from hyperdflash.targets.deepseek_v4.build import build_target, tiny_config
+    from hyperdflash.targets.load import save_target
 
     path = tmp_path_factory.mktemp("target")
     texts = [m["content"] for row in text_rows(400) for m in row["conversations"]]
@@ -88,7 +88,7 @@ def compose_config(monkeypatch, tmp_path):
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from src.entry import CONF
+    from hyperdflash.cli import CONF
 
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     GlobalHydra.instance().clear()

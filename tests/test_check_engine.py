@@ -12,13 +12,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from src.entry import train_run_dir
-from src.lit.engine_check import check_engine
-from src.lit.states import capture_states, check_command, lazy_producer
-from src.target.engines.compare import Comparison, Limits, compare
-from src.target.load import load_target
-from src.target.producer import InProcess
-from tests.target.engine_server import SGLangServer, VLLMServer
+from hyperdflash.checks.engine_states import check_engine
+from hyperdflash.cli import train_run_dir
+from hyperdflash.engines.compare import Comparison, Limits, compare
+from hyperdflash.preparing.states import capture_states, check_command, lazy_producer
+from hyperdflash.targets.load import load_target
+from hyperdflash.targets.producer import InProcess
+from tests.targets.engine_server import SGLangServer, VLLMServer
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_failed_check_names_the_server_and_ends_every_capture(target, config, 
 
 
 def test_the_heads_alone_see_wrong_states_too(target, config, monkeypatch):
-    from src.lit import engine_check
+    from hyperdflash.checks import engine_states as engine_check
 
     monkeypatch.setattr(engine_check, "instantiate", lambda _: pytest.fail("the target was loaded"))
     with SGLangServer(target) as server:
@@ -168,7 +168,7 @@ def test_limits_decide(target):
 
 def test_a_training_lives_on_what_its_capture_process_makes(target, config, compose_config, mini_overrides, tmp_path, capfd):
     """The layout of 4 GPUs that serve and 4 that train: a server, and one command for the training and what feeds it."""
-    from src.lit.run import train
+    from hyperdflash.training.job import train
 
     given = [*mini_overrides, "corpus.max_length=32", "corpus.max_new_tokens=8", "optim.batch_size=8", "trainer.max_epochs=1"]
     capture_states(compose_config("train", given))  # the answers, which both processes then find

@@ -68,5 +68,5 @@ def test_capture_alone_then_a_training_that_loads_no_target(tmp_path, mini_overr
 
 
 def test_table_1_is_printed():
-    done = run("src.drafter.table1", runs=ROOT / "runs")
+    done = run("src.table1", runs=ROOT / "runs")
     assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout

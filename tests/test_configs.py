@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 from transformers import DeepseekV4Config
 
-from src.entry import CONF
-from src.lit.loggers import make_loggers
-from src.lit.parts import make_parts
-from src.target.build import tiny_config
-from src.target.heads import TargetHeads
+from hyperdflash.cli import CONF
+from hyperdflash.targets.deepseek_v4.build import tiny_config
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.training.components import make_parts
+from hyperdflash.training.loggers import make_loggers
 
 OTHER_ENTRY_POINTS = {  # group -> its only user
     "benchmarks": "evaluate",
@@ -73,13 +73,13 @@ def test_the_options_of_other_entry_points_compose(group, option, compose_config
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes_and_instantiates(group, option, compose_config, mini_target, tmp_path, monkeypatch):
-    from src.lit.parts import make_parts
+    from hyperdflash.training.components import make_parts
 
     overrides = [f"{group}={option}", *PARTNERS.get((group, option), [])]
     config = compose_config("train", overrides)
     if group == "trainer":
-        from src.lit.parts import check_trainer
-        from src.lit.run import make_trainer
+        from hyperdflash.training.components import check_trainer
+        from hyperdflash.training.job import make_trainer
 
         assert config.trainer.devices == {"ddp8": 8, "ddp_cpu": 2}.get(option, 1)
         assert config.optim.batch_size == (4 if option == "ddp8" else 8)
@@ -138,7 +138,7 @@ def test_vanilla_taps_layers_spread_over_the_target_at_hand(compose_config, mini
 
 
 def test_a_run_is_named_by_what_decides_it(compose_config):
-    from src.entry import run_name
+    from hyperdflash.cli import run_name
 
     plain = run_name(compose_config("train"))
     assert plain == run_name(compose_config("train", ["logger=csv", "trainer.threads=1", "cache.directory=/x"]))
@@ -174,8 +174,8 @@ def test_a_run_is_named_by_what_decides_it(compose_config):
 def test_a_mistake_is_one_sentence_before_any_weight_is_read(overrides, sentence, compose_config, mini_overrides, monkeypatch):
     from hydra.errors import InstantiationException
 
-    from src.entry import _innermost
-    from src.lit import run as runs
+    from hyperdflash.cli import _innermost
+    from hyperdflash.training import job as runs
 
     monkeypatch.setattr(runs, "load_heads", lambda *_: pytest.fail("weights were read before the error"))
     embedded = "corpus=embedded" in overrides

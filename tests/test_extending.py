@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from src.entry import run_name
-from src.lit.run import train
-from src.lit.sweep_plan import plan_sweep
-from src.report.__main__ import make_report
+from hyperdflash.cli import run_name
+from hyperdflash.launch.sweep_plan import plan_sweep
+from hyperdflash.report.job import make_report
+from hyperdflash.training.job import train
 from tests.test_documented_commands import ROOT
 
 SEARCHPATH = "hydra.searchpath=[file://my_conf]"

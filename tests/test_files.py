@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from src.files import write_text
+from hyperdflash.files import write_text
 
 
 def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):

@@ -11,16 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from src import generate as module
-from src.cache.codecs import CODECS
-from src.contracts import Conversation, Turn
-from src.corpus.chat import encode_prompt
-from src.decode.display import RoundPrinter, TextStream
-from src.decode.drafters import BlockDrafter, MTPDrafter
-from src.decode.loop import FirstToken, Round, Seconds
-from src.entry import decided_by
-from src.generate import answer_prompt, generate, generate_stream, load_drafter, quoted, tokenizer_of
-from src.target.load import Target, load_target
+from hyperdflash.cli import decided_by
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.data.chat import encode_prompt
+from hyperdflash.decoding import generate_job as module
+from hyperdflash.decoding.display import RoundPrinter, TextStream
+from hyperdflash.decoding.generate_job import answer_prompt, generate, generate_stream, load_drafter, quoted, tokenizer_of
+from hyperdflash.decoding.loop import FirstToken, Round, Seconds
+from hyperdflash.decoding.proposers import BlockDrafter, MTPDrafter
+from hyperdflash.states.codecs import CODECS
+from hyperdflash.targets.load import Target, load_target
 
 HI = ["prompt=Hi", "threads=1"]
 
@@ -65,9 +65,9 @@ def test_a_prompt_is_a_string_a_conversation_or_ids(target):
     [(["drafter.num_layers=1"], BlockDrafter), (["drafter=mtp", "drafter.num_slots=2", "kl=off"], MTPDrafter)],
 )
 def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_overrides, tmp_path):
-    from src.entry import train_run_dir
-    from src.lit.lineage import best_checkpoint
-    from src.lit.run import train
+    from hyperdflash.cli import train_run_dir
+    from hyperdflash.training.job import train
+    from hyperdflash.training.warm_start import best_checkpoint
 
     small = ["trainer.max_epochs=1", "corpus.max_new_tokens=12", "blocks.num_anchors=2"]
     training = compose_config("train", [*mini_overrides, *small, *overrides])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import src.muon
-from src.muon import MuonWithAdamW, orthogonalise
+import hyperdflash.optim.muon
+from hyperdflash.optim.muon import MuonWithAdamW, orthogonalise
 
 
 def quadratic_steps(parameter: nn.Parameter, optimiser: torch.optim.Optimizer, count: int) -> None:
@@ -48,7 +48,7 @@ def newton_schulz(x: torch.Tensor) -> torch.Tensor:
     [("float64", True, (0, 1e-12)), ("float32", False, (0, 1e-4)), ("float32", True, (1e-3, 3e-2))],
 )
 def test_the_iteration_is_the_formula_and_only_fp32_is_iterated_in_bf16(dtype, in_bf16, error, monkeypatch):
-    monkeypatch.setattr(src.muon, "multiplies_bf16", lambda device: in_bf16)
+    monkeypatch.setattr(hyperdflash.optim.muon, "multiplies_bf16", lambda device: in_bf16)
     x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
     found = orthogonalise(x)
     wanted = torch.stack([newton_schulz(matrix) for matrix in x])

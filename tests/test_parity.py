@@ -12,28 +12,28 @@ from dataclasses import replace
 import pytest
 import torch
 
-import src.decode.loop as loop_module
-import src.decode.replay as replay_module
-import src.drafter.model as model_module
-import src.lit.parity as wiring
-from src.cache.capture import live_states
-from src.cache.codecs import CODECS
-from src.cache.store import make_shards
-from src.corpus.chat import encode_prompt, user_rounds
-from src.corpus.prompts import load_eval_prompts
-from src.corpus.tokenizer import load_tokenizer, special_ids
-from src.decode.drafters import BlockDrafter, loop_drafter
-from src.decode.parity import CHECKS, compare_views
-from src.decode.paths import View, every_block, observe_loop, observe_replay, observe_training, training_document
-from src.drafter.conditioning import Layers, PreHcHead
-from src.drafter.config import DrafterConfig
-from src.drafter.model import Drafter, build_drafter
-from src.drafter.mtp_chain import MTPChain
-from src.drafter.reducers.fc import Fc
-from src.drafter.reducers.hc_gate import HcGate
-from src.loss.vocabulary import is_argmax
-from src.target.load import load_target
-from src.target.producer import InProcess
+import hyperdflash.checks.parity_job as wiring
+import hyperdflash.decoding.loop as loop_module
+import hyperdflash.decoding.replay as replay_module
+import hyperdflash.drafting.drafter as model_module
+from hyperdflash.checks.parity import CHECKS, compare_views
+from hyperdflash.checks.traces import View, every_block, observe_loop, observe_replay, observe_training, training_document
+from hyperdflash.data.chat import encode_prompt, user_rounds
+from hyperdflash.data.prompts import load_eval_prompts
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.decoding.proposers import BlockDrafter, loop_drafter
+from hyperdflash.drafting.conditioning import Layers, PreHcHead
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.drafter import Drafter, build_drafter
+from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.drafting.reducers.fc import Fc
+from hyperdflash.drafting.reducers.hc_gate import HcGate
+from hyperdflash.objectives.vocabulary import is_argmax
+from hyperdflash.states.capture import live_states
+from hyperdflash.states.codecs import CODECS
+from hyperdflash.states.store import make_shards
+from hyperdflash.targets.load import load_target
+from hyperdflash.targets.producer import InProcess
 
 SIZES = dict(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48, block_size=7, initializer_range=0.2)
 MODE = "non_think"

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import pytest
 from hydra.utils import instantiate
 
-from src.entry import FLASH
-from src.plan import make_plan, num_examples, v4_sizes
-from src.report.plan_inputs import GIB
-from src.report.v4_sizes import checkpoint_bytes
-from src.target.load import read_config
+from hyperdflash.cli import FLASH
+from hyperdflash.planning.job import make_plan, num_examples, v4_sizes
+from hyperdflash.planning.plan_inputs import GIB
+from hyperdflash.planning.v4_sizes import checkpoint_bytes
+from hyperdflash.targets.load import read_config
 
 PAPER = ["target=deepseek_v4_flash", "corpus=paper", "drafter=paper", "blocks=paper", "optim=adamw"]
 

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.contracts import Conversation, Turn
-from src.corpus.chat import encode_rounds
-from src.corpus.stable_hash import content_hash
-from src.corpus.tokenizer import load_tokenizer, special_ids
-from src.target import responses
-from src.target.answer_file import read_answers
-from src.target.answer_server import AnswerServers
-from src.target.responses import AnswerSettings, answer_conversations
-from src.target.served_answers import ask_servers, served_documents, served_path
+from hyperdflash.answers import responses
+from hyperdflash.answers.answer_file import read_answers
+from hyperdflash.answers.answer_server import AnswerServers
+from hyperdflash.answers.responses import AnswerSettings, answer_conversations
+from hyperdflash.answers.served_answers import ask_servers, served_documents, served_path
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.data.chat import encode_rounds
+from hyperdflash.data.stable_hash import content_hash
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from tests.answering_server import FAULTS, AnsweringServer
 
 SETTINGS = AnswerSettings(max_new_tokens=12, max_length=150)
@@ -261,10 +261,10 @@ def test_text_is_encoded_again_and_what_does_not_come_back_is_named(mode, broken
 
 
 def test_a_training_with_the_same_options_finds_them(compose_config, mini_overrides, server, capsys, monkeypatch):
-    from src.lit import states
-    from src.lit.parts import make_parts
-    from src.lit.regeneration import regenerate
-    from src.target.load import load_heads
+    from hyperdflash.preparing import states
+    from hyperdflash.preparing.regeneration import regenerate
+    from hyperdflash.targets.load import load_heads
+    from hyperdflash.training.components import make_parts
 
     options = [*mini_overrides, "experiment=stage1", "corpus.responses=server:m", "corpus.temperature=1"]
     training = compose_config("train", options)
@@ -283,7 +283,7 @@ def test_a_training_with_the_same_options_finds_them(compose_config, mini_overri
     asked = len(server.bodies)
     documents = states.training_documents(training, parts, heads, no_target)
     assert (len(documents["train"]), len(documents["validation"]), len(server.bodies)) == (24, 6, asked)
-    from src.entry import train_run_dir
+    from hyperdflash.cli import train_run_dir
 
     record = json.loads((train_run_dir(training) / "corpus.json").read_text())
     assert record["sources"][0]["dropped"]["beyond the number wanted"] > 0
@@ -301,7 +301,7 @@ def test_a_training_with_the_same_options_finds_them(compose_config, mini_overri
     ],
 )
 def test_mistakes_are_one_sentence(overrides, sentence, compose_config, mini_overrides):
-    from src.lit.regeneration import regenerate
+    from hyperdflash.preparing.regeneration import regenerate
 
     with pytest.raises(ValueError) as caught:
         regenerate(compose_config("regenerate", [*mini_overrides, *overrides]))

@@ -16,27 +16,32 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
+PACKAGE = SRC / "hyperdflash"
 
-# src/ in data order: a module imports only from what stands left of its own folder or file, or from its own folder.
-# Files that are not named here, and a folder's __main__, are entry points; they stand right of everything and do not import
-# each other.
+# The package in data order: a module imports only from what stands left of its own folder or file, or from its own folder.
+# Folders of one tuple may import each other. src/*.py are entry points: they stand right of everything and do not import each
+# other.
 ORDER = [
     "contracts",
     "settings",
     "files",
-    "muon",
-    "corpus",
-    "target",
-    "cache",
-    "blocks",
-    "drafter",
-    "loss",
-    "decode",
+    "numerics",
+    "record",
+    "journal",
+    "optim",
+    "data",
+    "targets",
+    "engines",
+    "answers",
+    "states",
+    "drafting",
+    "objectives",
+    "decoding",
     "report",
-    "entry",
-    "lit",
-    "bench",
+    "cli",
+    ("preparing", "training", "launch", "evaluation", "checks", "planning"),
 ]
+PLACES = {unit: place for place, units in enumerate(ORDER) for unit in ([units] if isinstance(units, str) else units)}
 TORCH_PACKAGES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "transformers"}
 MAX_BYTES = 8_000_000
 VAGUE_NAMES = {"utils.py", "common.py", "helpers.py", "util.py", "misc.py"}
@@ -45,21 +50,21 @@ FOREIGN_PATH = re.compile(r"(?<![\w.~})*-])/(?:" + "|".join(["work", "root"]) + 
 
 
 def dotted(path: Path) -> str:
-    """src/loss/__init__.py -> src.loss"""
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    """src/hyperdflash/objectives/__init__.py -> hyperdflash.objectives; src/train.py -> src.train"""
+    parts = path.relative_to(SRC if PACKAGE in path.parents else ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def module_file(name: str) -> Path | None:
-    """src.loss -> src/loss/__init__.py, None where ``name`` is no module of this project."""
-    base = ROOT.joinpath(*name.split("."))
+    """hyperdflash.objectives -> src/hyperdflash/objectives/__init__.py; None where ``name`` is no module of this project."""
+    base = (SRC if name.split(".")[0] == "hyperdflash" else ROOT).joinpath(*name.split("."))
     return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
 def imports(path: Path, text: str | None = None) -> Iterator[str]:
     """Dotted names a module imports, anywhere in it: in functions and under TYPE_CHECKING too.
 
-    ``from src import loss`` gives src.loss, not src; ``from src.loss import objective`` gives src.loss.objective.
+    ``from hyperdflash import objectives`` gives hyperdflash.objectives, not hyperdflash.
     """
     package = dotted(path).split(".")[: None if path.name == "__init__.py" else -1]
     for node in ast.walk(ast.parse(path.read_text() if text is None else text)):
@@ -70,17 +75,32 @@ def imports(path: Path, text: str | None = None) -> Iterator[str]:
             base = ".".join([*parts, *([node.module] if node.module else [])])
             for alias in node.names:
                 name = f"{base}.{alias.name}"
-                yield name if base == "src" or (base.startswith("src.") and module_file(name)) else base
+                whole = base in ("src", "hyperdflash") or (base.startswith("hyperdflash.") and module_file(name))
+                yield name if whole else base
 
 
 def order_violations(path: Path, text: str | None = None) -> list[str]:
-    def rank(unit: str) -> int:
-        return ORDER.index(unit) if unit in ORDER else len(ORDER)
+    """Imports of ``path`` that do not go left in ORDER; nothing imports an entry point."""
+    parts = dotted(path).split(".")
+    own = parts[1] if parts[0] == "hyperdflash" else None
+    wrong = []
+    for name in sorted(set(imports(path, text))):
+        root, _, rest = name.partition(".")
+        unit = rest.split(".")[0]
+        if root == "src" or (
+            root == "hyperdflash"
+            and own is not None
+            and unit not in (own, *peers(own))
+            and PLACES.get(unit, len(ORDER)) >= PLACES[own]
+        ):
+            wrong.append(f"{path.relative_to(ROOT)} imports {root}.{unit}")
+    return sorted(set(wrong))
 
-    folder = dotted(path).split(".")[1]
-    own = "__main__" if path.name == "__main__.py" else folder
-    units = {name.split(".")[1] for name in imports(path, text) if name.startswith("src.")} - {folder}
-    return [f"{path.relative_to(ROOT)} imports src.{unit}" for unit in sorted(units) if rank(unit) >= rank(own)]
+
+def peers(unit: str) -> tuple[str, ...]:
+    """Folders that ``unit`` shares a place with."""
+    units = ORDER[PLACES[unit]]
+    return () if isinstance(units, str) else units
 
 
 def repository_files() -> list[Path]:
@@ -114,38 +134,46 @@ def make_dry_run(target: str) -> list[str]:
 
 
 def test_imports_go_left():
-    folders = {path.parent.name for path in SRC.glob("*/*.py")}
-    assert folders <= set(ORDER), f"give these folders of src/ a place in ORDER: {sorted(folders - set(ORDER))}"
-    modules = [path for path in sorted(SRC.rglob("*.py")) if path != SRC / "__init__.py"]
-    wrong = [line for path in modules for line in order_violations(path)]
+    units = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__init__", "__pycache__"}
+    assert units == set(PLACES), f"give every folder and file of the package a place in ORDER: {sorted(units ^ set(PLACES))}"
+    wrong = [line for path in sorted(SRC.rglob("*.py")) for line in order_violations(path)]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
     ("file", "text", "found"),
     [
-        ("src/loss/x.py", "from src.drafter.model import Drafter", []),
-        ("src/loss/x.py", "from src.loss.objective import Objective", []),
-        ("src/loss/x.py", "from src.decode import replay", ["src.decode"]),
-        ("src/loss/x.py", "if TYPE_CHECKING:\n    from src.lit.run import train", ["src.lit"]),
-        ("src/loss/x.py", "def f():\n    import src.report.tables", ["src.report"]),
-        ("src/loss/x.py", "from src import lit, blocks", ["src.lit"]),
-        ("src/loss/x.py", "from ..decode import replay", ["src.decode"]),
-        ("src/loss/x.py", "from . import objective", []),
-        ("src/contracts.py", "import src.settings", ["src.settings"]),
-        ("src/train.py", "from src.lit.run import train", []),
+        ("src/hyperdflash/objectives/x.py", "from hyperdflash.drafting.drafter import Drafter", []),
+        ("src/hyperdflash/objectives/x.py", "from hyperdflash.objectives.objective import loss_terms", []),
+        ("src/hyperdflash/objectives/x.py", "from hyperdflash.decoding import replay", ["hyperdflash.decoding"]),
+        (
+            "src/hyperdflash/objectives/x.py",
+            "if TYPE_CHECKING:\n    from hyperdflash.training.job import train",
+            ["hyperdflash.training"],
+        ),
+        ("src/hyperdflash/objectives/x.py", "def f():\n    import hyperdflash.report.tables", ["hyperdflash.report"]),
+        ("src/hyperdflash/objectives/x.py", "from hyperdflash import training, drafting", ["hyperdflash.training"]),
+        ("src/hyperdflash/objectives/x.py", "from ..decoding import replay", ["hyperdflash.decoding"]),
+        ("src/hyperdflash/objectives/x.py", "from . import objective", []),
+        ("src/hyperdflash/objectives/x.py", "import src.hyperdflash.contracts", ["src.hyperdflash"]),
+        ("src/hyperdflash/contracts.py", "import hyperdflash.settings", ["hyperdflash.settings"]),
+        ("src/train.py", "from hyperdflash.training.job import train", []),
         ("src/train.py", "from src.evaluate import main", ["src.evaluate"]),
-        ("src/report/__main__.py", "from src.lit.run import train", []),
-        ("src/report/__main__.py", "from src.train import main", ["src.train"]),
-        ("src/lit/x.py", "from src.train import main", ["src.train"]),
+        ("src/hyperdflash/training/x.py", "from src.train import main", ["src.train"]),
     ],
 )
 def test_the_import_check_sees(file, text, found):
     assert [line.split()[-1] for line in order_violations(ROOT / file, text)] == found
 
 
+def test_nothing_imports_the_package_under_a_second_name():
+    """`src.hyperdflash` would be a second copy of every module and class."""
+    wrong = [str(p.relative_to(ROOT)) for p in repository_files() if re.search(r"\bsrc\.hyper" + "dflash", text_of(p))]
+    assert wrong in ([], [str(Path(__file__).relative_to(ROOT))]), wrong
+
+
 def test_report_imports_no_torch():
-    waiting, seen, wrong = sorted(set((SRC / "report").rglob("*.py")) - {SRC / "report" / "__main__.py"}), set(), []
+    waiting, seen, wrong = sorted(set((PACKAGE / "report").rglob("*.py")) - {PACKAGE / "report" / "job.py"}), set(), []
     assert waiting
     while waiting:
         path = waiting.pop()
@@ -155,9 +183,9 @@ def test_report_imports_no_torch():
         for name in imports(path):
             if name.split(".")[0] in TORCH_PACKAGES:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-            # importing src.a.b runs src/__init__.py and src/a/__init__.py first
+            # importing hyperdflash.a.b runs the __init__.py of hyperdflash and of hyperdflash.a first
             parts = name.split(".")
-            ancestors = (".".join(parts[: i + 1]) for i in range(len(parts))) if parts[0] == "src" else ()
+            ancestors = (".".join(parts[: i + 1]) for i in range(len(parts))) if parts[0] == "hyperdflash" else ()
             waiting += [file for ancestor in ancestors if (file := module_file(ancestor))]
     assert not wrong, "\n".join(wrong)
 
@@ -208,8 +236,8 @@ def test_named_modules_exist():
     ]
     wrong = []
     for path in files:
-        for name in sorted(set(re.findall(r"-m (src(?:\.\w+)+)", text_of(path)))):
-            base = ROOT.joinpath(*name.split("."))
+        for name in sorted(set(re.findall(r"-m ((?:src|hyperdflash|benchmarks|tiny_target)(?:\.\w+)+)", text_of(path)))):
+            base = (SRC if name.startswith("hyperdflash") else ROOT).joinpath(*name.split("."))
             if not (base.with_suffix(".py").is_file() or (base / "__main__.py").is_file()):
                 wrong.append(f"{path.relative_to(ROOT)}: python -m {name}")
     assert not wrong, "no such module:\n" + "\n".join(wrong)

@@ -1,6 +1,6 @@
 import pytest
 
-from src.settings import boolean, natural_int, number_between, one_of, positive_int, positive_number
+from hyperdflash.settings import boolean, natural_int, number_between, one_of, positive_int, positive_number
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from src.report.bootstrap import PromptCounts
-from src.report.summary import MethodResult
+from hyperdflash.report.bootstrap import PromptCounts
+from hyperdflash.report.summary import MethodResult
 
 
 def counts_from(rates, prompts: int, seed: int, rounds_low: int = 15, rounds_high: int = 40) -> PromptCounts:

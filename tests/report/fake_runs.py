@@ -11,8 +11,8 @@ from tests.report.conftest import counts_from
 
 DECIDED = {
     "stage": 1,
-    "target": {"_target_": "src.target.load.load_target", "path": "assets/tiny"},
-    "reducer": {"_target_": "src.drafter.reducers.fc.Fc", "num_streams": None},
+    "target": {"_target_": "hyperdflash.targets.load.load_target", "path": "assets/tiny"},
+    "reducer": {"_target_": "hyperdflash.drafting.reducers.fc.Fc", "num_streams": None},
     "kl": {"alpha": 0.0, "positions": 2},
     "optim": {"lr": 0.003},
     "seed": 0,
@@ -54,7 +54,7 @@ def fake_run(directory: Path, decided: dict, rate: float, *, code: str = "a" * 1
 
 def fake_sweep(words: list[str], rates, **options) -> list[Path]:
     """A finished run for every job of a sweep; ``rates(job) -> acceptance rate``, or None where the job is to be missing."""
-    from src.lit.sweep_plan import plan_sweep
+    from hyperdflash.launch.sweep_plan import plan_sweep
 
     made = {}
     for job in plan_sweep(words).jobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from src.report.bootstrap import MEAN, PromptCounts, interval, pooled_ratio, resample_prompts
+from hyperdflash.report.bootstrap import MEAN, PromptCounts, interval, pooled_ratio, resample_prompts
 
 DOMAINS = ("math", "math", "code", "code", "code")
 

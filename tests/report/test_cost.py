@@ -10,8 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from src.report.cost import RoundTimes, cost_csv, cost_dict, cost_markdown, costs, write_cost_report
-from src.report.records import read_records, write_records
+from hyperdflash.planning.cost import RoundTimes, cost_csv, cost_dict, cost_markdown, costs, write_cost_report
+from hyperdflash.report.records import read_records, write_records
 
 
 def times(method, batch_size, draft, verify, rest, emitted, first=(0.1, 0.3, 0.2)) -> RoundTimes:

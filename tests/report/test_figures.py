@@ -5,8 +5,8 @@ from __future__ import annotations
 import matplotlib.image
 import pytest
 
-from src.report.figures import DPI, WIDTH_IN, acceptance_figure, spread_labels
-from src.report.summary import summarise
+from hyperdflash.report.figures import DPI, WIDTH_IN, acceptance_figure, spread_labels
+from hyperdflash.report.summary import summarise
 
 
 @pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 1.0)])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from src.report import __main__ as entry
-from src.report.__main__ import make_report
+from hyperdflash.report import job as entry
+from hyperdflash.report.job import make_report
 from tests.report.fake_runs import fake_sweep, noisy
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -63,7 +63,7 @@ def test_the_page_is_whole_and_asks_for_nothing(page):
 
 
 def test_a_name_cannot_end_the_script_element(page, monkeypatch):
-    from src.report import html
+    from hyperdflash.report import html
 
     monkeypatch.setattr(html, "page_data", lambda report: {"name": "</script><b>"})
     html.write_page(type("Report", (), {"name": "<x>"}), page)

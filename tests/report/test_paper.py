@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.report.bootstrap import MEAN, PromptCounts
-from src.report.paper import figure1_summary, paper_table
-from src.report.paper_cells import PAPER_COLUMNS, Column, PaperCell
-from src.report.paper_tables import details_csv, paper_dict, paper_markdown, table_csv, write_paper_report
+from hyperdflash.report.bootstrap import MEAN, PromptCounts
+from hyperdflash.report.paper import figure1_summary, paper_table
+from hyperdflash.report.paper_cells import PAPER_COLUMNS, Column, PaperCell
+from hyperdflash.report.paper_tables import details_csv, paper_dict, paper_markdown, table_csv, write_paper_report
 
 COLUMNS = (Column("a", "Alpha", "Math"), Column("b", "Beta", "Chat"))
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from src.drafter.config import DrafterConfig
-from src.report.plan import Plan, bytes_text, hours_text
-from src.report.plan_commands import commands
-from src.report.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
-from src.report.plan_tables import plan_markdown, plan_record
-from src.report.step_memory import StepSizes, step_memory
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.planning.plan import Plan, bytes_text, hours_text
+from hyperdflash.planning.plan_commands import commands
+from hyperdflash.planning.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
+from hyperdflash.planning.plan_tables import plan_markdown, plan_record
+from hyperdflash.planning.step_memory import StepSizes, step_memory
 
 DRAFTER = DrafterConfig(
     num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32, block_size=7, hidden_size=16

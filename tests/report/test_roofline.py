@@ -10,10 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.drafter.config import DrafterConfig
-from src.report.roofline import GPU, Method, Work, block_drafting, mtp_drafting, round_time, total_seconds, verification
-from src.report.roofline_tables import roofline_csv, roofline_dict, roofline_markdown, write_roofline
-from src.report.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.planning.roofline import (
+    GPU,
+    Method,
+    Work,
+    block_drafting,
+    mtp_drafting,
+    round_time,
+    total_seconds,
+    verification,
+)
+from hyperdflash.planning.roofline_tables import roofline_csv, roofline_dict, roofline_markdown, write_roofline
+from hyperdflash.planning.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
 
 FP4, FP8 = 0.5 + 1 / 32, 1 + 1 / 128**2
 # 1 head of 8 (2 of them RoPE), one sliding, one sparse and one heavily compressed layer, the MTP block
@@ -27,7 +36,7 @@ UNIT = GPU(name="unit", bandwidth_tb_s=1e-12, fp8_tflops=1e-12, bf16_tflops=1e-1
 
 @pytest.fixture
 def setting(compose_config):
-    from src.roofline import setting_of
+    from hyperdflash.planning.roofline_job import setting_of
 
     return lambda overrides=(): setting_of(compose_config("roofline", list(overrides)))
 
@@ -49,7 +58,7 @@ def test_published_totals(setting):
 def test_parameters_are_those_of_transformers(setting):
     from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
-    from src.target.mtp import MTPBlock
+    from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
 
     sizes = setting().sizes
     config = DeepseekV4Config(compress_ratios=list(sizes.compress_ratios))
@@ -65,11 +74,11 @@ def test_parameters_are_those_of_transformers(setting):
 def test_drafter_weights_are_those_of_the_module(setting):
     from transformers import DeepseekV4Config
 
-    from src.drafter.conditioning import PreHcHead
-    from src.drafter.model import Drafter
-    from src.drafter.reducers.fc import Fc
-    from src.drafter.reducers.hc_gate import HcGate
-    from src.target.heads import TargetHeads
+    from hyperdflash.drafting.conditioning import PreHcHead
+    from hyperdflash.drafting.drafter import Drafter
+    from hyperdflash.drafting.reducers.fc import Fc
+    from hyperdflash.drafting.reducers.hc_gate import HcGate
+    from hyperdflash.targets.heads import TargetHeads
 
     found = setting()
     with torch.device("meta"):

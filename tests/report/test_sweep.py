@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from src.lit.sweep_plan import plan_sweep
-from src.report import __main__ as entry
-from src.report.__main__ import make_report
-from src.report.bootstrap import MEAN
-from src.report.sweep import AHEAD, BEHIND, EVEN, over_seeds, verdict_lines
-from src.report.sweep_figures import sweep_figures
-from src.report.sweep_runs import read_curve
+from hyperdflash.launch.sweep_plan import plan_sweep
+from hyperdflash.report import job as entry
+from hyperdflash.report.bootstrap import MEAN
+from hyperdflash.report.job import make_report
+from hyperdflash.report.sweep import AHEAD, BEHIND, EVEN, over_seeds, verdict_lines
+from hyperdflash.report.sweep_figures import sweep_figures
+from hyperdflash.report.sweep_runs import read_curve
 from tests.report.fake_runs import fake_run, fake_sweep, noisy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def test_every_sweep_plans_different_runs_and_its_baseline_is_one(name, runs):
 
 
 def test_a_plan_names_the_runs_that_the_training_command_makes(runs, compose_config):
-    from src.entry import train_run_dir
+    from hyperdflash.cli import train_run_dir
 
     plan = plan_sweep(["sweep=conditioning", "variant=pre_gate,layers_flat_fc", "target=tiny,deep", "experiment=stage2"])
     assert len(plan.jobs) == 2 * 2 * 3 * 2
@@ -84,7 +84,7 @@ def test_hydra_expands_a_sweep_into_the_same_jobs(runs, tmp_path):
     """The real command, with the training replaced by writing its configuration's name."""
     script = tmp_path / "names.py"
     script.write_text(
-        "import src.entry as entry\n"
+        "import hyperdflash.cli as entry\n"
         "@entry.entry_point('train')\n"
         "def main(config):\n"
         "    print('JOB', entry.run_name(config))\n"
@@ -305,7 +305,7 @@ def test_a_curve_counts_steps_done_and_needs_no_file(tmp_path):
 
 
 def test_the_codes_digest_follows_the_training_alone(tmp_path):
-    from src.lit.record import training_code
+    from hyperdflash.record import training_code
 
     for name in ("lit/run.py", "report/sweep.py", "train.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from src.report.bootstrap import MEAN, PromptCounts
-from src.report.summary import MethodResult, summarise
-from src.report.tables import CSV_HEADER, csv_text, markdown_report, metrics_dict, terminal_table
+from hyperdflash.report.bootstrap import MEAN, PromptCounts
+from hyperdflash.report.summary import MethodResult, summarise
+from hyperdflash.report.tables import CSV_HEADER, csv_text, markdown_report, metrics_dict, terminal_table
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_refuses(hand_made):
 
 def test_report_imports_no_torch():
     code = (
-        "import sys, src.report.figures, src.report.tables\n"
+        "import sys, hyperdflash.report.figures, hyperdflash.report.tables\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules), 'torch or pyplot'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,150 @@
+"""Where the time of a round goes by batch size, and whether it grows with the text. Needs the runs that an evaluation needs.
+
+    python -m benchmarks.decoding --out experiments/<date>-bench-decoding
+
+1. batch sizes   B rows in lockstep at equal lengths (the same prompt B times, T = 0), all methods prompt by prompt in turn
+2. growth        texts that no end token stops: median rounds after 100 and after 1,000 new tokens, measured in turn
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from tqdm import tqdm
+
+from hyperdflash.cli import CONF, runs_dir
+from hyperdflash.data.chat import encode_prompt
+from hyperdflash.data.prompts import load_eval_prompts
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.decoding.loop import Generation, decode
+from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter
+from hyperdflash.evaluation.decoding_report import round_times
+from hyperdflash.evaluation.methods import make_methods
+from hyperdflash.planning.cost import RoundTimes, write_cost_report
+from hyperdflash.record import environment_record, script_command, write_json
+from hyperdflash.report.records import AUTOREGRESSIVE, read_records, write_records
+from hyperdflash.report.tables import markdown_table
+from hyperdflash.targets.load import Target
+
+EARLY, LATE, SPAN = 100, 1000, 48  # new tokens: the rounds of the SPAN tokens after EARLY and after LATE are compared
+REPEATS = 4
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Median milliseconds of a round's parts (draft, verify, rest) after EARLY and after LATE new tokens."""
+
+    method: str
+    early: tuple[float, float, float]
+    late: tuple[float, float, float]
+
+
+def by_batch_size(
+    target: Target,
+    drafters: dict[str, LoopDrafter],
+    prompts: Sequence[Sequence[int]],
+    batch_sizes: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: set[int],
+) -> list[RoundTimes]:
+    """All rounds of every method at every batch size; the first method rotates."""
+    settings = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
+    found: dict[tuple[str, int], list[Generation]] = {(name, size): [] for size in batch_sizes for name in drafters}
+    with tqdm(total=len(found) * len(prompts), desc="batch sizes", unit="text", mininterval=2) as bar:
+        for size in batch_sizes:
+            for index, prompt in enumerate(prompts):
+                names = list(drafters)
+                for name in names[index % len(names) :] + names[: index % len(names)]:
+                    found[name, size].append(decode(target.model, drafters[name], prompt, copies=size, **settings))
+                    bar.update()
+    return [round_times(name, generations, size) for (name, size), generations in found.items()]
+
+
+def growth(target: Target, drafters: dict[str, LoopDrafter], prompts: Sequence[Sequence[int]]) -> list[Growth]:
+    """Rounds after EARLY and after LATE tokens of the same text, one after the other, method by method and again REPEATS
+    times, another one first each time: a slow moment of the machine falls on both places and on all methods alike."""
+    parts: dict[tuple[str, int], list] = {(name, place): [] for name in drafters for place in (EARLY, LATE)}
+    with tqdm(total=len(prompts) * (1 + REPEATS * len(parts)), desc="growth", unit="span", mininterval=2) as bar:
+        texts = []
+        for prompt in prompts:
+            text = decode(target.model, Autoregressive(), prompt, stop_ids=(), max_new_tokens=LATE).token_ids
+            texts.append({place: [*prompt, *text[:place]] for place in (EARLY, LATE)})
+            bar.update()
+        names = list(drafters)
+        for repeat in range(REPEATS):
+            for text in texts:
+                for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+                    for place in (EARLY, LATE) if repeat % 2 else (LATE, EARLY):
+                        found = decode(target.model, drafters[name], text[place], stop_ids=(), max_new_tokens=SPAN)
+                        parts[name, place] += [(r.seconds.draft, r.seconds.verify, r.seconds.rest) for r in found.rounds]
+                        bar.update()
+    medians = {key: tuple(1e3 * np.median(np.array(seconds), axis=0)) for key, seconds in parts.items()}
+    return [Growth(name, medians[name, EARLY], medians[name, LATE]) for name in drafters]
+
+
+def growth_markdown(found: Sequence[Growth]) -> str:
+    """The same forward of the target stands in every method's T_verify; its growth is AR's."""
+    rows = []
+    for g in found:
+        ratios = [sum(g.late) / sum(g.early), g.late[1] / g.early[1], (g.late[0] + g.late[2]) / (g.early[0] + g.early[2])]
+        rows.append([g.method, *(f"{v:.2f}" for v in (*g.early, *g.late)), *(f"{v:.2f}" for v in ratios)])
+    header = ["Method", *(f"{part} at {place}" for place in (EARLY, LATE) for part in ("T_draft", "T_verify", "T_rest"))]
+    header += ["round, late / early", "T_verify", "T_draft + T_rest"]
+    note = (
+        f"Milliseconds, medians over the rounds of {SPAN} tokens after {EARLY} and after {LATE} new ones; batch size 1, T = 0."
+    )
+    return "\n".join([*markdown_table(header, rows), "", note, ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-decoding")
+    parser.add_argument("--prompts", type=int, default=4, help="of each domain")
+    parser.add_argument("--long-prompts", type=int, default=3, help="texts of 1,000 tokens; 0: no growth")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--compare", default="paper", help="an option of conf/compare")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
+    parser.add_argument("--render", action="store_true", help="make cost.* again from the rounds in OUT, without measuring")
+    options = parser.parse_args(arguments)
+    if options.render:
+        setting = json.loads((options.out / "environment.json").read_text())["setting"]
+        write_cost_report(read_records(options.out / "times.jsonl", RoundTimes), options.out, setting)
+        return
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("evaluate", [f"compare={options.compare}", *options.overrides])
+        methods = make_methods(config)
+    torch.set_num_threads(config.threads)
+    target, tokenizer = instantiate(config.target), load_tokenizer(config.target.path)
+    drafters: dict[str, LoopDrafter] = {AUTOREGRESSIVE: Autoregressive()}
+    drafters |= {method.name: method.loop_drafter(config, target.heads) for method in methods}
+    domains = [load_eval_prompts(domain)[: options.prompts] for domain in ("math", "code", "chat")]
+    prompts = [encode_prompt(prompt, tokenizer) for group in zip(*domains, strict=True) for prompt in group]
+    stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
+    decode(target.model, Autoregressive(), prompts[0], max_new_tokens=16, stop_ids=stop_ids)  # warm up
+
+    setting = (
+        f"Target {config.target.path} ({target.fingerprint}), {len(prompts)} prompts, {config.threads} threads, CPU, T = 0"
+    )
+    times = by_batch_size(target, drafters, prompts, options.batch_sizes, options.max_new_tokens, stop_ids)
+    written = [write_records(options.out / "times.jsonl", times), *write_cost_report(times, options.out, setting)]
+    if options.long_prompts:
+        text = growth_markdown(growth(target, drafters, prompts[: options.long_prompts]))
+        (options.out / "growth.md").write_text(f"{setting}.\n\n{text}")
+        written.append(options.out / "growth.md")
+    command = script_command("benchmarks.decoding", arguments)
+    write_json(options.out / "environment.json", {"setting": setting} | environment_record(command))
+    print((options.out / "cost.md").read_text())
+    print(f"wrote {', '.join(path.name for path in written)} in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""This project's training step in a process of its own: a JSON line in, a JSON line out (started by benchmarks/duel.py).
+
+    {"do": "build", "shape": {..}, "dtype": "bf16", "objective": "own", "threads": 2, "memory_bytes": ..}
+    {"do": "step", "anchors": [..]}     forward and backward once -> seconds, stages, loss, anchors, slots
+    {"do": "memory"}    -> peak_bytes and imports_bytes of this process
+    {"do": "rates", "seconds": 0.1}     -> FLOP/s of the step's matrix products, each tried that long
+    {"do": "peak", "seconds": 0.1, "part": .., "sizes": [..]}     -> FLOP/s of one of them
+    {"do": "profile"}   -> time by operator over three steps
+
+An answer {"error": ..} says in one line what went wrong.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DeepseekV4Config
+
+from benchmarks.flops import num_taught, products
+from benchmarks.peak import product_rate, product_rates
+from benchmarks.shapes import Case, StepShape
+from hyperdflash.contracts import Blocks, TargetStates
+from hyperdflash.drafting.anchors import BlockSampler, make_blocks
+from hyperdflash.drafting.conditioning import PreHcHead
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.drafter import Drafter, build_drafter
+from hyperdflash.drafting.reducers.fc import Fc
+from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
+from hyperdflash.objectives.cross_entropy import PositionWeighted
+from hyperdflash.objectives.distillation import KLConfig
+from hyperdflash.objectives.objective import loss_terms, total_loss
+from hyperdflash.targets.heads import TargetHeads
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(kw_only=True)
+class GivenAnchors:
+    """Draws anchors as training does, then takes the given ones, so that both sides draft from the same positions."""
+
+    sampler: BlockSampler
+    anchors: list[int]
+
+    def sample(
+        self, input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, block_size: int, generator: torch.Generator
+    ) -> Blocks:
+        drawn = self.sampler.sample(input_ids, loss_mask, lengths, block_size, generator)
+        anchors = torch.tensor([self.anchors])
+        return make_blocks(input_ids, loss_mask, lengths, anchors, torch.ones_like(drawn.anchor_mask), block_size)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a step needs; ``states`` is one document."""
+
+    drafter: Drafter
+    heads: TargetHeads
+    states: TargetStates
+    sampler: GivenAnchors
+    kl: KLConfig
+    weights: Tensor
+    generator: torch.Generator
+
+
+def training_step(setup: Setup, clock: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+    """What DraftingModule (training/module.py) computes in training_step and backward -> loss, supervised slots [S].
+
+    ``clock(name)`` is called when the stage of that name has ended.
+    """
+    states, kl = setup.states, setup.kl
+    num_slots = setup.drafter.num_slots
+    blocks = setup.sampler.sample(states.input_ids, states.loss_mask, states.lengths, num_slots + 1, setup.generator)
+    clock("anchors")
+    with fast_fp32_products():
+        hidden = setup.drafter.score(states, setup.heads, blocks.anchors, blocks.anchor_mask)
+        clock("draft")
+        terms = loss_terms(hidden, blocks, states.final, setup.heads, weights=setup.weights, kl=kl)
+        loss = total_loss(terms, alpha=kl.alpha, temperature=kl.temperature)
+        clock("loss")
+        loss.backward()
+        clock("backward")
+    return loss.detach(), terms.slot_count
+
+
+def drafter_config(shape: StepShape) -> DrafterConfig:
+    """The Qwen3-shaped drafter of a shape."""
+    return DrafterConfig(
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        block_size=shape.block_size,
+    )
+
+
+def meta_heads(shape: StepShape, dtype: torch.dtype | None = None) -> TargetHeads:
+    """The heads of a target of its sizes, without memory."""
+    config = DeepseekV4Config(
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
+    )
+    with torch.device("meta"):
+        return TargetHeads(config, dtype=dtype)
+
+
+def build(case: Case, seed: int = 0) -> Setup:
+    """Random weights and states; the document is the same as the other side's (benchmarks/peer_step.py draws it alike)."""
+    shape, dtype = case.shape, TORCH_DTYPES[case.dtype]
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(0, shape.vocab_size - 1, (1, shape.num_tokens), generator=generator)
+    streams = torch.randn(1, shape.num_tokens, shape.num_streams * shape.hidden_size, generator=generator).to(dtype)
+
+    heads = meta_heads(shape, dtype).to(torch.bfloat16).to_empty(device="cpu")  # as load_heads keeps the tables
+    for parameter in heads.parameters():
+        parameter.data.normal_(0.0, 0.02, generator=generator) if parameter.dim() > 1 else parameter.data.fill_(1.0)
+    heads.hc_head.to(dtype)
+    heads.norm.to(dtype)
+    drafter = build_drafter(
+        conditioning=PreHcHead(),
+        reducer=Fc(),
+        drafter=drafter_config(shape),
+        heads=heads,
+        mask_token_id=shape.vocab_size - 1,
+        generator=generator,
+    ).to(dtype)
+    states = TargetStates(
+        ids=("bench",),
+        domains=("chat",),
+        input_ids=input_ids,
+        loss_mask=torch.ones_like(input_ids, dtype=torch.bool),
+        lengths=torch.tensor([shape.num_tokens]),
+        final=streams.unflatten(-1, (shape.num_streams, shape.hidden_size)),
+    )
+    return Setup(
+        drafter=drafter.train(),
+        heads=heads,
+        states=states,
+        sampler=GivenAnchors(sampler=BlockSampler(num_anchors=shape.num_anchors), anchors=[]),
+        kl=KLConfig(
+            alpha=1.0 if case.objective == "kl" else 0.15, positions=num_taught(case), temperature=1.0, teacher="mean_pool"
+        ),
+        weights=PositionWeighted(gamma=4.0).weights(shape.num_slots),
+        generator=generator,
+    )
+
+
+class OwnStep:
+    """A case built once and stepped many times."""
+
+    def __init__(self, request: dict):
+        torch.set_num_threads(request["threads"])
+        self.case = Case(StepShape(**request["shape"]), request["dtype"], request["objective"])
+        keep_freed_memory()  # as training does
+        self.setup = build(self.case)
+        gc.freeze()  # what is here stays: collecting before every step is then quick
+
+    def step(self, anchors: list[int]) -> dict:
+        self.setup.sampler.anchors = anchors
+        self.setup.drafter.zero_grad(set_to_none=True)
+        gc.collect()
+        stages: dict[str, float] = {}
+        started = last = time.perf_counter()
+
+        def clock(name: str) -> None:
+            nonlocal last
+            stages[name], last = time.perf_counter() - last, time.perf_counter()
+
+        loss, slots = training_step(self.setup, clock)
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": seconds,
+            "stages": stages,
+            "loss": float(loss),
+            "anchors": len(anchors),
+            "slots": int(slots.sum()),
+        }
+
+    def rates(self, seconds: float) -> dict:
+        return {"rates": product_rates(products(self.case), TORCH_DTYPES[self.case.dtype], seconds)}
+
+    def peak(self, sizes: list[int], part: str, seconds: float) -> dict:
+        return {"flops_per_s": product_rate(tuple(sizes), part, TORCH_DTYPES[self.case.dtype], seconds)}
+
+    def profile(self, steps: int = 3) -> dict:
+        """Operators by their own CPU time a step, largest first."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for number in range(steps):
+                self.step(self.case.shape.anchors(number))
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        rows = [{"operator": e.key, "seconds": e.self_cpu_time_total / 1e6 / steps, "calls": e.count / steps} for e in events]
+        return {"operators": rows}
+
+
+def process_bytes(field: str) -> int:
+    """VmHWM (peak resident), VmRSS (resident now) or VmSize of this process."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field + ":"))
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not end up between the answers
+    imports_bytes, built = process_bytes("VmRSS"), None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "build":
+                limit = process_bytes("VmSize") + request["memory_bytes"]
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+                built = OwnStep(request)
+                answer = {"versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")}}
+            elif request["do"] == "memory":
+                answer = {"peak_bytes": process_bytes("VmHWM"), "imports_bytes": imports_bytes}
+            elif request["do"] == "step":
+                answer = built.step(request["anchors"])
+            elif request["do"] == "rates":
+                answer = built.rates(request["seconds"])
+            elif request["do"] == "peak":
+                answer = built.peak(request["sizes"], request["part"], request["seconds"])
+            elif request["do"] == "profile":
+                answer = built.profile()
+            else:
+                raise RuntimeError(f"a worker cannot {request['do']}")
+        except (MemoryError, RuntimeError) as error:
+            answer = {"error": (str(error) or type(error).__name__).splitlines()[0]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

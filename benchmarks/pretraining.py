@@ -1,0 +1,170 @@
+"""Pretraining's tokens/s against transformers' own module used plainly, step by step, side by side in one run.
+
+    python -m benchmarks.pretraining --out experiments/<date>-bench-pretraining
+
+Every rung adds one thing to the one above. Each rung's optimiser step is measured in turn, round after round, so that a slow
+moment of the machine falls on all of them; medians over the rounds. Tokens are those of documents: padding does not count.
+Then the logits of one model are compared between transformers' own functions and ours: it is the same class throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hyperdflash.cli import runs_dir
+from hyperdflash.record import environment_record, script_command, write_json
+from hyperdflash.targets.deepseek_v4.build import build_target, set_implementations, tiny_config
+from tiny_target.pretraining import PretrainSettings, make_optimiser, pack, plant_loops, train_step
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to train; defaults are transformers' own, fp32, documents padded side by side."""
+
+    name: str
+    packed: bool = False
+    attention: str = "eager"
+    experts: str = "eager"
+    sinkhorn_iters: int = 20
+    bf16: bool = False
+    compile: bool = False
+
+
+def ladder() -> list[Rung]:
+    rungs = [Rung("transformers, plain")]
+    for name, change in (
+        ("+ packed rows", {"packed": True}),
+        ("+ windowed attention", {"attention": "windowed"}),
+        ("+ dense experts", {"experts": "dense"}),
+        ("+ 4 Sinkhorn iterations of 20", {"sinkhorn_iters": 4}),
+        ("+ bf16 autocast", {"bf16": True}),
+        ("+ torch.compile of the layers", {"compile": True}),
+    ):
+        rungs.append(replace(rungs[-1], name=name, **change))
+    return rungs
+
+
+class Trainer:
+    """A fresh model that makes one optimiser step at a time."""
+
+    def __init__(self, rung: Rung, settings: PretrainSettings, documents: Sequence[Tensor], config: dict):
+        self.name, self.settings = rung.name, replace(settings, bf16=rung.bf16)
+        torch._dynamo.reset()
+        self.model, self.mtp = build_target(tiny_config(**config, hc_sinkhorn_iters=rung.sinkhorn_iters), seed=0)
+        set_implementations(self.model, self.mtp, attention=rung.attention, experts=rung.experts)
+        self.optimiser = make_optimiser(self.model, self.mtp, settings)
+        if rung.compile:
+            for layer in [*self.model.model.layers, self.mtp.layer]:
+                layer.compile(dynamic=False)
+        self.batches = self._packed(documents) if rung.packed else self._padded(documents)
+        self.done = 0
+
+    def _packed(self, documents: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+        rows = pack(documents, self.settings.context, seed=0, epoch=0).split(self.settings.batch_rows)
+        return [(batch, batch[:, 1:].numel()) for batch in rows if len(batch) == self.settings.batch_rows]
+
+    def _padded(self, documents: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+        """As many documents side by side as the packed batch has tokens; shorter ones padded to the longest."""
+        budget, batches, waiting = self.settings.context * self.settings.batch_rows, [], []
+        for document in documents:
+            longest = max([len(document), *map(len, waiting)])
+            if waiting and longest * (len(waiting) + 1) > budget:
+                batches.append((torch.nn.utils.rnn.pad_sequence(waiting, batch_first=True), sum(map(len, waiting))))
+                waiting = []
+            waiting.append(document)
+            if len(batches) == 64:
+                break
+        return batches
+
+    def step(self) -> float:
+        """One optimiser step -> document tokens a second."""
+        rows, tokens = self.batches[self.done % len(self.batches)]
+        generator = torch.Generator().manual_seed(self.done)
+        rows, copies = plant_loops(rows, self.settings.loop_share, torch.tensor([0]), generator)
+        self.done += 1
+        started = time.perf_counter()
+        train_step(self.model, self.mtp, self.optimiser, rows, copies, self.settings)
+        return tokens / (time.perf_counter() - started)
+
+
+@torch.no_grad()
+def largest_logit_difference(rows: Tensor, config: dict) -> float:
+    """Between transformers' own functions and ours on the same weights, fp32: max over |logits| differences."""
+    model, mtp = build_target(tiny_config(**config), seed=0)
+    ours = model(rows[:, :-1], use_cache=False).logits
+    set_implementations(model, mtp, attention="eager", experts="eager")
+    return float((model(rows[:, :-1], use_cache=False).logits - ours).abs().max())
+
+
+def measure(
+    documents: Sequence[Tensor], settings: PretrainSettings, config: dict, rounds: int, warm_up: int = 2
+) -> tuple[dict[str, list[float]], float]:
+    """Tokens/s of every rung in every round, and the largest difference between logits."""
+    trainers = [Trainer(rung, settings, documents, config) for rung in ladder()]
+    found: dict[str, list[float]] = {trainer.name: [] for trainer in trainers}
+    with tqdm(total=len(trainers) * (rounds + warm_up), desc="bench pretraining", unit="step") as bar:
+        for number in range(warm_up + rounds):
+            for trainer in trainers:
+                rate = trainer.step()
+                if number >= warm_up:
+                    found[trainer.name].append(rate)
+                bar.update()
+    return found, largest_logit_difference(trainers[-1].batches[0][0], config)
+
+
+def table(rates: dict[str, list[float]], difference: float) -> str:
+    """Markdown: tokens/s (median, and the middle half), ratios to the first rung and the one above (medians over rounds)."""
+    names = list(rates)
+    lines = [
+        "| rung | tokens/s | middle half | against plain | against the rung above |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+
+    def ratio(name: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
+
+    for index, name in enumerate(names):
+        low, middle, high = statistics.quantiles(rates[name], n=4)
+        above = f"{ratio(name, names[index - 1]):.2f}" if index else ""
+        lines.append(f"| {name} | {middle:,.0f} | {low:,.0f} to {high:,.0f} | {ratio(name, names[0]):.2f} | {above} |")
+    return "\n".join(
+        [*lines, "", f"Largest difference between logits, transformers' own functions against ours: {difference:.1e}."]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pretraining", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-pretraining")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    from hyperdflash.data.chat import encode
+    from hyperdflash.data.tokenizer import load_tokenizer
+    from tiny_target.corpus.embedded import load_embedded
+
+    torch.set_num_threads(options.threads)
+    tokenizer = load_tokenizer("assets/tiny")
+    documents = [encode(conversation, tokenizer).input_ids for conversation in load_embedded("train")[:4000]]
+    rates, difference = measure(documents, PretrainSettings(), {"vocab_size": len(tokenizer)}, options.rounds)
+    text = table(rates, difference)
+    command = script_command("benchmarks.pretraining", arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(
+        options.out / "pretraining.json",
+        {"tokens_per_s": rates, "largest_logit_difference": difference, "environment": environment_record(command)},
+    )
+    (options.out / "pretraining.md").write_text(f"`{command}`\n\n{text}\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Write the prompts of the paper's benchmarks from the hub into a folder."""
+
+from __future__ import annotations
+
+import sys
+
+from hyperdflash.data.benchmarks import main
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,127 @@
+"""Replace a corpus's answers by the target's own, once, and keep them.
+
+Training on what the target itself would say is what makes acceptance in training the acceptance of serving. Answers are made
+in batches whose make-up is a function of the conversations alone, and kept a document a line (answers.answer_file); a batch
+is written whole, so that a killed run goes on with the next one. A server answers instead: hyperdflash.answers.answer_server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hyperdflash.answers.answer_file import Answers, append_answers, cut_half_line, in_order, read_answers, tell_limits
+from hyperdflash.answers.exchange import Exchange
+from hyperdflash.contracts import Conversation, Document
+from hyperdflash.data.chat import encode_rounds
+from hyperdflash.data.tokenizer import special_ids
+from hyperdflash.targets.generate import generate_batch
+from hyperdflash.targets.load import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How the target answers: ``temperature`` 0 is greedy; ``max_new_tokens`` a turn; ``max_length`` a document, in tokens."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 192
+    max_length: int = 512
+    mode: str = "non_think"
+    seed: int = 0
+    dtype: str = "fp32"  # what the target computes in
+    batch_rows: int = 128
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+def answer_conversations(
+    conversations: Sequence[Conversation],
+    target: Callable[[], Target],
+    fingerprint: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: AnswerSettings,
+    directory: Path,
+    progress: bool = True,
+) -> list[Document]:
+    """Every assistant turn written by the target, each on the history it wrote itself; documents (answers.exchange) in the
+    order given.
+
+    ``target()`` is called only if an answer is missing. What ``max_length`` cut or left out is counted and printed.
+    """
+    batches = _batches(conversations, tokenizer, settings)
+    key = hashlib.sha256(json.dumps([fingerprint, asdict(settings), tokenizer.backend_tokenizer.to_str()]).encode())
+    for batch in batches:
+        for conversation in batch:
+            key.update(repr((conversation.id, conversation.turns)).encode())
+    path = directory / f"{fingerprint}-{key.hexdigest()[:16]}.jsonl"
+    done = read_answers(path)
+    loaded = None
+    cached = all(conversation.id in done for conversation in conversations)
+    if cached:
+        print(f"target answers: all {len(conversations):,} are in {path}", flush=True)
+    with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached or not progress) as bar:
+        for number, batch in enumerate(batches):
+            if any(conversation.id not in done for conversation in batch):
+                if loaded is None:
+                    loaded = target()
+                    cut_half_line(path)
+                if loaded.fingerprint != fingerprint:
+                    raise ValueError(f"the target has fingerprint {loaded.fingerprint}, these answers want {fingerprint}")
+                documents = _answer_batch(batch, loaded, tokenizer, settings, settings.seed * 1_000_003 + number)
+                append_answers(path, documents)
+                done |= {document.id: document for document in documents}
+            bar.update(len(batch))
+    return told_documents(conversations, done, tokenizer, settings)
+
+
+def told_documents(
+    conversations: Sequence[Conversation], done: Answers, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings
+) -> list[Document]:
+    """The documents of all conversations in the order given; what has no answer or was cut is counted and printed."""
+    found = in_order(conversations, done)
+    limits = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
+    tell_limits(conversations, found, done.left_out, **limits, eos_id=special_ids(tokenizer, mask_id=0).eos)
+    return [document for conversation in conversations for document in found[conversation.id]]
+
+
+def _batches(conversations, tokenizer, settings) -> list[list[Conversation]]:
+    def cost(conversation: Conversation) -> tuple[int, int, str]:
+        rounds = encode_rounds(conversation, tokenizer, settings.mode)
+        return len(rounds), len(rounds[0]), conversation.id
+
+    ordered = sorted(conversations, key=cost)
+    return [ordered[i : i + settings.batch_rows] for i in range(0, len(ordered), settings.batch_rows)]
+
+
+def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, seed: int) -> list[Document]:
+    """Turn by turn, all conversations of the batch that have one left at a time."""
+    eos_id = special_ids(tokenizer, mask_id=0).eos
+    generator = torch.Generator(device=target.model.device).manual_seed(seed)
+    exchanges = [Exchange(conversation, tokenizer, settings.mode, settings.max_length) for conversation in batch]
+    while asked := [(exchange, prompt) for exchange in exchanges if (prompt := exchange.prompt()) is not None]:
+        answers = generate_batch(
+            target.model,
+            [prompt for _, prompt in asked],
+            eos_id=eos_id,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            generator=generator,
+        )
+        for index, answer in answers:
+            asked[index][0].add(answer)
+    return [document for exchange in exchanges for document in exchange.documents()]

@@ -1,0 +1,296 @@
+"""Where training, replay and the decoding loop first differ for one drafter on the same texts, and by how much.
+
+Shapes: see contracts.py. Checks stand in the order in which causes act, so the first that fails names the cause:
+
+    chat encoding   the prompt's token ids
+    labels          slot k is held against x[a + k]; a path accepts what its own logits and the text say
+    states          the target's states H[0..a-1] that the drafter is given
+    modules         the submodules of the drafter that run
+    context mask    which states a block sees: all before its anchor, or the newest of a window
+    context         the values that the first draft layer makes of them (reducer, norms, projection)
+    RoPE            its keys, and the angles of the block's own positions
+    anchor token    the embedding at slot 0
+    mask token      those at slots 1..S
+    logits          of every slot whose earlier slots are the text's
+    text            every token is the target's argmax by the state before it
+    acceptance      drafts accepted at the anchors that both paths come by
+
+A difference is relative: to the largest value of what is compared, for logits to their standard deviation over the
+vocabulary. Two programs round differently, and the states' rounding to the cache's dtype makes that visible: differences
+within ``tolerance`` agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperdflash.checks.traces import Drafting, Reading, View
+from hyperdflash.targets.heads import TargetHeads
+
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.3}
+DIFFERENT = float("inf")  # of what is either equal or not
+
+
+class Finding(NamedTuple):
+    """One comparison: ``difference`` relative, where, and what stands there; ``absolute`` of logits."""
+
+    difference: float
+    document: str | None
+    position: int | None
+    detail: str
+    absolute: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """``name`` on one or two ``paths``: how many things were ``compared``, the ``largest`` difference (and ``absolute``, of
+    logits), and the ``first`` finding beyond the tolerance."""
+
+    name: str
+    paths: tuple[str, ...]
+    compared: int
+    largest: float
+    absolute: float | None
+    first: Finding | None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """All checks of a drafter in order; tau of each path; rounds of each path."""
+
+    checks: tuple[Check, ...]
+    taus: dict[str, float]
+    rounds: dict[str, int]
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first check that fails as one sentence: which path alone differs, where, and how."""
+        failed = [check for check in self.checks if check.first is not None]
+        if not failed:
+            return None
+        check = failed[0]
+        same = [other for other in failed if other.name == check.name]
+        odd = set(check.paths).intersection(*(other.paths for other in same))
+        who = f"{odd.pop()} differs from the others" if len(same) > 1 and len(odd) == 1 else f"{_joined(check)} differ"
+        who = f"{check.paths[0]} is wrong" if len(check.paths) == 1 else who
+        document, position = check.first.document, check.first.position
+        where = (f", first in document {document}" if document else "") + ("" if position is None else f" at {position}")
+        return f"{check.name}: {who}{where}: {check.first.detail}"
+
+
+def _joined(check: Check) -> str:
+    return " and ".join(check.paths)
+
+
+def compare_views(views: Sequence[View], heads: TargetHeads, context_window: int | None, tolerance: float | None) -> Parity:
+    """Every check on every path or pair of paths; ``views`` are of the same prompts. ``tolerance`` None takes ``TOLERANCE``."""
+    tolerance = TOLERANCE[heads.dtype] if tolerance is None else tolerance
+    checks = []
+    for name, find in CHECKS.items():
+        for paths in combinations(views, 1 if name in OF_ONE_PATH else 2):
+            found = list(find(*paths, heads, context_window))
+            absolute = [f.absolute for f in found if f.absolute is not None]
+            checks.append(
+                Check(
+                    name,
+                    tuple(view.path for view in paths),
+                    len(found),
+                    max((f.difference for f in found), default=0.0),
+                    max(absolute) if absolute else None,
+                    next((f for f in found if f.difference > tolerance), None),
+                )
+            )
+    rounds = {view.path: len(view.rounds.accepted) for view in views}
+    return Parity(tuple(checks), {view.path: view.tau for view in views}, rounds)
+
+
+# Checks of a path by itself
+
+
+def _labels(view: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, anchor, drafting in _anchors(view):
+        text = view.texts[name][anchor + 1 :]
+        if drafting.labels is not None:
+            wanted = text[: len(drafting.logits())]  # none past the answer's end
+            shown = f"the slots have the labels {list(drafting.labels)}, the text goes on with {wanted}"
+            yield _exact(list(drafting.labels) == wanted, name, anchor, shown)
+        if drafting.accepted is not None:
+            logits = drafting.logits()
+            right = [int(row.argmax()) == label for row, label in zip(logits, text, strict=False)]
+            run = right.index(False) if False in right else len(right)
+            slot = min(run, drafting.accepted)
+            gap = 0.0 if run == drafting.accepted else _gap(logits[slot], text[slot])
+            yield Finding(gap, name, anchor, f"it accepts {drafting.accepted} drafts, its own logits and the text give {run}")
+
+
+def _context_mask(view: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, anchor, drafting in _anchors(view):
+        if drafting.reading:
+            seen, wanted = len(drafting.reading().keys), anchor if window is None else min(anchor, window)
+            yield _exact(seen == wanted, name, anchor, f"the block sees {seen} states, {wanted} stand before its anchor")
+
+
+@torch.inference_mode()
+def _text(view: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, text in view.texts.items():
+        if name not in view.states:
+            continue
+        start, final = len(view.prompts[name]), view.states[name][0]
+        logits = heads.logits(heads.collapse(final[None, start - 1 : len(text) - 1])[0])
+        for position, row in enumerate(logits, start=start):
+            label, best = text[position], int(row.argmax())
+            gap = 0.0 if best == label else _gap(row, label)
+            yield Finding(gap, name, position, f"the text has token {label}, the target's logits prefer {best}")
+
+
+# Checks of two paths
+
+
+def _chat_encoding(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, one in a.prompts.items():
+        two = b.prompts.get(name, [])
+        at = next((i for i, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), min(len(one), len(two)))
+        shown = f"the prompt goes on with {one[at : at + 4]} and with {two[at : at + 4]}"
+        yield _exact(one == two, name, at, shown)
+
+
+def _states(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name in a.states.keys() & b.states.keys():
+        for what, one, two in zip(("final residual", "layer taps"), a.states[name], b.states[name], strict=True):
+            if one is None or two is None:
+                continue
+            shared = min(len(one), len(two))
+            one, two = one[:shared].float().flatten(1), two[:shared].float().flatten(1)
+            for position, difference in enumerate(((one - two).abs().amax(dim=1) / one.abs().max()).tolist()):
+                yield Finding(difference, name, position, f"the {what} there differs by {difference:.1e} of its largest value")
+
+
+def _modules(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for one, two in ((a, b), (b, a)):
+        missing = sorted(one.modules - two.modules)
+        yield _exact(not missing, None, None, f"{two.path} never runs {', '.join(missing[:3])}, {one.path} does")
+
+
+def _context(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, anchor, one, two in _readings(a, b):
+        if len(one.values) == len(two.values):
+            difference = _relative(one.values, two.values)
+            yield Finding(difference, name, anchor, f"values of the context differ by {difference:.1e} of the largest")
+
+
+def _rope(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, anchor, one, two in _readings(a, b):
+        parts = [torch.cat(reading.angles, dim=-1).float() for reading in (one, two)]  # cos and sin [K, 2 E]
+        difference = float((parts[0] - parts[1]).abs().max())
+        base = bool(torch.allclose(parts[0][:, 0], parts[1][:, 0], atol=1e-4))  # the first pair turns by the position itself
+        what = "another base" if base else "other positions"
+        yield Finding(difference, name, anchor, f"the block's tokens are turned by angles of {what}")
+        if len(one.keys) == len(two.keys):
+            difference = _relative(one.keys, two.keys)
+            yield Finding(difference, name, anchor, f"keys of the context differ by {difference:.1e} of the largest")
+
+
+def _anchor_token(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    yield from _tokens(a, b, heads, slice(0, 1))
+
+
+def _mask_token(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    yield from _tokens(a, b, heads, slice(1, None))
+
+
+def _tokens(a: View, b: View, heads: TargetHeads, slots: slice) -> Iterator[Finding]:
+    for name, anchor, one, two in _readings(a, b):
+        rows = one.block[slots], two.block[slots]
+        ids = [_token_of(row[0], heads) for row in rows]
+        yield Finding(_relative(*rows), name, anchor, f"{a.path} embeds token {ids[0]}, {b.path} token {ids[1]}")
+
+
+def _compare_logits(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, anchor, one, two in _shared(a, b):
+        drafted = [d.accepted + 1 for view, d in ((a, one), (b, two)) if view.path == "loop"]  # later slots follow other drafts
+        rows = one.logits(), two.logits()
+        for slot in range(min(len(rows[0]), len(rows[1]), *drafted)):
+            absolute = float((rows[0][slot] - rows[1][slot]).abs().max())
+            difference = absolute / float(rows[0][slot].std())
+            shown = f"slot {slot + 1} by {absolute:.1e}, {difference:.1%} of the logits' deviation, with the same input"
+            yield Finding(difference, name, anchor, shown, absolute)
+
+
+def _acceptance(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+    for name, anchor, one, two in _shared(a, b):
+        if None in (one.accepted, two.accepted):
+            continue
+        slot, gap = min(one.accepted, two.accepted), 0.0
+        if one.accepted != two.accepted:
+            label = a.texts[name][anchor + 1 + slot]
+            gap = min(_gap(drafting.logits()[slot], label) for drafting in (one, two))
+        yield Finding(gap, name, anchor, f"{a.path} accepts {one.accepted} drafts, {b.path} {two.accepted}")
+
+
+# In the order in which causes act
+CHECKS: dict[str, Callable[..., Iterator[Finding]]] = {
+    "chat encoding": _chat_encoding,
+    "labels": _labels,
+    "states": _states,
+    "modules": _modules,
+    "context mask": _context_mask,
+    "context": _context,
+    "RoPE": _rope,
+    "anchor token": _anchor_token,
+    "mask token": _mask_token,
+    "logits": _compare_logits,
+    "text": _text,
+    "acceptance": _acceptance,
+}
+OF_ONE_PATH = ("labels", "context mask", "text")
+
+
+def _anchors(view: View) -> Iterator[tuple[str, int, Drafting]]:
+    """All anchors in the order of the text."""
+    for name, draftings in view.draftings.items():
+        for anchor in sorted(draftings):
+            yield name, anchor, draftings[anchor]
+
+
+def _shared(a: View, b: View) -> Iterator[tuple[str, int, Drafting, Drafting]]:
+    """Anchors that both paths draft from."""
+    for name, anchor, drafting in _anchors(a):
+        other = b.draftings.get(name, {}).get(anchor)
+        if other is not None:
+            yield name, anchor, drafting, other
+
+
+def _readings(a: View, b: View) -> Iterator[tuple[str, int, Reading, Reading]]:
+    for name, anchor, one, two in _shared(a, b):
+        if one.reading and two.reading:
+            yield name, anchor, one.reading(), two.reading()
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |a|; 0 without any element."""
+    return float((a.float() - b.float()).abs().max() / a.float().abs().max()) if a.numel() else 0.0
+
+
+def _gap(logits: Tensor, label: int) -> float:
+    """How far ``label`` is from changing its state of being the largest of ``logits`` [V], in their standard deviations."""
+    first, second = logits.topk(2).values
+    gap = first - (second if int(logits.argmax()) == label else logits[label])
+    return float(gap / logits.std())
+
+
+def _exact(equal: bool, document: str | None, position: int | None, detail: str) -> Finding:
+    return Finding(0.0 if equal else DIFFERENT, document, position, detail)
+
+
+def _token_of(embedded: Tensor, heads: TargetHeads) -> str:
+    """The token whose embedding this is; "?" where the drafter projects embeddings to another width."""
+    table = heads.embed_tokens.weight
+    if embedded.shape[-1] != table.shape[1]:
+        return "?"
+    return str(int((table.to(embedded.dtype) - embedded).abs().amax(dim=1).argmin()))

@@ -1,0 +1,263 @@
+"""One drafter on one text by three paths, observed: what each read and gave at every anchor.
+
+Shapes: see contracts.py; n <= S slots, D' the drafter's width, N key-value heads, E width of a head.
+
+    loop       ``speculate`` writes the texts; its drafter keeps a context of its own             ``observe_loop``
+    training   those texts as training encodes them, every anchor drawn as a block               ``observe_training``
+    replay     ``replay`` over the same states                                                    ``observe_replay``
+
+Each path is the production one, given a drafter that keeps what passes through it; checks/parity.py compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hyperdflash.contracts import Blocks, Conversation, Document, Rounds, TargetStates, Turn
+from hyperdflash.data.chat import Mode, encode
+from hyperdflash.decoding.loop import decode, loop_rounds
+from hyperdflash.decoding.metrics import tau_of
+from hyperdflash.decoding.proposers import Draft, LoopDrafter
+from hyperdflash.decoding.replay import ReplayDrafter, answers, replay, walk
+from hyperdflash.drafting.anchors import all_anchors, make_blocks
+from hyperdflash.numerics import fast_fp32_products
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import Target
+from hyperdflash.targets.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the first draft layer reads at an anchor: ``block`` [K, D'] embedded tokens, ``angles`` cos and sin [K, E] of their
+    positions, ``keys`` and ``values`` [n, N, E] of the n context states it may see, oldest first."""
+
+    block: Tensor
+    angles: tuple[Tensor, Tensor]
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """One anchor of one path: ``logits()`` [n, V] fp32 of slots 1..n and, for block drafters, ``reading()``.
+
+    ``labels`` what training holds slots 1.. against, in the other paths None; ``accepted`` leading slots that the path itself
+    accepts, None where it does not come by.
+    """
+
+    logits: Callable[[], Tensor]
+    reading: Callable[[], Reading] | None
+    labels: tuple[int, ...] | None = None
+    accepted: int | None = None
+
+
+@dataclass
+class View:
+    """One path over all texts, by document id: ``prompts`` and ``texts`` token ids, ``states`` the first T' positions of
+    (final, layers) that the drafter was given, ``draftings`` by anchor; ``rounds`` its walk; ``modules`` that ran."""
+
+    path: str
+    prompts: dict[str, list[int]] = field(default_factory=dict)
+    texts: dict[str, list[int]] = field(default_factory=dict)
+    states: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    draftings: dict[str, dict[int, Drafting]] = field(default_factory=dict)
+    rounds: Rounds | None = None
+    modules: set[str] = field(default_factory=set)
+
+    @property
+    def tau(self) -> float:
+        return tau_of(self.rounds)
+
+
+class Trace:
+    """While open: ``reads`` what the first draft layer is given, forward by forward; ``modules`` names of all that run."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.reads, self.modules, self._handles = module, [], set(), []
+
+    def __enter__(self) -> Trace:
+        for name, part in self.module.named_modules():
+            if name:
+                self._handles.append(part.register_forward_hook(lambda *_, name=name: self.modules.add(name)))
+        if hasattr(self.module, "layers"):
+            self._handles.append(self.module.layers[0].register_forward_pre_hook(lambda _, args: self.reads.append(args)))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def reading(self, row: int, index: int) -> Callable[[], Reading] | None:
+        """Of anchor ``index`` of the forwards since ``reads`` was emptied, which share the anchors among them; None where the
+        drafter has no draft layers or masks in a kernel of its own."""
+        for x, angles, context, visible in self.reads:
+            if not isinstance(visible, Tensor):
+                return None
+            if index < x.shape[1]:
+                return partial(_read, x[row, index].detach(), angles, context, visible[row, index], row, index)
+            index -= x.shape[1]
+        return None
+
+
+def _read(block: Tensor, angles, context, visible: Tensor, row: int, index: int) -> Reading:
+    keys, values = (part[row][visible].detach() for part in context)
+    return Reading(block, tuple(part[row, index, :, 0] for part in angles), keys, values)
+
+
+# The loop
+
+
+@dataclass(frozen=True)
+class RecordingSampler(Sampler):
+    """Keeps the logits it chose from, [n, V] each."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.seen.append(logits)
+        return super().choose(logits)
+
+
+class ObservedLoop:
+    """A drafter of the loop that keeps the states it was given and the logits it drafted from, of one text."""
+
+    def __init__(self, drafter: LoopDrafter, trace: Trace):
+        self.drafter, self.trace = drafter, trace
+        self.num_slots, self.layer_ids, self.codec = drafter.num_slots, drafter.layer_ids, drafter.codec
+        self.states: list[TargetStates] = []
+        self.draftings: dict[int, Drafting] = {}
+
+    def begin(self, states: TargetStates) -> None:
+        self.states, self.draftings = [states], {}
+        self.drafter.begin(states)
+
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Draft:
+        recorder = RecordingSampler(sampler.temperature, sampler.top_p, sampler.generator)
+        self.trace.reads.clear()
+        draft = self.drafter.propose(anchor_id, num_slots, recorder)
+        anchor = sum(states.input_ids.shape[1] for states in self.states)
+        read = self.trace.reading(0, 0)
+        reading = read and read()  # taken now: the loop's buffers are written over
+        logits = torch.cat(recorder.seen)
+        self.draftings[anchor] = Drafting(lambda: logits, reading and (lambda: reading))
+        return draft
+
+    def update(self, states: TargetStates) -> None:
+        self.states.append(states)
+        self.drafter.update(states)
+
+
+def observe_loop(
+    module: nn.Module,
+    drafter: LoopDrafter,
+    target: Target,
+    prompts: Mapping[str, Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+) -> View:
+    """Decode every prompt greedily; ``drafter`` is the loop's form of ``module``."""
+    view, generations = View("loop"), []
+    for name, prompt_ids in prompts.items():
+        with Trace(module) as trace:
+            observed = ObservedLoop(drafter, trace)
+            generation = decode(target.model, observed, prompt_ids, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+        generations.append(generation)
+        view.modules |= trace.modules
+        view.prompts[name], view.texts[name] = list(prompt_ids), [*prompt_ids, *generation.token_ids]
+        if observed.states:
+            layers = [states.layers[0] for states in observed.states if states.layers is not None]
+            final = torch.cat([states.final[0] for states in observed.states])
+            view.states[name] = final, torch.cat(layers) if layers else None
+        view.draftings[name] = {r.anchor: replace(observed.draftings[r.anchor], accepted=r.accepted) for r in generation.rounds}
+    view.rounds = loop_rounds(generations, drafter.num_slots)
+    return view
+
+
+def training_document(conversation: Conversation, answer_ids: Sequence[int], tokenizer, mode: Mode = "non_think") -> Document:
+    """``conversation``, which ends at a user turn, in training's chat encoding with ``answer_ids`` as its supervised answer."""
+    encoded = encode(replace(conversation, turns=(*conversation.turns, Turn("assistant", ""))), tokenizer, mode)
+    start = len(encoded.loss_mask) - int(encoded.loss_mask.flip(0).int().cumprod(0).sum())
+    input_ids = torch.cat([encoded.input_ids[:start], torch.tensor(answer_ids, dtype=torch.int64)])
+    return Document(conversation.id, conversation.domain, input_ids, torch.arange(len(input_ids)) >= start)
+
+
+# Training and replay
+
+
+def every_block(states: TargetStates, num_slots: int) -> Blocks:
+    """Blocks and labels as training draws them, at every eligible anchor."""
+    anchors, anchor_mask = all_anchors(states.loss_mask, states.lengths)
+    return make_blocks(states.input_ids, states.loss_mask, states.lengths, anchors, anchor_mask, num_slots + 1)
+
+
+def observe_training(module: nn.Module, states: TargetStates, heads: TargetHeads, blocks: Blocks | None = None) -> View:
+    """What a training step computes from ``blocks`` (``every_block``), with gradients as there."""
+    view = View("training")
+    made = blocks or every_block(states, module.num_slots)
+    with Trace(module) as trace, torch.enable_grad(), fast_fp32_products():
+        hidden = module.score(states, heads, made.anchors, made.anchor_mask).detach()
+    view.modules = trace.modules
+    accept = torch.zeros(*states.input_ids.shape, module.num_slots, dtype=torch.bool)
+    _add_texts(view, states)
+    for row, index in made.anchor_mask.nonzero().tolist():
+        anchor, kept = int(made.anchors[row, index]), int(made.label_mask[row, index].sum())
+        labels = made.labels[row, index, :kept]
+        logits = partial(_logits, heads, hidden[row, index])
+        accept[row, anchor, :kept] = logits()[:kept].argmax(dim=-1) == labels
+        accepted = int(accept[row, anchor].int().cumprod(0).sum())
+        view.draftings[states.ids[row]][anchor] = Drafting(logits, trace.reading(row, index), tuple(labels.tolist()), accepted)
+    document, start, end = answers(states)
+    view.rounds = walk(accept, start, end, document)
+    return view
+
+
+class ObservedReplay:
+    """A drafter of replay that keeps what it was asked and what it answered."""
+
+    def __init__(self, drafter: ReplayDrafter, trace: Trace, view: View):
+        self.drafter, self.trace, self.view, self.num_slots = drafter, trace, view, drafter.num_slots
+
+    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+        self.trace.reads.clear()
+        hidden = self.drafter.score(states, heads, anchors, anchor_mask)
+        _add_texts(self.view, states)
+        for row, index in anchor_mask.nonzero().tolist():
+            logits = partial(_logits, heads, hidden[row, index])
+            drafting = Drafting(logits, self.trace.reading(row, index))
+            self.view.draftings[states.ids[row]][int(anchors[row, index])] = drafting
+        return hidden
+
+
+def observe_replay(module: ReplayDrafter, states: TargetStates, heads: TargetHeads) -> View:
+    """``replay`` at temperature 0."""
+    view = View("replay")
+    with Trace(module) as trace:
+        view.rounds = replay(ObservedReplay(module, trace, view), states, heads, temperature=0.0)
+    view.modules = trace.modules
+    rounds = view.rounds
+    for row, anchor, accepted in zip(*(x.tolist() for x in (rounds.document, rounds.anchor, rounds.accepted)), strict=True):
+        draftings = view.draftings[states.ids[row]]
+        draftings[anchor] = replace(draftings[anchor], accepted=accepted)
+    return view
+
+
+def _logits(heads: TargetHeads, hidden: Tensor) -> Tensor:
+    with torch.no_grad():
+        return heads.logits(hidden)
+
+
+def _add_texts(view: View, states: TargetStates) -> None:
+    """Prompts, texts and states of a batch; a second batch of the same documents adds nothing."""
+    document, start, _ = answers(states)
+    for row, first in zip(document.tolist(), start.tolist(), strict=True):
+        name, length = states.ids[row], int(states.lengths[row])
+        text = states.input_ids[row, :length].tolist()
+        view.prompts[name], view.texts[name] = text[:first], text
+        view.states[name] = states.final[row, :length], None if states.layers is None else states.layers[row, :length]
+        view.draftings.setdefault(name, {})

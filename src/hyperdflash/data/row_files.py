@@ -1,0 +1,99 @@
+"""Rows of a local file, whatever is wrong inside it: JSONL, JSONL compressed with zstd, Parquet.
+
+A row comes with its place (``rows.jsonl:12``, lines and rows counted from 1). What cannot be read as a row comes as a
+``MalformedRow`` in its place, and the next row follows; a file that cannot be read on at all is a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAX_LINE_BYTES = 1_000_000
+SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+COLUMNS = ("conversations", "instruction", "output", "turns")  # what hyperdflash.data.sources reads of a row
+_BATCH_ROWS = 256
+
+
+class MalformedRow(Exception):
+    """A row that is no conversation; the message is the reason it is counted under."""
+
+
+def is_row_file(source: str | Path) -> bool:
+    return str(source).endswith(SUFFIXES)
+
+
+def file_rows(path: str | Path) -> Iterator[tuple[str, object]]:
+    """(place, row or ``MalformedRow``) of every row in the file's order; a batch of rows is in memory at a time."""
+    path = Path(path)
+    read = parquet_rows if path.suffix == ".parquet" else json_rows
+    place = "its start"
+    try:
+        for place, row in read(path):
+            yield place, row
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read on behind {place} ({reason}): it is cut or damaged, fetch it again") from None
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """A line a row; empty lines are no rows."""
+    if path.suffix == ".zst":
+        with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as lines:
+            yield from _parsed_lines(lines, path.name)
+    else:
+        with path.open("rb") as lines:
+            yield from _parsed_lines(lines, path.name)
+
+
+def _parsed_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, object]]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        place = f"{name}:{number}"
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):  # the rest of it, a piece at a time
+                line = file.readline(MAX_LINE_BYTES)
+            yield place, MalformedRow(f"line above {MAX_LINE_BYTES:,} bytes")
+        elif line.strip():
+            yield place, _parsed_line(line)
+
+
+def _parsed_line(line: bytes) -> object:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return MalformedRow("invalid UTF-8")
+    except (ValueError, RecursionError):
+        return MalformedRow("invalid JSON")
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """The known columns of every row."""
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in file.schema_arrow.names if name in COLUMNS]
+        number = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for row in _parsed_batch(batch):
+                number += 1
+                yield f"{path.name}:{number}", row
+
+
+def _parsed_batch(batch: pa.RecordBatch) -> list[object]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [row for index in range(len(batch)) for row in _parsed_row(batch.slice(index, 1))]
+
+
+def _parsed_row(batch: pa.RecordBatch) -> list[object]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [MalformedRow("invalid UTF-8")]

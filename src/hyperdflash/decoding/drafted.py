@@ -1,0 +1,82 @@
+"""What a drafter proposed in every round of a replay, beside the text: for eyes, not for counts.
+
+Shapes: see contracts.py. Replay keeps counts alone; here the drafts of one document's rounds are made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.decoding.replay import ReplayDrafter
+from hyperdflash.targets.heads import TargetHeads
+
+SIGNS = {
+    "accepted": ("[", "]"),
+    "rejected": ("{-", "-}"),
+    "own": ("", ""),
+}  # as decoding/display.py where there is no colour
+STYLES = {
+    "accepted": "background:#d7f0e3;color:#00593c",
+    "rejected": "background:#fbe3d9;color:#a33b00;text-decoration:line-through",
+    "own": "",
+}
+
+
+@dataclass(frozen=True)
+class DraftedRound:
+    """``drafted`` the available slots' tokens, of which the first ``accepted`` were kept; ``emitted`` what the round added."""
+
+    anchor: int
+    drafted: tuple[int, ...]
+    accepted: int
+    emitted: tuple[int, ...]
+
+
+@torch.no_grad()
+def drafted_rounds(
+    drafter: ReplayDrafter, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int
+) -> list[DraftedRound]:
+    """The greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0)."""
+    mine = rounds.document == row
+    anchors = rounds.anchor[mine].to(states.input_ids.device)
+    if not len(anchors):
+        return []
+    one = states.rows(row, row + 1)
+    hidden = drafter.score(one, heads, anchors[None], torch.ones_like(anchors[None], dtype=torch.bool))  # [1, R, S, D]
+    drafted = heads.logits(hidden[0]).argmax(dim=-1).tolist()  # [R, S]
+    text = one.input_ids[0].tolist()
+    kept = zip(rounds.accepted[mine].tolist(), rounds.emitted[mine].tolist(), rounds.available[mine].tolist(), strict=True)
+    return [
+        DraftedRound(a, tuple(draft[:available]), accepted, tuple(text[a + 1 : a + 1 + emitted]))
+        for a, draft, (accepted, emitted, available) in zip(anchors.tolist(), drafted, kept, strict=True)
+    ]
+
+
+def marked_tokens(rounds: Sequence[DraftedRound]) -> list[tuple[str, tuple[int, ...]]]:
+    """("accepted", "rejected" or "own", token ids) in the order of the text: kept drafts, refused ones, the target's own."""
+    pieces = []
+    for one in rounds:
+        pieces.append(("accepted", one.emitted[: one.accepted]))
+        pieces.append(("rejected", one.drafted[one.accepted :]))
+        pieces.append(("own", one.emitted[one.accepted :]))
+    return [(kind, ids) for kind, ids in pieces if ids]
+
+
+def drafts_html(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with accepted drafts in green, rejected ones struck through, the target's own tokens plain."""
+    spans = [
+        f'<span class="{kind}" style="{STYLES[kind]}">{escape(tokenizer.decode(list(ids)))}</span>'
+        for kind, ids in marked_tokens(rounds)
+    ]
+    return f'<div style="white-space:pre-wrap;font:13px monospace">{"".join(spans)}</div>'
+
+
+def drafts_text(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same with signs: [accepted], {-rejected-}."""
+    return "".join(SIGNS[kind][0] + tokenizer.decode(list(ids)) + SIGNS[kind][1] for kind, ids in marked_tokens(rounds))

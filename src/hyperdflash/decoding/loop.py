@@ -1,0 +1,232 @@
+"""The lossless draft-verify loop, one text at a time, and what it took.
+
+Shapes: see contracts.py with B = 1. Text so far x[0..a]; x[a] is the newest token, whose state nobody knows yet.
+
+    1. prefill    the target reads the prompt and gives the first token                               FirstToken
+    2. propose    n = min(S, room) drafts of x[a+1..], which may reach the text's last place
+    3. verify     one forward over [x[a], d_1..d_n] -> n + 1 distributions
+    4. accept     j leading drafts, then the target's own token: its argmax, or a draw from the residual
+    5. roll back  the target's cache keeps x[a..] as far as the next token is known
+    6. update     the drafter takes their states H[a..], rounded to the cache's dtype                 Round
+
+A stop token ends the text wherever it stands in a block; ``max_new_tokens`` cuts a block, bonus token included, as
+decoding/replay.py does. Plain autoregressive decoding is the same loop with n = 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import DeepseekV4ForCausalLM
+
+from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.decoding.acceptance import verify_greedy, verify_sampled
+from hyperdflash.decoding.proposers import Draft, LoopDrafter
+from hyperdflash.settings import positive_int
+from hyperdflash.states.codecs import Codec, rounded
+from hyperdflash.targets.sampling import Sampler
+from hyperdflash.targets.session import TargetSession, TargetStep
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """``draft`` the drafter's calls, ``verify`` the target's forward and rollback, ``rest`` everything else."""
+
+    draft: float = 0.0
+    verify: float = 0.0
+    rest: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.draft + self.verify + self.rest
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.draft + other.draft, self.verify + other.verify, self.rest + other.rest)
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """The prefill's token; ``seconds.total`` is the time to it, with the drafter's reading of the prompt."""
+
+    token_id: int
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round from position ``anchor``: ``accepted`` leading drafts stayed, ``emitted`` is what the text gained.
+
+    ``emitted`` is the accepted drafts and, where the text does not end before it, the target's own token.
+    """
+
+    anchor: int
+    drafted: tuple[int, ...]
+    accepted: int
+    emitted: tuple[int, ...]
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text: ``token_ids`` without the prompt, a stop token included where one came."""
+
+    token_ids: tuple[int, ...]
+    ended_by: Literal["stop", "length"]
+    first: FirstToken
+    rounds: tuple[Round, ...]
+
+    @property
+    def seconds(self) -> Seconds:
+        """Of all rounds; the first token is not in it."""
+        return reduce(Seconds.__add__, (r.seconds for r in self.rounds), Seconds())
+
+    @property
+    def tau(self) -> float:
+        """Tokens a round; NaN where the prefill's token ended the text."""
+        return sum(len(r.emitted) for r in self.rounds) / len(self.rounds) if self.rounds else float("nan")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the rounds, the prefill and its token left out."""
+        return sum(len(r.emitted) for r in self.rounds) / self.seconds.total if self.rounds else float("nan")
+
+
+@torch.inference_mode()
+def speculate(
+    session: TargetSession,
+    drafter: LoopDrafter,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    sampler: Sampler | None = None,
+    synchronize: bool = False,
+    copies: int = 1,
+) -> Iterator[FirstToken | Round]:
+    """Write one text, yielding the first token and then every round as it ends; greedy without a ``sampler``.
+
+    ``session`` is fresh and taps what ``drafter.layer_ids`` names. ``synchronize`` waits for the GPU where a time is taken;
+    without it a GPU's times are only right in sum. Time that the caller spends between two events is not counted.
+    ``copies`` decodes the one text in that many rows in lockstep, the first deciding: what a batch of equal lengths costs.
+    """
+    if not prompt_ids:
+        raise ValueError("a prompt has no tokens: encode it with its chat header first")
+    positive_int("max_new_tokens", max_new_tokens)
+    sampler = sampler or Sampler()
+    clock = _clock(synchronize)
+
+    started = clock()
+    prompt = torch.tensor([list(prompt_ids)] * copies, device=session.model.device)
+    step = session.prefill(prompt)
+    prefilled = clock()
+    newest = sampler.choose(step.logits[:1, -1])[0]  # [1] x[a]
+    token_id = int(newest)
+    anchor, end = len(prompt_ids), len(prompt_ids) + max_new_tokens - 1  # x[end] is the last token there is room for
+    going_on = anchor < end and token_id not in stop_ids
+    chosen = clock()
+    if going_on:
+        drafter.begin(_states(step, prompt, session.layer_ids, drafter.codec))
+    begun = clock()
+    yield FirstToken(token_id, Seconds(draft=begun - chosen, verify=prefilled - started, rest=chosen - prefilled))
+
+    while going_on:
+        started = clock()
+        draft = drafter.propose(newest, min(drafter.num_slots, end - anchor), sampler)
+        proposed = clock()
+        block = torch.cat([newest, draft.ids]).expand(copies, -1)  # [1, n + 1]
+        step = session.extend(block)
+        verified = clock()
+        accepted, newest = _accept(draft, step.logits[0], sampler)
+        num_accepted, following, *drafted = torch.cat([accepted[None], newest, draft.ids]).tolist()
+        emitted = _until_stop([*drafted[:num_accepted], following][: end - anchor], stop_ids)
+        known = block[:, : len(emitted)]  # their successors are in the text, so their states are of use
+        states = _states(step, known, session.layer_ids, drafter.codec)
+        judged = clock()
+        session.rollback(keep=len(emitted))
+        rolled_back = clock()
+        drafter.update(states)
+        updated = clock()
+        seconds = Seconds(
+            draft=proposed - started + updated - rolled_back,
+            verify=verified - proposed + rolled_back - judged,
+            rest=judged - verified,
+        )
+        yield Round(anchor, tuple(drafted), min(num_accepted, len(emitted)), tuple(emitted), seconds)
+        anchor += len(emitted)
+        going_on = anchor < end and emitted[-1] not in stop_ids
+
+
+def _accept(draft: Draft, logits: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """Drafts of n tokens, logits [n + 1, V] -> accepted [], the token after them [1]."""
+    if sampler.temperature == 0:
+        accepted, following = verify_greedy(draft.ids, logits.argmax(dim=-1))
+    else:
+        q = torch.nn.functional.one_hot(draft.ids, logits.shape[-1]).float() if draft.probs is None else draft.probs
+        accepted, following = verify_sampled(draft.ids, q, sampler.probabilities(logits), sampler.generator)
+    return accepted, following[None]
+
+
+def _until_stop(token_ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    """Up to the first stop token, which stays."""
+    for index, token_id in enumerate(token_ids):
+        if token_id in stop_ids:
+            return token_ids[: index + 1]
+    return token_ids
+
+
+def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], codec: Codec) -> TargetStates:
+    """The first states of a step, those of ``token_ids`` [1, P], rounded by ``codec``."""
+    num_new = token_ids.shape[1]
+    return TargetStates(
+        ids=("",) * len(token_ids),
+        domains=("",) * len(token_ids),
+        input_ids=token_ids,
+        loss_mask=torch.ones_like(token_ids, dtype=torch.bool),
+        lengths=torch.full((len(token_ids),), num_new, device=token_ids.device),
+        final=rounded(step.final[:, :num_new], codec),
+        layers=None if step.layers is None else rounded(step.layers[:, :num_new], codec),
+        layer_ids=layer_ids,
+    )
+
+
+def _clock(synchronize: bool):
+    if not (synchronize and torch.cuda.is_available()):
+        return time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return read
+
+
+def collect(events: Iterable[FirstToken | Round], stop_ids: Collection[int]) -> Generation:
+    """Run ``speculate`` to its end."""
+    first, *rounds = events
+    token_ids = (first.token_id, *(token_id for r in rounds for token_id in r.emitted))
+    return Generation(token_ids, "stop" if token_ids[-1] in stop_ids else "length", first, tuple(rounds))
+
+
+def decode(
+    model: DeepseekV4ForCausalLM, drafter: LoopDrafter, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
+) -> Generation:
+    """One whole text in a session of its own; ``settings`` as ``speculate``."""
+    with TargetSession(model, drafter.layer_ids) as session:
+        return collect(speculate(session, drafter, prompt_ids, stop_ids=stop_ids, **settings), stop_ids)
+
+
+def loop_rounds(generations: Sequence[Generation], num_slots: int, documents: Iterable[int] | None = None) -> Rounds:
+    """What ``replay`` returns for the same texts; a text belongs to the document at its place in ``documents``, without
+    them to its own place in ``generations``."""
+    rows = []
+    for document, generation in zip(range(len(generations)) if documents is None else documents, generations, strict=True):
+        end = sum(len(r.emitted) for r in generation.rounds) + (generation.rounds[0].anchor if generation.rounds else 0)
+        rows += [(document, r.anchor, r.accepted, len(r.emitted), min(num_slots, end - r.anchor)) for r in generation.rounds]
+    columns = torch.tensor(rows, dtype=torch.int64).view(-1, 5).unbind(dim=1)
+    return Rounds(*columns, num_slots=num_slots)

@@ -1,0 +1,111 @@
+"""Rounds to acceptance: counts are pooled over rounds and divided once.
+
+Shapes: see contracts.py. Two views of the same sums:
+``AcceptanceMetrics`` over everything it was shown (and over ranks), ``document_counts`` a row a document for intervals.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from hyperdflash.contracts import Rounds
+
+
+class Acceptance(NamedTuple):
+    """``tau`` emitted tokens a round, ``accepted`` draft tokens a round, both scalars in fp64; ``rounds`` int64.
+
+    ``survival`` [S]: share of all rounds that accepted at least k slots (a round clipped before slot k did not).
+    ``conditional`` [S]: share of rounds that accepted slot k, among those that accepted slots < k and whose text has a
+    slot k; NaN where there is none. Without rounds everything is NaN.
+    """
+
+    tau: Tensor
+    accepted: Tensor
+    survival: Tensor
+    conditional: Tensor
+    rounds: Tensor
+
+
+class DocumentCounts(NamedTuple):
+    """Sums of N documents, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
+
+    ``survived`` counts rounds with accepted >= k, ``reached`` those with accepted >= k - 1 and an available slot k;
+    survival = survived / rounds, conditional = survived / reached.
+    """
+
+    emitted: np.ndarray
+    accepted: np.ndarray
+    rounds: np.ndarray
+    survived: np.ndarray
+    reached: np.ndarray
+
+
+def tau_of(rounds: Rounds) -> float:
+    """Tokens a round; NaN without a round."""
+    return int(rounds.emitted.sum()) / len(rounds.emitted) if len(rounds.emitted) else float("nan")
+
+
+class AcceptanceMetrics(Metric):
+    """Acceptance of one drafter with ``num_slots`` slots; every state is a sum, so ranks and batches pool exactly."""
+
+    full_state_update = False
+    higher_is_better = True
+
+    def __init__(self, num_slots: int, **kwargs):
+        super().__init__(**kwargs)
+        self.num_slots = num_slots
+        for name in ("emitted_sum", "accepted_sum", "rounds_count"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("survived_count", "reached_count"):
+            self.add_state(name, torch.zeros(num_slots, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, rounds: Rounds) -> None:
+        if rounds.num_slots != self.num_slots:
+            raise ValueError(f"these metrics count {self.num_slots} slots, got rounds with {rounds.num_slots}")
+        survived, reached = slot_outcomes(rounds)
+        device = self.emitted_sum.device
+        self.emitted_sum += rounds.emitted.sum().to(device)
+        self.accepted_sum += rounds.accepted.sum().to(device)
+        self.rounds_count += len(rounds.accepted)
+        self.survived_count += survived.sum(dim=0).to(device)
+        self.reached_count += reached.sum(dim=0).to(device)
+
+    def compute(self) -> Acceptance:
+        rounds = self.rounds_count.double()
+        return Acceptance(
+            tau=self.emitted_sum / rounds,
+            accepted=self.accepted_sum / rounds,
+            survival=self.survived_count / rounds,
+            conditional=self.survived_count.double() / self.reached_count,
+            rounds=self.rounds_count,
+        )
+
+
+def slot_outcomes(rounds: Rounds) -> tuple[Tensor, Tensor]:
+    """(survived, reached), bool [R, S]: slot k accepted, and slot k verified with all earlier ones accepted."""
+    slots = torch.arange(1, rounds.num_slots + 1, device=rounds.accepted.device)
+    accepted, available = rounds.accepted.unsqueeze(1), rounds.available.unsqueeze(1)
+    return accepted >= slots, (accepted >= slots - 1) & (available >= slots)
+
+
+def document_counts(rounds: Rounds, num_documents: int) -> DocumentCounts:
+    """Sums a document, documents without rounds included: what ``report.bootstrap.PromptCounts`` is filled from."""
+    document = rounds.document
+
+    def pooled(values: Tensor) -> np.ndarray:
+        out = torch.zeros(num_documents, *values.shape[1:], dtype=torch.int64, device=values.device)
+        return out.index_add_(0, document, values.to(torch.int64)).cpu().numpy()
+
+    survived, reached = slot_outcomes(rounds)
+    return DocumentCounts(
+        emitted=pooled(rounds.emitted),
+        accepted=pooled(rounds.accepted),
+        rounds=pooled(torch.ones_like(rounds.accepted)),
+        survived=pooled(survived),
+        reached=pooled(reached),
+    )

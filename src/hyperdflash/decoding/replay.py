@@ -1,0 +1,218 @@
+"""Exact replay: the rounds of a draft-verify loop over a text whose target states are known, without the loop.
+
+Shapes: see contracts.py. The text is the target's own (greedy at T = 0, sampled at that T and top_p otherwise).
+
+    1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
+    2. drafting    every answer position is an anchor: hidden [b, A, S, D] of a few documents at a time
+    3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S], slot by
+                   slot, since one after a rejected one is never asked for
+    4. walk()      from start to end, jumping by what was emitted: Rounds
+
+Index conventions: ``start`` is the position of an answer's first token (the prefill emits it; it is the first anchor),
+``end`` that of its last (end token, or where the length limit cut). A round at s has available = min(S, end - s) slots;
+accepted is the leading run of accepted ones among them; emitted = min(accepted + 1, end - s): the last round has no
+bonus token where its drafts reach the end. A decoding loop clips alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.decoding.acceptance import sampled_accept
+from hyperdflash.objectives.vocabulary import is_argmax
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.sampling import check_sampling, generator_for, token_probabilities
+
+
+class ReplayDrafter(Protocol):
+    """What replay needs of a drafter."""
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+
+    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+        """Draft from ``anchors`` [B, A] int64 -> the states [B, A, S, D] that ``heads.logits`` reads at slots 1..S.
+
+        What stands where ``anchor_mask`` [B, A] is False is ignored. Slot k of anchor a may use the states H[0..a-1],
+        the tokens x[0..a], and, if it is chained, x[a+1..a+k-1]; nothing later.
+        A may be all positions of a document, so a drafter works on a few anchors at a time.
+        """
+
+
+def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:
+    """The maximal runs of supervised tokens: (document, start, end), int64 [N] each, ``end`` inclusive."""
+    mask = _answer_mask(states).to(torch.int8)
+    edge = torch.diff(mask, dim=1, prepend=mask.new_zeros(len(mask), 1), append=mask.new_zeros(len(mask), 1))
+    document, start = (edge == 1).nonzero(as_tuple=True)
+    end = (edge == -1).nonzero(as_tuple=True)[1] - 1
+    if (start == 0).any():
+        row = int(document[(start == 0).nonzero()[0]])
+        raise ValueError(
+            f"document {states.ids[row]!r} is supervised from its first token on; replay needs a prompt of at least "
+            "one token before each answer, because the anchor's own state is not part of its context"
+        )
+    return document, start, end
+
+
+def walk(accept: Tensor, start: Tensor, end: Tensor, document: Tensor | None = None) -> Rounds:
+    """Rounds of each answer: accept [B, T, S] bool, start / end / document [N] int64 -> Rounds.
+
+    ``accept[b, a, k - 1]`` says whether slot k drafted from position a of row b is accepted if the earlier ones are.
+    ``document`` gives each answer's row; answer n is row n without it. An answer of one token has no round. Rounds are
+    ordered by document, then anchor.
+    All answers step together, so the cost is the longest answer's rounds, not the number of tokens. The result is on
+    the CPU.
+    """
+    num_slots = accept.shape[-1]
+    run = accept.to(torch.int64).cumprod(dim=-1).sum(dim=-1).cpu().numpy()  # [B, T] leading accepted slots
+    position, stop = start.cpu().numpy().copy(), end.cpu().numpy()
+    row = np.arange(len(position)) if document is None else document.cpu().numpy()
+    empty = np.zeros((5, 0), dtype=np.int64)
+    steps = [empty]
+    live = np.flatnonzero(position < stop)
+    while len(live):
+        at, remaining = position[live], stop[live] - position[live]
+        available = np.minimum(num_slots, remaining)
+        accepted = np.minimum(run[row[live], at], available)
+        emitted = np.minimum(accepted + 1, remaining)
+        steps.append(np.stack([row[live], at, accepted, emitted, available]))
+        position[live] += emitted
+        live = live[position[live] < stop[live]]
+    table = np.concatenate(steps, axis=1)
+    table = table[:, np.lexsort((table[1], table[0]))]
+    columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in table]
+    return Rounds(*columns, num_slots=num_slots)
+
+
+@torch.no_grad()
+def replay(
+    drafter: ReplayDrafter,
+    states: TargetStates,
+    heads: TargetHeads,
+    temperature: float,
+    top_p: float = 1.0,
+    seed: int = 0,
+    logits_bytes: int = 64 << 20,
+    hidden_bytes: int = 256 << 20,
+) -> Rounds:
+    """Rounds of ``drafter`` over every answer in ``states``; ``Rounds.document`` is the row in ``states``.
+
+    At ``temperature`` > 0 the uniforms come from ``position_uniforms(seed, id)``, the same for every drafter.
+    ``logits_bytes`` bounds one fp32 logits tensor [rows, V] (at temperature 0 there is none), ``hidden_bytes`` the drafted
+    states of a few documents at a time, in fp32; one document is never divided.
+    """
+    check_sampling(temperature, top_p)
+    document, start, end = answers(states)
+    input_ids, device = states.input_ids, states.input_ids.device
+    batch, length = input_ids.shape
+    num_slots = drafter.num_slots
+    accept = torch.zeros(batch, length, num_slots, dtype=torch.bool, device=device)
+    if bool((start == end).all()):
+        return walk(accept, start, end, document)
+
+    mask = _answer_mask(states)
+    vocab_size, width = heads.lm_head.weight.shape
+    if temperature > 0:
+        rows = max(1, logits_bytes // (4 * vocab_size))
+        target_p = _target_probabilities(states, heads, mask, temperature, top_p, rows)  # [B, T] of x[i] at i
+        uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
+
+    def is_kept(drafted: Tensor, row: Tensor, at: Tensor) -> Tensor:
+        """Drafted states [R, D] for the tokens at positions ``at`` [R] of ``row`` [R] -> bool [R]."""
+        labels = input_ids[row, at]
+        if temperature == 0:
+            return is_argmax(drafted.to(heads.dtype), labels, heads.lm_head.weight)
+        q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, drafted, labels)
+        return sampled_accept(q, target_p[row, at], uniform[row, at])
+
+    answered = torch.nn.functional.pad(mask, (0, num_slots))  # [B, T + S]
+    all_anchors, all_anchor_mask = _anchors(mask)
+    documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * width))
+    for first in range(0, batch, documents):
+        anchors, anchor_mask = (x[first : first + documents] for x in (all_anchors, all_anchor_mask))  # [b, A]
+        hidden = drafter.score(states.rows(first, first + documents), heads, anchors, anchor_mask)  # [b, A, S, D]
+        assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
+        row, column = anchor_mask.nonzero(as_tuple=True)  # [R], the blocks whose drafts were all kept so far
+        for slot in range(num_slots):
+            at = anchors[row, column] + slot + 1
+            inside = answered[first + row, at]
+            row, column, at = row[inside], column[inside], at[inside]
+            if not len(row):
+                break
+            kept = is_kept(hidden[row, column, slot], first + row, at)
+            accept[first + row, at - slot - 1, slot] = kept
+            row, column = row[kept], column[kept]
+    return walk(accept, start, end, document)
+
+
+def position_uniforms(seed: int, document_id: str, length: int) -> Tensor:
+    """One draw in [0, 1) a position of a document: fp32 [T], a function of ``seed``, the id and the position.
+
+    Within one walk a position is verified at most once (the one after a rejection is the bonus token), so one draw a
+    position serves all slots and anchors, and the slot draws along a walk are independent as they must be. Every
+    drafter meets the same draw at the same position, whatever its number of slots or the batch it sits in, which
+    takes noise out of paired differences.
+    """
+    return torch.rand(length, generator=generator_for(f"{seed}:{document_id}"))
+
+
+def concat_rounds(parts: Sequence[Rounds], num_documents: Sequence[int]) -> Rounds:
+    """Joins the rounds of consecutive batches; ``num_documents`` counts each batch's rows, with or without rounds."""
+    if len(parts) != len(num_documents) or not parts:
+        raise ValueError(f"needs one document count a part, got {len(parts)} parts and {len(num_documents)} counts")
+    slots = {part.num_slots for part in parts}
+    if len(slots) != 1:
+        raise ValueError(f"rounds of drafters with different numbers of slots do not join: got {sorted(slots)}")
+    offsets = np.cumsum([0, *num_documents[:-1]]).tolist()
+    columns = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in ("anchor", "accepted", "emitted", "available")
+    }
+    document = torch.cat([part.document + offset for part, offset in zip(parts, offsets, strict=True)])
+    return Rounds(document=document, num_slots=slots.pop(), **columns)
+
+
+def _answer_mask(states: TargetStates) -> Tensor:
+    """Supervised and inside the document: [B, T] bool."""
+    positions = torch.arange(states.loss_mask.shape[1], device=states.loss_mask.device)
+    return states.loss_mask & (positions < states.lengths.unsqueeze(1))
+
+
+def _anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Every position that has a successor in its answer: [B, T] bool -> anchors [B, A] int64, anchor_mask [B, A].
+
+    Padding repeats the row's last anchor, so that it is a legal position near the others.
+    """
+    is_anchor = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    counts = is_anchor.sum(dim=1, keepdim=True)  # [B, 1]
+    order = (~is_anchor).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]  # anchors first, ascending
+    column = torch.arange(order.shape[1], device=mask.device).expand_as(order)
+    anchors = order.gather(1, torch.minimum(column, (counts - 1).clamp(min=0)))
+    return anchors.masked_fill(counts == 0, 1), column < counts
+
+
+def _target_probabilities(
+    states: TargetStates, heads: TargetHeads, mask: Tensor, temperature: float, top_p: float, rows: int
+) -> Tensor:
+    """p(x[i]) read from H[i - 1], at the answers' positions: fp32 [B, T], 0 elsewhere."""
+    row, at = mask.nonzero(as_tuple=True)
+    final, labels = states.final[row, at - 1], states.input_ids[row, at]  # [R, M, D], [R]
+
+    def of_rows(h: Tensor, x: Tensor) -> Tensor:
+        hidden = heads.collapse(h.unsqueeze(0)).squeeze(0)
+        return token_probabilities(heads.logits(hidden), x, temperature, top_p)
+
+    p = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    p[row, at] = _by_rows(of_rows, rows, final, labels)
+    return p
+
+
+def _by_rows(reduce, rows: int, *tensors: Tensor) -> Tensor:
+    """``reduce`` over slices of at most ``rows`` rows, so that [R, V] never exists as a whole."""
+    return torch.cat([reduce(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)])

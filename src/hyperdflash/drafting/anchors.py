@@ -1,0 +1,122 @@
+"""Which positions of a document become draft blocks, and what each slot has to predict.
+
+Steps and shapes (legend: contracts.py)
+    1. eligible_anchors   [B, T]     positions whose token and successor are both supervised
+    2. sample_anchors     [B, A]     a random few of them per document (training); all_anchors: every one (replay)
+    3. make_blocks        [B, A, S]  labels of slots 1..S = block_size - 1
+
+A block may reach past the document: its late slots are masked, the block stays. Demanding whole blocks would
+starve the end token, which would then never be a label of an early slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import Blocks
+from hyperdflash.settings import positive_int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSampler:
+    """Random blocks of a training step: at most ``num_anchors`` a document."""
+
+    num_anchors: int
+
+    def __post_init__(self):
+        positive_int("blocks.num_anchors", self.num_anchors)
+
+    def sample(
+        self, input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, block_size: int, generator: torch.Generator
+    ) -> Blocks:
+        """[B, T] ids and mask, [B] lengths -> Blocks with A = min(num_anchors, T)."""
+        anchors, anchor_mask = sample_anchors(loss_mask, lengths, self.num_anchors, generator)
+        return make_blocks(input_ids, loss_mask, lengths, anchors, anchor_mask, block_size)
+
+
+def supervised(loss_mask: Tensor, lengths: Tensor) -> Tensor:
+    """[B, T] bool: supervised tokens that are not padding."""
+    positions = torch.arange(loss_mask.shape[1], device=loss_mask.device)
+    return loss_mask & (positions < lengths[:, None])
+
+
+def eligible_anchors(loss_mask: Tensor, lengths: Tensor) -> Tensor:
+    """[B, T] bool: positions a with x[a] and x[a + 1] both supervised (slot 1 then always has a label)."""
+    mask = supervised(loss_mask, lengths)
+    return mask & _shifted_left(mask)
+
+
+def sample_anchors(loss_mask: Tensor, lengths: Tensor, num_anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Uniform without replacement within each document, all where there are fewer; sorted.
+
+    Returns ``anchors`` [B, A] int64 and ``anchor_mask`` [B, A] bool with A = min(num_anchors, T), padded with
+    position 0 and False. No host synchronisation: A depends on shapes alone.
+    """
+    eligible = eligible_anchors(loss_mask, lengths)
+    # The num_anchors largest of independent uniform keys are a uniform subset; float64 makes ties negligible.
+    keys = torch.rand(eligible.shape, generator=generator, device=generator.device, dtype=torch.float64)
+    keys = keys.to(eligible.device).masked_fill(~eligible, -1.0)
+    drawn = keys.topk(min(num_anchors, eligible.shape[1]), dim=1)
+    return _sorted_and_padded(drawn.indices, drawn.values >= 0, eligible.shape[1])
+
+
+def all_anchors(loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Every eligible position, as ``sample_anchors`` returns them; A is the largest number in any document (>= 1)."""
+    eligible = eligible_anchors(loss_mask, lengths)
+    num_anchors = max(1, int(eligible.sum(dim=1).max()))
+    first = eligible.to(torch.int8).topk(num_anchors, dim=1)
+    return _sorted_and_padded(first.indices, first.values > 0, eligible.shape[1])
+
+
+def make_blocks(
+    input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, anchors: Tensor, anchor_mask: Tensor, block_size: int
+) -> Blocks:
+    """``labels[b, i, k - 1] = x[anchors[b, i] + k]`` for k = 1..block_size - 1; 0 where ``label_mask`` is False.
+
+    A slot is masked past the end of the anchor's own answer, even where a later answer starts within the block.
+    """
+    offsets = torch.arange(1, block_size, device=anchors.device)
+    positions = anchors[..., None] + offsets  # [B, A, S]
+    inside = positions.clamp(max=input_ids.shape[1] - 1).flatten(1)  # [B, A * S]
+    label_mask = supervised(loss_mask, lengths).gather(1, inside).view_as(positions)
+    label_mask = label_mask & (positions < lengths[:, None, None]) & anchor_mask[..., None]
+    label_mask = label_mask.to(torch.int8).cumprod(dim=-1).bool()  # decoding never drafts past the answer's end
+    labels = input_ids.gather(1, inside).view_as(positions).masked_fill(~label_mask, 0)
+    return Blocks(anchors=anchors, anchor_mask=anchor_mask, labels=labels, label_mask=label_mask)
+
+
+def coverage(blocks: Blocks, loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of supervised tokens that these blocks teach, as (sum, count), both int64 scalars.
+
+    ``sum`` counts tokens that are the label of at least one (anchor, slot); ``count`` those that could be with every
+    eligible anchor, which leaves out the first token of an answer (nothing supervised stands before it). All eligible
+    anchors therefore give sum == count.
+    """
+    num_slots = blocks.labels.shape[-1]
+    offsets = torch.arange(1, num_slots + 1, device=blocks.anchors.device)
+    inside = (blocks.anchors[..., None] + offsets).clamp(max=loss_mask.shape[1] - 1).flatten(1)  # [B, A * S]
+    times_taught = torch.zeros(loss_mask.shape, dtype=torch.int64, device=loss_mask.device)
+    times_taught.scatter_add_(1, inside, blocks.label_mask.flatten(1).long())
+
+    within_reach = reached = eligible_anchors(loss_mask, lengths)
+    for slot in range(num_slots):
+        reached = _shifted_right(reached)
+        within_reach = reached if slot == 0 else within_reach | reached
+    return (times_taught > 0).sum(), (within_reach & supervised(loss_mask, lengths)).sum()
+
+
+def _sorted_and_padded(positions: Tensor, mask: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    anchors = positions.masked_fill(~mask, num_tokens).sort(dim=1).values
+    anchor_mask = anchors < num_tokens
+    return anchors.masked_fill(~anchor_mask, 0), anchor_mask
+
+
+def _shifted_left(mask: Tensor) -> Tensor:
+    return torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+
+
+def _shifted_right(mask: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)

@@ -1,0 +1,214 @@
+"""Block attention: every block attends to the context it may see and to itself.
+
+E width of a head, H query heads, N key-value heads, G = H / N query heads a key-value head; the rest in
+contracts.py. Context and own block are attended to apart and joined by their log-sum-exps, which is one softmax over
+both: nothing is quadratic in anchors. Scores of the context, [anchors, context], exist for a few anchors at a time,
+against the span of context that these see. The backward pass makes all scores again (FlashAttention, arXiv 2205.14135).
+
+In training on CUDA ``flex_block_attention`` does the same in one kernel, from the same mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.layers import RMSNorm, linear, rotate
+from hyperdflash.numerics import fast_fp32_products
+
+KeyValue = tuple[Tensor, Tensor]
+Angles = tuple[Tensor, Tensor]
+
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 scores of a few anchors: stay in the CPU's cache
+ROUND = 64  # lengths are multiples of it: every new shape of a product costs oneDNN a compilation and half a megabyte
+UNSEEN = -1e30  # a score whose share of any softmax is 0; finite, since an anchor may see no context at all
+
+
+def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
+    """One softmax, in fp32, over visible context and own block.
+
+    ``query`` [B, A, K, H, E], ``context`` keys and values [B, T, N, E], ``block`` keys and values [B, A, K, N, E],
+    ``visible`` [B, A, T] bool (drafting/visibility.py) -> [B, A, K, H * E].
+    """
+    if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
+        return reference_block_attention(query, context, block, visible)  # a round of decoding: quicker at once
+    query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()  # [B, N, A, R, E]
+    context = [x.transpose(1, 2).contiguous() for x in context]  # [B, N, T, E]
+    block = [x.permute(0, 3, 1, 2, 4).contiguous() for x in block]  # [B, N, A, K, E]
+    return attend(query, *context, *block, visible).flatten(3)
+
+
+def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
+    """``block_attention`` as the formula reads, all scores at once: [B, N, G, A, K, T] and [B, N, G, A, K, K]."""
+    num_kv_heads, num_context = context[0].shape[2], visible.shape[2]
+    query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 4, 1, 2, 5) * query.shape[-1] ** -0.5  # [B, N, G, A, K, E]
+    context_key, context_value = (x.transpose(1, 2)[:, :, None, None] for x in context)  # [B, N, 1, 1, T, E]
+    block_key, block_value = (x.permute(0, 3, 1, 2, 4)[:, :, None] for x in block)  # [B, N, 1, A, K, E]
+    of_context = (query @ context_key.mT).float().masked_fill(~visible[:, None, None, :, None], float("-inf"))
+    of_block = (query @ block_key.mT).float()
+    weights = torch.cat([of_context, of_block], dim=-1).softmax(dim=-1).to(block_value.dtype)
+    output = weights[..., :num_context] @ context_value + weights[..., num_context:] @ block_value
+    return output.permute(0, 3, 4, 1, 2, 5).flatten(3)
+
+
+@torch.compiler.disable  # the span of context is read on the host
+def attend(query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor) -> Tensor:
+    """``query`` [B, N, A, R, E], scaled, of R = G * K rows an anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
+    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T] -> [B, A, K, H, E]."""
+    return _Attention.apply(query, key, value, block_key, block_value, visible)
+
+
+def _by_kv_head(x: Tensor, num_kv_heads: int) -> Tensor:
+    """[B, A, K, H, E] -> [B, N, A, R, E]: all rows of an anchor that read the same keys."""
+    return x.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5).flatten(3, 4)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps its arguments, its result as the next product keeps it too, the log-sum-exps of the whole softmax and the context's
+    share in it: from them and the scores, made again, come the weights."""
+
+    @staticmethod
+    def forward(
+        ctx, query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor
+    ) -> Tensor:
+        of_context, spans = torch.empty_like(query), _spans(query, visible)
+        context_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        with fast_fp32_products():
+            for anchors, span in spans:
+                # contiguous, since a product copies what is not, transposed where it reads it so
+                keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
+                scores = _scores(query[:, :, anchors], keys, visible[:, anchors, span])
+                top = scores.amax(dim=-1)
+                weights = torch.softmax(scores, dim=-1, out=scores)
+                log_sum = top - weights.amax(dim=-1).log()  # the largest weight is exp(top) / sum
+                of_anchors = of_context[:, :, anchors]
+                of_anchors.copy_((weights.to(value.dtype) @ values).view_as(of_anchors))
+                context_sum[:, :, anchors] = log_sum.view_as(context_sum[:, :, anchors])
+            scores = (query @ block_key.mT).float()  # [B, N, A, R, K]
+            log_sum = torch.logaddexp(context_sum, scores.logsumexp(dim=-1))
+            weights = scores.sub_(log_sum[..., None]).exp_().to(value.dtype)
+            share = (context_sum - log_sum).exp_()[..., None]
+            output = (share * of_context).add_(weights @ block_value).to(query.dtype)
+        by_group = output.unflatten(3, (-1, block_key.shape[3]))  # [B, N, A, G, K, E]
+        output = by_group.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).contiguous()
+        ctx.save_for_backward(query, key, value, block_key, block_value, visible, output, log_sum, share)
+        ctx.spans = spans
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_output: Tensor):
+        query, key, value, block_key, block_value, visible, output, log_sum, share = ctx.saved_tensors
+        # d scores = weights * (d_output value^T - delta), delta the mean of d_output value^T under the weights; those of the
+        # context are its own softmax times its share, which is quicker than an exponential of the scores
+        delta = _by_kv_head((d_output.float() * output.float()).sum(dim=-1, keepdim=True), key.shape[1])
+        d_output = _by_kv_head(d_output, key.shape[1]).contiguous()
+        d_context, context_delta = (share * d_output).to(query.dtype), share * delta
+        with fast_fp32_products():
+            weights = (query @ block_key.mT).float().sub_(log_sum[..., None]).exp_()
+            d_block_value = weights.to(value.dtype).mT @ d_output
+            d_scores = (d_output @ block_value.mT).float().sub_(delta).mul_(weights).to(query.dtype)
+            d_query, d_block_key = d_scores @ block_key, d_scores.mT @ query
+
+            d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+            for anchors, span in ctx.spans:
+                rows, d_rows = query[:, :, anchors].flatten(2, 3), d_context[:, :, anchors].flatten(2, 3)
+                keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
+                weights = _scores(query[:, :, anchors], keys, visible[:, anchors, span])
+                torch.softmax(weights, dim=-1, out=weights)
+                d_value[:, :, span] += weights.to(value.dtype).mT @ d_rows
+                d_scores = (d_rows @ values.mT).float()
+                d_scores = d_scores.sub_(context_delta[:, :, anchors].flatten(2, 3)).mul_(weights).to(query.dtype)
+                of_anchors = d_query[:, :, anchors]
+                of_anchors += (d_scores @ keys).view_as(of_anchors)
+                d_key[:, :, span] += d_scores.mT @ rows
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_block_key, d_block_value, None
+
+
+def _chunk_bytes(tensor: Tensor) -> int:
+    return CHUNK_BYTES.get(tensor.device.type, CHUNK_BYTES["cpu"])
+
+
+def _spans(query: Tensor, visible: Tensor) -> list[tuple[slice, slice]]:
+    """A few anchors at a time, and the span of context that at least one of them sees, in eighths of all there is."""
+    batch, num_kv_heads, num_anchors, rows, _ = query.shape
+    num_context = max(1, visible.shape[2])
+    size = max(8, _chunk_bytes(query) // (4 * batch * num_kv_heads * rows * num_context))
+    size = 1 << size.bit_length() - 1
+    eighth = -(-num_context // (8 * ROUND)) * ROUND
+    seen = visible.any(dim=0)  # [A, T]
+    spans = []
+    for first in range(0, num_anchors, size):
+        anchors = slice(first, first + size)
+        columns = seen[anchors].any(dim=0).nonzero().squeeze(1).tolist() or [0]
+        spans.append((anchors, slice(columns[0] // eighth * eighth, (columns[-1] // eighth + 1) * eighth)))
+    return spans
+
+
+def _scores(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """[B, N, a, R, E], [B, N, t, E], [B, a, t] -> [B, N, a * R, t] in fp32, UNSEEN where not visible."""
+    scores = (query.flatten(2, 3) @ key.mT).float()
+    bias = torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, UNSEEN)  # adding is faster than filling
+    scores.unflatten(2, query.shape[2:4]).add_(bias[:, None, :, None])
+    return scores
+
+
+def attention_mask(visible: Tensor, block_size: int) -> Tensor | BlockMask:
+    """``visible`` [B, A, T] as ``BlockAttention`` wants it, once for all layers: compiled for FlexAttention in training on
+    CUDA, as it is elsewhere (decoding's lengths change with every round, each of which would be compiled anew)."""
+    if visible.is_cuda and torch.is_grad_enabled():
+        return flex_mask(visible, block_size, torch.compile(create_block_mask))
+    return visible
+
+
+def flex_mask(visible: Tensor, block_size: int, create: Callable = create_block_mask) -> BlockMask:
+    """``visible`` [B, A, T] and own blocks, for queries [A * K] over keys [T + A * K]."""
+    batch, num_anchors, num_context = visible.shape
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        of_context = visible[b, q // block_size, kv.clamp(max=num_context - 1)]
+        return torch.where(kv < num_context, of_context, (kv - num_context) // block_size == q // block_size)
+
+    rows = num_anchors * block_size
+    return create(seen, batch, None, rows, num_context + rows, device=visible.device)
+
+
+def flex_block_attention(
+    query: Tensor, context: KeyValue, block: KeyValue, mask: BlockMask, attend: Callable = flex_attention
+) -> Tensor:
+    """``block_attention`` with ``flex_mask`` in place of ``visible``."""
+    key, value = (torch.cat([c, x.flatten(1, 2)], dim=1).transpose(1, 2) for c, x in zip(context, block, strict=True))
+    output = attend(query.flatten(1, 2).transpose(1, 2), key, value, block_mask=mask, enable_gqa=True)
+    return output.transpose(1, 2).reshape(*query.shape[:3], -1)
+
+
+class BlockAttention(nn.Module):
+    """Projections, q/k norms and RoPE around ``block_attention``; the same k/v weights serve context and block."""
+
+    def __init__(self, config: DrafterConfig, hidden_size: int):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = linear(hidden_size, config.num_heads * config.head_dim)
+        self.k_proj = linear(hidden_size, config.num_kv_heads * config.head_dim)
+        self.v_proj = linear(hidden_size, config.num_kv_heads * config.head_dim)
+        self.o_proj = linear(config.num_heads * config.head_dim, hidden_size)
+        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+
+    def project(self, x: Tensor, angles: Angles) -> KeyValue:
+        """[..., D] -> keys (normed, rotated to their positions) and values, [..., N, E] each."""
+        key = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        return rotate(self.k_norm(key), *angles), value
+
+    def forward(self, x: Tensor, angles: Angles, context: KeyValue, mask: Tensor | BlockMask) -> Tensor:
+        """Blocks [B, A, K, D] -> [B, A, K, D]; ``mask`` from ``attention_mask``."""
+        query = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [B, A, K, H, E]
+        query, block = rotate(self.q_norm(query), *angles), self.project(x, angles)
+        if isinstance(mask, BlockMask):
+            return self.o_proj(flex_block_attention(query, context, block, mask, torch.compile(flex_attention)))
+        return self.o_proj(block_attention(query, context, block, mask))

@@ -1,0 +1,95 @@
+"""Which of the target's states the drafter is conditioned on: TargetStates -> streams [B, T, N, D].
+
+A source says which layer taps the cache must hold (``layer_ids``), how many streams of width D it yields
+(``num_streams``) and picks them (``gather``). A reducer then turns the N streams into one vector a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import TargetStates
+from hyperdflash.settings import natural_int, one_of
+
+if TYPE_CHECKING:
+    from hyperdflash.targets.heads import TargetHeads
+
+
+class Conditioning(Protocol):
+    """``name`` as on the command line, ``layer_ids`` the taps that the cache must hold."""
+
+    name: str
+    layer_ids: tuple[int, ...]
+
+    def num_streams(self, heads: TargetHeads) -> int: ...
+
+    def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
+        """[B, T, N, D]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreHcHead:
+    """The residual before the hyper-connection head, all paths (paper, section 2.1)."""
+
+    name = "pre_hc_head"
+    layer_ids = ()
+
+    def num_streams(self, heads: TargetHeads) -> int:
+        return heads.num_paths
+
+    def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
+        return states.final  # [B, T, M, D]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostHcHead:
+    """The normed state that the LM head reads, derived from the cached residual."""
+
+    name = "post_hc_head"
+    layer_ids = ()
+
+    def num_streams(self, heads: TargetHeads) -> int:
+        return 1
+
+    @torch.no_grad()
+    def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
+        return heads.collapse(states.final)[:, :, None]  # [B, T, 1, D]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Outputs of chosen target layers (vanilla DFlash): ``paths`` averaged, or each path a stream of its own."""
+
+    layer_ids: Sequence[int]
+    paths: str = "mean"
+
+    name = "layers"
+
+    def __post_init__(self):
+        if isinstance(self.layer_ids, str) or not isinstance(self.layer_ids, Sequence) or not self.layer_ids:
+            raise ValueError(f"conditioning.layer_ids must be a list of layer numbers such as [1, 5], got {self.layer_ids!r}")
+        ids = tuple(natural_int("every entry of conditioning.layer_ids", i) for i in self.layer_ids)
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"conditioning.layer_ids must name each layer once, got {list(ids)}")
+        one_of("conditioning.paths", self.paths, ("mean", "flat"))
+        object.__setattr__(self, "layer_ids", ids)
+
+    def num_streams(self, heads: TargetHeads) -> int:
+        return len(self.layer_ids) * (heads.num_paths if self.paths == "flat" else 1)
+
+    def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
+        missing = [i for i in self.layer_ids if i not in states.layer_ids]
+        if missing or states.layers is None:
+            raise ValueError(
+                f"conditioning=layers reads target layers {list(self.layer_ids)}, these states hold "
+                f"{list(states.layer_ids)}: capture them again with this conditioning"
+            )
+        rows = [states.layer_ids.index(i) for i in self.layer_ids]
+        taps = states.layers[:, :, rows]  # [B, T, L, M, D]
+        return taps.mean(dim=3) if self.paths == "mean" else taps.flatten(2, 3)

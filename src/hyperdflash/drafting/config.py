@@ -1,0 +1,56 @@
+"""Sizes of the draft model, checked when they are read: before any target is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperdflash.settings import boolean, positive_int, positive_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterConfig:
+    """Explicit on purpose: a drafter with DeepSeek-V4's own 64 heads of 512 would have two billion parameters.
+
+    ``hidden_size`` null is the target's width; ``block_size`` K = 1 anchor + S draft slots;
+    ``context_window`` W: a block sees the W newest states before its anchor alone, null all of them;
+    ``rms_norm_eps`` for every norm of the drafter's own; ``initializer_range`` the standard deviation of new weights;
+    ``gradient_checkpointing`` makes each layer's activations again in the backward pass; ``compile`` compiles the layers.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    block_size: int
+    hidden_size: int | None = None
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    context_window: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self):
+        for name in ("num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "block_size"):
+            positive_int(f"drafter.{name}", getattr(self, name))
+        for name in ("hidden_size", "context_window"):
+            if getattr(self, name) is not None:
+                positive_int(f"drafter.{name}", getattr(self, name))
+        for name in ("gradient_checkpointing", "compile"):
+            boolean(f"drafter.{name}", getattr(self, name))
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            positive_number(f"drafter.{name}", getattr(self, name))
+        if self.block_size < 2:
+            raise ValueError("drafter.block_size must be at least 2 (the anchor and one draft slot), got 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"drafter.num_heads must be a multiple of drafter.num_kv_heads ({self.num_kv_heads}), got {self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"drafter.head_dim must be even (RoPE turns pairs), got {self.head_dim}")
+
+    @property
+    def num_slots(self) -> int:
+        """S: tokens drafted a round."""
+        return self.block_size - 1

@@ -1,0 +1,170 @@
+"""The native MTP block as a drafter: a chain of S steps from every anchor, teacher-forced on the text.
+
+The same pass serves replay and, with gradients, fine-tuning: what training sees is what a decoding loop would draft.
+
+Shapes: see contracts.py; G anchors a group, W the block's sliding window, C = head_dim of its single key/value head.
+
+Index i of the block stands at rope position i, consumes H[i] and embed(x[i+1]) and predicts x[i+2]. From anchor a
+(x[a] verified, H[0..a-1] known):
+
+    slot 1       index a-1    H[a-1]                            embed(x[a])         sees target-made keys <= a-1
+    slot k >= 2  index a+k-2  the block's output at slot k-1    embed(x[a+k-1])     and its own chained keys a..a+k-2
+
+always within the window: index j is visible from i where i - W < j <= i. Slot 1 of all anchors is one causal pass over
+the text, which also yields the target-made keys (an index's key does not depend on what it attends to). Later slots
+differ in their chained keys, so G neighbouring anchors share a row: their target-made keys once, their chained keys
+side by side, and a mask that shows each anchor its own. Running slot k in parallel over the whole text instead would
+let it attend to keys of states that a decoding loop does not have yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperdflash.contracts import TargetStates
+from hyperdflash.settings import positive_int
+from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.heads import TargetHeads
+
+GROUP = 16  # anchors a row: more share keys better but score more masked ones; 8 to 32 are alike in speed
+
+
+class _Keys:
+    """A cache for one forward: puts ``prefix`` [N, 1, P, C] before the new keys and remembers the new ones."""
+
+    def __init__(self, prefix: Tensor | None):
+        self.prefix = prefix
+        self.new: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """keys [N, 1, q, C]; V4's single head reads the same tensor as key and value."""
+        self.new = keys
+        seen = keys if self.prefix is None else torch.cat([self.prefix, keys], dim=2)
+        return seen, seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTPChainConfig:
+    """``drafter=mtp``: fine-tune a copy of the target's MTP block, ``num_slots`` steps chained as in decoding."""
+
+    num_slots: int
+
+    def __post_init__(self):
+        positive_int("drafter.num_slots", self.num_slots)
+
+
+class MTPChain(nn.Module):
+    """``MTP (num_slots)``. ``trainable`` sets gradients on ``block``, which should then be the caller's own copy.
+
+    ``indices_per_pass`` bounds the query length of the first step, ``rows_per_pass`` the anchors of a chained step.
+    """
+
+    def __init__(
+        self,
+        block: MTPBlock,
+        num_slots: int,
+        *,
+        trainable: bool = False,
+        indices_per_pass: int = 512,
+        rows_per_pass: int = 2048,
+    ):
+        super().__init__()
+        if num_slots < 1:
+            raise ValueError(f"MTP needs at least one drafted step, got {num_slots}")
+        self.block = block.requires_grad_(trainable)
+        self.num_slots = num_slots
+        self.indices_per_pass = indices_per_pass
+        self.groups_per_pass = max(1, rows_per_pass // GROUP)
+
+    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+        """anchors [B, A] int64 -> [B, A, S, D], read by ``heads.logits``."""
+        if not bool(anchor_mask.any()):
+            return heads.lm_head.weight.new_zeros(*anchors.shape, self.num_slots, heads.hidden_size, dtype=heads.dtype)
+        if int(anchors[anchor_mask].min()) < 1:
+            raise ValueError("MTP drafts from the state before its anchor; an anchor at position 0 has none")
+        last = anchors.masked_fill(~anchor_mask, -1).amax(dim=1, keepdim=True).clamp(min=1)
+        anchors = torch.where(anchor_mask, anchors, last)  # padding stays near the row's own anchors
+        origin = max(0, int(anchors.min()) - self.block.sliding_window)
+        first, keys = self._first_step(states, heads, origin, int(anchors.max()))
+
+        batch, num_anchors = anchors.shape
+        row = torch.arange(batch, device=anchors.device)
+        first = first[row[:, None], anchors - 1 - origin]  # [B, A, M, D]
+        padding = -num_anchors % GROUP
+        grouped = torch.cat([anchors, anchors[:, -1:].expand(-1, padding)], dim=1).view(-1, GROUP)  # [N, G]
+        residual = torch.cat([first, first[:, -1:].expand(-1, padding, -1, -1)], dim=1)
+        residual = residual.view(-1, GROUP, *first.shape[2:])  # [N, G, M, D]
+        row = row.repeat_interleave(grouped.shape[0] // batch)  # [N]
+        parts = [
+            self._chain(states, heads, keys, origin, *group)
+            for group in zip(*(t.split(self.groups_per_pass) for t in (row, grouped, residual)), strict=True)
+        ]
+        return torch.cat(parts).view(batch, num_anchors + padding, self.num_slots, -1)[:, :num_anchors]
+
+    def _first_step(self, states: TargetStates, heads: TargetHeads, origin: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Indices origin..stop-1 of the text -> residual [B, stop-origin, M, D], keys [B, stop-origin, C]."""
+        window, batch = self.block.sliding_window, len(states.input_ids)
+        device = states.input_ids.device
+        prefix, residuals, keys = None, [], []
+        for begin in range(origin, stop, self.indices_per_pass):
+            end = min(begin + self.indices_per_pass, stop)
+            num_prefix = 0 if prefix is None else prefix.shape[2]
+            index = torch.arange(begin, end, device=device)
+            key_index = torch.arange(begin - num_prefix, end, device=device)
+            keep = (key_index <= index[:, None]) & (key_index > index[:, None] - window)
+            embeds = heads.embed(states.input_ids[:, begin + 1 : end + 1])
+            cache = _Keys(prefix)
+            residuals.append(
+                self.block.run(
+                    states.final[:, begin:end],
+                    embeds,
+                    index.expand(batch, -1),
+                    _additive(keep, embeds.dtype)[None, None],
+                    cache,
+                )
+            )
+            keys.append(cache.new)
+            prefix = cache.new if prefix is None else torch.cat([prefix, cache.new], dim=2)
+            prefix = prefix[:, :, max(0, prefix.shape[2] - (window - 1)) :]
+        return torch.cat(residuals, dim=1), torch.cat(keys, dim=2).squeeze(1)
+
+    def _chain(
+        self,
+        states: TargetStates,
+        heads: TargetHeads,
+        keys: Tensor,
+        origin: int,
+        row: Tensor,
+        anchors: Tensor,
+        residual: Tensor,
+    ) -> Tensor:
+        """Slots 1..S of n groups: keys [B, I, C], row [n], anchors [n, G], residual [n, G, M, D] -> [n, G, S, D]."""
+        window, length = self.block.sliding_window, states.input_ids.shape[1]
+        low = (anchors.amin(dim=1) - window + 1).clamp(min=origin)  # first target-made key a group can see
+        span = int((anchors.amax(dim=1) - low).max())
+        key_index = low[:, None] + torch.arange(span, device=anchors.device)  # [n, span]
+        in_text = key_index.clamp(max=origin + keys.shape[1] - 1) - origin
+        prefix = keys[row[:, None], in_text].unsqueeze(1)  # [n, 1, span, C]
+        own = torch.eye(GROUP, dtype=torch.bool, device=anchors.device).expand(len(row), -1, -1)
+
+        outputs = [self.block.head(residual)]
+        for slot in range(2, self.num_slots + 1):
+            index = anchors + slot - 2  # [n, G]
+            made = (key_index[:, None] < anchors[..., None]) & (key_index[:, None] > index[..., None] - window)
+            chained = [own if slot - earlier < window else torch.zeros_like(own) for earlier in range(2, slot + 1)]
+            keep = torch.cat([made, *chained], dim=-1)  # [n, G, span + (slot - 1) G]
+            token = states.input_ids[row[:, None], (index + 1).clamp(max=length - 1)]
+            embeds = heads.embed(token)  # [n, G, D]
+            cache = _Keys(prefix)
+            residual = self.block.run(residual, embeds, index, _additive(keep, embeds.dtype).unsqueeze(1), cache)
+            prefix = torch.cat([prefix, cache.new], dim=2)
+            outputs.append(self.block.head(residual))
+        return torch.stack(outputs, dim=2)
+
+
+def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool (True = keep) -> 0 and -inf."""
+    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, float("-inf"))

@@ -1,0 +1,96 @@
+"""How far an engine's states are from the target's own, and whether that is near enough to train on.
+
+Shapes: see contracts.py; N tokens of several prompts laid end to end. Engines compute in other kernels and often in other
+number formats, so states never agree bit for bit: the limits are on direction, size and on what the target would say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from hyperdflash.settings import number_between
+from hyperdflash.targets.heads import TargetHeads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """``cosine`` least mean over tokens, of every path; ``relative_error`` most, ||engine - target|| / ||target||;
+    ``argmax`` and ``next_token`` least shares of tokens and prompts."""
+
+    cosine: float = 0.98
+    relative_error: float = 0.2
+    argmax: float = 0.9
+    next_token: float = 0.9
+
+    def __post_init__(self):
+        for name in ("cosine", "argmax", "next_token"):
+            number_between(f"limits.{name}", getattr(self, name), 0, 1)
+        number_between("limits.relative_error", self.relative_error, 0, 10)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One server: ``cosine`` M entries, means over tokens; ``worst_token`` the largest relative error of a token;
+    ``argmax`` share of tokens where hc_head, norm and LM head name the same next token on both states. None in all of
+    these: there was nothing to compare with. ``next_token`` the share of prompts where our heads on the engine's last state
+    name the token that the engine itself generates."""
+
+    tokens: int
+    max_abs: float | None
+    relative_error: float | None
+    worst_token: float | None
+    cosine: tuple[float, ...] | None
+    argmax: float | None
+    next_token: float
+
+    def complaint(self, limits: Limits) -> str | None:
+        """What is wrong in a few words; None where nothing is."""
+        if self.cosine is not None:
+            path = min(range(len(self.cosine)), key=lambda j: self.cosine[j])
+            if not self.cosine[path] >= limits.cosine:
+                return f"path {path} points elsewhere (mean cosine {self.cosine[path]:.3f}, wanted {limits.cosine:g})"
+            if not self.relative_error <= limits.relative_error:
+                return (
+                    f"the states are off by {self.relative_error:.0%} of their size, wanted {limits.relative_error:.0%} at most"
+                )
+            if not self.argmax >= limits.argmax:
+                return f"{self.argmax:.0%} of the tokens have the same next token, wanted {limits.argmax:.0%}"
+        if not self.next_token >= limits.next_token:
+            return (
+                f"on {self.next_token:.0%} of the prompts our heads read the engine's own next token from its states, "
+                f"wanted {limits.next_token:.0%}"
+            )
+        return None
+
+
+@torch.no_grad()
+def compare(
+    found: Tensor, own: Tensor | None, lengths: Sequence[int], next_tokens: Sequence[int], heads: TargetHeads
+) -> Comparison:
+    """``found`` the engine's states [N, M, D], ``own`` the reference's or None; ``next_tokens`` the engine's, one a prompt."""
+    last = torch.tensor(lengths).cumsum(0) - 1
+    said = best(heads, found[last])
+    agreed = sum(a == b for a, b in zip(said.tolist(), next_tokens, strict=True)) / len(lengths)
+    if own is None:
+        return Comparison(len(found), None, None, None, None, None, agreed)
+    difference, size = (found.float() - own.float()).flatten(1), own.float().flatten(1)
+    by_token = difference.norm(dim=1) / size.norm(dim=1).clamp_min(1e-12)
+    return Comparison(
+        tokens=len(found),
+        max_abs=float(difference.abs().max()),
+        relative_error=float(difference.norm() / size.norm()),
+        worst_token=float(by_token.max()),
+        cosine=tuple(cosine_similarity(found.float(), own.float(), dim=-1).mean(dim=0).tolist()),
+        argmax=float((best(heads, found) == best(heads, own)).float().mean()),
+        next_token=agreed,
+    )
+
+
+def best(heads: TargetHeads, states: Tensor, rows: int = 256) -> Tensor:
+    """[N, M, D] -> [N] the target's most likely next token, a few rows of logits at a time."""
+    return torch.cat([heads.logits(heads.collapse(part[None]))[0].argmax(dim=-1) for part in states.split(rows)])

@@ -1,0 +1,73 @@
+"""Several servers as one: the least busy one answers, a failed request is sent again, elsewhere where possible."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from hyperdflash.engines.answers import BadAnswer
+from hyperdflash.engines.http import Unavailable
+from hyperdflash.targets.engine_settings import EngineSettings
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class ServerPool:
+    """``settings.concurrency`` requests a server at a time, ``settings.attempts`` a request, doubling waits in between."""
+
+    def __init__(self, settings: EngineSettings):
+        self.settings = settings
+        self._busy = dict.fromkeys(settings.servers, 0)
+        self._failed = dict.fromkeys(settings.servers, 0)
+        self._lock = threading.Lock()
+
+    def map(self, ask: Callable[[str, Request], Answer], requests: Sequence[Request]) -> list[Answer]:
+        """``ask(server, request)`` for each, in the order given; the first request that fails for good ends them all."""
+        workers = min(len(requests), self.settings.concurrency * len(self.settings.servers))
+        with ThreadPoolExecutor(max_workers=max(workers, 1)) as threads:
+            futures = [threads.submit(self.ask, ask, request, number) for number, request in enumerate(requests)]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def ask(self, ask: Callable[[str, Request], Answer], request: Request, number: int = 0) -> Answer:
+        """One request. Refusals pass at once; ValueError with the server, the request's number and what was wrong at last."""
+        tried: list[str] = []
+        for attempt in range(self.settings.attempts):
+            if attempt:
+                time.sleep(self.settings.backoff_s * 2 ** (attempt - 1))
+            server = self._take(tried)
+            try:
+                answer = ask(server, request)
+            except (BadAnswer, Unavailable) as error:
+                tried.append(server)
+                self._give_back(server, failed=True)
+                last = error
+                continue
+            except BaseException:
+                self._give_back(server, failed=False)
+                raise
+            self._give_back(server, failed=False)
+            return answer
+        raise ValueError(
+            f"sequence {number} ({len(request)} tokens) got no usable answer in {len(tried)} attempts, the last from "
+            f"{tried[-1]}: {last}; nothing of it was cached, mend the server and run the same command again"
+        )
+
+    def _take(self, tried: Sequence[str]) -> str:
+        """Not where this request failed before if another is left; then the least busy; then the one that fails least."""
+        with self._lock:
+            server = min(self._busy, key=lambda s: (s in tried[-(len(self._busy) - 1) :], self._busy[s], self._failed[s]))
+            self._busy[server] += 1
+            return server
+
+    def _give_back(self, server: str, failed: bool) -> None:
+        with self._lock:
+            self._busy[server] -= 1
+            self._failed[server] += failed

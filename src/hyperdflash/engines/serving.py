@@ -1,0 +1,171 @@
+"""One answer of a running engine, timed from outside, with what its server says about speculation.
+
+    first token     from the request to the first chunk: the prefill, queueing and the network included
+    decoding        from the first chunk to the last, ``len(ids) - len(first chunk)`` tokens
+    rounds          verification steps: vLLM's counters before and after the request (nobody else may use the server), SGLang's
+                    ``meta_info`` of the answer. Engines count every accepted draft, also those past the end of the text
+
+Metric names: vLLM ``vllm:spec_decode_num_drafts_total``, ``..._num_accepted_tokens_per_pos_total{position}``; SGLang
+``spec_verify_ct`` and ``spec_accept_histogram`` (entry j: steps that accepted j drafts), in newer releases also named
+``spec_correct_drafts_histogram``.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hyperdflash.engines.http import Unavailable, get_text, stream_json
+from hyperdflash.engines.vllm import served_model
+
+SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
+POSITION = re.compile(r'position="(\d+)"')
+SETTLE_S = 2.0  # vLLM's counters may lag behind the last chunk
+
+
+@dataclass(frozen=True)
+class Served:
+    """An answer: ``ids`` its tokens, ``after_first`` those that came after the first chunk, in ``decode_s`` seconds.
+
+    ``rounds`` verification steps, 0 without speculation; ``survived`` one entry a draft slot, how many of the rounds accepted
+    at least so many drafts; None where the server does not say (then ``accepted`` is all there is).
+    """
+
+    ids: list[int]
+    ended_by: Literal["stop", "length"]
+    first_s: float
+    decode_s: float
+    after_first: int
+    rounds: int = 0
+    accepted: int = 0
+    survived: tuple[int, ...] | None = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What every request asks for; ``temperature`` 0 is greedy."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float
+    top_p: float
+    seed: int
+
+
+def ask(engine: str, server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
+    """Stream one answer from a server of ``engine`` (sglang or vllm)."""
+    return (ask_sglang if engine == "sglang" else ask_vllm)(server, prompt_ids, sampling, timeout_s)
+
+
+def ask_sglang(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
+    """POST /generate, streamed. SGLang takes no seed a request: its draws at temperature > 0 are the server's."""
+    body = {
+        "input_ids": list(prompt_ids),
+        "stream": True,
+        "sampling_params": {
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stop_token_ids": list(sampling.stop_ids),
+        },
+    }
+    meta: dict = {}
+
+    def chunks() -> Iterator[tuple[list[int], str | None]]:
+        nonlocal meta
+        so_far = 0
+        for event in stream_json(f"{server}/generate", body, timeout_s):
+            meta, ids = event.get("meta_info", {}), event.get("output_ids")
+            if ids is None:
+                raise Unavailable(f"{server} gave no output_ids")
+            new = ids[so_far:] if len(ids) == meta.get("completion_tokens") else ids  # newer servers can send increments
+            so_far += len(new)
+            yield new, (meta.get("finish_reason") or {}).get("type")
+
+    ids, first, first_s, decode_s, ended_by = _timed(chunks(), server)
+    rounds = int(meta.get("spec_verify_ct") or 0)
+    histogram = meta.get("spec_accept_histogram") or meta.get("spec_correct_drafts_histogram")
+    if not rounds:
+        return Served(ids, ended_by, first_s, decode_s, len(ids) - first)
+    if histogram:
+        survived = tuple(sum(histogram[k:]) for k in range(1, len(histogram)))
+        return Served(ids, ended_by, first_s, decode_s, len(ids) - first, rounds, sum(survived), survived)
+    return Served(ids, ended_by, first_s, decode_s, len(ids) - first, rounds, max(len(ids) - first - rounds, 0), None)
+
+
+def ask_vllm(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
+    """POST /v1/completions, streamed, between two readings of /metrics."""
+    body = {
+        "model": served_model(server, timeout_s),
+        "prompt": list(prompt_ids),
+        "stream": True,
+        "return_token_ids": True,
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stop_token_ids": list(sampling.stop_ids),
+        "seed": sampling.seed,
+    }
+
+    def chunks() -> Iterator[tuple[list[int], str | None]]:
+        for event in stream_json(f"{server}/v1/completions", body, timeout_s):
+            for choice in event.get("choices", ()):
+                if choice.get("token_ids") is None:
+                    raise Unavailable(f"{server} gave no token_ids: it needs a vLLM that knows return_token_ids")
+                yield choice["token_ids"], choice.get("finish_reason")
+
+    before = counters(server, timeout_s)
+    ids, first, first_s, decode_s, ended_by = _timed(chunks(), server)
+    emitted, deadline = len(ids) - first, time.monotonic() + SETTLE_S
+    while True:
+        after = counters(server, timeout_s)
+        drafts = after["drafts"] - before["drafts"]
+        survived = tuple(b - a for a, b in zip(before["accepted"], after["accepted"], strict=True))
+        if not survived or emitted <= drafts + sum(survived) or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    if not survived:
+        return Served(ids, ended_by, first_s, decode_s, emitted)
+    most = emitted + 2 * (len(survived) + 1)  # a last round past the end of the text
+    if drafts + sum(survived) > most:
+        raise ValueError(
+            f"{server} counted {drafts} drafts with {sum(survived)} accepted tokens while it answered {emitted}: someone else "
+            "uses it; acceptance is read from its counters, so keep the server to this evaluation and run the command again"
+        )
+    plain = max(emitted - drafts - sum(survived), 0)  # steps without a draft gain one token each
+    return Served(ids, ended_by, first_s, decode_s, emitted, drafts + plain, sum(survived), survived)
+
+
+def counters(server: str, timeout_s: float) -> dict:
+    """vLLM's speculation counters, summed over engines: ``drafts``, and ``accepted`` a draft slot (none: no speculation)."""
+    drafts, accepted = 0.0, {}
+    for line in get_text(f"{server}/metrics", timeout_s).splitlines():
+        found = SAMPLE.match(line)
+        if found and found["name"] == "vllm:spec_decode_num_drafts_total":
+            drafts += float(found["value"])
+        elif found and found["name"] == "vllm:spec_decode_num_accepted_tokens_per_pos_total":
+            position = int(POSITION.search(found["labels"])[1])
+            accepted[position] = accepted.get(position, 0.0) + float(found["value"])
+    return {"drafts": int(drafts), "accepted": [int(accepted[i]) for i in sorted(accepted)]}
+
+
+def _timed(
+    chunks: Iterator[tuple[list[int], str | None]], server: str
+) -> tuple[list[int], int, float, float, Literal["stop", "length"]]:
+    """(ids, tokens of the first chunk, seconds to it, seconds from it to the last token, what ended the answer)."""
+    started = time.perf_counter()
+    ids: list[int] = []
+    first, first_at, last_at, reason = 0, started, started, None
+    for new, finished in chunks:
+        if new:
+            last_at = time.perf_counter()
+            if not ids:
+                first, first_at = len(new), last_at
+            ids += new
+        reason = finished or reason
+    if not ids or reason not in ("stop", "length"):
+        raise Unavailable(f"{server} broke off after {len(ids)} tokens (finish reason {reason})")
+    return ids, first, first_at - started, last_at - first_at, reason

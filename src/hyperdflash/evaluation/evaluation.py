@@ -1,0 +1,133 @@
+"""Measure methods by replay: answers of the target, their states, every method's rounds on the same texts.
+
+1. methods      native MTP with n steps, or the run that `python -m src.train <overrides>` names
+2. prompts      held-out; the target answers them at each temperature (kept on disk)
+3. states       captured with every layer any method reads
+4. replay       one pass a method and batch -> rounds -> counts a prompt
+5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from tqdm import tqdm
+
+from hyperdflash.answers.responses import AnswerSettings
+from hyperdflash.cli import command_of
+from hyperdflash.contracts import Document
+from hyperdflash.data.prompts import Prompts
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.decoding.metrics import document_counts
+from hyperdflash.decoding.repetition import ends_in_loop
+from hyperdflash.decoding.replay import concat_rounds, replay
+from hyperdflash.evaluation.methods import make_methods
+from hyperdflash.preparing.states import (
+    lazy_producer,
+    lazy_target,
+    open_store,
+    states_of_documents,
+    target_documents,
+    with_supervised_pair,
+)
+from hyperdflash.record import environment_record, write_json
+from hyperdflash.report.bootstrap import PromptCounts
+from hyperdflash.report.figures import acceptance_figure
+from hyperdflash.report.summary import MethodResult, summarise
+from hyperdflash.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
+from hyperdflash.settings import natural_int
+from hyperdflash.states.store import collate
+from hyperdflash.targets.load import load_heads
+
+
+def evaluate_by_replay(config: DictConfig) -> dict:
+    """Replay all methods; returns what metrics.json holds."""
+    if OmegaConf.is_list(config.mode):
+        raise ValueError(f"replay takes one mode, got mode={list(config.mode)}: mode=non_think does, by=decoding takes several")
+    natural_int("seed", config.seed)
+    methods = make_methods(config)
+    benchmark: Prompts = instantiate(config.benchmarks)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    heads = load_heads(config.target.path)
+    tokenizer = load_tokenizer(config.target.path)
+    target = lazy_target(config)
+    store = open_store(config, heads)
+    layer_ids = tuple(sorted({i for method in methods for i in method.layer_ids}))
+    drafters = [(method, method.drafter(config, heads)) for method in methods]
+    eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
+    out = Path(config.out)
+
+    results = []
+    for temperature in config.temperature:
+        settings = AnswerSettings(
+            temperature=temperature,
+            top_p=config.top_p if temperature > 0 else 1.0,
+            max_new_tokens=benchmark.max_new_tokens,
+            max_length=benchmark.max_length,
+            mode=config.mode,
+            seed=config.seed if temperature > 0 else 0,
+            dtype=config.target.dtype,
+        )
+        documents = with_supervised_pair(
+            target_documents(config, benchmark.fitting(tokenizer, config.mode), target, store.key.target, tokenizer, settings)
+        )
+        states = states_of_documents(config, documents, store, lazy_producer(config, target), layer_ids)
+        row_of = {document.id: row for row, document in enumerate(d for shard in states.shards for d in shard.documents)}
+        rows_in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
+        looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in documents])
+        ended = np.mean([int(document.input_ids[-1]) == eos_id for document in documents])
+        print(
+            f"T = {temperature}: {len(documents)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop", flush=True
+        )
+        batches = [list(range(i, min(i + 16, len(states)))) for i in range(0, len(states), 16)]
+        parts: dict[str, list] = {method.name: [] for method in methods}
+        with tqdm(total=len(states) * len(methods), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
+            for batch in batches:
+                rows = collate([states[i] for i in batch])
+                for method, drafter in drafters:
+                    parts[method.name].append(replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed))
+                    bar.update(len(batch))
+        for method in methods:
+            rounds = concat_rounds(parts[method.name], [len(batch) for batch in batches])
+            counts = document_counts(rounds, len(states))
+            results.append(
+                MethodResult(
+                    name=method.name,
+                    temperature=float(temperature),
+                    prompt_ids=tuple(document.id for document in documents),
+                    domains=tuple(document.domain for document in documents),
+                    counts=PromptCounts(**{name: sums[rows_in_order] for name, sums in counts._asdict().items()}),
+                    looped=looped,
+                    run_id=method.run_id,
+                )
+            )
+    summary = summarise(results, baseline=config.baseline, num_resamples=config.num_resamples, seed=config.seed)
+    metrics = {
+        **metrics_dict(summary),
+        "target": {"path": str(config.target.path), "fingerprint": store.key.target},
+        "environment": environment_record(command_of("src.evaluate")),
+        "runs": {method.name: method.run_id for method in methods},
+    }
+    write_json(out / "metrics.json", metrics)
+    (out / "acceptance.md").write_text(markdown_report(summary))
+    (out / "acceptance.csv").write_text(csv_text(summary))
+    acceptance_figure(summary, out / "acceptance.png", title=f"Per-position acceptance, target {store.key.target}")
+    console = Console()
+    Console(width=max(console.width, 130)).print(terminal_table(summary))
+    print(f"wrote {out}/metrics.json, acceptance.md, acceptance.csv, acceptance.png")
+    return metrics
+
+
+def _last_answer(document: Document) -> list[int]:
+    """The trailing run of supervised tokens."""
+    mask = document.loss_mask.tolist()
+    start = len(mask)
+    while start and mask[start - 1]:
+        start -= 1
+    return document.input_ids[start:].tolist()

@@ -1,0 +1,230 @@
+"""The ranks of one training: one process a device, started from the run's own configuration.
+
+Lightning's launcher would run the command line again in every rank, a sweep's jobs and all. Here a rank is
+
+    python -m hyperdflash.launch.rank RUN      reads RUN/ranks/config.yaml, trains, leaves RUN/ranks/<rank>.json if it fails
+
+with the environment that torch.distributed reads. Rank 0 writes to the terminal, the others to RUN/ranks/<rank>.log. A rank
+that fails takes the others with it, and its error becomes the run's. Ranks that torchrun or Slurm started are used as they are.
+Capture processes that the training wants (launch/captures.py) are started here too, beside one rank as beside eight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import DictConfig, ListConfig
+
+from hyperdflash.launch.captures import Captures, num_captures, split_gpus
+from hyperdflash.launch.child import end_child, how_it_ended, save_job, start_child
+from hyperdflash.training.checkpoints import SIGNALS, Handler, Stopped, handled_by
+
+GRACE_S = 5.0  # what the other ranks have to end by themselves
+SAVE_S = 300.0  # what they have to save and stop once one has stopped, or a capture process failed: who waits for states cannot
+POLL_S = 0.1
+STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # how ranks end that were told to
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Who started this process, and so where its rank is written."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
+
+
+def is_rank() -> bool:
+    """Whether this process is one of several that were started for one training."""
+    environment = cluster_environment()
+    return not isinstance(environment, LightningEnvironment) or environment.creates_processes_externally
+
+
+def num_devices(trainer: DictConfig) -> int:
+    """Ranks on this machine; ValueError where ``trainer.devices`` is none of a number, a list of indices and auto."""
+    devices = trainer.devices
+    if isinstance(devices, ListConfig) and len(devices):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("gpu", "cuda", "auto") else 1
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        return devices
+    raise ValueError(f"trainer.devices must be a number of devices, a list of their indices or auto, got {devices!r}")
+
+
+def num_ranks(trainer: DictConfig) -> int:
+    """World size of a training."""
+    return num_devices(trainer) * trainer.num_nodes
+
+
+def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
+    """Whether this process has to start the ranks, also one that ``captures`` stand beside; ValueError where several
+    machines are wanted and it stands alone, or where others started the ranks, and not as many or with captures."""
+    if is_rank():
+        _check_started(trainer)
+        if captures and not isinstance(cluster_environment(), LightningEnvironment):
+            raise ValueError(
+                f"cache.captures={captures} belongs to a training that starts its own ranks: under torchrun or srun start "
+                "`python -m src.capture` beside it, with cache.captures=0 cache.in_process=false"
+            )
+        return False
+    if trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes} needs one process a device, started on every machine: run the command "
+            "with srun (one task a device) or torchrun -m src.train"
+        )
+    return num_devices(trainer) > 1 or captures > 0
+
+
+def _check_started(trainer: DictConfig) -> None:
+    environment = cluster_environment()
+    own = isinstance(environment, LightningEnvironment)  # knows its world size only later
+    started, wanted = int(os.environ.get("WORLD_SIZE", 1)) if own else environment.world_size(), num_ranks(trainer)
+    if started != wanted:
+        raise ValueError(
+            f"{started} rank(s) were started (torchrun, srun), but trainer.devices={trainer.devices} on trainer.num_nodes="
+            f"{trainer.num_nodes} are {wanted}: start {wanted}, or give the trainer the devices of a machine and the machines"
+        )
+
+
+def launch_ranks(config: DictConfig, run: Path) -> None:
+    """Start the ranks of ``run`` and wait for them; ValueError with the error of the one that failed first.
+
+    SIGTERM and SIGINT go on to the ranks, which save and stop: then ``Stopped``. The ranks also end when this process does.
+    """
+    count, captures = num_devices(config.trainer), num_captures(config)
+    capture_gpus, gpus = _share_gpus(config, count) if captures else (None, None)
+    ranks = save_job(config, run)
+    processes: list[subprocess.Popen] = []
+    signals: list[int] = []
+    if count > 1:
+        print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
+    with handled_by(_pass_on(processes, signals)), Captures(run, captures, capture_gpus) as beside:
+        port = _free_port()
+        try:
+            for rank in range(count):
+                if not signals:
+                    processes.append(_start(run, rank, count, port, gpus))
+            if signals:  # one of them may not have been told, and none has begun
+                print(f"\n{Stopped(signals[-1])} before the training began", flush=True)
+                raise Stopped(signals[-1])
+            ended_s, no_states = _wait(processes, signals, beside)
+        finally:
+            for process in processes:
+                end_child(process)
+    # a rank that got a signal alone tells the others, and all save and stop together
+    told_to_stop = bool(signals) or all(process.returncode in STOPPED for process in processes)
+    failures = [
+        _failure(ranks / f"{rank}.json", rank, processes[rank].returncode, when)
+        for rank, when in ended_s.items()
+        if not _is_good(processes[rank].returncode, told_to_stop)
+    ]
+    reasons = [no_states] if no_states and any(process.returncode for process in processes) else []
+    if failures:
+        _, rank, what = min(failures)
+        reasons.append(f"rank {rank} of {count} {what}; more in {ranks}")
+    if reasons:
+        raise ValueError("; ".join(reasons))
+    stops = [process.returncode for process in processes if process.returncode in STOPPED]
+    if stops:
+        raise Stopped(STOPPED[stops[0]])
+
+
+def _share_gpus(config: DictConfig, count: int) -> tuple[str | None, str | None]:
+    """CUDA_VISIBLE_DEVICES of the captures and of ``count`` ranks; ValueError where there are not enough, or where the ranks'
+    are named by indices, which other GPUs have once the captures' are hidden."""
+    trainer, named = config.trainer, config.cache.capture_gpus
+    if named is not None and isinstance(trainer.devices, ListConfig):
+        raise ValueError(
+            f"cache.capture_gpus={named} leaves the training the other GPUs, counted anew from 0, so trainer.devices="
+            f"{trainer.devices} says how many, not which: trainer.devices={count}"
+        )
+    return split_gpus(named, 0 if trainer.accelerator == "cpu" else count)
+
+
+def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None) -> subprocess.Popen:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))},
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}),
+    }
+    return start_child("hyperdflash.launch.rank", run, run / "ranks" / f"{rank}.log" if rank else None, environment)
+
+
+def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Captures) -> tuple[dict[int, float], str | None]:
+    """Until all are done, or ``GRACE_S`` after one failed or ``SAVE_S`` after one stopped of a signal that only ranks got;
+    rank -> when it was seen to have ended.
+
+    A capture process that fails is the second result; the ranks are then told to save and stop, within ``SAVE_S``.
+    """
+    ended_s: dict[int, float] = {}
+    no_states, told_s = None, 0.0
+    while len(ended_s) < len(processes):
+        now = time.time()
+        for rank, process in enumerate(processes):
+            if rank not in ended_s and process.poll() is not None:
+                ended_s[rank] = now
+        limits_s = [
+            when + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # killed by a signal, a rank has not saved itself
+            for rank, when in ended_s.items()
+            if not _is_good(code := processes[rank].returncode, bool(signals))
+        ]
+        if limits_s and now > min(limits_s):
+            break
+        if not ended_s and not signals and (no_states := beside.failure()):
+            print("a capture process is gone: the training is told to save and stop", flush=True)
+            _pass_on(processes, signals)(signal.SIGTERM, None)
+            told_s = now
+        if no_states and now - told_s > SAVE_S:
+            break
+        time.sleep(POLL_S)
+    return ended_s, no_states
+
+
+def _is_good(code: int, told_to_stop: bool) -> bool:
+    return code == 0 or (told_to_stop and code in STOPPED)
+
+
+def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float, int, str]:
+    """(when, rank, what happened): one rank's loss makes the others fail, so the earliest is the cause."""
+    if record.exists():
+        told = json.loads(record.read_text())
+        return told["time_s"], rank, f"failed: {told['error']}"
+    return ended_s - 2 * POLL_S, rank, how_it_ended(code)
+
+
+def _pass_on(processes: list[subprocess.Popen], signals: list[int]) -> Handler:
+    """A handler that keeps the signals it got in ``signals``."""
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        signals.append(signum)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    return pass_on
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -1,0 +1,57 @@
+"""What a process needs to know of the other ranks before Lightning's trainer takes over."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from hyperdflash.launch.launcher import cluster_environment
+
+WAIT = timedelta(days=7)  # rank 0 may have to make the target's answers and states first
+SPARE_S = 600.0  # how long a collective outlasts a wait for states: who waited in vain says so before the others give up
+
+
+class Ranks:
+    """``rank`` of ``world_size``; with several, joins the process group that the trainer then uses.
+
+    ``patience_s`` how long one rank may wait for states (states.modes) while the others are in a collective. A context
+    manager: the group is left at its end.
+    """
+
+    def __init__(self, world_size: int, accelerator: str, patience_s: float = 0.0):
+        self.world_size = world_size
+        environment = cluster_environment()
+        self.rank = 0
+        if world_size == 1:
+            return
+        self.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        timeout = timedelta(seconds=patience_s + SPARE_S)
+        dist.init_process_group("nccl" if on_gpu else "gloo", rank=self.rank, world_size=world_size, timeout=timeout)
+        self._waiting = dist.new_group(backend="gloo", timeout=WAIT)
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The block runs in rank 0, then in the others, without what they print: rank 0 has said it."""
+        if self.rank == 0:
+            yield
+        if self.world_size > 1:
+            dist.barrier(group=self._waiting)
+        if self.rank != 0:
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield

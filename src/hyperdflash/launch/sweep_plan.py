@@ -1,0 +1,87 @@
+"""The jobs of a sweep without running them: what `python -m src.train -m sweep=kl target=tiny,deep` would train.
+
+The words are the training command's own, expanded as Hydra's basic sweeper does, so a job's name is its run's directory.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from hyperdflash.cli import CONF, decided_by, run_name, runs_dir
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its swept values by axis, what decides its result, and where that lies."""
+
+    choices: dict[str, str]
+    decided: dict
+    directory: Path
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """``axes`` axis -> its values in order; ``baseline`` axis -> value, the part of it that is swept."""
+
+    name: str
+    axes: dict[str, tuple[str, ...]]
+    baseline: dict[str, str]
+    jobs: tuple[Job, ...]
+
+
+def plan_sweep(words: Sequence[str]) -> SweepPlan:
+    """``words`` of the training command; ValueError where nothing is swept."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return _plan(words)
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _plan(words: Sequence[str]) -> SweepPlan:
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    given = [(override.get_key_element(), override.input_line) for override in parser.parse_overrides(list(words))]
+    sweep = [line for key, line in given if key == "sweep"]
+    for_hydra = [line for key, line in given if key.startswith("hydra")]
+    rest = [line for key, line in given if key != "sweep" and not key.startswith("hydra")]
+    head = compose("train", overrides=[*sweep, *for_hydra], return_hydra_config=True)
+    params = [f"{key}={value}" for key, value in (head.hydra.sweeper.get("params") or {}).items()]
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *rest]), None)
+    table = [dict(word.split("=", 1) for word in overrides) for overrides in batch]
+    axes = {key: tuple(dict.fromkeys(row[key] for row in table)) for key in table[0]}
+    axes = {key: values for key, values in axes.items() if len(values) > 1}
+    if not axes:
+        raise ValueError(f"nothing is swept by {shlex.join(words)!r}: give sweep=NAME, or an option with several values")
+    composed: dict[tuple[str, ...], DictConfig] = {}  # seeds share a composition: it is most of the time
+    jobs = []
+    for row in table:
+        own = tuple(f"{key}={value}" for key, value in row.items() if key != "seed" or not value.isdigit())
+        config = composed[own] = composed[own] if own in composed else compose("train", overrides=[*sweep, *for_hydra, *own])
+        if row.get("seed", "").isdigit():
+            config.seed = int(row["seed"])
+        jobs.append(Job({key: row[key] for key in axes}, decided_by(config), runs_dir() / "train" / run_name(config)))
+    named = head.sweep or {"name": "sweep", "baseline": []}
+    baseline = dict(word.split("=", 1) for word in named["baseline"])
+    return SweepPlan(named["name"], axes, {k: v for k, v in baseline.items() if k in axes}, tuple(jobs))
+
+
+def swept_here() -> dict[str, str]:
+    """Inside a training job: axis -> value of the named sweep it belongs to; empty outside one."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    axes = set((hydra.sweeper.get("params") or {}).keys())
+    words = (word.split("=", 1) for word in hydra.overrides.task if "=" in word)
+    return {key: value for key, value in words if key in axes}

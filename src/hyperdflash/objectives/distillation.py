@@ -1,0 +1,64 @@
+"""LM-head KL distillation of the first P slots (paper, section 2.3, Eq. 2).
+
+Slot k predicts x[a + k]; the target state that predicts the same token is H[a + k - 1], so that is slot k's teacher.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hyperdflash.settings import natural_int, number_between, one_of, positive_number
+
+if TYPE_CHECKING:
+    from hyperdflash.targets.heads import TargetHeads
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD, ``teacher`` how the paths collapse.
+
+    mean_pool is the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed.
+    """
+
+    alpha: float
+    positions: int
+    temperature: float
+    teacher: str
+
+    def __post_init__(self):
+        number_between("kl.alpha", self.alpha, 0.0, 1.0)
+        natural_int("kl.positions", self.positions)
+        positive_number("kl.temperature", self.temperature)
+        one_of("kl.teacher", self.teacher, ("mean_pool", "hc_head"))
+        if self.alpha > 0 and self.positions == 0:
+            warnings.warn(f"kl.alpha={self.alpha} has no effect: kl.positions is 0", stacklevel=2)
+
+    def check_slots(self, num_slots: int) -> None:
+        """Against the drafter that will be trained."""
+        if self.positions > num_slots:
+            raise ValueError(
+                f"kl.positions must be in 0..{num_slots} (the drafter's slots, drafter.block_size - 1), got {self.positions}"
+            )
+
+
+@torch.no_grad()
+def teacher_states(final: Tensor, documents: Tensor, positions: Tensor, heads: TargetHeads, teacher: str) -> Tensor:
+    """What the LM head reads at ``final[documents, positions]``: [B, T, M, D] and two [...] index tensors -> [..., D].
+
+    The caller passes positions a + k - 1 for slot k.
+    """
+    rows = final[documents, positions]  # [..., M, D]
+    batch = rows.reshape(1, rows.shape[:-2].numel(), *rows.shape[-2:])  # hc_head takes [B, T, M, D] only
+    return heads.collapse(batch, teacher).reshape(*rows.shape[:-2], rows.shape[-1])
+
+
+def eq2(kl_sum: Tensor, kl_count: Tensor, temperature: float) -> Tensor:
+    """T^2 / P * sum_k kl_sum_k / kl_count_k with P = len(kl_sum); a position without rows contributes 0."""
+    if len(kl_sum) == 0:
+        return kl_sum.sum()
+    return temperature**2 / len(kl_sum) * (kl_sum / kl_count.clamp(min=1)).sum()

@@ -1,0 +1,255 @@
+"""Where the time of a round goes: drafter, verification, the rest; and the speedup that these terms predict.
+
+    tokens a round of a row   tau = emitted tokens / (rounds * rows)
+    predicted speedup         tau * T_ar / (T_draft + T_verify + T_rest), medians of a round; T_ar AR's sum of the three over
+                              its own tau, which is 1 unless rows have ended
+    measured speedup          tokens/s over AR's tokens/s, sums over all rounds
+    both                      against AR at the same batch size
+
+Rows of a batch go in lockstep, at equal lengths. Medians leave the odd slow round out, sums do not: a ratio far from 1
+says that the typical round does not tell where the time went (few slow rounds, or rounds that grow with the text).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hyperdflash.report.figures import COLOURS, DPI
+from hyperdflash.report.records import AUTOREGRESSIVE
+from hyperdflash.report.tables import jsonable, markdown_table, number_text
+from hyperdflash.settings import positive_int
+
+# field, name, colour, colour of a number on it
+TERMS = (
+    ("draft_ms", "T_draft", COLOURS[3], "#222222"),
+    ("verify_ms", "T_verify", COLOURS[1], "#ffffff"),
+    ("rest_ms", "T_rest", "#BBBBBB", "#222222"),
+)
+GAP = "-"
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTimes:
+    """One method at one batch size, R rounds and N prefills.
+
+    ``draft``, ``verify``, ``rest`` [R] float64 seconds of a round, all rows together; ``emitted`` [R] int64 tokens that all
+    ``batch_size`` rows gained in it; ``first_token`` [N] float64 seconds from the prompt to the first token.
+    """
+
+    method: str
+    batch_size: int
+    draft: np.ndarray
+    verify: np.ndarray
+    rest: np.ndarray
+    emitted: np.ndarray
+    first_token: np.ndarray
+
+    def __post_init__(self):
+        positive_int("batch_size", self.batch_size)
+        rounds = len(self.emitted)
+        if not rounds or not len(self.first_token):
+            raise ValueError(f"{self} has {rounds} rounds and {len(self.first_token)} prefills; each must be measured once")
+        if not len(self.draft) == len(self.verify) == len(self.rest) == rounds:
+            raise ValueError(
+                f"{self}: {rounds} rounds beside {len(self.draft)} draft, {len(self.verify)} verify and {len(self.rest)} rest "
+                "times; each needs one entry a round"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.method} at batch size {self.batch_size}"
+
+    def to_record(self) -> dict:
+        """Plain JSON values."""
+        arrays = {f.name: np.asarray(getattr(self, f.name)).tolist() for f in fields(self)[2:]}
+        return {"method": self.method, "batch_size": self.batch_size} | arrays
+
+    @classmethod
+    def from_record(cls, record: dict) -> RoundTimes:
+        """The inverse of ``to_record``."""
+        arrays = {name: np.array(values) for name, values in record.items() if isinstance(values, list)}
+        return cls(**(record | arrays))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians of a round in ms (``first_token_ms`` of a prefill), ``tau``, and speedups over AR; NaN where AR is missing."""
+
+    method: str
+    batch_size: int
+    rounds: int
+    draft_ms: float
+    verify_ms: float
+    rest_ms: float
+    first_token_ms: float
+    tau: float
+    tokens_per_second: float
+    predicted: float
+    measured: float
+
+    @property
+    def round_ms(self) -> float:
+        return self.draft_ms + self.verify_ms + self.rest_ms
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted."""
+        return self.measured / self.predicted
+
+
+COST_FIELDS = (*(f.name for f in fields(Cost) if f.name not in ("method", "batch_size")), "ratio")
+
+
+def costs(times: Sequence[RoundTimes]) -> list[Cost]:
+    """Batch sizes ascending, methods in the order given."""
+    seen = [(t.batch_size, t.method) for t in times]
+    if not times:
+        raise ValueError("no round times to report; time a decoding run first")
+    if doubled := [key for key in seen if seen.count(key) > 1]:
+        raise ValueError(f"{doubled[0][1]} at batch size {doubled[0][0]} was given more than once: join its rounds first")
+    found = []
+    for batch_size in sorted({t.batch_size for t in times}):
+        batch = [t for t in times if t.batch_size == batch_size]
+        reference = [_cost(t, None) for t in batch if t.method == AUTOREGRESSIVE]
+        found += [_cost(t, reference[0] if reference else None) for t in batch]
+    return found
+
+
+def _cost(times: RoundTimes, reference: Cost | None) -> Cost:
+    draft, verify, rest, first = (
+        1e3 * float(np.median(seconds)) for seconds in (times.draft, times.verify, times.rest, times.first_token)
+    )
+    tau = float(np.sum(times.emitted)) / (len(times.emitted) * times.batch_size)
+    speed = float(np.sum(times.emitted) / np.sum([times.draft, times.verify, times.rest]))
+    predicted = tau * reference.round_ms / (draft + verify + rest) / reference.tau if reference else math.nan
+    measured = speed / reference.tokens_per_second if reference else math.nan
+    return Cost(times.method, times.batch_size, len(times.emitted), draft, verify, rest, first, tau, speed, predicted, measured)
+
+
+def write_cost_report(times: Sequence[RoundTimes], out: Path | str, setting: str) -> list[Path]:
+    """Writes cost.md, cost.csv, cost.json and cost.png into ``out``; ``setting`` as in ``cost_markdown``."""
+    found, out = costs(times), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "cost.md": cost_markdown(found, setting),
+        "cost.csv": cost_csv(found),
+        "cost.json": json.dumps(cost_dict(found, setting), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text)
+    return [*(out / name for name in texts), cost_figure(found, out / "cost.png", setting)]
+
+
+def cost_markdown(found: Sequence[Cost], setting: str) -> str:
+    """One table; ``setting`` says target, machine and length of the texts: the times mean nothing without it."""
+    header = ["Batch", "Method", "T_draft", "T_verify", "T_rest", "round", "τ", "first token", "tokens/s"]
+    rows, shown = [], None
+    for cost in found:
+        times = (cost.draft_ms, cost.verify_ms, cost.rest_ms, cost.round_ms)
+        rows.append(
+            [
+                str(cost.batch_size) if cost.batch_size != shown else "",
+                cost.method,
+                *map(_ms, times),
+                number_text(cost.tau),
+                _ms(cost.first_token_ms),
+                number_text(cost.tokens_per_second, 1),
+                *(_times(v) for v in (cost.predicted, cost.measured)),
+                GAP if math.isnan(cost.ratio) else number_text(cost.ratio),
+                str(cost.rounds),
+            ]
+        )
+        shown = cost.batch_size
+    lines = markdown_table([*header, "predicted speedup", "measured speedup", "measured / predicted", "rounds"], rows)
+    notes = (
+        f"{setting}. Times in ms, medians over rounds (first token: over prefills); rows of a batch in lockstep at equal "
+        "lengths. τ: tokens a row gains a round. Predicted: τ · T_ar / (T_draft + T_verify + T_rest); measured: tokens/s over "
+        f"AR's; both at the same batch size; {GAP}: no AR there. A tiny target's verification says nothing of a large one's: "
+        "see the roofline (python -m src.roofline)."
+    )
+    return "\n".join([*lines, "", notes, ""])
+
+
+def cost_csv(found: Sequence[Cost]) -> str:
+    """A row a batch size and method; undefined numbers empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["batch_size", "method", *COST_FIELDS])
+    for cost in found:
+        values = (getattr(cost, name) for name in COST_FIELDS)
+        plain = ["" if math.isnan(v) else f"{v:.6f}" if isinstance(v, float) else str(v) for v in values]
+        writer.writerow([cost.batch_size, cost.method, *plain])
+    return out.getvalue()
+
+
+def cost_dict(found: Sequence[Cost], setting: str) -> dict:
+    """Plain JSON values; None where a number is undefined."""
+    return jsonable({"setting": setting, "costs": [asdict(cost) | {"ratio": cost.ratio} for cost in found]})
+
+
+def cost_figure(found: Sequence[Cost], path: Path | str, setting: str, title: str = "Where the time of a round goes") -> Path:
+    """Writes a PNG: a panel a batch size, a stacked bar a method, its speedups at the end of the bar."""
+    sizes = list(dict.fromkeys(cost.batch_size for cost in found))
+    panels = [[cost for cost in found if cost.batch_size == size] for size in sizes]
+    heights = [0.55 + 0.34 * len(panel) for panel in panels]  # inches
+    head, foot = 0.75, 0.45
+    figure = Figure(figsize=(11.0, head + sum(heights) + foot), layout="constrained")
+    parts = figure.subfigures(2, 1, height_ratios=[head, sum(heights) + foot])
+    parts[0].text(0.012, 1 - 0.12 / head, title, fontsize=13, fontweight="bold", va="top")
+    parts[0].text(0.012, 1 - 0.45 / head, setting, fontsize=8.5, va="top", color="#333333")
+    axes = parts[1].subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    widest = max(cost.round_ms for cost in found)
+    for i, (_, label, colour, _) in enumerate(TERMS):
+        x = 0.6 + 0.12 * i
+        axes[0].add_patch(Rectangle((x, 1.1), 0.018, 0.1, transform=axes[0].transAxes, color=colour, clip_on=False))
+        axes[0].text(x + 0.024, 1.15, label, transform=axes[0].transAxes, fontsize=9, va="center", color="#222222")
+    for axis, size, panel in zip(axes, sizes, panels, strict=True):
+        for place, cost in enumerate(panel):
+            _bar(axis, place, cost, widest)
+        axis.set_yticks(range(len(panel)), [cost.method for cost in panel], fontsize=9)
+        axis.set_ylim(len(panel) - 0.45, -0.55)
+        axis.set_title(f"batch size {size}", fontsize=10, loc="left")
+        axis.grid(axis="x", alpha=0.25, linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[-1].set_xlim(0, 1.42 * widest)
+    axes[-1].set_xlabel("ms a round (median)")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _bar(axis: Axes, place: int, cost: Cost, widest: float) -> None:
+    left = 0.0
+    for name, _, colour, ink in TERMS:
+        width = getattr(cost, name)
+        axis.barh(place, width, left=left, color=colour, height=0.66, edgecolor="white", linewidth=0.8)
+        if width > 0.045 * widest:
+            axis.text(left + width / 2, place, _ms(width), ha="center", va="center", fontsize=8, color=ink)
+        left += width
+    text = f"τ {cost.tau:.2f}"
+    if not math.isnan(cost.measured) and cost.method != AUTOREGRESSIVE:
+        text += f"   measured {_times(cost.measured)}, predicted {_times(cost.predicted)}"
+    axis.text(left + 0.012 * widest, place, text, va="center", fontsize=8.5, color="#222222")
+
+
+def _ms(value: float) -> str:
+    """Three digits or so: 0.123, 1.23, 12.3, 123."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return number_text(value, digits)
+
+
+def _times(value: float) -> str:
+    return GAP if math.isnan(value) else f"{number_text(value)}×"

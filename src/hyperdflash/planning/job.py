@@ -1,0 +1,220 @@
+"""What a training will cost, before anyone pays for it: cache, memory, steps, rates, hours, GPUs to serve and to train.
+
+python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper optim=adamw trainer=ddp8
+python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper trainer=ddp8 cache=stream mean_tokens=2048
+
+Takes every option of src.train. Reads no weight: parameters and FLOPs are counted on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from hyperdflash.cli import CONF, class_name, config_folder, entry_point
+from hyperdflash.settings import natural_int, positive_int, positive_number
+
+if TYPE_CHECKING:
+    from transformers import DeepseekV4Config
+
+    from hyperdflash.planning.plan import Plan
+    from hyperdflash.planning.v4_sizes import V4Sizes
+
+JSON_BYTES = 20 + 20 + 8 + 24 + 4  # of a number: received, as text, a list's place, a Python float, fp32
+TURNS = {"mt-bench": 2}  # user turns of a benchmark's prompts; the others have one
+
+
+def target_config(config: DictConfig) -> DeepseekV4Config:
+    """Of the checkpoint; DeepSeek-V4-Flash's released one while that is not there yet."""
+    from hyperdflash.targets.load import read_config
+
+    folder = config_folder(config.target.path)
+    if folder != config.target.path:
+        print(f"{config.target.path} is not there yet: planning with {folder}/config.json")
+    return read_config(folder)
+
+
+def v4_sizes(model: DeepseekV4Config) -> V4Sizes:
+    """transformers' spelling of a configuration as the official one."""
+    from dataclasses import fields
+
+    from hyperdflash.planning.v4_sizes import V4Sizes
+
+    ratios = [model.compress_rates.get(kind, 0) for kind in model.layer_types]
+    ratios += [0] * (model.num_hidden_layers + 1 - len(ratios))  # the MTP block's
+    own = {"compress_ratios": ratios, "num_hash_layers": model.mlp_layer_types.count("hash_moe")}
+    return V4Sizes(**{f.name: own.get(f.name) if f.name in own else getattr(model, f.name) for f in fields(V4Sizes)})
+
+
+def num_examples(mixture: dict | list) -> int:
+    """Of one stage: {domain: count}, or entries with a ``count``, or with the ``fill_to`` that they bring it to."""
+    if isinstance(mixture, dict):
+        return sum(mixture.values())
+    total = 0
+    for entry in mixture:
+        total = max(total, entry["fill_to"]) if "fill_to" in entry else total + entry["count"]
+    return total
+
+
+def measured(config: DictConfig) -> dict[str, float]:
+    """What check_engine, parity and evaluate count by their own options, the last with the paper's benchmarks."""
+    from hyperdflash.contracts import DOMAINS
+    from hyperdflash.data.benchmark_rows import BENCHMARKS
+
+    check, parity, evaluate, benchmarks, compare = (
+        OmegaConf.load(Path(CONF) / f"{name}.yaml")
+        for name in ("check_engine", "parity", "evaluate", "benchmarks/paper", "compare/all")
+    )
+    most = math.inf if config.per_benchmark is None else positive_int("per_benchmark", config.per_benchmark)
+    answers = sum(min(BENCHMARKS[name].rows, most) * TURNS.get(name, 1) for name in benchmarks.names)
+    prompts = parity.benchmarks.per_domain * len(DOMAINS)
+    modes = [config.modes] if isinstance(config.modes, str) else config.modes
+    turn = positive_number("evaluate_tokens", config.evaluate_tokens)
+    return {
+        "check_tokens": check.prompts * check.max_length,
+        "methods": len(compare.methods),
+        "parity_tokens": prompts * parity.benchmarks.max_new_tokens,
+        "tokens": answers * turn * len(modes) * len(evaluate.temperature),
+    }
+
+
+def client_bytes(config: DictConfig, model: DeepseekV4Config) -> float:
+    """Host memory of one process that asks an engine for states, at the mean length: embedding and head, the shard in hand and
+    the one that is written, and SGLang's answers that are on their way."""
+    document = config.mean_tokens * model.hc_mult * model.hidden_size
+    held = 2 * model.vocab_size * model.hidden_size + 2 * config.cache.documents_per_shard * document
+    answers = config.target.concurrency * max(1, len(config.target.servers)) * document
+    in_json = JSON_BYTES * answers if config.target.engine == "sglang" else 0
+    return held * (2 if config.target.dtype == "bf16" else 4) + in_json
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """conf/plan.yaml and the training's own groups -> Plan; ValueError where they do not fit together."""
+    from dataclasses import replace
+
+    import torch
+    from hydra.utils import instantiate
+
+    from hyperdflash.drafting.config import DrafterConfig
+    from hyperdflash.drafting.drafter import build_drafter
+    from hyperdflash.drafting.flops import step_flops
+    from hyperdflash.launch.launcher import num_ranks
+    from hyperdflash.planning.plan import Plan
+    from hyperdflash.planning.plan_inputs import Machine, Measuring, Rates, Stage, TargetSize, Training
+    from hyperdflash.planning.step_memory import StepSizes, step_memory
+    from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
+    from hyperdflash.targets.heads import TargetHeads
+    from hyperdflash.training.checkpoints import KEEP
+
+    positive_number("mean_tokens", config.mean_tokens)
+    natural_int("answer_tokens", config.answer_tokens)
+    conditioning, reducer, drafter, blocks, kl, optim = (
+        instantiate(config[name]) for name in ("conditioning", "reducer", "drafter", "blocks", "kl", "optim")
+    )
+    if not isinstance(drafter, DrafterConfig):
+        raise ValueError(
+            "src.plan plans for a block drafter, got drafter=mtp: leave it out, its states and answers are the same"
+        )
+    model = target_config(config)
+    sizes = v4_sizes(model)
+    with torch.device("meta"):
+        heads = TargetHeads(model)
+    module = build_drafter(conditioning=conditioning, reducer=reducer, drafter=drafter, heads=heads, mask_token_id=0)
+    trainable = sum(p.numel() for p in module.parameters())
+    reducer_weights = sum(p.numel() for p in module.reducer.parameters() if p.dim() > 1)
+    autocast = "mixed" in str(config.trainer.precision)
+    accumulated = config.trainer.get("accumulate_grad_batches", 1)
+    num_taught = kl.positions if kl.alpha > 0 else 0
+    positive_int("machine.capture_processes", config.machine.capture_processes)
+
+    sizes_of_step = StepSizes(
+        documents=optim.batch_size,
+        tokens=config.corpus.max_length,
+        anchors=blocks.num_anchors,
+        vocab_size=model.vocab_size,
+        target_width=model.hidden_size,
+        num_paths=model.hc_mult,
+        tapped=model.hc_mult * (1 + len(conditioning.layer_ids)),
+        trainable=trainable,
+        num_taught=num_taught,
+        optimizer_bytes=8 if optim.name == "adamw" else 4,  # Muon: one moment
+        compute_bytes=2 if autocast else 4,
+        state_bytes=4 if config.cache.dtype == "fp32" else 2,
+    )
+    saving, half = replace(drafter, gradient_checkpointing=True), max(1, optim.batch_size // 2)
+    accumulate = f"trainer.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}"
+    fewer = replace(sizes_of_step, documents=half)
+    smaller = (
+        (accumulate, step_memory(drafter, fewer).total),
+        ("drafter.gradient_checkpointing=true", step_memory(saving, sizes_of_step).total),
+        (f"drafter.gradient_checkpointing=true {accumulate}", step_memory(saving, fewer).total),
+    )
+    step = step_flops(
+        drafter,
+        target_width=model.hidden_size,
+        vocab_size=model.vocab_size,
+        num_tokens=round(config.mean_tokens),
+        num_anchors=min(blocks.num_anchors, max(1, round(config.answer_tokens or config.mean_tokens))),
+        num_taught=num_taught,
+        reducer_weights=reducer_weights,
+    )
+    documents = optim.batch_size * accumulated
+    stages = tuple(
+        Stage(
+            name=f"stage {number}",
+            examples=num_examples(OmegaConf.to_container(config.corpus[f"stage{number}"], resolve=True)),
+            mean_tokens=config.mean_tokens,
+            answer_tokens=config.answer_tokens if config.corpus.responses != "original" else 0,
+            epochs=config.trainer.max_epochs,
+        )
+        for number in (1, 2)
+    )
+    transport = config.rates.json_tokens_per_s if config.target.engine == "sglang" else None
+    processes = config.cache.get("captures") or config.machine.capture_processes
+    rates = {k: v for k, v in config.rates.items() if k != "json_tokens_per_s"}
+    return Plan(
+        machine=Machine(**{k: v for k, v in config.machine.items() if k != "capture_processes"}),
+        rates=Rates(**rates, transport_tokens_per_s=transport, processes=processes),
+        target=TargetSize(
+            name=str(config.target.path),
+            weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
+            loaded_bytes=total_parameters(sizes) * (2 if config.target.dtype == "bf16" else 4),
+            disk_bytes=checkpoint_bytes(sizes),
+            vocab_size=model.vocab_size,
+            engine=config.target.engine,
+            client_bytes=client_bytes(config, model) if config.target.engine else 0.0,
+            active=active_parameters(sizes),
+            num_paths=model.hc_mult,
+            width=model.hidden_size,
+            taps=len(conditioning.layer_ids),
+        ),
+        stages=stages,
+        training=Training(
+            ranks=num_ranks(config.trainer),
+            documents=documents,
+            step_flops=step.total * documents,
+            memory=step_memory(drafter, sizes_of_step),
+            smaller=smaller,
+            codec=config.cache.dtype,
+            cache=class_name(config.cache),
+            stream_gb=config.cache.get("budget_gb"),
+            checkpoint_bytes=trainable * (KEEP * (4 + sizes_of_step.optimizer_bytes) + 4),  # and the best one's weights
+        ),
+        measuring=Measuring(**measured(config)),
+    )
+
+
+@entry_point("plan")
+def main(config: DictConfig) -> None:
+    from hyperdflash.planning.plan_tables import plan_markdown, plan_record
+    from hyperdflash.record import write_json
+
+    plan, out = make_plan(config), Path(config.out)
+    text = plan_markdown(plan)
+    print(text)
+    write_json(out / "plan.json", plan_record(plan))
+    (out / "plan.md").write_text(text + "\n")
+    print(f"\nwrote plan.md and plan.json in {out}")

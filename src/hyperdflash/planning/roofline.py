@@ -1,0 +1,268 @@
+"""Roofline of DeepSeek-V4-Flash: what verifying n tokens and drafting must read and compute, and the least time it takes.
+
+Legend: n tokens of a row verified in one forward (the anchor and n - 1 drafts), b rows, C tokens of context in the cache;
+D, E, H, F, V, m as in ``V4Sizes``. Counted, a forward:
+
+    matrices         every weight once, whatever n and b, in the checkpoint's format; 2 FLOPs a weight and token
+    routed experts   the distinct ones: of N experts with k a token, t tokens drawing uniformly and independently touch
+                     N (1 - (1 - k/N)^t) a layer, in hash-routed layers alike (Flash: 6, 39, 81 of 256 for t = 1, 7, 16)
+    cache            a row's window, its compressed entries (at most ``index_topk`` a query in sparse layers, no overlap
+                     between queries assumed) and the indexer's keys; scores and weighted sums 4 H E FLOPs a query and entry
+    time             max(bytes / bandwidth, FLOPs / peak) of each part; parts one after the other
+
+Not counted: activations, sampling, traffic between GPUs, kernel launches, scheduling. So every time is a lower bound, and the
+ratios hold where weights are what a forward waits for. Real texts route neighbouring tokens alike: ``same_experts`` is the
+other end, all tokens of a row on the same k experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.planning.v4_sizes import BYTES, SPARSE_RATIO, V4Sizes, Weights, mtp_weights, target_weights
+from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
+
+FP8_RATE = ("fp4", "fp8")  # formats multiplied at the FP8 rate; activations are FP8 beside FP4 weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """``count`` GPUs that share every part evenly, without traffic; dense peaks, not the doubled ones for sparsity."""
+
+    name: str
+    bandwidth_tb_s: float
+    fp8_tflops: float
+    bf16_tflops: float
+    count: int = 1
+
+    def __post_init__(self):
+        for name in ("bandwidth_tb_s", "fp8_tflops", "bf16_tflops"):
+            positive_number(f"gpu {self.name}: {name}", getattr(self, name))
+        positive_int("num_gpus", self.count)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes read and FLOPs of one part of a forward."""
+
+    part: str
+    bytes: float
+    fp8_flops: float = 0.0
+    bf16_flops: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        assert self.part == other.part
+        return Work(
+            self.part,
+            self.bytes + other.bytes,
+            self.fp8_flops + other.fp8_flops,
+            self.bf16_flops + other.bf16_flops,
+        )
+
+    def memory_s(self, gpu: GPU) -> float:
+        return self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count)
+
+    def compute_s(self, gpu: GPU) -> float:
+        return (self.fp8_flops / gpu.fp8_tflops + self.bf16_flops / gpu.bf16_tflops) / (1e12 * gpu.count)
+
+    def seconds(self, gpu: GPU) -> float:
+        return max(self.memory_s(gpu), self.compute_s(gpu))
+
+
+def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
+    """Parts one after the other."""
+    return sum(work.seconds(gpu) for work in works)
+
+
+def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts: bool = False) -> list[Work]:
+    """One forward of the target over ``n`` tokens of each of ``batch`` rows with ``context`` tokens in the cache.
+
+    ``same_experts``: the tokens of a row share one draw of experts instead of each drawing its own.
+    """
+    positive_int("tokens to verify", n)
+    tokens = n * batch
+    works = [_multiplied(w, tokens) for w in target_weights(sizes)]
+    works += [_experts(sizes, tokens, batch if same_experts else tokens)] * len(sizes.layer_ratios)
+    works += [_cache(sizes, ratio, n, batch, context) for ratio in sizes.layer_ratios]
+    return _by_part(works)
+
+
+def mtp_drafting(sizes: V4Sizes, slots: int, tau: float, batch: int, context: int) -> list[Work]:
+    """``slots`` chained steps of the MTP block; the first reads the ``tau`` tokens that the last round added to each row.
+
+    Every step reads the whole block, a draw of experts and the LM head again, which scores one token a row.
+    """
+    D, m = sizes.hidden_size, sizes.hc_mult
+    works = []
+    for step in range(slots):
+        tokens = (tau if step == 0 else 1.0) * batch
+        works += [_multiplied(w, batch if w.part == "LM head" else tokens) for w in mtp_weights(sizes)]
+        works.append(Work("attention", 0.0, fp8_flops=2 * (m - 1) * D * D * tokens))  # h_proj acts on each path
+        works.append(_experts(sizes, tokens, tokens))
+        works.append(_cache(sizes, sizes.compress_ratios[-1], tokens / batch, batch, context))
+    return _by_part(works)
+
+
+def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, reducer: str, tau: float, batch: int, context: int) -> list[Work]:
+    """One pass of a block drafter in BF16: K slots a row through all layers, S of them through the LM head.
+
+    Before it, the ``tau`` states a row that the last round added go through the reducer and every layer's key and value
+    projections. Attention over ``context``, or the drafter's window of it.
+    """
+    one_of("reducer", reducer, ("hc_gate", "fc"))
+    D, m = sizes.hidden_size, sizes.hc_mult
+    width = drafter.hidden_size or D
+    keys = drafter.num_kv_heads * drafter.head_dim
+    queries = drafter.num_heads * drafter.head_dim
+    per_layer = 2 * width * queries + 2 * width * keys + 3 * width * drafter.intermediate_size
+    reducing = m * D * width if reducer == "fc" else m * m * D + m + 1 + m * D  # Eq. 1 with its per-path norm
+    resize = 0 if width == D else 2 * D * width
+    slots, block, new = drafter.num_slots * batch, drafter.block_size * batch, tau * batch
+    seen = min(context, drafter.context_window or context)
+    attended = drafter.num_layers * (seen + drafter.block_size)
+    return _by_part(
+        [
+            _multiplied(Weights("reducer and new keys", reducing + drafter.num_layers * 2 * width * keys, "bf16"), new),
+            _multiplied(Weights("draft layers", drafter.num_layers * per_layer + resize, "bf16"), block),
+            Work("cache", batch * drafter.num_layers * seen * 2 * keys * BYTES["bf16"], 0.0, 4 * queries * attended * block),
+            _multiplied(Weights("LM head", sizes.vocab_size * D, "bf16"), slots),
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A published result to set beside the prediction: ``drafter`` mtp or block, ``reducer`` of a block drafter."""
+
+    name: str
+    drafter: str
+    slots: int
+    tau: float
+    speedup: float
+    reducer: str | None = None
+
+    def __post_init__(self):
+        one_of(f"{self.name}: drafter", self.drafter, ("mtp", "block"))
+        positive_int(f"{self.name}: slots", self.slots)
+        for name in ("tau", "speedup"):
+            positive_number(f"{self.name}: {name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class RoundTime:
+    """Least time of one round, in seconds, and of one plain step (``ar_s``)."""
+
+    method: Method
+    batch: int
+    draft_s: float
+    verify_s: float
+    ar_s: float
+
+    @property
+    def drafter_share(self) -> float:
+        return self.draft_s / (self.draft_s + self.verify_s)
+
+    @property
+    def speedup(self) -> float:
+        """tau * T_ar / (T_draft + T_verify)."""
+        return self.method.tau * self.ar_s / (self.draft_s + self.verify_s)
+
+
+def round_time(
+    sizes: V4Sizes, drafter: DrafterConfig, gpu: GPU, method: Method, batch: int, context: int, same_experts: bool = False
+) -> RoundTime:
+    """One round of ``method``: its drafting, and the verification of its slots and the anchor."""
+    if method.drafter == "mtp":
+        works = mtp_drafting(sizes, method.slots, method.tau, batch, context)
+    elif method.slots == drafter.num_slots:
+        works = block_drafting(sizes, drafter, method.reducer, method.tau, batch, context)
+    else:
+        raise ValueError(
+            f"{method.name} drafts {method.slots} slots, drafter.block_size={drafter.block_size} has {drafter.num_slots}: "
+            f"set drafter.block_size={method.slots + 1}"
+        )
+    verify = verification(sizes, method.slots + 1, batch, context, same_experts)
+    plain = verification(sizes, 1, batch, context, same_experts)
+    return RoundTime(method, batch, *(total_seconds(w, gpu) for w in (works, verify, plain)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is asked of the roofline: ``batches`` rows a forward, ``context`` tokens a row, up to ``max_tokens`` verified."""
+
+    model: str
+    sizes: V4Sizes
+    drafter: DrafterConfig
+    gpu: GPU
+    methods: Sequence[Method]
+    source: str
+    batches: Sequence[int]
+    context: int
+    max_tokens: int
+
+    def __post_init__(self):
+        for batch in self.batches:
+            positive_int("batch", batch)
+        if not self.batches or not self.methods:
+            raise ValueError(
+                f"batch and methods need an entry each, got batch={list(self.batches)}, {len(self.methods)} methods"
+            )
+        natural_int("context", self.context)
+        positive_int("max_tokens", self.max_tokens)
+
+    def works(self, n: int, batch: int, same_experts: bool = False) -> list[Work]:
+        return verification(self.sizes, n, batch, self.context, same_experts)
+
+    def ratio(self, n: int, batch: int, same_experts: bool = False) -> float:
+        """Time of verifying n tokens a row over that of one."""
+        times = (total_seconds(self.works(t, batch, same_experts), self.gpu) for t in (n, 1))
+        return next(times) / next(times)
+
+    def round(self, method: Method, batch: int, same_experts: bool = False) -> RoundTime:
+        return round_time(self.sizes, self.drafter, self.gpu, method, batch, self.context, same_experts)
+
+    @property
+    def counts(self) -> range:
+        """Numbers of tokens to verify."""
+        return range(1, self.max_tokens + 1)
+
+    def __str__(self) -> str:
+        gpus = f"{self.gpu.count} x {self.gpu.name.upper()}"
+        rates = f"{self.gpu.bandwidth_tb_s:g} TB/s, {self.gpu.fp8_tflops:g} FP8 and {self.gpu.bf16_tflops:g} BF16 TFLOP/s each"
+        return f"{self.model} on {gpus} ({rates}), {self.context:,} tokens of context a row"
+
+
+def _multiplied(weights: Weights, tokens: float) -> Work:
+    flops = 2 * weights.count * tokens
+    return Work(weights.part, weights.bytes, *((flops, 0.0) if weights.format in FP8_RATE else (0.0, flops)))
+
+
+def _experts(sizes: V4Sizes, tokens: float, draws: float) -> Work:
+    """One layer's routed experts."""
+    weights = sizes.expert_weights
+    read = sizes.distinct_experts(draws) * weights * BYTES["fp4"]
+    return Work("routed experts", read, fp8_flops=2 * sizes.num_experts_per_tok * weights * tokens)
+
+
+def _cache(sizes: V4Sizes, ratio: int, n: float, batch: int, context: int) -> Work:
+    """One layer's cache, read by n queries of each row."""
+    window = min(context, sizes.sliding_window)
+    compressed = context // ratio if ratio else 0
+    chosen = min(compressed, sizes.index_topk) if ratio == SPARSE_RATIO else compressed
+    read = min(compressed, n * chosen) if ratio == SPARSE_RATIO else compressed
+    num_bytes = (window + read) * sizes.entry_bytes
+    scores = 4 * sizes.num_attention_heads * sizes.head_dim * (window + chosen)
+    index = 0
+    if ratio == SPARSE_RATIO:
+        num_bytes += compressed * sizes.index_entry_bytes
+        index = 2 * sizes.index_n_heads * sizes.index_head_dim * compressed
+    return Work("cache", batch * num_bytes, fp8_flops=index * n * batch, bf16_flops=scores * n * batch)
+
+
+def _by_part(works: Sequence[Work]) -> list[Work]:
+    found: dict[str, Work] = {}
+    for work in works:
+        found[work.part] = found[work.part] + work if work.part in found else work
+    return list(found.values())

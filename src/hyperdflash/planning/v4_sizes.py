@@ -1,0 +1,175 @@
+"""DeepSeek-V4's weights counted from its config.json: what a token multiplies, in which format the checkpoint stores it.
+
+For Flash: 284,332,230,231 parameters, transformers' own count; 13.3B active; 159.6 GB on disk with the MTP block. Formats:
+routed experts FP4 with a scale for 32 weights; projections, shared expert and MTP's e_proj and h_proj FP8 with a scale for
+128 x 128; embedding, LM head, router, compressors and norms BF16; hyper-connections, sinks and position biases FP32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hyperdflash.settings import positive_int
+
+# bytes a weight, scales included: MXFP4 has one byte for 32 weights, FP8 one for 128 x 128
+BYTES = {"fp4": 0.5 + 1 / 32, "fp8": 1 + 1 / 128**2, "bf16": 2.0, "fp32": 4.0, "int64": 8.0}
+SPARSE_RATIO = 4  # the compress ratio whose layers have two series and an indexer (official inference code: overlap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class V4Sizes:
+    """Sizes under their names in DeepSeek-V4's config.json; ``compress_ratios`` has one entry more, the MTP block's."""
+
+    vocab_size: int  # V
+    hidden_size: int  # D
+    num_attention_heads: int  # H
+    head_dim: int  # E
+    qk_rope_head_dim: int
+    q_lora_rank: int
+    o_lora_rank: int
+    o_groups: int
+    sliding_window: int
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int  # F
+    num_hash_layers: int
+    hc_mult: int  # m
+    compress_ratios: Sequence[int]
+
+    def __post_init__(self):
+        for field in fields(self):
+            if field.name not in ("compress_ratios", "num_hash_layers"):
+                positive_int(f"model.{field.name}", getattr(self, field.name))
+        if len(self.compress_ratios) < 2:
+            raise ValueError(f"model.compress_ratios needs a layer and the MTP block's entry, got {list(self.compress_ratios)}")
+
+    @property
+    def layer_ratios(self) -> tuple[int, ...]:
+        """0 sliding window only, 4 compressed sparse, else heavily compressed; the MTP block left out."""
+        return tuple(self.compress_ratios[:-1])
+
+    @property
+    def residual_bytes(self) -> int:
+        """Of a token before its paths collapse, in bf16."""
+        return 2 * self.hc_mult * self.hidden_size
+
+    @property
+    def expert_weights(self) -> int:
+        """Of one routed expert: gate, up and down."""
+        return 3 * self.hidden_size * self.moe_intermediate_size
+
+    @property
+    def entry_bytes(self) -> int:
+        """One key-value entry of the cache: FP8, RoPE dimensions BF16, a scale for 64 and a byte of padding (vLLM: 584)."""
+        plain = self.head_dim - self.qk_rope_head_dim
+        return plain + 2 * self.qk_rope_head_dim + plain // 64 + 1
+
+    @property
+    def index_entry_bytes(self) -> int:
+        """One key of the indexer: FP8 and a scale."""
+        return self.index_head_dim + 4
+
+    def distinct_experts(self, tokens: float) -> float:
+        """Expected number a layer touches for ``tokens`` that route uniformly and independently."""
+        return self.n_routed_experts * (1 - (1 - self.num_experts_per_tok / self.n_routed_experts) ** tokens)
+
+
+def read_sizes(path: str | Path, **overrides) -> V4Sizes:
+    """From a checkpoint's config.json in DeepSeek's spelling; ``overrides`` go over it."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no {path}: give the config.json of a DeepSeek-V4 checkpoint, or run from the repository")
+    values = json.loads(Path(path).read_text()) | overrides
+    names = [field.name for field in fields(V4Sizes)]
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: give a config.json as DeepSeek writes it")
+    return V4Sizes(**{name: values[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``count`` weights that every token meets, stored in ``format`` (a key of BYTES); ``part`` of the forward."""
+
+    part: str
+    count: int
+    format: str
+
+    @property
+    def bytes(self) -> float:
+        return self.count * BYTES[self.format]
+
+
+def attention_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
+    """One attention of compress ratio ``ratio``, its compressor and indexer, its norm."""
+    D, E, H, q = sizes.hidden_size, sizes.head_dim, sizes.num_attention_heads, sizes.q_lora_rank
+    low_rank = sizes.o_groups * sizes.o_lora_rank
+    projections = D * q + q * H * E + D * E + H * E * sizes.o_lora_rank + low_rank * D  # wq_a, wq_b, wkv, wo_a, wo_b
+    found = [("fp8", projections), ("bf16", D + q + E), ("fp32", H)]  # then norms and sinks
+    if ratio:
+        series = 2 if ratio == SPARSE_RATIO else 1
+        found += [("bf16", 2 * D * series * E + E), ("fp32", ratio * series * E)]  # wkv, wgate, norm; position bias
+    if ratio == SPARSE_RATIO:
+        heads, width = sizes.index_n_heads, sizes.index_head_dim
+        found += [("fp8", q * heads * width), ("bf16", D * heads), ("bf16", 4 * D * width + width), ("fp32", ratio * 2 * width)]
+    return [Weights("attention", count, format) for format, count in found]
+
+
+def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
+    """One decoder layer without its routed experts (and without a hash layer's table, which is looked up)."""
+    D, m = sizes.hidden_size, sizes.hc_mult
+    mixes = (2 + m) * m
+    return [
+        *attention_weights(sizes, ratio),
+        Weights("shared expert and router", sizes.n_shared_experts * sizes.expert_weights, "fp8"),
+        Weights("shared expert and router", sizes.n_routed_experts * D + D, "bf16"),
+        Weights("hyper-connections", 2 * (mixes * m * D + mixes + 3), "fp32"),
+    ]
+
+
+def head_weights(sizes: V4Sizes) -> list[Weights]:
+    """hc_head, the final norm and the LM head."""
+    D, m = sizes.hidden_size, sizes.hc_mult
+    return [
+        Weights("hyper-connections", m * m * D + m + 1, "fp32"),
+        Weights("LM head", sizes.vocab_size * D + D, "bf16"),
+    ]
+
+
+def target_weights(sizes: V4Sizes) -> list[Weights]:
+    """All that every token of the target meets: no embedding table, no routed experts."""
+    return [*(w for ratio in sizes.layer_ratios for w in layer_weights(sizes, ratio)), *head_weights(sizes)]
+
+
+def total_parameters(sizes: V4Sizes) -> int:
+    """Of the target; its MTP block, router biases and hash tables not counted."""
+    experts = len(sizes.layer_ratios) * sizes.n_routed_experts * sizes.expert_weights
+    return sizes.vocab_size * sizes.hidden_size + experts + sum(w.count for w in target_weights(sizes))
+
+
+def active_parameters(sizes: V4Sizes) -> int:
+    """That multiply one token; the embedding is looked up."""
+    experts = len(sizes.layer_ratios) * sizes.num_experts_per_tok * sizes.expert_weights
+    return experts + sum(w.count for w in target_weights(sizes))
+
+
+def checkpoint_bytes(sizes: V4Sizes) -> float:
+    """The target with its MTP block on disk, hash tables included."""
+    layers = len(sizes.layer_ratios) + 1
+    experts = layers * sizes.n_routed_experts * sizes.expert_weights * BYTES["fp4"]
+    tables = sizes.num_hash_layers * sizes.vocab_size * sizes.num_experts_per_tok * BYTES["int64"]
+    embedding = sizes.vocab_size * sizes.hidden_size * BYTES["bf16"]
+    mtp = [w for w in mtp_weights(sizes) if w.part != "LM head"]
+    return experts + tables + embedding + sum(w.bytes for w in [*target_weights(sizes), *mtp])
+
+
+def mtp_weights(sizes: V4Sizes) -> list[Weights]:
+    """One step of the MTP block, the shared LM head included, its routed experts not."""
+    D = sizes.hidden_size
+    projections = [Weights("attention", D * D, "fp8"), Weights("attention", D * D, "fp8"), Weights("attention", 2 * D, "bf16")]
+    return [*projections, *layer_weights(sizes, sizes.compress_ratios[-1]), *head_weights(sizes)]

@@ -1,0 +1,59 @@
+"""What a run writes down about where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hyperdflash.files import write_text
+
+PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "wandb", "safetensors")
+
+
+def write_json(path: Path, record: dict) -> None:
+    """The file appears only when complete."""
+    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def script_command(module: str, arguments: Sequence[str] | None) -> str:
+    """The command of a script whose ``main`` was given ``arguments``; None: those of the process."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def training_code(source: Path) -> str:
+    """A digest of every module of the package that a training can reach: all but reports and plans."""
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source)
+        if name.parts[0] not in ("report", "planning"):
+            digest.update(str(name).encode() + path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def environment_record(command: str) -> dict:
+    """Command, git revision and uncommitted diff (None outside a checkout), the code's digest, Python and library versions."""
+    package = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    return {
+        "command": command,
+        "git_revision": revision.strip() if revision else None,
+        "git_diff": git("diff", "HEAD"),
+        "training_code": training_code(package),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }

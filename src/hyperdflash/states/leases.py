@@ -1,0 +1,227 @@
+"""Small files by which the processes of one cache know of each other: who works on what, who needs what, who is there.
+
+    claim(name)     the file is made with O_EXCL, so one process gets it, on whatever host it runs
+    post(name, ..)  a file of this process alone, replaced whole
+    heartbeat       a thread touches what this process owns
+    abandoned       the owner's process is gone (same host), or the file has not been touched for ``stale_s`` by the observer's
+                    own clock (another host, whose clock may differ)
+
+The worst that a race or a paused owner can cause is work done twice: what is made is the same and appears whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hyperdflash.files import write_text
+
+EMPTY_S = 5.0  # a claim without content: its maker died between two system calls
+
+
+class Board:
+    """The files of this process below ``directory`` (made when first needed), kept fresh until `close`.
+
+    Names may hold a folder: ``claims/ab12``. ``stale_s`` seconds without a heartbeat make a file of another host abandoned.
+    """
+
+    def __init__(self, directory: str | Path, stale_s: float = 60.0):
+        self.directory = Path(directory)
+        self.stale_s = stale_s
+        self._pid = os.getpid()
+        self._owned: set[Path] = set()
+        self._seen: dict[Path, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def claim(self, name: str, **record) -> bool:
+        """True where the file is now ours; False where a living process (this one included) has it."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                found = self._abandoned(path)
+                if found is None:
+                    return False
+                self._take_away(path, found)
+                continue
+            with os.fdopen(descriptor, "w") as file:
+                file.write(_text(record))
+            self._own(path)
+            return True
+        return False
+
+    def post(self, name: str, **record) -> None:
+        """Write or replace a file that only this process writes."""
+        path = self._path(name)
+        write_text(path, _text(record))
+        self._own(path)
+
+    def release(self, name: str) -> None:
+        """Remove a file of this process; nothing where it has none of that name."""
+        path = self._path(name)
+        with self._lock:
+            ours = path in self._owned
+            self._owned.discard(path)
+        if ours:
+            path.unlink(missing_ok=True)
+
+    def owner(self, name: str) -> str:
+        """Process and host of a file, for messages."""
+        record = _record(_read(self._path(name)) or b"")
+        return f"process {record['pid']} on {record['host'].partition(' ')[0]}" if record else "another process"
+
+    def living(self, folder: str) -> dict[str, dict]:
+        """Name -> record of every file in ``folder`` whose owner is alive; the others are removed."""
+        found = {}
+        for path in sorted((self.directory / folder).glob("*.json")):
+            content = _read(path)
+            if content is None:
+                continue
+            dead = self._abandoned(path)
+            if dead is not None:
+                self._take_away(path, dead)
+            elif record := _record(content):
+                found[path.stem] = record
+        return found
+
+    def close(self) -> None:
+        """Remove this process's files; nothing in a fork of the process that made them."""
+        if os.getpid() != self._pid:
+            return
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            owned, self._owned = self._owned, set()
+        for path in owned:
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.json"
+
+    def _own(self, path: Path) -> None:
+        with self._lock:
+            self._owned.add(path)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+            self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.stale_s / 4):
+            with self._lock:
+                owned = list(self._owned)
+            for path in owned:
+                with suppress(FileNotFoundError):
+                    os.utime(path)
+
+    def _abandoned(self, path: Path) -> bytes | None:
+        """The file's content where its owner is gone; None where it lives, or where there is no file any more."""
+        content = _read(path)
+        try:
+            touched = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        if content is None:
+            return None
+        record = _record(content)
+        if record and record["host"] == host() and not _runs(record["pid"], record["started"]):
+            return content
+        before, since = self._seen.get(path, (None, 0.0))
+        if before != touched:
+            self._seen[path] = (touched, time.monotonic())
+            return None
+        limit = self.stale_s if record else min(EMPTY_S, self.stale_s)
+        return content if time.monotonic() - since > limit else None
+
+    def _take_away(self, path: Path, content: bytes) -> None:
+        """Remove an abandoned file, unless somebody put another one there since it was read."""
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        try:
+            path.rename(aside)
+            if aside.read_bytes() != content:
+                os.link(aside, path)
+        except OSError:
+            pass
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(directory: str | Path, name: str) -> Iterator[None]:
+    """Run a block in one process at a time; the others wait, and say for whom."""
+    with Board(directory) as board:
+        told = time.monotonic()
+        while not board.claim(name):
+            time.sleep(0.2)
+            if time.monotonic() - told > 20:
+                told = time.monotonic()
+                print(f"waiting for {board.owner(name)}, which has {board.directory / name}", flush=True)
+        yield
+
+
+def host() -> str:
+    """Name of the machine, and of the process-id namespace where there are such: a pid means something only within it."""
+    try:
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _text(record: Mapping) -> str:
+    owner = {"host": host(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
+    return json.dumps({**owner, **record})
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _record(content: bytes) -> dict | None:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from the state on; None without such a file."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks since boot: tells it from a later one with its number."""
+    fields = _stat(pid)
+    return fields[19] if fields else None
+
+
+def _runs(pid: int, started: str | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    fields = _stat(pid)
+    return fields is None or (fields[0] != "Z" and started in (None, fields[19]))

@@ -1,0 +1,249 @@
+"""Target states on disk: one folder a target and codec, shard files named by the documents they hold.
+
+    1. documents, in any order            -> shards: sorted by length, then id; a fixed number of documents each
+    2. a shard's name                     = hash of its documents' ids, tokens and loss masks
+    3. ab/<name>.final.safetensors          states [N, M, D] as the codec has them, input_ids [N], loss_mask [N]
+       ab/<name>.layer3.safetensors         states alone, one file a tapped layer, added when first asked for
+    4. manifest.json                        what the states depend on; another target, codec or encoding is refused by name
+
+N is the number of tokens of all documents of the shard, laid end to end; ab are the first letters of its name. A file appears
+under its name only when complete, and every byte of it is checked when it is read (states/shard_file.py).
+Which batch a document is captured in is a function of the documents alone, so states never depend on what was cached before.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import Document, TargetStates
+from hyperdflash.states.codecs import CODECS, DTYPES, rounded
+from hyperdflash.states.manifest import NAME as MANIFEST
+from hyperdflash.states.manifest import CacheKey, check_manifest, write_manifest
+from hyperdflash.states.shard_file import DamagedShard, MissingShard, OpenFiles, ShardFile, write_shard_file
+
+__all__ = [
+    "DTYPES",
+    "CacheKey",
+    "DamagedShard",
+    "MissingShard",
+    "NoSpace",
+    "Shard",
+    "StateStore",
+    "collate",
+    "make_shards",
+    "states_of",
+]
+
+
+class NoSpace(ValueError):
+    """The disk is full; nothing of the file is left."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Documents that are captured in one forward and stored together."""
+
+    name: str
+    documents: tuple[Document, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(document.input_ids) for document in self.documents)
+
+    @property
+    def sequences(self) -> list[Tensor]:
+        """Token ids of each document, [T_i] int64: what a producer is given."""
+        return [document.input_ids for document in self.documents]
+
+
+def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list[Shard]:
+    """Group documents of similar length; the result does not depend on the order they come in."""
+    if documents_per_shard < 1:
+        raise ValueError(f"cache.documents_per_shard must be at least 1, got {documents_per_shard}")
+    ordered = sorted(documents, key=lambda document: (len(document.input_ids), document.id))
+    shards = []
+    for start in range(0, len(ordered), documents_per_shard):
+        group = tuple(ordered[start : start + documents_per_shard])
+        digest = hashlib.sha256()
+        for document in group:
+            digest.update(document.id.encode())
+            digest.update(document.input_ids.numpy().tobytes())
+            digest.update(document.loss_mask.numpy().tobytes())
+        shards.append(Shard(digest.hexdigest()[:20], group))
+    return shards
+
+
+class StateStore:
+    """Reads and writes shards below ``directory``; ValueError where it belongs to another target, codec or format.
+
+    Any number of processes may read and write one directory. ``round``, ``write`` and ``read`` agree bit for bit.
+    """
+
+    def __init__(self, directory: str | Path, key: CacheKey, create: bool = True):
+        """``create`` False: a directory that is not there stays so (reading alone, or only ``round``)."""
+        self.directory = Path(directory)
+        self.key = key
+        self.codec = CODECS[key.dtype]
+        self._digest = key.digest
+        self.dtype = self.codec.dtype
+        self._opened = OpenFiles()
+        if (self.directory / MANIFEST).exists():
+            check_manifest(self.directory, key)
+        elif create:
+            write_manifest(self.directory, key)
+
+    def __getstate__(self) -> dict:
+        """A loader's worker opens its own files."""
+        return {**self.__dict__, "_opened": OpenFiles()}
+
+    def path(self, shard: Shard, layer_id: int | None = None) -> Path:
+        """File of a tap: the final residual, or the output of one layer."""
+        return self.directory / shard.name[:2] / f"{shard.name}.{_tap(layer_id)}.safetensors"
+
+    def missing(self, shard: Shard, layer_ids: Sequence[int]) -> list[int | None]:
+        """Taps of ``shard`` that are not on disk; None stands for the final residual."""
+        return [tap for tap in (None, *layer_ids) if not self.path(shard, tap).exists()]
+
+    def missing_of(self, shards: Sequence[Shard], layer_ids: Sequence[int]) -> dict[str, list[int | None]]:
+        """``missing`` of many shards by name, from one listing of each folder instead of a look at each file."""
+        there: set[str] = set()
+        for folder in {shard.name[:2] for shard in shards}:
+            try:
+                there.update(os.listdir(self.directory / folder))
+            except FileNotFoundError:
+                continue
+        taps = [(tap, f".{_tap(tap)}.safetensors") for tap in (None, *layer_ids)]
+        return {shard.name: [tap for tap, end in taps if shard.name + end not in there] for shard in shards}
+
+    def round(self, states: Tensor) -> Tensor:
+        """``states`` [N, M, D] as they would be read after a write, in the cache's dtype."""
+        return rounded(states, self.codec)
+
+    def write(self, shard: Shard, states: Tensor, layer_id: int | None = None) -> int:
+        """Store one tap, ``states`` [N, M, D]; returns the bytes written. NoSpace where the disk is full.
+
+        The file is not forced to the disk: after a power cut it may be short, which reading it finds.
+        """
+        assert states.shape == (shard.num_tokens, self.key.num_paths, self.key.hidden_size), states.shape
+        rows = self.codec.encode(states)
+        if layer_id is None:
+            rows["input_ids"] = torch.cat([document.input_ids for document in shard.documents])
+            rows["loss_mask"] = torch.cat([document.loss_mask for document in shard.documents])
+        path = self.path(shard, layer_id)
+        lengths = [len(document.input_ids) for document in shard.documents]
+        try:
+            return write_shard_file(path, rows, lengths, self._identity(shard, layer_id))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            size = sum(tensor.nbytes for tensor in rows.values())
+            raise NoSpace(
+                f"no space left for {path} ({size:,} bytes): free some or give another cache.directory, then run the "
+                "same command again; finished shards are kept"
+            ) from error
+
+    def remove(self, shard: Shard) -> int:
+        """Delete all taps of ``shard``; returns the bytes freed.
+
+        The final residual goes first and every read opens it first: a reader has all taps or finds MissingShard.
+        """
+        freed = 0
+        for path in sorted(self._files(shard), key=lambda path: path != self.path(shard)):
+            with suppress(FileNotFoundError):  # another process removes it too
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+            self._opened.drop(path)
+        return freed
+
+    def read(self, shard: Shard, index: int, layer_ids: Sequence[int] = ()) -> TargetStates:
+        """One document of a shard as a batch of one row, in the cache's dtype; nothing else of the shard is read.
+
+        MissingShard where a tap is not there, DamagedShard where a byte of the record, or of what tells its place, is wrong.
+        """
+        document = shard.documents[index]
+        places = (None, *layer_ids)
+        files = [self._open(shard, index, tap) for tap in places]  # all of them, before any record is read
+        taps = []
+        for tap, file in zip(places, files, strict=True):
+            with self._named(shard, index, tap):
+                taps.append(file.record(index))
+        with self._named(shard, index, None):
+            if not torch.equal(taps[0]["input_ids"], document.input_ids):
+                raise DamagedShard("it holds other tokens than asked for")
+        document = replace(document, loss_mask=taps[0]["loss_mask"])
+        final, *layers = (self.codec.decode(tap) for tap in taps)
+        return states_of(document, final, layers, layer_ids)
+
+    def _open(self, shard: Shard, index: int, layer_id: int | None) -> ShardFile:
+        with self._named(shard, index, layer_id):
+            return self._opened.get(self.path(shard, layer_id), self._identity(shard, layer_id))
+
+    @contextmanager
+    def _named(self, shard: Shard, index: int, layer_id: int | None) -> Iterator[None]:
+        """Says which record of which file is damaged, and forgets the file, so that a new one is opened next time."""
+        try:
+            yield
+        except DamagedShard as error:
+            path = self.path(shard, layer_id)
+            self._opened.drop(path)
+            raise DamagedShard(
+                f"record {index} ({shard.documents[index].id}) of {path} is damaged: {error}; remove the file and run again, "
+                "it is captured anew"
+            ) from error
+
+    def _identity(self, shard: Shard, layer_id: int | None) -> dict[str, str]:
+        return {"cache": self._digest, "codec": self.key.dtype, "shard": shard.name, "tap": _tap(layer_id)}
+
+    def _files(self, shard: Shard) -> list[Path]:
+        return list(self.path(shard).parent.glob(f"{shard.name}.*.safetensors"))
+
+
+def _tap(layer_id: int | None) -> str:
+    return "final" if layer_id is None else f"layer{layer_id}"
+
+
+def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer_ids: Sequence[int]) -> TargetStates:
+    """One document as a batch of one row: ``final`` [T, M, D] and, for each of ``layer_ids``, [T, M, D]."""
+    return TargetStates(
+        ids=(document.id,),
+        domains=(document.domain,),
+        input_ids=document.input_ids[None],
+        loss_mask=document.loss_mask[None],
+        lengths=torch.tensor([len(document.input_ids)]),
+        final=final[None],
+        layers=torch.stack(list(layers), dim=1)[None] if layers else None,
+        layer_ids=tuple(layer_ids),
+    )
+
+
+def collate(rows: Sequence[TargetStates]) -> TargetStates:
+    """Rows of batch size 1 -> one right-padded batch [B, T, ...]; padding is zero and masked."""
+    length = max(row.input_ids.shape[1] for row in rows)
+
+    def pad(tensors: Sequence[Tensor]) -> Tensor:
+        first = tensors[0]
+        padded = first.new_zeros((len(tensors), length, *first.shape[2:]))
+        for index, tensor in enumerate(tensors):
+            padded[index, : tensor.shape[1]] = tensor[0]
+        return padded
+
+    return TargetStates(
+        ids=tuple(row.ids[0] for row in rows),
+        domains=tuple(row.domains[0] for row in rows),
+        input_ids=pad([row.input_ids for row in rows]),
+        loss_mask=pad([row.loss_mask for row in rows]),
+        lengths=torch.cat([row.lengths for row in rows]),
+        final=pad([row.final for row in rows]),
+        layers=pad([row.layers for row in rows]) if rows[0].layers is not None else None,
+        layer_ids=rows[0].layer_ids,
+    )

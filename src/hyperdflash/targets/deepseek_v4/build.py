@@ -1,0 +1,101 @@
+"""A new DeepSeek-V4 target from a configuration: transformers' own class, hash tables filled, paths set apart.
+
+``tiny_config()`` gives the shipped size; any field can be overridden, so that other seeds, depths and vocabularies are made
+by the same function.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+
+import hyperdflash.targets.deepseek_v4.cpu_kernels  # noqa: F401  (registers "windowed" and "dense")
+from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+
+
+def tiny_config(**overrides) -> DeepseekV4Config:
+    """The tiny target's configuration: all three attention types, hash and top-k experts, 4 paths, under 3.7M parameters.
+
+    ``num_hidden_layers`` may be overridden; the schedule is two sliding layers, then sparse and heavily compressed in turn
+    (deepseek_v4.md section 4 has the same shape), of which the first ``num_hash_layers`` route by token.
+    """
+    layers = overrides.get("num_hidden_layers", 8)
+    alternating = ["compressed_sparse_attention", "heavily_compressed_attention"]
+    values = {
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "moe_intermediate_size": 128,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "q_lora_rank": 64,
+        "o_groups": 2,
+        "o_lora_rank": 32,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hash_layers": 2,
+        "layer_types": (["sliding_attention"] * 2 + alternating * layers)[:layers],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 32},
+        "sliding_window": 128,  # the real one's: a prompt and its answer mostly fit, so names and numbers can be copied
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "index_topk": 512,  # at least the entries of 2,048 tokens: a binding top-k on ties makes prefill and decode differ
+        "partial_rotary_factor": 0.5,
+        "hc_sinkhorn_iters": 4,  # of 20: the 4 x 4 matrices here are doubly stochastic to 1e-3 after 4
+        "max_position_embeddings": 2048,
+        "router_aux_loss_coef": 0.0,
+    }
+    return DeepseekV4Config(**{**values, **overrides})
+
+
+def build_target(config: DeepseekV4Config, seed: int = 0) -> tuple[DeepseekV4ForCausalLM, MTPBlock]:
+    """A fresh model and its native MTP block, in fp32 on the CPU, a function of ``config`` and ``seed`` alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DeepseekV4ForCausalLM(config)
+        mtp = MTPBlock(model.config)
+        mtp.apply(model._init_weights)
+        fill_hash_tables(model)
+    for index, layer in enumerate([*model.model.layers, mtp.layer]):
+        set_paths_apart(layer, index)
+    set_implementations(model, mtp)
+    return model, mtp
+
+
+def set_implementations(
+    model: DeepseekV4ForCausalLM, mtp: MTPBlock | None = None, *, attention: str = "windowed", experts: str = "dense"
+) -> None:
+    """Choose the attention and expert functions by their registered names (see cpu_kernels)."""
+    for config in [model.config] + ([mtp.config] if mtp is not None else []):
+        config._attn_implementation = attention
+        config._experts_implementation = experts
+
+
+def fill_hash_tables(model: DeepseekV4ForCausalLM) -> None:
+    """Give every token id distinct experts in the hash-routed layers; transformers leaves the table zero."""
+    for layer in model.model.layers:
+        if layer.mlp.is_hash:
+            table = layer.mlp.gate.tid2eid
+            scores = torch.rand(table.shape[0], layer.mlp.gate.num_experts)
+            table.copy_(scores.topk(table.shape[1], dim=-1).indices)
+
+
+@torch.no_grad()
+def set_paths_apart(layer: nn.Module, index: int) -> None:
+    """Start the hyper-connections near the identity, each sublayer reading and writing one path more than the others.
+
+    transformers' zero ``base`` mixes all paths evenly at every sublayer, which keeps them parallel for good; near-identity
+    mixing is the initialisation of the hyper-connections paper (arXiv 2409.19606, section 3).
+    """
+    for offset, connection in enumerate((layer.attn_hc, layer.ffn_hc)):
+        paths = connection.hc_mult
+        pre, post, comb = connection.base.split([paths, paths, paths * paths])
+        chosen = (2 * index + offset) % paths
+        pre.fill_(-1.0)[chosen] = 1.0
+        post.fill_(-0.5)[chosen] = 1.0
+        comb.view(paths, paths).copy_(3.0 * torch.eye(paths))
+
+
+def count_parameters(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,105 @@
+"""DeepSeek-V4's native multi-token-prediction block (`mtp.0.*`), which transformers leaves out.
+
+Shapes: see contracts.py. Index i of the block consumes H[i] and embed(x[i+1]) at rope position i and predicts x[i+2].
+The block is one full V4 decoder layer (sliding attention, score-routed experts, its own hyper-connections) between two
+projections and its own hyper-connection head; embedding and LM head are the target's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import DeepseekV4Config
+from transformers.cache_utils import Cache
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
+    DeepseekV4DecoderLayer,
+    DeepseekV4HyperHead,
+    DeepseekV4RMSNorm,
+    DeepseekV4RotaryEmbedding,
+)
+
+
+def mtp_config(config: DeepseekV4Config) -> DeepseekV4Config:
+    """The target's configuration with one layer: sliding attention, score-routed experts."""
+    values = config.to_dict()
+    values.update(num_hidden_layers=1, layer_types=["sliding_attention"], mlp_layer_types=["moe"])
+    single = DeepseekV4Config(**values)
+    single._attn_implementation = config._attn_implementation
+    single._experts_implementation = config._experts_implementation
+    return single
+
+
+class MTPBlock(nn.Module):
+    """X = e_proj(enorm(embed(x[i+1]))) on every path + h_proj(hnorm(H[i])) on each path -> layer -> own head."""
+
+    def __init__(self, config: DeepseekV4Config):
+        super().__init__()
+        self.config = mtp_config(config)
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm = DeepseekV4RMSNorm(hidden, eps=eps)
+        self.hnorm = DeepseekV4RMSNorm(hidden, eps=eps)
+        self.e_proj = nn.Linear(hidden, hidden, bias=False)
+        self.h_proj = nn.Linear(hidden, hidden, bias=False)
+        self.layer = DeepseekV4DecoderLayer(self.config, layer_idx=0)
+        self.hc_head = DeepseekV4HyperHead(self.config)
+        self.norm = DeepseekV4RMSNorm(hidden, eps=eps)
+        self.rotary_emb = DeepseekV4RotaryEmbedding(self.config)
+
+    @property
+    def sliding_window(self) -> int:
+        """Keys an index sees, its own included: j is visible from i where i - sliding_window < j <= i."""
+        return self.config.sliding_window
+
+    def rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """cos and sin for ``position_ids`` [B, T], in the form the layer reads."""
+        return {"main": self.rotary_emb(x, position_ids=position_ids, layer_type="main")}
+
+    def combine(self, final: Tensor, next_embeds: Tensor) -> Tensor:
+        """H [B, T, M, D], embed(x[i+1]) [B, T, D] -> X [B, T, M, D]."""
+        embeds = self.e_proj(self.enorm(next_embeds)).unsqueeze(-2)
+        return embeds + self.h_proj(self.hnorm(final.to(next_embeds.dtype)))
+
+    def run(
+        self,
+        final: Tensor,
+        next_embeds: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The block's own pre-hc_head residual [B, T, M, D]; it is the next chained step's H.
+
+        ``attention_mask`` additive [B or 1, 1, T, keys], 0 keep and -inf drop; ``cache`` anything whose
+        ``update(k, v, layer_idx)`` returns the keys [B, 1, keys, head_dim] to attend to.
+        """
+        x = self.combine(final, next_embeds)
+        return self.layer(
+            x,
+            position_embeddings=self.rotary(next_embeds, position_ids),
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            input_ids=None,
+            past_key_values=cache,
+        )
+
+    def head(self, x: Tensor) -> Tensor:
+        """[B, T, M, D] -> [B, T, D], what the target's LM head reads."""
+        return self.norm(self.hc_head(x))
+
+    def forward(self, final: Tensor, next_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """One step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2].
+
+        Without a mask the causal sliding-window one is built here.
+        """
+        length = final.shape[1]
+        position_ids = torch.arange(length, device=final.device).unsqueeze(0)
+        if attention_mask is None:
+            attention_mask = sliding_mask(length, self.sliding_window, next_embeds.dtype, final.device)
+        return self.head(self.run(final, next_embeds, position_ids, attention_mask))
+
+
+def sliding_mask(length: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Additive causal sliding-window mask [1, 1, T, T]: 0 where i - window < j <= i, else -inf."""
+    i = torch.arange(length, device=device)
+    keep = (i[:, None] >= i[None, :]) & (i[:, None] - i[None, :] < window)
+    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill(~keep, float("-inf"))[None, None]

@@ -1,0 +1,89 @@
+"""DeepSeek's own names for what this project loads apart from the whole target: the heads, and the native MTP block.
+
+The layers of the whole target are transformers' business (its conversion renames, merges and dequantises them).
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint
+from hyperdflash.targets.deepseek_v4.quantization import dtype_of
+
+MTP_PREFIX = "mtp.0."
+HEADS = {
+    "embed_tokens.weight": ("model.embed_tokens.weight", "embed.weight"),
+    "norm.weight": ("model.norm.weight", "norm.weight"),
+    "lm_head.weight": ("lm_head.weight", "head.weight"),
+    "hc_head.hc_fn": ("model.hc_head.hc_fn", "hc_head_fn"),
+    "hc_head.hc_base": ("model.hc_head.hc_base", "hc_head_base"),
+    "hc_head.hc_scale": ("model.hc_head.hc_scale", "hc_head_scale"),
+}  # TargetHeads -> transformers, official
+MTP = {
+    **{f"{name}.weight": f"{name}.weight" for name in ("enorm", "hnorm", "e_proj", "h_proj", "norm")},
+    **{f"hc_head.hc_{part}": f"hc_head_{part}" for part in ("fn", "base", "scale")},
+    **{f"layer.{place}_hc.{part}": f"hc_{place}_{part}" for place in ("attn", "ffn") for part in ("fn", "base", "scale")},
+    "layer.input_layernorm.weight": "attn_norm.weight",
+    "layer.post_attention_layernorm.weight": "ffn_norm.weight",
+    "layer.self_attn.q_a_proj.weight": "attn.wq_a.weight",
+    "layer.self_attn.q_a_norm.weight": "attn.q_norm.weight",
+    "layer.self_attn.q_b_proj.weight": "attn.wq_b.weight",
+    "layer.self_attn.kv_proj.weight": "attn.wkv.weight",
+    "layer.self_attn.kv_norm.weight": "attn.kv_norm.weight",
+    "layer.self_attn.o_a_proj.weight": "attn.wo_a.weight",
+    "layer.self_attn.o_b_proj.weight": "attn.wo_b.weight",
+    "layer.self_attn.sinks": "attn.attn_sink",
+    "layer.mlp.gate.weight": "ffn.gate.weight",
+    "layer.mlp.gate.e_score_correction_bias": "ffn.gate.bias",
+    "layer.mlp.shared_experts.gate_proj.weight": "ffn.shared_experts.w1.weight",
+    "layer.mlp.shared_experts.down_proj.weight": "ffn.shared_experts.w2.weight",
+    "layer.mlp.shared_experts.up_proj.weight": "ffn.shared_experts.w3.weight",
+}  # MTPBlock -> official, behind MTP_PREFIX
+EXPERTS = "layer.mlp.experts."
+NOT_NATIVE = re.compile(r"mtp\.[1-9]\d*\.|mtp\.\d+\.(markov|confidence)_head\.")
+
+
+def head_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """TargetHeads' names -> the checkpoint's, in whichever of the two layouts it is."""
+    layout = 1 if HEADS["embed_tokens.weight"][1] in checkpoint else 0
+    return {own: names[layout] for own, names in HEADS.items()}
+
+
+def check_native_mtp(checkpoint: Checkpoint) -> None:
+    """ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases keep under the same names."""
+    names = checkpoint.names(lambda name: name.startswith("mtp."))
+    if not names:
+        raise ValueError(
+            f"target.path={checkpoint.path} has no {MTP_PREFIX}* tensors, so no native MTP block: leave MTP methods out"
+        )
+    foreign = [name for name in names if NOT_NATIVE.match(name)]
+    if foreign or f"{MTP_PREFIX}enorm.weight" not in checkpoint:
+        what = f"it has {foreign[0]}" if foreign else f"it has no {MTP_PREFIX}enorm.weight"
+        raise ValueError(
+            f"target.path={checkpoint.path} keeps a DSpark drafter under mtp.* and no native MTP block ({what}): leave MTP "
+            "methods out, or give the checkpoint of the April 2026 preview"
+        )
+
+
+def mtp_state(checkpoint: Checkpoint, num_experts: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """MTPBlock's state from either layout, dequantised one tensor at a time, in ``dtype`` (norms, gates and sinks fp32)."""
+    check_native_mtp(checkpoint)
+    official = f"{MTP_PREFIX}attn.wq_a.weight" in checkpoint
+    if not official:
+        names = {name.removeprefix(MTP_PREFIX): name for name in checkpoint.names(lambda name: name.startswith(MTP_PREFIX))}
+        return {own: checkpoint.weight(name, dtype_of(own, dtype)) for own, name in names.items()}
+    state = {own: checkpoint.weight(MTP_PREFIX + name, dtype_of(own, dtype)) for own, name in MTP.items()}
+
+    def matrix(expert: int, part: str) -> Tensor:
+        return checkpoint.weight(f"{MTP_PREFIX}ffn.experts.{expert}.{part}.weight", dtype)
+
+    inner, hidden = matrix(0, "w1").shape
+    gate_up = torch.empty(num_experts, 2 * inner, hidden, dtype=dtype)
+    down = torch.empty(num_experts, hidden, inner, dtype=dtype)
+    for expert in range(num_experts):
+        gate_up[expert, :inner], gate_up[expert, inner:] = matrix(expert, "w1"), matrix(expert, "w3")
+        down[expert] = matrix(expert, "w2")
+    return state | {f"{EXPERTS}gate_up_proj": gate_up, f"{EXPERTS}down_proj": down}

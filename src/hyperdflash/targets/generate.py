@@ -1,0 +1,68 @@
+"""The target's own answers: batched plain decoding, greedy or sampled.
+
+transformers' V4 cache has no ragged rows and no left padding (reference: cache rows share one length), so all rows of a batch
+walk in lockstep from position 0: one forward covers the shortest prompt, then every step feeds each row either its own next
+prompt token or the token just chosen. Rows that ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import DeepseekV4ForCausalLM
+
+from hyperdflash.targets.placement import input_device
+from hyperdflash.targets.sampling import choose
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: DeepseekV4ForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (row, answer token ids, the end token included where it came) as rows end; prompts of any lengths.
+
+    The cached decoding steps run transformers' eager attention whatever implementation is set.
+    """
+    if any(not prompt for prompt in prompts):
+        raise ValueError("a prompt has no tokens: encode it with its chat header first")
+    shortest = min(map(len, prompts))
+    rows = list(range(len(prompts)))
+    answers: dict[int, list[int]] = {row: [] for row in rows}
+    padded = torch.full((len(prompts), max(map(len, prompts))), eos_id)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = torch.tensor(prompt)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    padded, lengths = padded.to(input_device(model)), lengths.to(input_device(model))
+
+    output = model(padded[:, :shortest], use_cache=True, logits_to_keep=1)
+    position = shortest  # where the next token goes
+    while rows:
+        chosen = choose(output.logits[:, -1], temperature, top_p, generator)
+        forced = lengths > position
+        if position < padded.shape[1]:
+            chosen = torch.where(forced, padded[:, position], chosen)
+        keep = []
+        for index, (row, token, is_prompt) in enumerate(zip(rows, chosen.tolist(), forced.tolist(), strict=True)):
+            if not is_prompt:
+                answers[row].append(token)
+                if token == eos_id or len(answers[row]) == max_new_tokens:
+                    yield row, answers.pop(row)
+                    continue
+            keep.append(index)
+        if len(keep) < len(rows):
+            rows = [rows[i] for i in keep]
+            if not rows:
+                return
+            kept = torch.tensor(keep, device=chosen.device)
+            chosen, padded, lengths = chosen[kept], padded[kept], lengths[kept]
+            output.past_key_values.reorder_cache(kept)
+        position += 1
+        output = model(chosen[:, None], past_key_values=output.past_key_values, use_cache=True)

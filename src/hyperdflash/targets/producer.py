@@ -1,0 +1,87 @@
+"""Who makes target states: the one interface between a target, wherever it runs, and everything that stores or trains on them.
+
+    sequences, each [T_i] int64   ->   tap -> states [N, M, D], N = sum of T_i, the sequences laid end to end
+
+A tap is None for the final residual (``pre_hc_head``) or a layer id. Which sequences come together is the caller's choice; the
+same list gives the same states bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hyperdflash.targets.load import Target
+from hyperdflash.targets.placement import input_device
+from hyperdflash.targets.taps import tap_residual
+
+
+class Producer(Protocol):
+    """``fingerprint`` names the weights (hyperdflash.targets.load.fingerprint); ``where`` names the place in messages."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def where(self) -> str: ...
+
+    def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
+        """Tap -> states [N, M, D] on the CPU, in the dtype the target computes in."""
+        ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The target in this process."""
+
+    target: Target
+
+    @property
+    def fingerprint(self) -> str:
+        return self.target.fingerprint
+
+    @property
+    def where(self) -> str:
+        return str(self.target.path)
+
+    @torch.no_grad()  # no inference mode: a cache that does not round hands these tensors to training as they are
+    def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
+        """One forward for each of `forward_batches`."""
+        window, limit = self.target.model.config.sliding_window, self.target.tokens_per_forward
+        parts = [self._forward(batch, layer_ids) for batch in forward_batches(sequences, window, limit)]
+        return {tap: torch.cat([part[tap] for part in parts]) for tap in (None, *layer_ids)}
+
+    def _forward(self, sequences: Sequence[Tensor], layer_ids: Sequence[int]) -> dict[int | None, Tensor]:
+        """Right-padded to whole attention windows: right padding is exact for V4 (left padding is not)."""
+        model = self.target.model
+        lengths = [len(sequence) for sequence in sequences]
+        input_ids = torch.zeros(len(lengths), padded_length(lengths, model.config.sliding_window), dtype=torch.long)
+        for row, sequence in zip(input_ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        with tap_residual(model, layer_ids) as taps:
+            model.model(input_ids.to(input_device(model)), use_cache=False)
+        states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
+        return {
+            tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()
+        }
+
+
+def padded_length(lengths: Sequence[int], window: int) -> int:
+    """The longest, in whole windows."""
+    return -(-max(lengths) // window) * window
+
+
+def forward_batches(sequences: Sequence[Tensor], window: int, tokens: int | None) -> Iterator[list[Tensor]]:
+    """Neighbouring sequences, as many as fit into ``tokens`` with their padding, at least one; None: all together."""
+    batch: list[Tensor] = []
+    for sequence in sequences:
+        grown = [*batch, sequence]
+        if batch and tokens is not None and len(grown) * padded_length([len(s) for s in grown], window) > tokens:
+            yield batch
+            grown = [sequence]
+        batch = grown
+    yield batch

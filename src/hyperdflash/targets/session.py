@@ -1,0 +1,150 @@
+"""A text's forward through the target, some tokens at a time, with the last tokens taken back where a draft was wrong.
+
+Shapes: see contracts.py; K here is the number of new tokens. The forward is transformers' own model on transformers' own
+cache; only the window mask of an `extend` is made here, because K and the window decide it and not the text.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import DeepseekV4ForCausalLM
+
+from hyperdflash.targets.deepseek_v4.rewind import rewindable_cache
+from hyperdflash.targets.placement import input_device
+from hyperdflash.targets.taps import attach_taps
+
+ROLLBACKS = ("analytic", "reforward")
+
+
+@dataclass(frozen=True)
+class TargetStep:
+    """What one forward gave for K new tokens.
+
+    ``logits`` [B, K, V] fp32, the target's own; after a prefill [B, 1, V], those of the last token alone.
+    ``final`` [B, K, M, D] the residual before `hc_head`, in the target's dtype and not rounded to a cache's.
+    ``layers`` [B, K, L, M, D] the outputs of the session's ``layer_ids`` in their order, None without any.
+    """
+
+    logits: Tensor
+    final: Tensor
+    layers: Tensor | None
+
+
+class TargetSession:
+    """One text's (or B equally long texts') incremental forward through a DeepSeek-V4 target, with exact rollback.
+
+    The rows of a batch walk in lockstep: they grow by the same K and share one ``keep``, since transformers' V4 cache holds one
+    length. ``rollback="analytic"`` recomputes the cache from what the last `extend` gave it, without another forward;
+    ``"reforward"`` restores it and forwards the kept tokens again (slower; the definition that the other is tested against).
+    Everything runs under `torch.inference_mode`, so what is returned cannot enter a graph that is differentiated.
+
+    Hooks read the states. `close`, leaving the `with` block, or the end of the object removes them.
+    """
+
+    def __init__(
+        self,
+        model: DeepseekV4ForCausalLM,
+        layer_ids: Sequence[int] = (),
+        rollback: Literal["analytic", "reforward"] = "analytic",
+    ):
+        if rollback not in ROLLBACKS:
+            raise ValueError(f"rollback must be one of {', '.join(ROLLBACKS)}, got {rollback!r}")
+        self.model = model
+        self.layer_ids = tuple(layer_ids)
+        self.length = 0
+        self._analytic = rollback == "analytic"
+        self._cache = rewindable_cache(model.config)
+        self._rows = 0
+        self._extended: Tensor | None = None  # the last extend's tokens, as long as they can be taken back
+        self._taps = attach_taps(model, layer_ids)
+        self._close = weakref.finalize(self, self._taps.remove)
+
+    def __enter__(self) -> TargetSession:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the hooks from the model; the session takes no more tokens."""
+        self._close()
+
+    @torch.inference_mode()
+    def prefill(self, input_ids: Tensor) -> TargetStep:
+        """The first forward: [B, T] int64 with T >= 1, on an empty session; ``logits`` of the last token alone."""
+        if self.length:
+            raise ValueError(
+                f"prefill wants an empty session, this one holds {self.length} tokens: extend it or make a new one"
+            )
+        self._check(input_ids)
+        self._rows = input_ids.shape[0]
+        return self._forward(input_ids, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def extend(self, input_ids: Tensor) -> TargetStep:
+        """The next K >= 1 tokens of every row: [B, K] int64."""
+        if not self.length:
+            raise ValueError("extend wants a session that holds a text, this one is empty: prefill it first")
+        self._check(input_ids)
+        if input_ids.shape[0] != self._rows:
+            raise ValueError(
+                f"extend wants the {self._rows} rows of the prefill, got {input_ids.shape[0]}: prefill a new session"
+            )
+        for layer in self._cache.layers:
+            layer.mark()
+        step = self._forward(input_ids, attention_mask=self._window_mask(input_ids.shape[1]))
+        self._extended = input_ids
+        return step
+
+    @torch.inference_mode()
+    def rollback(self, keep: int) -> None:
+        """Keep the first ``keep`` of the last extend's K tokens, 0..K, in every row. Once, and only right after the extend."""
+        if self._extended is None:
+            raise ValueError("rollback takes tokens of the last extend back, and none came before this call: extend first")
+        num_tokens = self._extended.shape[1]
+        if not 0 <= keep <= num_tokens:
+            raise ValueError(f"keep must be in 0..{num_tokens}, the tokens of the last extend, got {keep}")
+        kept, self._extended = self._extended[:, :keep], None
+        if keep == num_tokens:
+            return
+        self.length -= num_tokens
+        for layer in self._cache.layers:
+            layer.rewind(keep if self._analytic else 0)
+        if self._analytic:
+            self.length += keep
+        elif keep:
+            self._forward(kept, attention_mask=self._window_mask(keep), logits_to_keep=1)
+
+    def _forward(self, input_ids: Tensor, **options) -> TargetStep:
+        logits = self.model(input_ids, past_key_values=self._cache, use_cache=True, **options).logits.float()
+        self.length += input_ids.shape[1]
+        device = input_device(self.model)  # a spread target's taps lie on as many devices as its layers
+        layers = [self._taps.layers[i].to(device) for i in self.layer_ids]
+        stacked = torch.stack(layers, dim=2) if layers else None
+        return TargetStep(logits.to(device), self._taps.final.to(device), stacked)
+
+    def _window_mask(self, num_new: int) -> dict[str, Tensor]:
+        window, dtype = self.model.config.sliding_window, self.model.model.embed_tokens.weight.dtype
+        mask = window_mask(min(self.length, window - 1), num_new, window, dtype, input_device(self.model))
+        return {"sliding_attention": mask.expand(self._rows, -1, -1, -1)}
+
+    def _check(self, input_ids: Tensor) -> None:
+        if not self._close.alive:
+            raise ValueError("this session is closed and its hooks are gone: make a new TargetSession")
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            raise ValueError(f"input_ids must be [rows, tokens] with one token or more, got {list(input_ids.shape)}")
+
+
+@lru_cache(maxsize=256)
+def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, 1, K, cached + K]: 0 where new token i sees key j (j <= cached + i and nearer than ``window``), -inf elsewhere."""
+    distance = torch.arange(cached, cached + num_new, device=device)[:, None] - torch.arange(cached + num_new, device=device)
+    hidden = (distance < 0) | (distance >= window)
+    return torch.zeros(1, 1, *hidden.shape, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))

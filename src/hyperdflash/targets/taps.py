@@ -1,0 +1,62 @@
+"""Read a target's hidden states while it runs: the residual before `hc_head`, and the outputs of chosen layers.
+
+Shapes: see contracts.py. `pre_hc_head` is in no output of transformers, so it is taken where it enters `hc_head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import DeepseekV4ForCausalLM
+
+from hyperdflash.targets.heads import collapse_entrance
+
+
+class Taps:
+    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward since they were attached."""
+
+    def __init__(self) -> None:
+        self.final: Tensor | None = None
+        self.layers: dict[int, Tensor] = {}
+        self.handles: list[RemovableHandle] = []
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def attach_taps(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Taps:
+    """Collect the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]``, before any
+    collapse. ValueError for a layer that is not there."""
+    layers = model.model.layers
+    wrong = [i for i in layer_ids if not 0 <= i < len(layers)]
+    if wrong:
+        raise ValueError(f"layer_ids must be in 0..{len(layers) - 1} for this target, got {wrong}")
+    taps = Taps()
+
+    def at_head(_, args):
+        taps.final = args[0]
+
+    def at_layer(index):
+        def hook(_, __, output):
+            taps.layers[index] = output
+
+        return hook
+
+    taps.handles = [collapse_entrance(model).register_forward_pre_hook(at_head)]
+    taps.handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
+    return taps
+
+
+@contextmanager
+def tap_residual(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
+    """`attach_taps` for the forwards run inside."""
+    taps = attach_taps(model, layer_ids)
+    try:
+        yield taps
+    finally:
+        taps.remove()

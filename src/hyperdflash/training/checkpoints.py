@@ -1,0 +1,236 @@
+"""Checkpoints of a running training: when they are written, how they appear, which one a resumed run starts from.
+
+    step00000120.ckpt    everything that the run needs to go on as if nothing had happened, 120 steps done; the last KEEP stay
+    best.ckpt            the drafter alone, at the best validation tau so far
+
+A file appears under its name only when complete, and is a zip archive whose entries carry their checksums, so damage is seen
+without loading. Nothing is unpickled but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from hyperdflash.states.datasets import ShardedStates
+from hyperdflash.states.manifest import CacheKey
+
+KEEP = 2
+BEST = "best.ckpt"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME = {  # what a resumed run has in common with the one that wrote the checkpoint
+    "target": "the target",
+    "engine": "the engine (target.engine; none is the target in process)",
+    "data": "the data (documents, cache.documents_per_shard and the cache's key, as a digest)",
+    "steps": "this number of steps:",
+}
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop by signal ``signum`` and has saved itself."""
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.code - 128).name}"
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """SIGTERM and SIGINT go to ``handler``; nothing changes outside the main thread, where Python allows no handlers."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {signum: signal.signal(signum, handler) for signum in SIGNALS} if in_main else {}
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's way to write and read, with a rename at the end and weights only."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def load_checkpoint(self, path: str | Path, map_location="cpu", weights_only: bool | None = True) -> dict:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    return directory / f"step{step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step"))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes; None where they are those that were written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+        return f"{wrong} has another checksum" if wrong else None
+    except Exception as error:  # the many ways in which a damaged archive fails to be read
+        return str(error) or type(error).__name__
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The last undamaged checkpoint of a run; a damaged one is named, and renamed so that it is not counted again."""
+    for path in sorted(directory.glob("step*.ckpt"), reverse=True):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        print(f"{path} is damaged ({wrong}): using the one before it", flush=True)
+        path.replace(path.with_suffix(".damaged"))
+    return None
+
+
+def data_digest(key: CacheKey, data: Mapping[str, ShardedStates]) -> str:
+    """16 hex digits of the cache's key and of all documents in order: a shard's name is a digest of ids, tokens and masks."""
+    names = [key.digest, *(f"{name} {shard.name}" for name in sorted(data) for shard in data[name].shards)]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
+    """ValueError where checkpoint ``path``, of a run that says ``found`` of itself, is none of the run that says ``wanted``."""
+    found = {"engine": wanted["engine"], **found}  # where a checkpoint names none, the data's digest has it
+    for name, what in SAME.items():
+        if found.get(name) != wanted[name]:
+            raise ValueError(
+                f"{path} is of a run with {what} {found.get(name)}, this one has {wanted[name]}: what is left would not be the "
+                f"same training; give back what has changed, or remove {path.parent} and run the command again to start anew"
+            )
+
+
+class Checkpoints(L.Callback):
+    """Saves every ``every_steps`` steps and every ``every_s`` seconds (None: not so), at the best tau, and when told to stop.
+
+    A checkpoint is taken before a step, when the one before it is done with everything, its validation included. All ranks
+    save and stop at the same step: once a step they exchange what each wants, on the CPU, while the step computes.
+    ``command`` is what a stopped run is continued with; ``on_best(trainer, tau)`` is called in every rank at a new best tau.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every_steps: int | None,
+        every_s: float | None,
+        command: str,
+        on_best: Callable[[L.Trainer, float], None],
+    ):
+        self.directory, self.every_steps, self.every_s, self.command = directory, every_steps, every_s, command
+        self.on_best = on_best
+        self.best_tau = -math.inf
+        self.validation_s = 0.0
+        self._signal = 0
+        self._wishes: tuple[dist.Work, torch.Tensor] | None = None
+        self._handlers = ExitStack()
+
+    def state_dict(self) -> dict:
+        return {"best_tau": self.best_tau}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_tau = state["best_tau"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._saved_s, self._saved_step = time.monotonic(), trainer.global_step
+        # Lightning's own agreement about SIGTERM waits for the device in every step; `_agreed` takes its place.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if trainer.world_size > 1 else None
+        self._handlers.enter_context(handled_by(self._told))
+
+    def _told(self, signum: int, frame) -> None:
+        if self._signal == signal.SIGINT == signum:
+            raise KeyboardInterrupt
+        self._signal = signum
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        step = trainer.global_step
+        save, signum = self._agreed(step)
+        if (save or signum) and step > self._saved_step:
+            module.check_finite()
+            self._save(trainer, module, step)
+        if signum:
+            if trainer.is_global_zero:
+                saved = f"saved {module.last_checkpoint}" if module.last_checkpoint else "nothing to save yet"
+                print(f"\n{Stopped(signum)} after step {step}, {saved}; to go on: {self.command}", flush=True)
+            raise Stopped(signum)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if trainer.global_step == trainer.estimated_stepping_batches:
+            trainer.should_stop = True  # validates after the last step, also where the interval does not end there
+
+    def _agreed(self, step: int) -> tuple[bool, int]:
+        """(somebody wants to save, the signal that somebody got), as of one step ago where there are several ranks."""
+        due_s = self.every_s is not None and time.monotonic() - self._saved_s >= self.every_s
+        wanted = torch.tensor([int(due_s), self._signal])
+        if self._group is not None:
+            before = self._wishes
+            self._wishes = (dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group, async_op=True), wanted)
+            if before is None:
+                return False, 0
+            before[0].wait()
+            wanted = before[1]
+        timed = bool(wanted[0])
+        if self._group is not None and step - 1 <= self._saved_step:
+            timed = False  # wished before the last save, which has met it
+        due = self.every_steps is not None and step % self.every_steps == 0
+        return timed or due, int(wanted[1])
+
+    def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+        path = checkpoint_path(self.directory, step)
+        trainer.save_checkpoint(path)
+        module.last_checkpoint = path
+        self._saved_s, self._saved_step = time.monotonic(), step
+        if trainer.is_global_zero:
+            for old in sorted(self.directory.glob("step*.ckpt"))[:-KEEP]:
+                old.unlink()
+
+    def on_validation_start(self, trainer, module) -> None:
+        self._validation_began = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.validation_s += time.monotonic() - self._validation_began
+        tau = float(trainer.callback_metrics["val/tau"])
+        if tau > self.best_tau:
+            module.check_finite()
+            self.best_tau = tau
+            trainer.save_checkpoint(self.directory / BEST, weights_only=True)
+            self.on_best(trainer, tau)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._wishes is not None:
+            self._wishes[0].wait()
+        module.check_finite()
+        if trainer.global_step > self._saved_step:
+            self._save(trainer, module, trainer.global_step)
+        self._handlers.close()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._handlers.close()

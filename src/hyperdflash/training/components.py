@@ -1,0 +1,110 @@
+"""The cheap parts of a training configuration, checked before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+from transformers import DeepseekV4Config, PreTrainedTokenizerBase
+
+from hyperdflash.data.chat import MODES
+from hyperdflash.data.mixture import Corpus
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.drafting.anchors import BlockSampler
+from hyperdflash.drafting.conditioning import Conditioning
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.drafter import build_drafter
+from hyperdflash.drafting.mtp_chain import MTPChain, MTPChainConfig
+from hyperdflash.drafting.reducers.reducer import ReducerConfig
+from hyperdflash.objectives.cross_entropy import PositionWeighted
+from hyperdflash.objectives.distillation import KLConfig
+from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import DTYPES as TARGET_DTYPES
+from hyperdflash.targets.load import load_mtp, read_config
+from hyperdflash.training.loggers import WANDB_MODES
+from hyperdflash.training.module import OptimSettings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The instantiated, checked groups of a training configuration; nothing here has read a weight."""
+
+    target_config: DeepseekV4Config
+    tokenizer: PreTrainedTokenizerBase
+    mask_token_id: int
+    corpus: Corpus
+    conditioning: Conditioning
+    reducer: ReducerConfig
+    drafter: DrafterConfig | MTPChainConfig
+    blocks: BlockSampler
+    kl: KLConfig
+    loss: PositionWeighted
+    optim: OptimSettings
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return () if isinstance(self.drafter, MTPChainConfig) else tuple(self.conditioning.layer_ids)
+
+    def build(self, heads: TargetHeads, target: DictConfig, seed: int) -> nn.Module:
+        """A new drafter; on meta heads its shapes only."""
+        if isinstance(self.drafter, MTPChainConfig):
+            return MTPChain(load_mtp(target.path, experts=target.experts), self.drafter.num_slots, trainable=True)
+        return build_drafter(
+            conditioning=self.conditioning,
+            reducer=self.reducer,
+            drafter=self.drafter,
+            heads=heads,
+            mask_token_id=self.mask_token_id,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
+def make_parts(config: DictConfig) -> Parts:
+    """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
+    target_config = read_config(config.target.path)
+    parts = {
+        name: instantiate(config[name])
+        for name in ["corpus", "conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
+    }
+    tokenizer = load_tokenizer(config.target.path)
+    mask_token_id = special_ids(tokenizer, config.target.mask_token_id).mask
+    made = Parts(target_config=target_config, tokenizer=tokenizer, mask_token_id=mask_token_id, **parts)
+    wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
+    if wrong:
+        raise ValueError(
+            f"conditioning.layer_ids={list(made.layer_ids)} but the target has layers "
+            f"0..{target_config.num_hidden_layers - 1}: give ids in that range"
+        )
+    natural_int("seed", config.seed)
+    one_of("mode", config.mode, MODES)
+    one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
+    instantiate(config.cache)
+    one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
+    check_trainer(config.trainer)
+    made.kl.check_slots(made.drafter.num_slots)
+    if isinstance(made.drafter, DrafterConfig):
+        with torch.device("meta"):
+            heads = TargetHeads(target_config)
+        made.build(heads, config.target, config.seed)
+    return made
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """ValueError for what the trainer's group cannot be."""
+    for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+        positive_int(f"trainer.{name}", trainer[name])
+    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
+    if trainer.gradient_clip_val is not None:
+        positive_number("trainer.gradient_clip_val", trainer.gradient_clip_val)
+    if trainer.checkpoint_every_steps is not None:
+        positive_int("trainer.checkpoint_every_steps", trainer.checkpoint_every_steps)
+    if trainer.checkpoint_every_s is not None:
+        positive_number("trainer.checkpoint_every_s", trainer.checkpoint_every_s)
+    if isinstance(trainer.val_check_interval, int):
+        positive_int("trainer.val_check_interval", trainer.val_check_interval)
+    else:
+        positive_number("trainer.val_check_interval", trainer.val_check_interval)

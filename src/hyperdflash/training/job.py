@@ -1,0 +1,241 @@
+"""One training run from a configuration: parts, data, drafter, trainer, record.
+
+1. parts        everything that is cheap, checked with the drafter's shapes on the meta device: a mistake fails here
+2. directory    a finished run is reported and left alone; a broken one goes on from its last good checkpoint
+3. ranks        with several devices one process each; steps 4 to 7 are theirs
+4. documents    conversations -> the target's own answers (kept on disk), by rank 0 before the others
+5. states       captured where the cache misses them; the target is loaded only if something is missing
+6. fit          best checkpoint by validation tau
+7. record       result.json last: a directory that has it is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from omegaconf import DictConfig, OmegaConf
+
+from hyperdflash.cli import command_of, decided_by, run_name, train_run_dir
+from hyperdflash.contracts import Blocks, Document
+from hyperdflash.launch.captures import num_captures
+from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
+from hyperdflash.launch.ranks import Ranks
+from hyperdflash.objectives.objective import LossCounts, loss_counts
+from hyperdflash.preparing.states import cached_data, open_mode, open_store
+from hyperdflash.record import environment_record, write_json
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import fingerprint, load_heads
+from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, data_digest, newest_checkpoint, step_of
+from hyperdflash.training.components import Parts, make_parts
+from hyperdflash.training.datamodule import TargetStatesData
+from hyperdflash.training.loggers import make_loggers, wandb_place
+from hyperdflash.training.metrics_csv import MetricsCSV
+from hyperdflash.training.module import DraftingModule
+from hyperdflash.training.progress import StepBar
+from hyperdflash.training.validation_record import ValidationRecord
+from hyperdflash.training.warm_start import check_target, load_drafter_weights, parent_of, read_record
+
+
+def train(config: DictConfig) -> dict:
+    """Run or resume one training; returns the record in result.json."""
+    parts = make_parts(config)
+    run = train_run_dir(config)
+    if (run / "result.json").exists():
+        record = read_record(run)
+        check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
+        print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
+        return record
+    if must_launch(config.trainer, num_captures(config)):
+        parent_of(config, run)
+        with only_here(run):
+            launch_ranks(config, run)
+        return read_record(run)
+    patience_s = open_mode(config).patience_s
+    with only_here(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
+        with ranks.first_alone():
+            init_from = parent_of(config, run)
+        return fit(config, parts, run, init_from, ranks)
+
+
+def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ranks: Ranks) -> dict:
+    """Steps 4 to 7, in every rank."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    heads = training_heads(config)
+    if init_from is not None:
+        check_target(read_record(init_from)["target"], fingerprint(heads), init_from)
+    store = open_store(config, heads)
+    directory = run / "checkpoints"
+    with ranks.first_alone():
+        data = cached_data(config, parts, heads, store)
+        checkpoint = newest_checkpoint(directory)
+    first_step = step_of(checkpoint) if checkpoint else 0
+
+    drafter = parts.build(heads, config.target, config.seed)
+    if init_from is not None:
+        load_drafter_weights(drafter, init_from, store.key.target)
+    trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
+    data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
+    module = DraftingModule(
+        drafter=drafter,
+        heads=heads,
+        weights=parts.loss,
+        kl=parts.kl,
+        optim=parts.optim,
+        clip=config.trainer.gradient_clip_val,
+        meta={
+            "target": store.key.target,
+            "engine": store.key.engine,
+            "data": data_digest(store.key, data),
+            "steps": len(data_module.order),
+            "name": run_name(config),
+        },
+    )
+    module.last_checkpoint = checkpoint
+    if config.trainer.precision == "64-true":
+        module.double()  # Lightning would do so after it has read a checkpoint's weights, into fp32
+    loggers = make_loggers(config.logger, run, run_name(config), **wandb_place(config))
+    if ranks.rank == 0:
+        print(f"{run_name(config)}: {trainable:,} trainable parameters, {len(data_module.order):,} steps", flush=True)
+        OmegaConf.save(config, run / "config.yaml", resolve=True)
+        write_json(run / "environment.json", environment_record(command_of("src.train")))
+        for logger in loggers or []:
+            if isinstance(logger, MetricsCSV):
+                logger.restart_at(first_step)
+        if checkpoint:
+            print(f"resuming from {checkpoint}", flush=True)
+    validation = ValidationRecord(run)
+    saver = Checkpoints(
+        directory,
+        every_steps=config.trainer.checkpoint_every_steps,
+        every_s=config.trainer.checkpoint_every_s,
+        command=command_of("src.train"),
+        on_best=validation.write,
+    )
+    callbacks = [saver, validation, StepBar()]
+    if any(isinstance(logger, WandbLogger) for logger in loggers or []):
+        from hyperdflash.training.wandb_record import WandbRecord  # imports wandb
+
+        callbacks.append(WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=parts.tokenizer))
+    trainer = make_trainer(config.trainer, run, loggers, callbacks, len(data_module.order))
+    started = time.monotonic()
+    trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
+    record = {
+        "name": run_name(config),
+        "val_tau": saver.best_tau,
+        "best_checkpoint": f"{directory.name}/{BEST}",
+        "steps": trainer.global_step,
+        "seconds": {"fit": time.monotonic() - started, "validation": saver.validation_s},  # since the last resume
+        "trainable_parameters": trainable,
+        "target": store.key.target,
+        "init_from": str(init_from) if init_from else None,
+        "command": command_of("src.train"),
+        "decided_by": decided_by(config),
+    }
+    if ranks.rank == 0:
+        write_json(run / "result.json", record)
+        print(f"{run}: best validation tau {record['val_tau']:.3f}")
+    return record
+
+
+def training_heads(config: DictConfig) -> TargetHeads:
+    """The frozen heads of a training: in ``target.dtype`` under autocast (``trainer.precision=bf16-mixed``), whose products are
+    in bf16 anyway, else in fp32, because losses and replay form their products in the heads' dtype. hc_head and norm are fp32
+    either way."""
+    mixed = config.trainer.precision == "bf16-mixed"
+    return load_heads(config.target.path, config.target.dtype if mixed else "fp32")
+
+
+def make_data(
+    config: DictConfig, parts: Parts, data: dict, num_slots: int, world_size: int, first_step: int = 0
+) -> TargetStatesData:
+    """``data`` with the training order and blocks of a configuration."""
+    weights = parts.loss.weights(num_slots)
+
+    def draw(document: Document, generator: torch.Generator) -> Blocks:
+        length = torch.tensor([len(document.input_ids)])
+        return parts.blocks.sample(document.input_ids[None], document.loss_mask[None], length, num_slots + 1, generator)
+
+    def count(blocks: Blocks) -> LossCounts:
+        return loss_counts(blocks, weights=weights, kl=parts.kl)
+
+    return TargetStatesData(
+        data["train"],
+        data["validation"],
+        draw=draw,
+        count=count,
+        batch_size=parts.optim.batch_size,
+        accumulate=config.trainer.accumulate_grad_batches,
+        epochs=config.trainer.max_epochs,
+        world_size=world_size,
+        seed=config.seed,
+        first_step=first_step,
+    )
+
+
+def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Callback], steps: int) -> L.Trainer:
+    """One long epoch of ``steps`` steps: a run resumed anywhere is then always resumed in the middle of it."""
+    interval = trainer.val_check_interval
+    if isinstance(interval, float):  # of an epoch
+        interval = max(1, round(steps / trainer.max_epochs * interval))
+    return L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy=strategy_of(trainer),
+        precision=None if trainer.precision == "64-true" else trainer.precision,
+        plugins=[AtomicCheckpoints(), cluster_environment(), *([Double()] if trainer.precision == "64-true" else [])],
+        max_epochs=1,
+        val_check_interval=min(interval, steps),
+        log_every_n_steps=trainer.log_every_n_steps,
+        default_root_dir=run,
+        logger=loggers,
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+    )
+
+
+def strategy_of(trainer: DictConfig) -> str | Strategy:
+    """DDP without the exchange of buffers at every forward: the heads are frozen, and ranks may validate unequal numbers."""
+    if num_ranks(trainer) == 1:
+        return "auto"
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class Double(DoublePrecision):
+    """fp64; states stay in the cache's dtype until the drafter takes them."""
+
+    def convert_input(self, data: object) -> object:
+        return data
+
+
+@contextmanager
+def only_here(run: Path, *, unless: bool = False) -> Iterator[None]:
+    """ValueError where another process of this machine trains the same run; ``unless`` somebody else has seen to it."""
+    if unless:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("w") as lock:
+        for _ in range(50):  # a killed run's ranks end a moment after it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise ValueError(f"{run} is being trained by another process: wait for it, or stop it first")
+        yield

@@ -1,0 +1,218 @@
+"""The LightningModule: a frozen target's heads, a trainable drafter, one objective, replayed tau as validation.
+
+    StepBatch -> for each micro-batch: drafted hidden -> sums, divided by the counts of the global batch -> gradients
+              -> gradients summed over ranks -> clipped -> one optimiser step
+    validation: replay at T = 0 over the target's own answers -> tau, survival and conditional acceptance a slot
+
+Wiring only. It optimises ``drafter.parameters()`` and saves nothing of the target (tests/training/test_training.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from operator import truediv
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.decoding.metrics import AcceptanceMetrics
+from hyperdflash.decoding.replay import replay
+from hyperdflash.drafting.anchors import coverage
+from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
+from hyperdflash.objectives.cross_entropy import PositionWeighted
+from hyperdflash.objectives.distillation import KLConfig
+from hyperdflash.objectives.objective import LossTerms, loss_terms, total_loss
+from hyperdflash.optim.muon import MuonWithAdamW
+from hyperdflash.settings import number_between, one_of, positive_int, positive_number
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.training.checkpoints import check_same_run
+from hyperdflash.training.datamodule import StepBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """``name`` adamw, or muon for matrices with AdamW for the rest; linear warm-up over ``warmup_share`` of all steps, cosine
+    to zero; ``batch_size`` documents a device and micro-batch."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    warmup_share: float
+    batch_size: int
+
+    def __post_init__(self):
+        one_of("optim.name", self.name, ("adamw", "muon"))
+        positive_number("optim.lr", self.lr)
+        number_between("optim.weight_decay", self.weight_decay, 0.0, 1.0)
+        number_between("optim.warmup_share", self.warmup_share, 0.0, 1.0)
+        positive_int("optim.batch_size", self.batch_size)
+
+    def factor(self, step: int, total: int) -> float:
+        """Learning rate at ``step`` of ``total`` as a share of ``lr``."""
+        warmup = max(1, round(total * self.warmup_share))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+class DraftingModule(L.LightningModule):
+    """``drafter`` has ``score(states, heads, anchors, anchor_mask) -> [B, A, S, D]`` and ``num_slots``.
+
+    ``clip`` the largest norm of a step's gradient, None for any. A step makes its own backward passes and update
+    (Lightning's manual optimisation), so that sums of all micro-batches and ranks meet in one division.
+    """
+
+    def __init__(
+        self,
+        *,
+        drafter: nn.Module,
+        heads: TargetHeads,
+        weights: PositionWeighted,
+        kl: KLConfig,
+        optim: OptimSettings,
+        clip: float | None,
+        meta: dict | None = None,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        kl.check_slots(drafter.num_slots)
+        self.drafter = drafter
+        self.target_heads = heads.requires_grad_(False).eval()
+        self.kl, self.optim, self.clip = kl, optim, clip
+        self.register_buffer("weights", weights.weights(drafter.num_slots), persistent=False)  # moves with the module
+        self.meta = meta or {}
+        self.last_checkpoint: Path | None = None
+        self.acceptance = AcceptanceMetrics(drafter.num_slots)
+
+    def on_fit_start(self) -> None:
+        keep_freed_memory()
+        # -1, or the first step whose loss or gradient was not finite; read only where waiting for it costs nothing
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    def on_train_start(self) -> None:
+        self._restart_clock()
+
+    def on_validation_end(self) -> None:
+        self.trainer.datamodule.validation_states.done()
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._tokens, self._since = torch.zeros((), dtype=torch.int64, device=self.device), time.monotonic()
+
+    def training_step(self, batch: StepBatch, batch_index: int) -> None:
+        """Nothing here waits for an accelerator but the steps that log."""
+        step, optimiser = self.global_step, self.optimizers()
+        optimiser.zero_grad()
+        losses, terms = [], []
+        for number, micro in enumerate(batch.micro, start=1):
+            with self._gradients_stay_here(number < len(batch.micro)), fast_fp32_products():
+                blocks = micro.blocks
+                hidden = self.drafter.score(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
+                part = loss_terms(hidden, blocks, micro.states.final, self.target_heads, weights=self.weights, kl=self.kl)
+                loss = total_loss(part, alpha=self.kl.alpha, temperature=self.kl.temperature, counts=batch.counts)
+                self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over ranks; the sum is wanted
+            losses.append(loss.detach())
+            terms.append(part)
+            self._tokens = self._tokens + micro.states.lengths.sum() * micro.blocks.anchor_mask.any()
+        loss = torch.stack(losses).sum()
+        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.clip or math.inf)
+        bad = ~torch.isfinite(norm + loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, step, self.first_bad)
+        if self.device.type == "cpu":
+            self.check_finite()
+        optimiser.step()
+        self.lr_schedulers().step()
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_step(step, batch, loss, norm, terms)
+
+    def _gradients_stay_here(self, stay: bool):
+        """Gradients travel between ranks with the last micro-batch alone."""
+        ranks = getattr(self.trainer.strategy.model, "no_sync", None)
+        return ranks() if stay and ranks is not None else nullcontext()
+
+    def check_finite(self) -> None:
+        """ValueError where any step so far had a loss or gradient that is not finite; waits for the device."""
+        step = int(self.first_bad)
+        if step < 0:
+            return
+        ids = self.trainer.datamodule.steps(0, 1).ids(step)
+        raise ValueError(
+            f"the loss or the gradient of step {step} is not finite; its documents are {', '.join(ids)}; the last good "
+            f"checkpoint is {self.last_checkpoint or 'none, the run had just begun'}: lower optim.lr, or look at the documents"
+        )
+
+    def _log_step(self, step: int, batch: StepBatch, loss: Tensor, norm: Tensor, terms: list[LossTerms]) -> None:
+        """Sums of all ranks in one message, divided by the counts of the global batch."""
+        coverages = [torch.stack(coverage(m.blocks, m.states.loss_mask, m.states.lengths)) for m in batch.micro]
+        sums = torch.stack([torch.stack([t.slot_ce_sum.sum(), t.correct.sum().double()]) for t in terms]).sum(0)
+        own = [loss[None], sums, torch.stack(coverages).sum(0), self._tokens[None]]
+        own.append(torch.stack([t.kl_sum.detach() for t in terms]).sum(0))
+        sums = self.trainer.strategy.reduce(torch.cat([value.double() for value in own]), reduce_op="sum").tolist()
+        loss, ce_sum, correct, covered, supervised, tokens, *kl_sum = sums
+        slots = max(1, int(batch.counts.slot_count.sum()))
+        logged = {
+            "train/loss": loss,
+            "train/ce": ce_sum / slots,
+            "train/accuracy": correct / slots,
+            "train/coverage": covered / max(1, supervised),
+            "train/grad_norm": float(norm),
+            "train/tokens_per_s": tokens / max(time.monotonic() - self._since, 1e-9),
+        }
+        if self.kl.alpha > 0:
+            counts = batch.counts.kl_count.clamp(min=1).tolist()
+            logged["train/kl"] = sum(map(truediv, kl_sum, counts)) / len(counts)
+        self.check_finite()
+        self._write(logged, step)
+        self._restart_clock()
+
+    def _write(self, values: dict[str, float], step: int) -> None:
+        """To the loggers under the number of the last step made, and to what bar and checkpoints read."""
+        for logger in self.loggers:
+            logger.log_metrics({**values, "epoch": self.trainer.datamodule.order.epoch_of(step)}, step=step)
+        for name, value in values.items():
+            self.log(name, value, logger=False, batch_size=1, rank_zero_only=False)
+
+    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+        with fast_fp32_products():
+            super().backward(loss, *args, **kwargs)
+
+    def validation_step(self, batch: TargetStates, batch_index: int) -> dict[str, Rounds]:
+        rounds = replay(self.drafter, batch, self.target_heads, temperature=0.0)
+        self.acceptance.update(rounds)
+        return {"rounds": rounds}
+
+    def on_validation_epoch_end(self) -> None:
+        measured = self.acceptance.compute()
+        self.acceptance.reset()
+        values = {"val/tau": float(measured.tau), "val/accepted": float(measured.accepted)}
+        for slot in range(self.drafter.num_slots):
+            values[f"val/survival_{slot + 1}"] = float(measured.survival[slot])
+            if not torch.isnan(measured.conditional[slot]):
+                values[f"val/conditional_{slot + 1}"] = float(measured.conditional[slot])
+        self._write(values, self.global_step - 1)
+
+    def configure_optimizers(self):
+        shared = {"lr": self.optim.lr, "weight_decay": self.optim.weight_decay}
+        if self.optim.name == "adamw":
+            optimiser = torch.optim.AdamW(self.drafter.parameters(), fused=True, **shared)
+        else:
+            optimiser = MuonWithAdamW(self.drafter.named_parameters(), **shared)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.optim.factor(step, total))
+        return [optimiser], [schedule]
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the drafter alone: the target's heads come from the target."""
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("drafter.")}
+        checkpoint["run"] = self.meta
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_same_run(self.last_checkpoint, checkpoint["run"], self.meta)
+        heads = {f"target_heads.{k}": v for k, v in self.target_heads.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **heads}

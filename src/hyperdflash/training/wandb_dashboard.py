@@ -1,0 +1,75 @@
+"""The W&B workspace over a project's trainings: the page of `python -m src.report`, for a logged-in user.
+
+acceptance    survival and conditional acceptance at the best checkpoint a position, by method; over training
+tau           by step, by method, against each numeric axis
+choices       parallel coordinates from the axes to tau
+drafts        the tables of drafted against accepted text
+"""
+
+from __future__ import annotations
+
+import wandb_workspaces.expr as expr
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from hyperdflash.training.loggers import WANDB_AXES
+
+STEP = "trainer/global_step"
+NUMERIC = {key: option for key, option in WANDB_AXES.items() if option not in ("kl.teacher", "target.path", "seed")}
+
+
+def build_workspace(entity: str, project: str, *, sweep: str | None = None, num_slots: int = 6) -> ws.Workspace:
+    """Nothing is sent: ``.save()`` does that. ``sweep`` shows the runs of that group alone."""
+    slots = range(1, num_slots + 1)
+    method = wr.Config("method")
+    bars = [
+        wr.BarPlot(
+            title=f"{kind} acceptance per position, best checkpoint, mean by method",
+            metrics=[wr.SummaryMetric(f"best/{kind}_{k}") for k in slots],
+            groupby=method,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+            orientation="v",
+        )
+        for kind in ("survival", "conditional")
+    ]
+    positions = [_line(f"val/{kind}_{k}", method) for kind in ("survival", "conditional") for k in slots]
+    scatters = [
+        wr.ScatterPlot(title=f"tau against {option}", x=wr.Config(key), y=wr.SummaryMetric("best/tau_mean"), regression=False)
+        for key, option in NUMERIC.items()
+    ]
+    by_method = wr.BarPlot(
+        title="tau, plain mean over domains, best checkpoint",
+        metrics=[wr.SummaryMetric("best/tau_mean")],
+        groupby=method,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stderr",
+    )
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=method, display_name="method")]
+    columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(k), display_name=option) for k, option in WANDB_AXES.items()]
+    columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric("best/tau_mean"), display_name="tau"))
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"Drafters, sweep {sweep}" if sweep else "Drafters",
+        sections=[
+            ws.Section(name="Acceptance by method", panels=[*bars, *positions], is_open=True),
+            ws.Section(name="Accepted length", panels=[_line("val/tau", method), by_method, *scatters], is_open=True),
+            ws.Section(
+                name="Choices", panels=[wr.ParallelCoordinatesPlot(title="choices and tau", columns=columns)], is_open=True
+            ),
+            ws.Section(name="Drafted and accepted", panels=[wr.MediaBrowser(title="val/drafts", media_keys=["val/drafts"])]),
+        ],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            filters=[expr.Metric("Group") == sweep] if sweep else [],
+            groupby=[expr.Config("method")],
+            pinned_columns=["summary:best/tau_mean", "config:method"],
+        ),
+    )
+
+
+def _line(metric: str, group: wr.Config) -> wr.LinePlot:
+    return wr.LinePlot(
+        title=f"{metric} by step", x=STEP, y=[metric], groupby=group, groupby_aggfunc="mean", groupby_rangefunc="minmax"
+    )

@@ -1,0 +1,10 @@
+"""Write tables, figures and one page of a sweep's finished runs."""
+
+from __future__ import annotations
+
+import sys
+
+from hyperdflash.report.job import main
+
+if __name__ == "__main__":
+    sys.exit(main())

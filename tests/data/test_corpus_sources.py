@@ -1,0 +1,196 @@
+"""Rows from elsewhere: every schema and file format read, every malformed row counted and named, none a crash."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hyperdflash.contracts import Turn
+from hyperdflash.data.row_files import MAX_LINE_BYTES
+from hyperdflash.data.row_stats import Account
+from hyperdflash.data.sources import HUB_DATASETS, stream
+
+GOOD = [
+    {"id": "1", "conversations": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+    {
+        "conversations": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ]
+    },
+    {"instruction": "write f", "output": "def f(): pass"},
+    {"turns": ["first question", "second question"]},
+    {"conversations": [{"from": "human", "value": "hé\u2028?"}, {"from": "gpt", "value": "oui"}]},
+]
+LAST = ["hello", "a", "def f(): pass", "first question", "oui"]
+BAD = {
+    "row is not an object": b"[1, 2]",
+    "invalid JSON": b'{"turns": ["cut',
+    "invalid UTF-8": b'{"turns": ["\xff\xfe"]}',
+    "no known fields": b'{"text": "x"}',
+    "conversations is not a list of messages": b'{"conversations": "x"}',
+    "missing or unknown role": b'{"conversations": [{"content": "x"}]}',
+    "content is not text": b'{"conversations": [{"role": "user", "content": 3}]}',
+    "empty output": b'{"instruction": "x", "output": "  "}',
+    "instruction is not text": b'{"output": "x"}',
+    "NUL byte in turn": b'{"turns": ["a\\u0000b"]}',
+    "half a surrogate pair in turn": b'{"turns": ["a\\ud800b"]}',
+    "no turns": b'{"turns": []}',
+    "roles do not alternate": b'{"conversations": [{"role": "assistant", "content": "x"}]}',
+    "turns is not a list": b'{"turns": "one"}',
+    f"line above {MAX_LINE_BYTES:,} bytes": b'{"turns": ["' + b"x" * 3 * MAX_LINE_BYTES + b'"]}',
+}
+
+
+@pytest.fixture
+def bad_lines():
+    """Bad rows before, between and behind the good ones, an empty line among them."""
+    good, bad = [json.dumps(row).encode() for row in GOOD], list(BAD.values())
+    return b"\n".join([b"\xef\xbb\xbf" + bad[0], *good[:2], b"", *bad[1:], *good[2:]]) + b"\n"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.zst"])
+def test_good_rows_are_read_and_bad_ones_counted_and_named(bad_lines, tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("zst"):
+        half = len(bad_lines) // 2  # two frames in one file, as parallel compressors write them
+        codec = pa.Codec("zstd")
+        path.write_bytes(b"".join(codec.compress(part, asbytes=True) for part in (bad_lines[:half], bad_lines[half:])))
+    else:
+        path.write_bytes(bad_lines)
+    account = Account(name)
+    assert [c.turns[-1].content for c in stream(path, "chat", account=account)] == LAST
+    assert account.dropped == dict.fromkeys(BAD, 1) and account.read == len(BAD) + len(GOOD)
+    lines = [1, *range(5, 5 + len(BAD) - 1)]  # the empty line has a number
+    assert account.places == {reason: [f"{name}:{line}"] for reason, line in zip(BAD, lines, strict=True)}
+    told = "\n".join(account.lines())
+    assert f"{name}: {len(BAD) + len(GOOD)} rows read" in told and f"1 invalid UTF-8: {name}:6" in told
+
+
+def test_a_line_a_byte_too_long_is_dropped_and_one_that_fits_is_read(tmp_path):
+    path, around = tmp_path / "rows.jsonl", len(b'{"turns": [""]}')
+    fits = b'{"turns": ["' + b"y" * (MAX_LINE_BYTES - around) + b'"]}'
+    path.write_bytes(b"\n".join([fits, fits[:13] + b"y" + fits[13:], b'{"turns": ["z"]}', fits]))  # no line break at the end
+    account = Account("rows")
+    assert [len(c.turns[0].content) for c in stream(path, "chat", account=account)] == [
+        *(MAX_LINE_BYTES - around, 1, MAX_LINE_BYTES - around)
+    ]
+    assert account.places == {f"line above {MAX_LINE_BYTES:,} bytes": ["rows.jsonl:2"]}
+
+
+def test_utf16_bytes_are_not_guessed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps(GOOD[2]) + "\n"
+    path.write_bytes(line.encode("utf-16-be") + line.encode())
+    account = Account("rows")
+    assert len(list(stream(path, "code", account=account))) == 1
+    assert account.places == {"invalid JSON": ["rows.jsonl:1"]}
+
+
+def test_parquet_with_the_same_columns(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [{"id": "x", "conversations": row["conversations"]} for row in GOOD[:2]]
+    rows += [{"id": "y", "conversations": None}, {"id": "z", "conversations": [{"role": "user", "content": None}]}]
+    pq.write_table(pa.Table.from_pylist(rows * 100), path)
+    account = Account("rows")
+    assert [c.turns[-1].content for c in stream(path, "chat", account=account)] == ["hello", "a"] * 100
+    assert account.dropped == {"no known fields": 100, "content is not text": 100}
+    assert account.places["content is not text"][:2] == ["rows.parquet:4", "rows.parquet:8"]
+    assert "rows.parquet:20 and 95 more" in "\n".join(account.lines())
+
+    pq.write_table(pa.table({"instruction": ["a", "b"], "output": ["c", None]}), path)
+    assert [c.turns for c in stream(path, "code", account=account)] == [(Turn("user", "a"), Turn("assistant", "c"))]
+
+
+def test_invalid_utf8_in_parquet_costs_only_its_row(tmp_path):
+    path = tmp_path / "rows.parquet"
+    texts = pa.array([b"ask 1", b"\xff\xfe", b"ask 3"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    pq.write_table(pa.table({"instruction": texts, "output": ["1", "2", "3"]}), path)
+    account = Account("rows")
+    assert [c.turns[0].content for c in stream(path, "code", account=account)] == ["ask 1", "ask 3"]
+    assert account.places == {"invalid UTF-8": ["rows.parquet:2"]}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.parquet"])
+def test_a_cut_file_is_one_sentence(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("zst"):
+        rows = "".join(json.dumps({"turns": [f"{n} {n * 7919 % 1000}"]}) + "\n" for n in range(30_000)).encode()
+        data = pa.Codec("zstd").compress(rows, asbytes=True)
+    else:
+        pq.write_table(pa.table({"turns": [["a"]] * 50}), path)
+        data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ValueError, match=rf"{name} cannot be read on behind (its start|{name}:\d+) .*fetch it again") as caught:
+        list(stream(path, "chat"))
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_come_from_content(tmp_path):
+    for name, rows in (("one.jsonl", GOOD), ("two.jsonl", GOOD[::-1])):
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
+    first, again = ([c.id for c in stream(tmp_path / name, "chat")] for name in ("one.jsonl", "two.jsonl"))
+    assert first == again[::-1] and len(set(first)) == len(GOOD)
+
+
+def test_hub_sets_are_streamed(monkeypatch):
+    asked = {}
+
+    def load_dataset(name, **options):
+        asked.update(name=name, **options)
+        return iter([*GOOD[2:3] * 3, {"instruction": None, "output": "x"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    account = Account("hub")
+    found = list(stream("theblackcat102/evol-codealpaca-v1", account=account))
+    assert asked == {"name": "theblackcat102/evol-codealpaca-v1", "split": "train", "streaming": True}
+    assert [conversation.domain for conversation in found] == ["code"] * 3
+    assert account.places == {"instruction is not text": ["theblackcat102/evol-codealpaca-v1:4"]}
+
+
+def test_rows_as_datasets_really_gives_them(tmp_path, monkeypatch):
+    """Both ways in which a card can describe messages, and a column that only some rows have."""
+    from datasets import Dataset, Features, Value
+    from datasets import Sequence as SequenceOf
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    message = {"role": Value("string"), "content": Value("string")}
+    by_field = [{key: [m[key] for m in row["conversations"]] for key in message} for row in GOOD[:2]]
+    for name, column, kind in (
+        ("plain", [row["conversations"] for row in GOOD[:2]], [message]),
+        ("sequence", by_field, SequenceOf(message)),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        made = Dataset.from_dict({"conversations": column}, features=Features({"conversations": kind}))
+        made.to_parquet(folder / "train.parquet")
+        monkeypatch.setitem(HUB_DATASETS, str(folder), "chat")
+        assert [c.turns[-1].content for c in stream(folder)] == ["hello", "a"]
+
+
+def test_a_download_that_breaks_off_is_one_sentence(monkeypatch):
+    def load_dataset(name, **options):
+        yield GOOD[0]
+        raise ConnectionError("peer went away\nand more")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"ended behind row 1 \(ConnectionError: peer went away\): run the same command"):
+        list(stream("zhaode/EagleChat"))
+
+
+def test_wrong_sources_are_refused_before_reading(tmp_path):
+    with pytest.raises(ValueError, match="got 'some/dataset'"):
+        list(stream("some/dataset"))
+    with pytest.raises(ValueError, match="no file at"):
+        list(stream(tmp_path / "none.jsonl", "chat"))
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(ValueError, match="pass domain="):
+        list(stream(tmp_path / "rows.jsonl"))

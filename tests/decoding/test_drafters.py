@@ -1,0 +1,283 @@
+"""The loop's drafters against what training and replay compute, on a real target with random weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from hyperdflash.contracts import Document, TargetStates
+from hyperdflash.decoding.agreement import compare_greedy, compare_rounds
+from hyperdflash.decoding.loop import Generation, collect, decode, loop_rounds, speculate
+from hyperdflash.decoding.proposers import Autoregressive, BlockDrafter, MTPDrafter, loop_drafter
+from hyperdflash.decoding.replay import replay
+from hyperdflash.drafting.conditioning import Layers, PreHcHead
+from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.drafter import build_drafter
+from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.drafting.reducers.fc import Fc
+from hyperdflash.drafting.reducers.hc_gate import HcGate
+from hyperdflash.targets.generate import generate_batch
+from hyperdflash.targets.load import Target, load_target
+from hyperdflash.targets.producer import InProcess
+from hyperdflash.targets.sampling import Sampler, generator_for
+from hyperdflash.targets.session import TargetSession
+
+EOS = 1
+PROMPTS = [[0, 2, *range(40, 70)], [0, 2, 77, 90, 4, 5], [9]]
+LIMIT = 30
+SIZES = dict(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48, block_size=7, initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def target(mini_target) -> Target:
+    return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+
+
+def block_drafter(target: Target, conditioning=None, reducer=None, **changes):
+    return build_drafter(
+        conditioning=conditioning or PreHcHead(),
+        reducer=reducer or HcGate(),
+        drafter=DrafterConfig(**SIZES, **changes),
+        heads=target.heads,
+        mask_token_id=7,
+        generator=torch.Generator().manual_seed(0),
+    ).eval()
+
+
+def captured(target: Target, prompts, generations: list[Generation], layer_ids=()) -> TargetStates:
+    """States of the loop's own texts as the cache would hold them: one padded forward, rounded to bf16."""
+    texts = [[*prompt, *g.token_ids] for prompt, g in zip(prompts, generations, strict=True)]
+    documents = [
+        Document(str(i), "code", torch.tensor(text), torch.arange(len(text)) >= len(prompt))
+        for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+    ]
+    found = InProcess(target).states([d.input_ids for d in documents], layer_ids)
+
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(tensor.split([len(t) for t in texts]), batch_first=True).bfloat16()
+
+    return TargetStates(
+        ids=tuple(d.id for d in documents),
+        domains=("code",) * len(texts),
+        input_ids=torch.nn.utils.rnn.pad_sequence([d.input_ids for d in documents], batch_first=True),
+        loss_mask=torch.nn.utils.rnn.pad_sequence([d.loss_mask for d in documents], batch_first=True),
+        lengths=torch.tensor([len(text) for text in texts]),
+        final=rows(found[None]),
+        layers=torch.stack([rows(found[i]) for i in layer_ids], dim=2) if layer_ids else None,
+        layer_ids=tuple(layer_ids),
+    )
+
+
+def prefix(states: TargetStates, start: int, end: int) -> TargetStates:
+    """Positions start..end-1 of the first row, as the loop hands them over."""
+    return TargetStates(
+        ids=("",),
+        domains=("",),
+        input_ids=states.input_ids[:1, start:end],
+        loss_mask=states.loss_mask[:1, start:end],
+        lengths=torch.tensor([end - start]),
+        final=states.final[:1, start:end],
+        layers=None if states.layers is None else states.layers[:1, start:end],
+        layer_ids=states.layer_ids,
+    )
+
+
+def text_states(layer_ids=(), length: int = 600) -> TargetStates:
+    """Random states of one text in the cache's dtype."""
+    draw = torch.Generator().manual_seed(3)
+    return TargetStates(
+        ids=("a",),
+        domains=("code",),
+        input_ids=torch.randint(3, 320, (1, length), generator=draw),
+        loss_mask=torch.ones(1, length, dtype=torch.bool),
+        lengths=torch.tensor([length]),
+        final=torch.randn(1, length, 4, 32, generator=draw).bfloat16(),
+        layers=torch.randn(1, length, len(layer_ids), 4, 32, generator=draw).bfloat16() if layer_ids else None,
+        layer_ids=tuple(layer_ids),
+    )
+
+
+class Recorder(Sampler):
+    """Greedy; keeps the logits it chose from."""
+
+    def choose(self, logits):
+        self.__dict__.setdefault("logits", []).append(logits)
+        return super().choose(logits)
+
+
+CASES = {
+    "pre_hc_head": (PreHcHead(), HcGate()),
+    "layers": (Layers(layer_ids=[0, 3]), Fc()),
+}
+
+
+@torch.inference_mode()
+def walk_drafter(drafter, score, states: TargetStates, heads, start: int, steps: list[int], num_slots: int) -> None:
+    """Propose and update along a text; the logits of every slot must be those of ``score`` from the same anchor."""
+    drafter.begin(prefix(states, 0, start))
+    anchor = start
+    for step in steps:
+        recorder = Recorder()
+        draft = drafter.propose(states.input_ids[0, anchor : anchor + 1], num_slots, recorder)
+        ids = states.input_ids.clone()  # a chained drafter reads its own drafts
+        ids[0, anchor + 1 : anchor + 1 + num_slots] = draft.ids
+        with_drafts = TargetStates(**{**vars(states), "input_ids": ids})
+        at = torch.tensor([[anchor]])
+        expected = heads.logits(score.score(with_drafts, heads, at, torch.ones_like(at, dtype=torch.bool)))[0, 0, :num_slots]
+        got = torch.cat(recorder.logits)
+        assert torch.allclose(got, expected, atol=1e-4), (anchor, float((got - expected).abs().max()))
+        assert torch.equal(draft.ids, expected.argmax(-1))
+        drafter.update(prefix(states, anchor, anchor + step))
+        anchor += step
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("case", CASES)
+def test_a_block_drafter_drafts_what_training_computes(case, window, target):
+    drafter = block_drafter(target, *CASES[case], context_window=window)
+    states = text_states(drafter.conditioning.layer_ids)
+    loop = loop_drafter(drafter, target.heads)
+    assert isinstance(loop, BlockDrafter) and loop.layer_ids == tuple(drafter.conditioning.layer_ids)
+    # 120 + 400 states fill the first buffers; then another, shorter text
+    walk_drafter(loop, drafter, states, target.heads, 120, [1, 7, 3, 200, 1, 189, 5], 6)
+    walk_drafter(loop, drafter, states, target.heads, 1, [2, 1, 7], 4)
+
+
+@pytest.mark.parametrize("start", [1, 5, 40])
+def test_the_mtp_drafter_drafts_what_the_chain_scores(start, target):
+    chain = MTPChain(target.mtp, 6)  # window 16
+    loop = loop_drafter(chain, target.heads)
+    assert isinstance(loop, MTPDrafter) and loop.num_slots == 6
+    walk_drafter(loop, chain, text_states(length=120), target.heads, start, [1, 7, 3, 2, 7, 7, 7, 1, 4], 6)
+    walk_drafter(loop, chain, text_states(length=120), target.heads, start, [2, 1], 3)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_context_is_projected_once_and_appended_in_place(window, target):
+    drafter = block_drafter(target, context_window=window)
+    projected, project = [], drafter.project_context
+    drafter.project_context = lambda context, positions: projected.extend(positions.tolist()) or project(context, positions)
+    states = text_states()
+    loop = BlockDrafter(drafter, target.heads)
+    buffers = []
+    with torch.inference_mode():
+        loop.begin(prefix(states, 0, 20))
+        for anchor in range(20, 590, 3):
+            loop.propose(states.input_ids[0, anchor : anchor + 1], 6, Sampler())
+            loop.update(prefix(states, anchor, anchor + 3))
+            if not any(loop._buffers[0][0] is buffer for buffer in buffers):
+                buffers.append(loop._buffers[0][0])
+    assert projected == list(range(590))
+    # whole context: 256 rows, then 2 * 257 ..; a window's old rows are left behind, so it never needs more
+    assert [buffer.shape[1] for buffer in buffers] == ([256, 514, 1030] if window is None else [256, 256, 256])
+
+
+def test_drafts_at_a_temperature_come_from_the_given_probabilities(target):
+    states = text_states()
+    for loop in (BlockDrafter(block_drafter(target), target.heads), MTPDrafter(target.mtp, 4, target.heads)):
+        sampler = Sampler(0.8, 0.9, torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            loop.begin(prefix(states, 0, 30))
+            draft = loop.propose(states.input_ids[0, 30:31], 4, sampler)
+        assert draft.ids.shape == (4,) and draft.probs.shape == (4, 320)
+        assert torch.allclose(draft.probs.sum(-1), torch.ones(4)) and (draft.probs.gather(1, draft.ids[:, None]) > 0).all()
+        assert (draft.probs == 0).any()  # outside the nucleus
+
+
+# The whole loop on the real target.
+
+
+def learnt(module, target: Target, states: TargetStates, steps: int):
+    """Teach a drafter the text, so that some of its drafts are right and some are not."""
+    module = module.requires_grad_(True)
+    anchors = torch.arange(3, states.input_ids.shape[1] - 1).expand(len(states.ids), -1)
+    mask = (anchors < states.lengths[:, None] - 1) & states.loss_mask.gather(1, anchors)
+    positions = anchors[..., None] + torch.arange(1, module.num_slots + 1)
+    inside = mask[..., None] & (positions < states.lengths[:, None, None])
+    labels = states.input_ids.gather(1, positions.clamp(max=states.input_ids.shape[1] - 1).flatten(1)).view(positions.shape)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for _ in range(steps):
+        logits = target.heads.logits(module.score(states, target.heads, anchors, mask))
+        loss = torch.nn.functional.cross_entropy(logits[inside], labels[inside])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return module.requires_grad_(False)
+
+
+@pytest.fixture
+def greedy(target) -> list[list[int]]:
+    """The target's own texts, by batched plain decoding: another program than the loop."""
+    done = dict(generate_batch(target.model, PROMPTS, eos_id=EOS, max_new_tokens=LIMIT))
+    return [done[row] for row in range(len(PROMPTS))]
+
+
+METHODS = ["autoregressive", "mtp", "hyperdflash", "dflash"]
+
+
+def trained_module(method: str, target: Target, greedy):
+    plain = [Generation(tuple(ids), "length", None, ()) for ids in greedy]
+    if method == "mtp":
+        chain = MTPChain(copy.deepcopy(target.mtp), 3, trainable=True)
+        return learnt(chain, target, captured(target, PROMPTS, plain), steps=12)
+    drafter = block_drafter(target, *(CASES["layers"] if method == "dflash" else (None, None)))
+    return learnt(drafter, target, captured(target, PROMPTS, plain, drafter.conditioning.layer_ids), steps=12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, greedy):
+    if method == "autoregressive":
+        module, drafter = None, Autoregressive()
+    else:
+        module = trained_module(method, target, greedy)
+        drafter = loop_drafter(module, target.heads)
+    generations = [decode(target.model, drafter, p, max_new_tokens=LIMIT, stop_ids={EOS}) for p in PROMPTS]
+    for prompt, expected, generation in zip(PROMPTS, greedy, generations, strict=True):
+        assert compare_greedy(target.model, prompt, expected, generation.token_ids) is None
+    if module is None:
+        return
+    rounds = loop_rounds(generations, drafter.num_slots)
+    assert int(rounds.accepted.sum()) > 0 and (rounds.accepted < rounds.available).any()
+    states = captured(target, PROMPTS, generations, drafter.layer_ids)
+    replayed = replay(module, states, target.heads, 0.0)
+    assert compare_rounds(generations, replayed, module, states, target.heads) == []
+    for name in ("document", "anchor", "accepted", "emitted", "available"):
+        assert torch.equal(getattr(rounds, name), getattr(replayed, name)), name
+
+
+def test_a_texts_draws_depend_on_its_generator_alone(target):
+    drafter = MTPDrafter(target.mtp, 3, target.heads)
+
+    def text(prompt: list[int], draws: str) -> tuple[int, ...]:
+        sampler = Sampler(temperature=1.0, top_p=0.9, generator=generator_for(draws))
+        return decode(target.model, drafter, prompt, max_new_tokens=12, stop_ids={EOS}, sampler=sampler).token_ids
+
+    first = text(PROMPTS[1], "a")
+    text(PROMPTS[0], "b")
+    assert text(PROMPTS[1], "a") == first != text(PROMPTS[1], "b")
+
+
+@pytest.mark.parametrize("kind", ["AR", "MTP", "DFlash"])
+def test_copies_in_lockstep_decode_the_one_text(target, kind):
+    if kind == "AR":
+        drafter = Autoregressive()
+    elif kind == "MTP":
+        drafter = MTPDrafter(target.mtp, 3, target.heads)
+    else:
+        drafter = BlockDrafter(block_drafter(target, Layers(layer_ids=(0, 2), paths="flat"), Fc()), target.heads)
+
+    def decode(copies: int) -> Generation:
+        with TargetSession(target.model, drafter.layer_ids) as session:
+            events = speculate(session, drafter, PROMPTS[0], max_new_tokens=20, stop_ids={EOS}, copies=copies)
+            found = collect(events, {EOS})
+            assert session.length == len(PROMPTS[0]) + len(found.token_ids) - 1
+            return found
+
+    one, three, again = decode(1), decode(3), decode(1)
+    for other in (three, again):
+        assert other.token_ids == one.token_ids
+        assert [(r.anchor, r.drafted, r.accepted) for r in other.rounds] == [
+            (r.anchor, r.drafted, r.accepted) for r in one.rounds
+        ]

@@ -1,0 +1,20 @@
+import math
+
+import pytest
+import torch
+
+from hyperdflash.objectives.cross_entropy import PositionWeighted, position_weights
+
+
+def test_position_weights():
+    assert position_weights(3, None).tolist() == [1.0, 1.0, 1.0]
+    expected = torch.tensor([1.0, math.exp(-0.25), math.exp(-0.5), math.exp(-0.75)])
+    torch.testing.assert_close(position_weights(4, 4.0), expected)
+    assert torch.equal(PositionWeighted(gamma=4.0).weights(4), position_weights(4, 4.0))
+    assert PositionWeighted(gamma=None).weights(2).tolist() == [1.0, 1.0]
+
+
+def test_wrong_gamma():
+    for wrong in (0, -1.0, "4e0", True):
+        with pytest.raises(ValueError, match=r"loss\.gamma must be a number above 0, got"):
+            PositionWeighted(gamma=wrong)

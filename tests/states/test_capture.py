@@ -1,0 +1,209 @@
+"""Several captures share the work, a killed one loses at most what it had in hand, and the writer's errors are told."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from argparse import Namespace
+
+import pytest
+
+from benchmarks.capture import make_documents, measure, table
+from benchmarks.capture_kills import run_kills
+from hyperdflash.states.capture import capture, claim_of
+from hyperdflash.states.leases import Board, host
+from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.states.writer import ShardWriter
+from hyperdflash.targets.load import load_target
+from hyperdflash.targets.producer import InProcess
+from tests.states.random_states import RandomStates, documents, forwards, key
+
+fork = multiprocessing.get_context("fork")
+
+
+def run_capture(directory, log, seconds=0.02):
+    store = StateStore(directory, key())
+    capture(documents(24), store, lambda: RandomStates(log, seconds), documents_per_shard=2, progress=False)
+
+
+def content(directory) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_three_processes_make_each_shard_once(tmp_path):
+    (tmp_path / "many").mkdir()
+    processes = [fork.Process(target=run_capture, args=(tmp_path / "many", tmp_path / "log")) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    made = forwards(tmp_path / "log")
+    assert len(made) == len({lengths for _, lengths in made}) == 12
+    assert len({pid for pid, _ in made}) >= 2
+    run_capture(tmp_path / "one", None, 0)
+    assert content(tmp_path / "many") == content(tmp_path / "one")  # no claim, no partial file is left
+
+
+def test_what_a_killed_capture_had_in_hand_is_taken_over(tmp_path):
+    process = fork.Process(target=run_capture, args=(tmp_path / "cache", tmp_path / "log", 0.05))
+    process.start()
+    while len(forwards(tmp_path / "log")) < 5:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = len(forwards(tmp_path / "log"))
+    partial = tmp_path / "cache" / "ab" / "abc.final.safetensors.1.partial"
+    partial.parent.mkdir(exist_ok=True)
+    partial.write_bytes(b"half")
+    assert list((tmp_path / "cache" / "claims").iterdir())
+    run_capture(tmp_path / "cache", tmp_path / "log")
+    repeated = len(forwards(tmp_path / "log")) - 12
+    assert 1 <= repeated <= 2 and before >= 5  # the one in the forward, and one that was being written
+    assert not partial.exists()
+    run_capture(tmp_path / "one", None, 0)
+    assert content(tmp_path / "cache") == content(tmp_path / "one")
+
+
+def test_a_claim_is_one_process_s_until_it_is_gone(tmp_path):
+    with Board(tmp_path) as board, Board(tmp_path) as other:
+        assert board.claim("claims/a") and not other.claim("claims/a") and not board.claim("claims/a")
+        other.release("claims/a")  # not its own
+        assert not other.claim("claims/a")
+        board.release("claims/a")
+        assert other.claim("claims/a", bytes=7) and board.living("claims")["a"]["bytes"] == 7
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def put_claim(directory, name, **record):
+    (directory / "claims").mkdir(exist_ok=True)
+    (directory / "claims" / f"{name}.json").write_text(json.dumps(record) if record else "")
+
+
+def test_dead_owners_of_this_host_and_silent_ones_of_others(tmp_path):
+    process = fork.Process(target=lambda: None)
+    process.start()
+    process.join()
+    put_claim(tmp_path, "gone", host=host(), pid=process.pid, started="1")
+    put_claim(tmp_path, "reused", host=host(), pid=os.getpid(), started="1")
+    put_claim(tmp_path, "elsewhere", host="elsewhere", pid=1, started="1")
+    put_claim(tmp_path, "empty")
+    with Board(tmp_path, stale_s=0.2) as board:
+        assert board.claim("claims/gone") and board.claim("claims/reused")
+        assert not board.claim("claims/elsewhere") and not board.claim("claims/empty")
+        os.utime(tmp_path / "claims" / "elsewhere.json")
+        time.sleep(0.25)
+        assert board.claim("claims/empty") and not board.claim("claims/elsewhere")  # it moved since it was first seen
+        time.sleep(0.25)
+        assert board.claim("claims/elsewhere")
+        time.sleep(0.25)
+        assert len(board.living("claims")) == 4  # the heartbeat keeps ours
+
+
+def test_a_failing_forward_keeps_what_was_made_and_leaves_no_claim(tmp_path):
+    class Fails(RandomStates):
+        def states(self, sequences, layer_ids=()):
+            if len(forwards(self.log)) == 5:
+                raise RuntimeError("out of memory")
+            return super().states(sequences, layer_ids)
+
+    store = StateStore(tmp_path / "cache", key())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        capture(documents(24), store, lambda: Fails(tmp_path / "log"), documents_per_shard=2, progress=False)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 5
+    assert not list((tmp_path / "cache" / "claims").iterdir())
+    run_capture(tmp_path / "cache", tmp_path / "log")
+    assert len(forwards(tmp_path / "log")) == 12
+
+
+def test_a_writer_s_error_ends_the_capture_with_its_cause(tmp_path, monkeypatch):
+    store = StateStore(tmp_path / "cache", key())
+    write = StateStore.write
+
+    def full(self, shard, states, layer_id=None):
+        if len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3:
+            raise OSError(28, "No space left on device")
+        return write(self, shard, states, layer_id)
+
+    monkeypatch.setattr(StateStore, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        capture(documents(24), store, lambda: RandomStates(tmp_path / "log"), documents_per_shard=2, progress=False)
+    assert len(forwards(tmp_path / "log")) <= 6 and not list((tmp_path / "cache" / "claims").iterdir())
+    monkeypatch.setattr(StateStore, "write", write)
+    run_capture(tmp_path / "cache", tmp_path / "log")
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 12
+
+
+def test_the_queue_is_bounded_and_the_forward_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    store = StateStore(tmp_path, key())
+    shards = make_shards(documents(6), 2)
+    may_write, handed = threading.Event(), []
+    write = StateStore.write
+    monkeypatch.setattr(StateStore, "write", lambda *arguments: may_write.wait(20) and write(*arguments))
+
+    def hand_over():
+        with ShardWriter(store) as writer:
+            for shard in shards:
+                writer.put(shard, RandomStates().states(shard.sequences))
+                handed.append(shard)
+
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    thread.join(0.3)
+    assert len(handed) == 1  # the first put came back while nothing could be written, the second waits
+    may_write.set()
+    thread.join(20)
+    assert len(handed) == 3 and not any(store.missing(shard, ()) for shard in shards)
+
+
+def test_a_shard_in_other_hands_is_waited_for(tmp_path):
+    store = StateStore(tmp_path / "cache", key())
+    shards = make_shards(documents(24), 2)
+    board = Board(store.directory)
+    assert board.claim(claim_of(shards[0]))
+
+    def finish():
+        while len(forwards(tmp_path / "log")) < 11:
+            time.sleep(0.005)
+        store.write(shards[0], RandomStates().states(shards[0].sequences)[None])
+        board.close()
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    run_capture(tmp_path / "cache", tmp_path / "log")
+    thread.join(20)
+    assert len(forwards(tmp_path / "log")) == 11
+
+
+def test_killed_captures_leave_what_an_undisturbed_one_does(tmp_path, mini_target):
+    """A few of the hundred kills of `python -m benchmarks.capture_kills`."""
+    target = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+    wanted = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
+    found = run_kills(5, wanted, lambda: InProcess(target), make_documents(16, 40, 320), tmp_path)
+    assert found.kills == 5 and found.different_files == 0
+    assert found.needed <= found.forwards <= found.allowed
+
+
+def test_the_bench_tells_slow_downs_and_first_batches(tmp_path, mini_target):
+    options = Namespace(
+        rounds=1,
+        threads=1,
+        records=32,
+        tokens=16,
+        paths=4,
+        hidden=32,
+        target=str(mini_target),
+        scratch=tmp_path,
+        device_rate=1e5,
+    )
+    record = measure(options)
+    assert {row["producer"].split()[0] for row in record["writing"]} == {str(mini_target), "a"}
+    for row in record["writing"]:
+        assert row["bytes"] > row["tokens"] * 4 * 32 * 2 and set(row["slower"]) == {"written beside", "written between"}
+    lines = table(record)
+    assert [line.split(" | ")[0] for line in lines[-4:]] == ["| disk, filled", "| offline", "| off", "| stream, empty"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,220 @@
+"""States within a byte budget: never over it, nothing removed that is needed sooner, readers that say what they wait for."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdflash.states import stream
+from hyperdflash.states.datasets import CachedStates, LiveStates
+from hyperdflash.states.leases import Board
+from hyperdflash.states.store import StateStore, make_shards
+from hyperdflash.states.stream import StreamedStates, make_room, shard_size, stored_shards, supply
+from tests.states.random_states import RandomStates, documents, forwards, key
+
+fork = multiprocessing.get_context("fork")
+LAYERS = (1,)
+
+
+@pytest.fixture
+def shards():
+    return make_shards(documents(24), 2)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return StateStore(tmp_path / "cache", key())
+
+
+def budget_of(store, shards, count: int) -> int:
+    return sum(sorted(shard_size(store, shard, LAYERS) for shard in shards)[-count:])
+
+
+def write(store, shard, used: float | None = None) -> None:
+    for tap, states in RandomStates().states(shard.sequences, LAYERS).items():
+        store.write(shard, states, tap)
+        if used is not None:
+            os.utime(store.path(shard, tap), (used, used))
+
+
+def used_bytes(store) -> int:
+    return sum(found.size for found in stored_shards(store).values())
+
+
+def streamed(store, shards, count, **changes) -> StreamedStates:
+    settings = {"producer": RandomStates, "budget_bytes": budget_of(store, shards, count), "wait_s": 20, **changes}
+    return StreamedStates(store, shards, LAYERS, **settings)
+
+
+def expected(shards, directory) -> CachedStates:
+    whole = StateStore(directory, key())
+    for shard in shards:
+        write(whole, shard)
+    return CachedStates(whole, shards, LAYERS)
+
+
+def same(one, other) -> bool:
+    return one.ids == other.ids and torch.equal(one.final, other.final) and torch.equal(one.layers, other.layers)
+
+
+def read_epoch(data, reference, order, window, watch=lambda: None) -> bool:
+    """Every document once, window after window, as training reads."""
+    same_states = True
+    first = {shard.name: place for place, (shard, row) in reversed(list(enumerate(data.places))) if row == 0}
+    for start in range(0, len(order), window):
+        data.expect(order[start:], window)
+        for row in range(2):
+            for position in order[start : start + window]:
+                index = first[data.shards[position].name] + row
+                same_states &= same(data[index], reference[index])
+                watch()
+    return same_states
+
+
+def test_an_epoch_in_process_makes_each_shard_once_within_the_budget(store, shards, tmp_path):
+    log = tmp_path / "log"
+    data = streamed(store, shards, 4, producer=lambda: RandomStates(log))
+    largest = []
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
+    reference = expected(shards, tmp_path / "whole")
+    assert read_epoch(data, reference, order, 3, lambda: largest.append(used_bytes(store)))
+    assert len(forwards(log)) == 12 and max(largest) <= data.budget_bytes
+    assert len(stored_shards(store)) < 12
+    assert read_epoch(data, reference, order[::-1], 3)  # what is still there is not made again
+    assert 12 < len(forwards(log)) < 24
+
+
+def test_what_goes_first(store, shards):
+    now = time.time()
+    for age, shard in enumerate(shards[:4]):
+        write(store, shard, now - 100 + age)
+    budget = used_bytes(store) + 100
+    names = [shard.name for shard in shards]
+    with Board(store.directory) as board, Board(store.directory) as reader:
+
+        def room_for(shard, demand) -> set[str] | None:
+            reader.post("demand/reader", shards=demand)
+            assert board.claim(f"claims/{shard.name}", bytes=200)
+            before = set(stored_shards(store))
+            fits = make_room(store, board, shard, budget)
+            board.release(f"claims/{shard.name}")
+            return before - set(stored_shards(store)) if fits else None
+
+        wanted = shards[4]
+        assert room_for(wanted, [*names[:4], wanted.name]) is None  # all are needed sooner
+        assert room_for(wanted, [names[0], wanted.name]) == {names[1]}  # the least recently used that nobody needs
+        write(store, shards[1], now)
+        assert room_for(wanted, [names[3], wanted.name, names[0], names[1], names[2]]) == {names[2]}  # needed last
+
+
+def test_processes_beside_the_training_feed_it(store, shards, tmp_path, capsys):
+    """Two of them, one killed on the way; the training makes nothing itself."""
+    settings = {"budget_bytes": budget_of(store, shards, 5), "wait_s": 20, "linger_s": 0.5, "progress": False}
+
+    def capture_beside():
+        supply(shards, StateStore(tmp_path / "cache", key()), lambda: RandomStates(tmp_path / "log", 0.02), LAYERS, **settings)
+
+    processes = [fork.Process(target=capture_beside) for _ in range(2)]
+    for process in processes:
+        process.start()
+    data = streamed(store, shards, 5, producer=None)
+    reference = expected(shards, tmp_path / "whole")
+    largest = []
+
+    def watch():
+        largest.append(used_bytes(store))
+
+    assert read_epoch(data, reference, list(range(12)), 3, watch)
+    processes[0].kill()
+    assert read_epoch(data, reference, list(range(11, -1, -1)), 3, watch)
+    assert max(largest) <= settings["budget_bytes"]
+    made = forwards(tmp_path / "log")
+    assert len({pid for pid, _ in made}) == 2 and os.getpid() not in {pid for pid, _ in made}
+    data.board.close()
+    processes[1].join(20)
+    assert processes[1].exitcode == 0  # no reader is left
+    assert len(made) <= 24 + 4
+
+
+def test_a_pass_that_is_over_needs_nothing(store, shards):
+    """Its shards make room for those of another reader of the process, which it would have kept out."""
+    training, validation = (streamed(store, shards, 3, name=name) for name in ("train", "validation"))
+    validation[0]
+    training.expect([6, 7], 1)
+    with Board(store.directory) as board:
+        assert shards[0].name == stream.demanded(board)[1]
+        validation.done()
+        assert stream.demanded(board) == [shards[6].name, shards[7].name]
+        validation[2]  # it is there, so nothing is asked for
+        validation[20]
+        assert shards[10].name in stream.demanded(board)
+
+
+def test_room_is_made_from_one_listing(store, shards, monkeypatch):
+    for shard in shards[:3]:
+        write(store, shard)
+    listed, glob = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed.append((path, pattern)) or glob(path, pattern))
+    with Board(store.directory) as board:
+        assert board.claim(f"claims/{shards[4].name}", bytes=200)
+        assert make_room(store, board, shards[4], used_bytes(store))
+        listed.clear()
+        assert make_room(store, board, shards[4], used_bytes(store) + 200)
+    assert len([pattern for path, pattern in listed if path == store.directory]) == 2  # with the one of used_bytes
+    assert len([path for path, _ in listed if path.name == "claims"]) == 1
+
+
+def test_a_shard_that_does_not_come_is_an_error_that_says_so(store, shards, monkeypatch, capsys):
+    monkeypatch.setattr(stream, "TELL_S", 0.1)
+    data = streamed(store, shards, 5, producer=None, wait_s=0.4)
+    with pytest.raises(ValueError, match=rf"shard {shards[0].name} did not come in cache.wait_s=0.4 s.*src\.capture"):
+        data[0]
+    assert f"waiting for shard {shards[0].name}" in capsys.readouterr().out
+
+
+def test_a_capture_process_without_readers_ends(store, shards):
+    assert supply(shards, store, RandomStates, LAYERS, budget_bytes=10**9, wait_s=0.3, progress=False) == 0
+
+
+def test_a_budget_below_a_window_is_refused(store, shards):
+    data = streamed(store, shards, 3)
+    with pytest.raises(ValueError, match=r"cache\.budget_gb=.* is too small: training mixes 4 shards"):
+        data.expect(range(12), 4)
+
+
+def test_a_damaged_shard_is_not_waited_for(store, shards):
+    write(store, shards[0])
+    path = store.path(shards[0])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"damaged"):
+        streamed(store, shards, 5)[0]
+
+
+def test_two_processes_may_remove_the_same_shard(store, shards, monkeypatch):
+    write(store, shards[0])
+    files = store._files(shards[0])
+    monkeypatch.setattr(store, "_files", lambda _: files)
+    files[0].unlink()
+    rest = sum(path.stat().st_size for path in files[1:])
+    assert store.remove(shards[0]) == rest and store.remove(shards[0]) == 0
+
+
+def test_what_a_killed_writer_left_takes_no_room(store, shards):
+    partial = store.path(shards[0]).with_suffix(".safetensors.1.partial")
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(bytes(5000))
+    with Board(store.directory) as board:
+        assert board.claim(f"claims/{shards[1].name}", bytes=4000)
+        assert make_room(store, board, shards[1], budget_bytes=4500) and not partial.exists()
+
+
+def test_a_loader_s_worker_makes_no_states(store, shards, monkeypatch):
+    monkeypatch.setattr("hyperdflash.states.datasets.get_worker_info", lambda: object())
+    for data in (streamed(store, shards, 5), LiveStates(store, shards, RandomStates, LAYERS)):
+        with pytest.raises(ValueError, match="set the number of loader workers to 0"):
+            data[0]

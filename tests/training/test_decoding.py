@@ -1,0 +1,232 @@
+"""Evaluation by decoding: all methods on every prompt, and a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from hyperdflash.cli import train_run_dir
+from hyperdflash.data.tokenizer import load_tokenizer
+from hyperdflash.decoding.proposers import Autoregressive
+from hyperdflash.evaluation import decoding_report
+from hyperdflash.evaluation.agreement import agreement_markdown, agreements
+from hyperdflash.evaluation.decoding import AR, compare_texts, decode_all, decode_conversation
+from hyperdflash.evaluation.methods import make_methods
+from hyperdflash.evaluation.turn_rows import Rows, as_generation, read_rows, turn_row
+from hyperdflash.states.codecs import CODECS
+
+
+@pytest.fixture
+def config(compose_config, mini_target, tmp_path):
+    overrides = [
+        f"target.path={mini_target}",
+        "benchmarks.per_domain=1",
+        "benchmarks.max_new_tokens=8",
+        "generate_prompts=1",
+        "baseline='MTP (2)'",
+        f"out={tmp_path}/out",
+        'methods=[{name: "MTP (2)", native_steps: 2}, {name: "MTP (4)", native_steps: 4}]',
+    ]
+    return compose_config("evaluate", overrides)
+
+
+def loaded(config):
+    """Methods, their drafters and the target, as the evaluation loads them once."""
+    methods, target = make_methods(config), instantiate(config.target)
+    return methods, {method.name: method.drafter(config, target.heads) for method in methods}, target
+
+
+def run(config, modes=("non_think",)):
+    return decode_all(config, *loaded(config), load_tokenizer(config.target.path), modes)
+
+
+def without_times(rows):
+    for row in rows:
+        row.pop("generate", None)
+        for turns in row["methods"].values():
+            for turn in turns:
+                turn.pop("first_s")
+                turn["rounds"] = [r[:4] for r in turn["rounds"]]
+    return rows
+
+
+def test_every_method_decodes_every_prompt_losslessly(config):
+    rows = list(read_rows(run(config, ("non_think", "think_high"))))
+    assert len(rows) == 2 * 2 * 3 and len({(r["mode"], r["temperature"], r["id"]) for r in rows}) == 12
+    for row in rows:
+        assert list(row["methods"]) == [AR, "MTP (2)", "MTP (4)"]
+        for name, turns in row["methods"].items():
+            for turn in turns:
+                emitted = sum(r[3] for r in turn["rounds"])
+                assert emitted + 1 == len(turn["ids"]) <= 8
+                assert all(len(r[1]) <= {AR: 0, "MTP (2)": 2, "MTP (4)": 4}[name] for r in turn["rounds"])
+            if row["temperature"] == 0:
+                parted = next((i for i, t in enumerate(turns) if "differs" in t), len(turns))
+                assert [t["ids"] for t in turns[:parted]] == [t["ids"] for t in row["methods"][AR]][:parted]
+                assert all(t["differs"]["tie"] for t in turns[parted : parted + 1])
+                assert parted < len(turns) or len(turns) == len(row["methods"][AR])
+    timed = [row for row in rows if "generate" in row]
+    assert {(r["mode"], r["benchmark"]) for r in timed} == {(r["mode"], r["benchmark"]) for r in rows}
+    assert len(timed) == 6 and all(row["generate"]["same_text"] for row in timed)
+
+
+def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
+    config.temperature = [0]
+    rows = list(read_rows(run(config)))
+    turn = rows[0]["methods"]["MTP (4)"][0]
+    turn["differs"] = {"position": 2, "gap": 0.5, "tie": False}
+    run_ids = {"MTP (2)": "as shipped", "MTP (4)": "as shipped"}
+    decoding_report.report(rows, config, run_ids, "0123456789abcdef", eos_id=-1)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["target"]["fingerprint"] == "0123456789abcdef"
+    out = tmp_path / "out"
+    for name in ("paper.md", "paper.json", "table2.csv", "figure1_non_think.png", "cost/cost.md", "cost/cost.png"):
+        assert (out / name).stat().st_size > 0
+    lossless = (out / "lossless.md").read_text()
+    assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 | 0 |" in lossless and "| 2 | 0 | 1 | 0 |" in lossless
+    assert "5.0e-01 | **differs** |" in lossless and "transformers generate() on 3 of these prompts" in lossless
+    cells = decoding_report.paper_cells(rows, 0, eos_id=-1, run_ids={})
+    assert {(c.method, c.benchmark) for c in cells} == {(m, b) for m in rows[0]["methods"] for b in ("math", "code", "chat")}
+    for cell in cells:
+        mine = [t for r in rows if r["benchmark"] == cell.benchmark for t in r["methods"][cell.method]]
+        assert cell.counts.emitted.sum() == sum(len(t["ids"]) - 1 for t in mine)
+        assert cell.seconds.sum() == pytest.approx(sum(sum(x[4:]) for t in mine for x in t["rounds"]))
+
+
+def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):
+    """Three turns, the second made to differ: one is AR's, one differs, one is not compared."""
+    target = instantiate(config.target)
+    turns = decode_conversation(
+        target.model,
+        Autoregressive(),
+        [[5, 6, 7]] * 3,
+        load_tokenizer(config.target.path),
+        "non_think",
+        max_new_tokens=3,
+        stop_ids=set(range(target.model.config.vocab_size)),  # ends at the first token, so that turns follow
+        temperature=0.0,
+        top_p=1.0,
+        draws="",
+    )
+    assert len(turns) == 3
+    changed = [(ids, replace(g, token_ids=((g.token_ids[0] + 1) % 100,)) if i else g) for i, (ids, g) in enumerate(turns)]
+    decoded = {AR: turns, "other": changed}
+    rows = {name: [turn_row(*turn) for turn in own] for name, own in decoded.items()}
+    compare_texts(target.model, rows, decoded)
+    assert [("differs" in t, t.get("compared", True)) for t in rows["other"]] == [(False, True), (True, True), (False, False)]
+    assert not any("differs" in t or "compared" in t for t in rows[AR])
+    differs = rows["other"][1]["differs"]
+    text = decoding_report.lossless_markdown([{"id": "a", "mode": "non_think", "methods": rows}])
+    assert f"| other | 3 | 3 | 1 | {differs['tie']:d} | {not differs['tie']:d} | 1 |" in text and "another one" in text
+
+
+def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
+    whole = without_times(list(read_rows(run(config))))
+    path = tmp_path / "out" / "rows.jsonl"
+    path.unlink()
+
+    class Killed(Exception):
+        pass
+
+    append, count = Rows.append, []
+
+    def append_three(self, row):
+        count.append(row)
+        if len(count) == 4:  # the header is one
+            with self.path.open("a") as file:
+                file.write(json.dumps(row)[:40])
+            raise Killed
+        append(self, row)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Rows, "append", append_three)
+        run(config)
+    run(config)
+    assert without_times(list(read_rows(path))) == whole
+
+    config.seed = 3
+    with pytest.raises(ValueError, match="measured with another seed"):
+        run(config)
+    config.seed = 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    with pytest.raises(ValueError, match="measured with another threads"):
+        run(config)
+
+
+def test_prompts_that_generate_answered_before_a_kill_count(config):
+    config.temperature, config.methods = [0], config.methods[:1]
+    config.benchmarks.per_domain, config.benchmarks.max_new_tokens = 2, 2
+    path = run(config)
+    whole = [row["id"] for row in read_rows(path) if "generate" in row]
+    assert len(whole) == 3  # generate_prompts=1 of each domain
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))  # the header and one prompt
+    run(config)
+    assert [row["id"] for row in read_rows(path) if "generate" in row] == whole
+
+
+def test_a_turn_comes_back_from_its_row_with_its_times(config):
+    config.temperature = [0]
+    rows = list(read_rows(run(config)))
+    for turn in (turn for row in rows for turns in row["methods"].values() for turn in turns):
+        generation = as_generation(turn)
+        turn.pop("differs", None)
+        assert turn_row(turn["prompt_ids"], generation) == turn
+        assert generation.seconds.total == pytest.approx(sum(sum(r[4:]) for r in turn["rounds"]))
+        assert generation.first.seconds.total == pytest.approx(sum(turn["first_s"])) and generation.first.seconds.total > 0
+
+
+@pytest.mark.parametrize("dtype", list(CODECS))
+def test_the_loop_rounds_states_as_the_cache_does(dtype, config):
+    config.cache.dtype = dtype
+    methods, modules, target = loaded(config)
+    assert methods[0].loop_drafter(config, target.heads).codec is CODECS[dtype]
+    assert methods[0].loop_drafter(config, target.heads, modules["MTP (2)"]).block is modules["MTP (2)"].block
+
+
+def test_loop_and_replay_agree_and_a_difference_is_seen(config):
+    rows = list(read_rows(run(config)))
+    methods, modules, target = loaded(config)
+    found = agreements(rows, methods, modules, target, config)
+    assert [(a.method, a.temperature) for a in found] == [(m, t) for m in ("MTP (2)", "MTP (4)") for t in (0.0, 1.0)]
+    for a in found:
+        assert a.rounds > 0 and all(d.tie for d in a.differences)
+        if a.temperature == 0 and not a.differences:
+            assert a.loop_tau == a.replay_tau
+        assert a.loop_tau >= 1 and a.replay_tau >= 1 and a.difference.value == pytest.approx(a.loop_tau - a.replay_tau)
+    assert "| MTP (4) | 0 |" in agreement_markdown(found)
+
+    greedy = [row for row in rows if row["temperature"] == 0]
+    turn = next(t for row in greedy for t in row["methods"]["MTP (2)"] if len(t["rounds"]) > 2)
+    first = turn["rounds"][0]
+    turn["rounds"][0] = [*first[:2], 0 if first[2] else 1, *first[3:]]
+    assert any(a.differences for a in agreements(greedy, methods, modules, target, config))
+
+
+def test_a_sampled_replay_is_the_mean_of_several_draws(config):
+    config.temperature = [1]
+    rows = list(read_rows(run(config)))
+    methods, modules, target = loaded(config)
+
+    def tau(draws: int, seed: int) -> float:
+        config.replay_draws, config.seed = draws, seed
+        return agreements(rows, methods[:1], modules, target, config)[0].replay_tau
+
+    one, other = tau(1, 0), tau(1, 1)
+    assert one != other
+    assert min(one, other) < tau(2, 0) < max(one, other)
+
+
+def test_runs_are_looked_for_with_the_options_that_all_were_trained_with(compose_config):
+    given = ['training="corpus.validation=3 drafter=mtp kl=off blocks.num_anchors=4"']
+    config = compose_config("evaluate", ["compare=paper", *given])
+    config.methods = [{"name": "a", "train": ["experiment=stage1", "drafter=tiny"]}]
+    config.baseline = "a"
+    with pytest.raises(ValueError) as caught:
+        make_methods(config)
+    wanted = train_run_dir(compose_config("train", ["corpus.validation=3", "kl=off", "blocks.num_anchors=4"]))
+    assert f"no finished run {wanted}" in str(caught.value)  # its own drafter, the others' corpus
+    command = "python -m src.train corpus.validation=3 kl=off blocks.num_anchors=4 experiment=stage1 drafter=tiny"
+    assert f"`{command}`" in str(caught.value)

@@ -1,0 +1,162 @@
+"""AR and native MTP through running servers: the rounds are those of our own loop, and the tables come out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.decoding.proposers import loop_drafter
+from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.engines.serving import Sampling, ask, counters
+from hyperdflash.evaluation import engine_evaluation
+from hyperdflash.evaluation.engine_evaluation import evaluate_in_engine, prompt_counts
+from hyperdflash.evaluation.turn_rows import read_rows
+from hyperdflash.targets.load import load_target
+from tests.targets.engine_server import SGLangServer, VLLMServer
+
+
+@pytest.fixture(scope="module")
+def target(mini_target):
+    return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
+
+
+@pytest.fixture(params=["sglang", "vllm"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def servers(kind, target, mini_target, tmp_path):
+    """AR and MTP (2) of the same tiny target."""
+    stop = (special_ids(load_tokenizer(mini_target)).eos,)
+    make = SGLangServer if kind == "sglang" else lambda *a, **k: VLLMServer(*a, folder=tmp_path, **k)
+    drafter = loop_drafter(MTPChain(target.mtp, 2).eval(), target.heads)
+    with make(target, stop_ids=stop) as plain, make(target, drafter=drafter, stop_ids=stop) as mtp:
+        yield {"AR": plain, "MTP2": mtp}
+
+
+@pytest.fixture
+def config(kind, compose_config, mini_target, tmp_path):
+    def make(servers: dict, *more):
+        urls = ",".join(f"{name}:{getattr(server, 'url', server)}" for name, server in servers.items())
+        return compose_config(
+            "evaluate",
+            [
+                f"engine={kind}",
+                f"engine.servers={{{urls}}}",
+                f"target.path={mini_target}",
+                f"out={tmp_path}/out",
+                "benchmarks.per_domain=1",
+                "benchmarks.max_new_tokens=8",
+                "temperature=[0]",
+                "num_resamples=20",
+                *more,
+            ],
+        )
+
+    return make
+
+
+def test_the_tables_of_a_served_target(config, servers, tmp_path):
+    evaluate_in_engine(config(servers))
+    out = tmp_path / "out"
+    rows = list(read_rows(out / "rows.jsonl"))
+    assert len(rows) == 3
+    for row in rows:
+        for plain, drafted in zip(row["methods"]["AR"], row["methods"]["MTP (2)"], strict=True):
+            assert drafted["ids"] == plain["ids"] and plain["rounds"] == 0 and plain["survived"] == []
+            emitted = len(drafted["ids"]) - 1
+            assert drafted["after_first"] == emitted and drafted["rounds"] > 0 and len(drafted["survived"]) == 2
+            # a round gains its accepted drafts and one more token, less what the end of the text cuts off
+            assert 0 <= drafted["rounds"] + drafted["accepted"] - emitted <= 1
+            assert drafted["accepted"] == sum(drafted["survived"]) and drafted["decode_s"] > 0 < drafted["first_s"]
+    table = (out / "paper.md").read_text()
+    assert "| MTP (2) |" in table and "batch size 1" in table and (out / "figure1_non_think.png").stat().st_size
+    engine = (out / "engine.md").read_text()
+    total = sum(len(row["methods"]["MTP (2)"]) for row in rows)
+    assert f"| {total} of {total} |" in engine and "| AR | 0 |" in engine
+    assert "HyperDFlash (6)" in engine and "cannot be served yet" in engine
+    assert json.loads((out / "evaluation.json").read_text())["not_served"][-1] == "HyperDFlash (6)"
+    (entry,) = [s for s in json.loads((out / "paper.json").read_text())[0]["sections"]]
+    turns = [turn for row in rows for turn in row["methods"]["MTP (2)"] if row["benchmark"] == "math"]
+    tau = sum(t["after_first"] for t in turns) / sum(t["rounds"] for t in turns)
+    assert entry["entries"]["MTP (2)"]["math"]["summary"]["tau"]["value"] == pytest.approx(tau)
+    asked = len(servers["AR"].bodies)
+    evaluate_in_engine(config(servers))  # all rows are there: nothing is asked again
+    assert len(servers["AR"].bodies) == asked
+
+
+def test_a_broken_evaluation_goes_on(config, servers, kind, tmp_path):
+    if kind == "vllm":
+        pytest.skip("the same code")
+    servers["MTP2"].faults = [None] * 3 + ["500"]
+    with pytest.raises(ValueError, match="HTTP 500"):
+        evaluate_in_engine(config(servers))
+    done = len(list(read_rows(tmp_path / "out" / "rows.jsonl")))
+    assert 0 < done < 3
+    evaluate_in_engine(config(servers))
+    assert len(list(read_rows(tmp_path / "out" / "rows.jsonl"))) == 3
+
+
+def test_a_server_must_run_what_it_is_named_for(config, servers):
+    plain, drafting = servers["AR"], servers["MTP2"]
+    for named, sentence in [
+        ({"AR": drafting}, "was named AR but drafts"),
+        ({"AR": plain, "MTP2": plain}, "drafts nothing"),
+        ({"AR": plain, "MTP6": drafting}, r"named MTP \(6\) but drafts 2 tokens a round"),
+        ({"MTP2": drafting}, "has no AR"),
+        ({"AR": plain, "HyperDFlash": drafting}, "a stock engine serves AR and the native MTP block only"),
+        ({"AR": "localhost"}, "must be a URL"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            evaluate_in_engine(config(named))
+
+
+def test_without_a_histogram_there_is_no_figure(config, servers, kind, tmp_path):
+    if kind == "vllm":
+        pytest.skip("vLLM counts by position")
+    servers["MTP2"].histogram = False
+    evaluate_in_engine(config(servers))
+    out = tmp_path / "out"
+    assert not list(out.glob("figure1*")) and "no Figure 1" in (out / "engine.md").read_text()
+    assert all(t["survived"] is None for row in read_rows(out / "rows.jsonl") for t in row["methods"]["MTP (2)"])
+
+
+def test_vllm_counters_are_read_as_they_are_written(target, tmp_path, monkeypatch, kind):
+    if kind == "sglang":
+        pytest.skip("vLLM's")
+    drafter = loop_drafter(MTPChain(target.mtp, 2).eval(), target.heads)
+    with VLLMServer(target, folder=tmp_path, drafter=drafter) as server:
+        assert counters(server.url, 5) == {"drafts": 0, "accepted": [0, 0]}
+        server.drafts, server.accepted = 7, [5, 3]
+        assert counters(server.url, 5) == {"drafts": 7, "accepted": [5, 3]}  # not the _created time stamps
+        stream = server.stream
+
+        def beside_others(body):
+            yield from stream(body)
+            server.drafts += 40
+
+        sampling = Sampling(max_new_tokens=6, stop_ids=(), temperature=0, top_p=1.0, seed=0)
+        assert ask("vllm", server.url, [1, 2, 3], sampling, 5).rounds > 0
+        monkeypatch.setattr(server, "stream", beside_others)
+        with pytest.raises(ValueError, match="someone else uses it"):
+            ask("vllm", server.url, [1, 2, 3], sampling, 5)
+
+
+def test_counts_of_a_prompt_by_hand():
+    def turn(after_first, rounds, accepted, survived):
+        return {"after_first": after_first, "rounds": rounds, "accepted": accepted, "survived": survived}
+
+    counts = prompt_counts([[turn(5, 2, 3, [2, 1, 0]), turn(4, 3, 1, [1, 0, 0])], [turn(1, 1, 0, [0, 0, 0])]], 3)
+    assert counts.emitted.tolist() == [9, 1] and counts.rounds.tolist() == [5, 1] and counts.accepted.tolist() == [4, 0]
+    assert counts.survived.tolist() == [[3, 1, 0], [0, 0, 0]]
+    assert counts.reached.tolist() == [[5, 3, 1], [1, 0, 0]]
+    plain = prompt_counts([[turn(5, 0, 0, [])]], 0)
+    assert plain.rounds.tolist() == [5] and plain.num_slots == 0
+
+
+def test_seeds_name_the_request():
+    seeds = {engine_evaluation.seed_of(0, "non_think", 1.0, p, m, n) for p in "ab" for m in ("AR", "MTP") for n in (0, 1)}
+    assert len(seeds) == 8 and all(0 <= seed < 2**31 for seed in seeds)

@@ -1,0 +1,91 @@
+"""What a GPU's training reads in a thread is what the CPU's reads as it goes, and its errors arrive."""
+
+from __future__ import annotations
+
+import csv
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hyperdflash.cli import train_run_dir
+from hyperdflash.states.datasets import CachedStates
+from hyperdflash.training.datamodule import ReadAhead, TargetStatesData
+from hyperdflash.training.job import train
+
+CPU = torch.device("cpu")
+
+
+class Numbers(torch.utils.data.Dataset):
+    """0, 1, ... with an error at ``bad``; ``read`` tells what was asked for and in which thread."""
+
+    def __init__(self, bad: int | None = None):
+        self.bad, self.read, self.threads = bad, [], set()
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        self.threads.add(threading.current_thread())
+        if index == self.bad:
+            raise ValueError("row 3 is damaged")
+        self.read.append(index)
+        return index
+
+
+def test_one_batch_is_read_ahead_in_another_thread():
+    numbers, lock = Numbers(), threading.Lock()
+    ahead = ReadAhead(DataLoader(numbers, batch_size=None), CPU, lock)
+    assert len(ahead) == 6
+    for _ in range(2):
+        seen = []
+        for number in ahead:
+            seen.append(number)
+            with lock:  # nothing is being read
+                assert len(numbers.read) - number in (1, 2)
+        assert seen == list(range(6))
+        numbers.read.clear()
+    assert threading.main_thread() not in numbers.threads
+
+
+def test_an_error_arrives_where_its_batch_is_asked_for():
+    seen = []
+    with pytest.raises(ValueError, match="row 3 is damaged"):
+        for number in ReadAhead(DataLoader(Numbers(bad=3), batch_size=None), CPU, threading.Lock()):
+            seen.append(number)
+    assert seen == [0, 1, 2]
+
+
+def test_loaders_with_one_lock_take_turns():
+    lock = threading.Lock()
+    with lock:
+        batches = iter(ReadAhead(DataLoader(numbers := Numbers(), batch_size=None), CPU, lock))
+        taken = []
+        waiting = threading.Thread(target=lambda: taken.append(next(batches)))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive() and not numbers.read
+    waiting.join(10)
+    assert taken == [0]
+
+
+def test_a_training_that_reads_ahead_is_the_same(runs_here, prepared_overrides, compose_config, tmp_path, monkeypatch):
+    def curve() -> list[tuple[str, ...]]:
+        with (train_run_dir(config) / "metrics.csv").open() as file:
+            return [tuple(v for k, v in row.items() if "per_s" not in k and "time" not in k) for row in csv.DictReader(file)]
+
+    config = compose_config("train", prepared_overrides)
+    runs_here(tmp_path / "as it goes")
+    train(config)
+    found = curve()
+    runs_here(tmp_path / "ahead")
+    readers = set()
+    get = CachedStates.__getitem__
+    monkeypatch.setattr(
+        CachedStates, "__getitem__", lambda data, i: readers.add(threading.current_thread().name) or get(data, i)
+    )
+    monkeypatch.setattr(TargetStatesData, "_ahead", lambda data, batches: ReadAhead(batches, CPU, data._reading))
+    train(config)
+    assert curve() == found and len(found) > 18
+    assert readers == {"read ahead"}

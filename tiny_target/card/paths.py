@@ -1,0 +1,93 @@
+"""Are the hyper-connections alive? Cosines of the paths, spread of the gates, and what the gate adds over a plain mean.
+
+Shapes: see contracts.py; N tokens. If paths coincide or gates are constant, inheriting the gate means nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead
+
+from hyperdflash.targets.heads import TargetHeads
+
+
+def head_gates(hc_head: DeepseekV4HyperHead, final: Tensor) -> Tensor:
+    """What ``hc_head`` weights the paths with: [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
+    flat = hc_head.input_norm(final.flatten(2).float())
+    mixes = F.linear(flat, hc_head.hc_fn.float())
+    return torch.sigmoid(mixes * hc_head.hc_scale.float() + hc_head.hc_base.float()) + hc_head.eps
+
+
+def path_cosines(final: Tensor) -> Tensor:
+    """[N, M, D] -> cosine of each pair of paths [N, M, M]."""
+    unit = F.normalize(final.float(), dim=-1)
+    return unit @ unit.transpose(-1, -2)
+
+
+def teacher_divergence(heads: TargetHeads, gated: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed states [N, D] of the two teachers -> KL(hc_head || mean_pool), KL(mean_pool || hc_head) in nats, and
+    whether their most likely tokens differ, each [N]."""
+    p, q = heads.logits(gated).log_softmax(-1), heads.logits(pooled).log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), p.argmax(-1) != q.argmax(-1)
+
+
+class PathStatistics:
+    """Sums over tokens in fp64; divided once, by ``figures``."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.sums: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def update(self, heads: TargetHeads, final: Tensor, rows: int = 4096) -> None:
+        """``final`` [N, M, D]: residuals of the tokens to count."""
+        for states in final.split(rows):
+            batched = states.unsqueeze(0)
+            gates = head_gates(heads.hc_head, batched)[0]
+            gated, pooled = heads.collapse(batched, "hc_head")[0], heads.collapse(batched, "mean_pool")[0]
+            forward, backward, differs = teacher_divergence(heads, gated, pooled)
+            self._add(
+                cosines=path_cosines(states),
+                norms=states.float().norm(dim=-1),
+                gates=gates,
+                gate_squares=gates.double().square(),
+                distance=(pooled - gated).float().norm(dim=-1) / gated.float().norm(dim=-1),
+                kl_hc_head_mean_pool=forward,
+                kl_mean_pool_hc_head=backward,
+                argmax_differs=differs,
+            )
+            self.num_tokens += len(states)
+
+    def _add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.double().sum(dim=0)
+
+    def __add__(self, other: PathStatistics) -> PathStatistics:
+        both = PathStatistics()
+        both.num_tokens = self.num_tokens + other.num_tokens
+        names = self.sums | other.sums
+        both.sums = {name: self.sums.get(name, 0) + other.sums.get(name, 0) for name in names}
+        return both
+
+    def figures(self) -> dict:
+        """Plain numbers for the card; ValueError without tokens."""
+        if not self.num_tokens:
+            raise ValueError("the held-out answers have no tokens, so there is nothing to say of the paths: raise text_bytes")
+        mean = {name: value / self.num_tokens for name, value in self.sums.items()}
+        cosines = mean["cosines"]
+        apart = ~torch.eye(len(cosines), dtype=torch.bool)
+        variance = (mean["gate_squares"] - mean["gates"].square()).clamp(min=0)
+        return {
+            "tokens": self.num_tokens,
+            "mean_cosine": float(cosines[apart].mean()),
+            "cosines": cosines.tolist(),
+            "path_norms": mean["norms"].tolist(),
+            "gate_means": mean["gates"].tolist(),
+            "gate_variances": variance.tolist(),
+            "relative_distance": float(mean["distance"]),
+            "kl_hc_head_mean_pool_nats": float(mean["kl_hc_head_mean_pool"]),
+            "kl_mean_pool_hc_head_nats": float(mean["kl_mean_pool_hc_head"]),
+            "argmax_differs": float(mean["argmax_differs"]),
+        }

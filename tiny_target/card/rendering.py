@@ -1,0 +1,183 @@
+"""A card's numbers as Markdown. Pure text: everything written here is in model_card.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tiny_target.card.bars import bars
+
+
+def markdown(card: dict) -> str:
+    """model_card.md."""
+    target, made, training, settings = card["target"], card["made_by"], card["training"], card["settings"]
+    revision = f"{made['git_revision'] or 'unknown'}{' with uncommitted changes' if made['git_dirty'] else ''}"
+    held = [bar.met for bar in bars(card)]
+    parts = [
+        f"# {target['name']}: a DeepSeek-V4 of {target['parameters'] / 1e6:.2f}M parameters",
+        "",
+        f"The frozen target of this project's studies. {sum(held)} of {len(held)} bars are met (section 1).",
+        "",
+        f"Made by `{made['command']}` at git revision {revision}; target fingerprint `{target['fingerprint']}`.",
+        "",
+        *table(["", "figure"], description_rows(target, training)),
+        "",
+        "## 1. Bars",
+        "",
+        *table(["bar", "asked", "measured", "met"], bar_rows(card)),
+        "",
+        "## 2. Held-out text, bits per byte",
+        "",
+        *table(
+            ["text", "documents", "bytes", "tokens", "nats a token", "target", "xz", f"{settings['ngram_order']}-gram"],
+            text_rows(card),
+        ),
+        "",
+        "Nats of all tokens but a document's first, over the UTF-8 bytes of all turns. xz: preset 9 | EXTREME, primed "
+        f"with up to {settings['prime_bytes'] / 1e6:g} MB of training text, the domain's own last; what it adds for "
+        f"the held-out text. {settings['ngram_order']}-gram: interpolated modified Kneser-Ney over the same tokens, "
+        f"trained on the whole train split ({card['ngram_train_tokens']:,} tokens).",
+        "",
+        "## 3. Greedy answers to the committed prompts",
+        "",
+        *table(["prompts", "n", "end", "loop", "tokens", "parse", "parse, of ended", "right"], answer_rows(card)),
+        "",
+        f"At most {settings['max_new_tokens']} tokens an answer. Loop: the answer's tail repeats with a period of at "
+        "most 16 tokens. Parse: `ast.parse` finds at least one statement. Right: the final number is the template's.",
+        "",
+        "## 4. The native MTP block as shipped, T = 0",
+        "",
+        *mtp_table(card),
+        "",
+        "Replay on the greedy answers. Survival: share of all rounds that accepted slots 1..k; conditional: share that "
+        "accepted slot k among rounds that accepted the earlier ones and had a slot k.",
+        "",
+        "## 5. Hyper-connections",
+        "",
+        *table(["answers", "tokens", "mean cosine", "gate means", "gate variances", "distance", *KL], path_rows(card)),
+        "",
+        "Over the tokens of held-out answers. Mean cosine: plain mean over pairs of paths of the final residual. "
+        "Distance: mean over tokens of ‖mean-pooled - gated‖ / ‖gated‖ after the final norm. KL in nats between the "
+        "two teachers' next-token distributions, g: hc_head, m: mean_pool.",
+        "",
+        "Cosines of the paths, all answers (norms of the paths: "
+        + ", ".join(f"{norm:.1f}" for norm in card["paths"]["all"]["path_norms"])
+        + "):",
+        "",
+        *table(["path", *map(str, range(len(card["paths"]["all"]["cosines"])))], cosine_rows(card)),
+        "",
+        "## 6. Samples",
+        "",
+        *(line for group, found in card["samples"].items() for line in sample_lines(group, found)),
+        "Seconds each part took: "
+        + ", ".join(f"{name} {value:.0f}" for name, value in card["seconds"].items())
+        + f" ({settings['threads']} threads).",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+KL = ("KL(g, m)", "KL(m, g)", "argmax differs")
+
+
+def description_rows(target: dict, training: dict | None) -> list[list[str]]:
+    rows = [
+        ["parameters with MTP", f"{target['parameters']:,}"],
+        ["of these MTP", f"{target['mtp_parameters']:,}"],
+        ["model.safetensors", f"{target['file_bytes'] / 1e6:.2f} MB"],
+        ["layers x hidden x paths", f"{target['layers']} x {target['hidden_size']} x {target['paths']}"],
+        ["vocabulary", f"{target['vocab_size']:,}"],
+        ["context", f"{target['context']:,}"],
+    ]
+    if training:
+        rows.append(["training", f"{training['tokens']:,} tokens, {training['steps']:,} steps, {training['minutes']:.0f} min"])
+        rows.append(["last training loss, nats a token", f"{training['loss']:.3f}, MTP {training['mtp_loss']:.3f}"])
+    return rows
+
+
+def bar_rows(card: dict) -> list[list[str]]:
+    signs = {"<=": "≤", ">=": "≥"}
+    return [
+        [
+            bar.name,
+            f"{signs.get(bar.relation, bar.relation)} {bar.written(bar.asked)}",
+            bar.written(bar.measured),
+            "yes" if bar.met else "**no**",
+        ]
+        for bar in bars(card)
+    ]
+
+
+def text_rows(card: dict) -> list[list[str]]:
+    return [
+        [name, *(f"{row[key]:,}" for key in ("documents", "bytes", "tokens")), f"{row['nats'] / row['tokens']:.3f}"]
+        + [f"{row[key]:.3f}" for key in ("target", "xz", "ngram")]
+        for name, row in card["text"].items()
+    ]
+
+
+def answer_rows(card: dict) -> list[list[str]]:
+    return [
+        [name, str(row["prompts"]), percent(row["ended"]), percent(row["looped"]), number(row["mean_tokens"], 1)]
+        + [percent(row[key]) for key in ("parses", "parses_of_ended", "right")]
+        for name, row in card["answers"].items()
+    ]
+
+
+def mtp_table(card: dict) -> list[str]:
+    slots = max(len(row["survival"]) for row in card["mtp"].values())
+    rows = []
+    for name, row in card["mtp"].items():
+        rows.append([name, f"{row['rounds']:,}", number(row["tau"], 2), "survival", *map(percent, row["survival"])])
+        rows.append(["", "", "", "conditional", *map(percent, row["conditional"])])
+    return table(["answers", "rounds", "tau", "slot", *map(str, range(1, slots + 1))], rows)
+
+
+def path_rows(card: dict) -> list[list[str]]:
+    return [
+        [
+            name,
+            f"{row['tokens']:,}",
+            f"{row['mean_cosine']:.3f}",
+            ", ".join(f"{value:.3f}" for value in row["gate_means"]),
+            ", ".join(f"{value:.4f}" for value in row["gate_variances"]),
+            f"{row['relative_distance']:.3f}",
+            f"{row['kl_hc_head_mean_pool_nats']:.3f}",
+            f"{row['kl_mean_pool_hc_head_nats']:.3f}",
+            percent(row["argmax_differs"]),
+        ]
+        for name, row in card["paths"].items()
+    ]
+
+
+def cosine_rows(card: dict) -> list[list[str]]:
+    return [[str(i), *(f"{value:.3f}" for value in row)] for i, row in enumerate(card["paths"]["all"]["cosines"])]
+
+
+def sample_lines(group: str, samples: Sequence[dict]) -> list[str]:
+    lines = [f"### {group}", ""]
+    for sample in samples:
+        ending = "" if sample["ended"] else " (cut at the length limit)"
+        lines += ["Prompt:", "", *fenced(sample["question"]), "", f"Answer{ending}:", "", *fenced(sample["text"]), ""]
+    return lines
+
+
+def fenced(text: str) -> list[str]:
+    """A fence that the text cannot close."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [f"{fence}text", text, fence]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown, first column left, the others right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

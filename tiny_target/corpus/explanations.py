@@ -1,0 +1,168 @@
+"""Definitions -> short explanations in one to three exchanges (EagleChat's shape)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.data.stable_hash import content_hash, unit_interval
+from tiny_target.corpus.definitions import FunctionDefinition, NamespaceDefinition
+
+_MAX_ANSWER_CHARS = 320
+_MAX_NAME_CHARS = 64  # longer dotted names are left out: all path and no lesson
+
+_FUNCTION_QUESTIONS = (
+    "What does the {kind} `{name}` do?",
+    "What does `{name}` do?",
+    "Explain the {kind} `{name}`.",
+    "Can you explain `{name}`?",
+    "What is the {kind} `{name}` for?",
+    "Tell me about the {kind} `{name}`.",
+    "I found `{name}` in some code. What does it do?",
+    "When would I use the {kind} `{name}`?",
+)
+_CLASS_QUESTIONS = (
+    "What is the class `{name}`?",
+    "What is `{name}`?",
+    "Explain the class `{name}`.",
+    "What is the class `{name}` for?",
+    "Tell me about the class `{name}`.",
+    "What does the class `{name}` represent?",
+)
+_MODULE_QUESTIONS = (
+    "What is the module `{name}` for?",
+    "What does the module `{name}` contain?",
+    "Tell me about the module `{name}`.",
+    "Explain the module `{name}` in a few words.",
+)
+_MORE = ("Can you tell me more?", "What else should I know?", "Please go on.", "Is there more to say about it?")
+_ARGUMENTS = (
+    "What arguments does it take?",
+    "Which arguments does it take?",
+    "How do I call it?",
+    "What are its arguments?",
+)
+_EXAMPLE = ("Give an example call.", "Show me a call.", "What does a call look like?")
+_MODULE = ("Which module is it in?", "Where is it defined?", "Where can I find it?")
+_METHODS = ("Which methods does it have?", "What methods does it define?")
+_BASES = ("What does it inherit from?", "Which class does it extend?")
+_FUNCTIONS = ("Which functions does it define?", "Name some of its functions.")
+_CLASSES = ("Which classes does it define?", "Name some of its classes.")
+
+
+def spoken_list(items: Sequence[str]) -> str:
+    """`a`, `b` and `c`."""
+    quoted = [f"`{item}`" for item in items]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def arguments_sentence(arguments: Sequence[str]) -> str:
+    """The regular answer to "What arguments does it take?"; defaults are told one by one, at most two."""
+    if not arguments:
+        return "It takes no arguments."
+    names = [argument.partition("=")[0] for argument in arguments]
+    text = (
+        f"It takes one argument, `{names[0]}`."
+        if len(names) == 1
+        else f"It takes {len(names)} arguments: {spoken_list(names)}."
+    )
+    defaults = [argument.partition("=") for argument in arguments if "=" in argument]
+    for name, _, value in defaults[:2]:
+        text += f" The default of `{name}` is `{value}`."
+    return text
+
+
+def example_call(function: FunctionDefinition) -> str:
+    """A call with the required arguments, spelled as their names."""
+    required = ", ".join(argument for argument in function.arguments if "=" not in argument and not argument.startswith("*"))
+    owner = f"{function.class_name.lower().strip('_')}." if function.class_name else ""
+    wait = "await " if function.is_async else ""
+    return f"For example, `{wait}{owner}{function.name}({required})`."
+
+
+def _opening(sentences: Sequence[str]) -> tuple[str, str]:
+    """(first answer, what is left for a follow-up), each at most two sentences."""
+    take = 2 if len(sentences) > 1 and len(sentences[0]) + len(sentences[1]) < _MAX_ANSWER_CHARS else 1
+    first, rest = " ".join(sentences[:take]), " ".join(sentences[take : take + 2])
+    return first, rest if len(rest) <= _MAX_ANSWER_CHARS else sentences[take]
+
+
+class _Choices:
+    """Draws that depend on the definition's own text, one per salt."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def one(self, options: Sequence, salt: str):
+        return options[int(unit_interval(self.text, salt=salt) * len(options))]
+
+    def follow_ups(self, available: Sequence[Callable[[], tuple[str, str]]]) -> list[tuple[str, str]]:
+        """None, one or two (question, answer) pairs in an order of their own."""
+        order = sorted(range(len(available)), key=lambda index: unit_interval(self.text, salt=f"follow-up {index}"))
+        count = self.one((0, 1, 1, 2, 2), "exchanges")
+        return [available[index]() for index in order[:count]]
+
+
+def _conversation(question: str, answer: str, follow_ups: Sequence[tuple[str, str]]) -> Conversation | None:
+    turns = [Turn("user", question), Turn("assistant", answer)]
+    for asked, answered in follow_ups:
+        turns += [Turn("user", asked), Turn("assistant", answered)]
+    text = "\n".join(turn.content for turn in turns)
+    if not text.isascii() or max(len(turn.content) for turn in turns) > 400:
+        return None
+    return Conversation(f"chat/{content_hash(text)}", "chat", tuple(turns))
+
+
+def explain_function(function: FunctionDefinition) -> Conversation | None:
+    """About a function or method: its purpose, then its arguments, a call, its module or more of its docstring."""
+    owner = f"{function.module}.{function.class_name}" if function.class_name else function.module
+    name = f"{owner}.{function.name}"
+    if len(name) > _MAX_NAME_CHARS:
+        return None
+    choices = _Choices(f"{name} {function.sentences[0]}")
+    kind = "method" if function.class_name else "function"
+    first, rest = _opening(function.sentences)
+    where = (
+        f"It is a method of the class `{function.class_name}` in the module" if function.class_name else "It is in the module"
+    )
+    available = [
+        lambda: (choices.one(_ARGUMENTS, "arguments"), arguments_sentence(function.arguments)),
+        lambda: (choices.one(_EXAMPLE, "example"), example_call(function)),
+        lambda: (choices.one(_MODULE, "module"), f"{where} `{function.module}`."),
+    ]
+    if rest:
+        available.append(lambda: (choices.one(_MORE, "more"), rest))
+    question = choices.one(_FUNCTION_QUESTIONS, "question").format(kind=kind, name=name)
+    return _conversation(question, first, choices.follow_ups(available))
+
+
+def explain_namespace(item: NamespaceDefinition) -> Conversation | None:
+    """About a class or a module: its purpose, then its members, bases, place or more; None if too long."""
+    name = f"{item.module}.{item.name}" if item.kind == "class" else item.module
+    if len(name) > _MAX_NAME_CHARS:
+        return None
+    choices = _Choices(f"{name} {item.sentences[0]}")
+    first, rest = _opening(item.sentences)
+    available = []
+    if rest:
+        available.append(lambda: (choices.one(_MORE, "more"), rest))
+    if item.kind == "class":
+        available.append(lambda: (choices.one(_MODULE, "module"), f"It is in the module `{item.module}`."))
+        bases = f"It inherits from {spoken_list(item.bases[:3])}." if item.bases else "It has no base class."
+        available.append(lambda: (choices.one(_BASES, "bases"), bases))
+        if item.members:
+            available.append(lambda: (choices.one(_METHODS, "methods"), _members(item.members, "method")))
+    else:
+        if item.members:
+            available.append(lambda: (choices.one(_FUNCTIONS, "functions"), _members(item.members, "function")))
+        if item.classes:
+            available.append(lambda: (choices.one(_CLASSES, "classes"), _members(item.classes, "class")))
+    questions = _CLASS_QUESTIONS if item.kind == "class" else _MODULE_QUESTIONS
+    return _conversation(choices.one(questions, "question").format(name=name), first, choices.follow_ups(available))
+
+
+def _members(names: Sequence[str], kind: str) -> str:
+    plural = "classes" if kind == "class" else kind + "s"
+    if len(names) > 5:
+        return f"It defines {len(names)} {plural}. The first are {spoken_list(names[:4])}."
+    return f"It defines the {kind if len(names) == 1 else plural} {spoken_list(names)}."

@@ -1,0 +1,53 @@
+"""Python's own reference topics (``pydoc_data.topics``) -> explanations, a paragraph a conversation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.data.stable_hash import content_hash, unit_interval
+from tiny_target.corpus.docstrings import clean, sentences
+
+_QUESTIONS = (
+    "What does the Python reference say about {subject} under {topic}?",
+    "In Python, what should I know about {subject} in connection with {topic}?",
+    "Explain {subject} as part of Python's {topic}.",
+    "Tell me about {subject} and {topic} in Python.",
+)
+_FURTHER = ("Please go on.", "And then?", "What else?", "Can you tell me more?")
+_QUOTED = re.compile(r'"([^"\s]{1,24})"')
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic's name and its text (reStructuredText rendered as plain text)."""
+
+    name: str
+    text: str
+
+
+def reference_topics() -> list[Topic]:
+    """The topics of the running Python, by name."""
+    from pydoc_data.topics import topics
+
+    return [Topic(name, text) for name, text in sorted(topics.items())]
+
+
+def explain_topic(topic: Topic) -> Iterator[Conversation]:
+    """One conversation for each prose paragraph that opens with a plain sentence and names something in quotes."""
+    for block in re.split(r"\n\s*\n", topic.text):
+        text = re.sub(r"\*(\w[^*]*)\*", r"\1", clean(block))
+        subject = _QUOTED.search(text)
+        found = sentences(_QUOTED.sub(r"`\1`", text), longest=240)
+        if not subject or not found or subject.group(1).count("`"):
+            continue
+        wording = int(unit_interval(text, salt="topic wording") * len(_QUESTIONS))
+        asked = _QUESTIONS[wording].format(subject=f"`{subject.group(1)}`", topic=topic.name.replace("-", " "))
+        turns = [Turn("user", asked), Turn("assistant", " ".join(found[:2]))]
+        if len(found) > 2:
+            further = _FURTHER[int(unit_interval(text, salt="topic further") * len(_FURTHER))]
+            turns += [Turn("user", further), Turn("assistant", " ".join(found[2:4]))]
+        whole = "\n".join(turn.content for turn in turns)
+        yield Conversation(f"chat/{content_hash(whole)}", "chat", tuple(turns))

@@ -1,0 +1,270 @@
+"""Pretrain a tiny target and its MTP block together, as DeepSeek does.
+
+1. conversations -> token ids, shuffled, packed end to end      [rows, T + 1]
+2. model -> pre_hc_head residual H and logits                   [B, T, M, D], [B, T, V]
+3. MTP block on (H[i], embed(x[i+1])) -> logits for x[i+2]      [B, T - 1, V]
+4. loss = CE(x[i+1]) + mtp_weight * CE(x[i+2])
+5. Muon on matrices, AdamW on the rest, linear warm-up, constant, linear decay to zero
+6. router biases follow the load, without an auxiliary loss (DeepSeek-V3, section 2.1.2)
+
+Left at that, a model this small answers in loops: a greedy text that repeats itself once goes on for good, because every
+repeat makes the next one likelier (arXiv 2206.02369). So some rows get a planted loop between 1 and 2: a short span of the
+text is repeated a few times and the text then goes on. Repeats are trained down (4: unlikelihood, -log(1 - p), arXiv
+1908.04319, section 4.1), and the text after them shows the way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import DeepseekV4ForCausalLM
+
+from hyperdflash.optim.muon import MuonWithAdamW
+from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.taps import tap_residual
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """``tokens`` in all; ``context`` T and ``batch_rows`` B of a step; learning rates at the plateau; ``loop_share`` of the
+    rows get a planted loop."""
+
+    tokens: int = 12_288_000
+    context: int = 1024
+    batch_rows: int = 4
+    lr: float = 3e-3
+    warmup_share: float = 0.02
+    decay_share: float = 0.5
+    weight_decay: float = 0.01
+    mtp_weight: float = 0.5
+    router_bias_rate: float = 0.002
+    router_bias_every: int = 20
+    clip: float = 1.0
+    seed: int = 0
+    loop_share: float = 1.0
+    bf16: bool = True
+    compile: bool = True
+    checkpoint_every_s: float = 300.0
+
+    def __post_init__(self):
+        if self.tokens < self.context * self.batch_rows:
+            raise ValueError(f"tokens must cover one step of {self.context * self.batch_rows}, got {self.tokens}")
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (self.context * self.batch_rows)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate at ``step``: warm-up, plateau, linear decay to zero."""
+        done = (step + 1) / self.steps
+        return self.lr * min(1.0, done / self.warmup_share, (1 - done) / self.decay_share + 1e-8)
+
+
+def pack(documents: Sequence[Tensor], context: int, seed: int, epoch: int) -> Tensor:
+    """Shuffle and lay documents end to end: list of [T_i] -> [rows, context + 1] int64; the remainder is dropped."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(documents), generator=generator).tolist()
+    stream = torch.cat([documents[i] for i in order])
+    rows = (len(stream) - 1) // context
+    if rows == 0:
+        raise ValueError(f"the corpus has {len(stream)} tokens, fewer than one row of {context}: give it more documents")
+    return stream[: rows * context + 1].unfold(0, context + 1, context)
+
+
+LONGEST_PERIOD, LONGEST_LOOP = 32, 96  # tokens
+
+
+def plant_loops(rows: Tensor, share: float, never: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Repeat a short span in a ``share`` of the rows: [B, T + 1] -> the same shape, and copy number [B, T + 1] int64.
+
+    The span's own tokens and all other text have copy number 0, its n-th repeat n; what no longer fits falls off the row's
+    end. Periods are log-uniform in 1..LONGEST_PERIOD, repeats add 2 periods to LONGEST_LOOP tokens. ``never`` [n]: tokens
+    (control tokens) that no repeated span may hold; such a row stays as it is.
+    """
+    rows, copies = rows.clone(), torch.zeros_like(rows)
+    for row, copy in zip(rows, copies, strict=True):
+        chosen, where, how_short, how_long = torch.rand(4, generator=generator).tolist()
+        period = min(int((LONGEST_PERIOD + 1) ** how_short), len(row) - 1)
+        end = period + int(where * (len(row) - period))
+        span = row[end - period : end].clone()
+        if chosen >= share or torch.isin(span, never).any():
+            continue
+        added = min(int(2 * period + how_long * (LONGEST_LOOP - 2 * period)), len(row) - end)
+        row[end + added :] = row[end : len(row) - added].clone()
+        row[end : end + added] = span.repeat(added // period + 1)[:added]
+        copy[end : end + added] = torch.arange(added) // period + 1
+    return rows, copies
+
+
+def joint_loss(
+    model: DeepseekV4ForCausalLM, mtp: MTPBlock, rows: Tensor, copies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[B, T + 1] int64 -> mean next-token and mean MTP cross-entropy in nats a token.
+
+    With ``copies`` (see plant_loops) a first repeat counts in neither, later ones count -log(1 - p) in the first alone.
+    """
+    ids, targets = rows[:, :-1], rows[:, 1:]
+    with tap_residual(model) as tap:
+        hidden = model.model(ids, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden).float()
+    # T rows, so that windowed attention applies; the last index has no x[i+2] inside the row and is left out of the loss.
+    states = mtp(tap.final, model.model.embed_tokens(targets))[:, :-1]
+    mtp_logits = model.lm_head(states).float()
+    main = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    drafted = F.cross_entropy(mtp_logits.flatten(0, 1), rows[:, 2:].flatten(), reduction="none")
+    if copies is None:
+        return main.mean(), drafted.mean()
+    copy = copies[:, 1:].flatten()
+    unlikelihood = -torch.log1p(-torch.exp(-main).clamp(max=1 - 1e-4))
+    main = torch.where(copy == 0, main, unlikelihood.masked_fill(copy == 1, 0.0))
+    text = (copies[:, 2:].flatten() == 0).float()
+    return main.mean(), (drafted * text).sum() / text.sum()
+
+
+def make_optimiser(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
+    """Muon on the layers' matrices, AdamW on embeddings, heads, norms, hyper-connections and routers."""
+    named = [*model.named_parameters(), *(("mtp." + name, p) for name, p in mtp.named_parameters())]
+    return MuonWithAdamW(named, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def train_step(
+    model: DeepseekV4ForCausalLM,
+    mtp: MTPBlock,
+    optimiser: MuonWithAdamW,
+    rows: Tensor,
+    copies: Tensor,
+    settings: PretrainSettings,
+) -> tuple[float, float, float]:
+    """One optimiser step on rows [B, T + 1] -> next-token loss, MTP loss, gradient norm before clipping.
+
+    Where the norm is not finite the weights stay as they are.
+    """
+    with torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext():
+        main, drafted = joint_loss(model, mtp, rows, copies)
+    (main + settings.mtp_weight * drafted).backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
+    if math.isfinite(norm):
+        optimiser.step()
+    optimiser.zero_grad()
+    return float(main.detach()), float(drafted.detach()), norm
+
+
+@torch.no_grad()
+def balance_routers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, ids: Tensor, rate: float) -> None:
+    """Move each top-k router's selection bias by ``rate`` against its load on ``ids`` [B, T]."""
+    gates = [layer.mlp.gate for layer in [*model.model.layers, mtp.layer] if not layer.mlp.is_hash]
+
+    def adjust(gate, _, output):
+        load = torch.bincount(output[2].flatten(), minlength=gate.num_experts).float()
+        gate.e_score_correction_bias -= rate * torch.sign(load - load.mean())
+
+    hooks = [gate.register_forward_hook(adjust) for gate in gates]
+    with torch.compiler.set_stance("force_eager"):
+        joint_loss(model, mtp, ids)
+    for hook in hooks:
+        hook.remove()
+
+
+def pretrain(
+    model: DeepseekV4ForCausalLM,
+    mtp: MTPBlock,
+    documents: Sequence[Tensor],
+    settings: PretrainSettings,
+    checkpoint: Path,
+    identity: str,
+    control_ids: Sequence[int],
+    on_log: Callable[[dict], None] = lambda _: None,
+) -> dict:
+    """Train in place; returns the last log record ({} where nothing was left to do).
+
+    A killed run goes on from ``checkpoint`` (written atomically), if that was written with the same ``identity``: a hash of
+    everything besides the settings that decides the result. ``control_ids``: tokens that no planted loop repeats.
+    """
+    control = torch.tensor(sorted(control_ids))
+    optimiser = make_optimiser(model, mtp, settings)
+    step, spent_s = _resume(model, mtp, optimiser, settings, identity, checkpoint)
+    if settings.compile:
+        for layer in [*model.model.layers, mtp.layer]:
+            layer.compile(dynamic=False)
+    model.train(), mtp.train()
+    steps_per_epoch, packed_epoch, rows = None, None, None
+    started, saved, record = time.monotonic(), time.monotonic(), {}
+    bar = tqdm(total=settings.steps, initial=step, desc="pretrain", unit="step", mininterval=5, dynamic_ncols=True)
+    while step < settings.steps:
+        epoch = 0 if steps_per_epoch is None else step // steps_per_epoch
+        if epoch != packed_epoch:
+            rows, packed_epoch = pack(documents, settings.context, settings.seed, epoch), epoch
+            steps_per_epoch = max(1, len(rows) // settings.batch_rows)
+            if step // steps_per_epoch != epoch:  # a resumed run goes straight to its epoch
+                continue
+        at = (step % steps_per_epoch) * settings.batch_rows
+        batch = rows[at : at + settings.batch_rows]
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr_at(step)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        planted, copies = plant_loops(batch, settings.loop_share, control, generator)
+        main, mtp_loss, norm = train_step(model, mtp, optimiser, planted, copies, settings)
+        if not math.isfinite(norm):
+            raise ValueError(f"gradient norm is {norm} at step {step}: lower lr (now {settings.lr}) and run again")
+        if settings.router_bias_every and step % settings.router_bias_every == 0:
+            balance_routers(model, mtp, batch[:1], settings.router_bias_rate * settings.router_bias_every)
+        step += 1
+        if step % 20 == 0 or step == settings.steps:
+            elapsed = spent_s + time.monotonic() - started
+            record = {
+                "step": step,
+                "tokens": step * settings.batch_rows * settings.context,
+                "loss": main,
+                "mtp_loss": mtp_loss,
+                "gradient_norm": norm,
+                "elapsed_s": elapsed,
+            }
+            on_log(record)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", mtp=f"{record['mtp_loss']:.3f}", refresh=False)
+        bar.update()
+        if time.monotonic() - saved > settings.checkpoint_every_s:
+            _save(model, mtp, optimiser, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
+            saved = time.monotonic()
+    bar.close()
+    model.eval(), mtp.eval()
+    _save(model, mtp, optimiser, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
+    return record
+
+
+def _save(model, mtp, optimiser, settings, identity: str, path: Path, step: int, elapsed_s: float) -> None:
+    state = {
+        "model": model.state_dict(),
+        "mtp": mtp.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "settings": asdict(settings),
+        "identity": identity,
+        "step": step,
+        "elapsed_s": elapsed_s,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(model, mtp, optimiser, settings, identity: str, path: Path) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    if state["settings"] != asdict(settings) or state["identity"] != identity:
+        what = "settings" if state["settings"] != asdict(settings) else "corpus, tokenizer or model"
+        raise ValueError(f"{path} was written with another {what}: remove it to start again, or run with what it had")
+    model.load_state_dict(state["model"])
+    mtp.load_state_dict(state["mtp"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["elapsed_s"]
