@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperdflash.decoding.generate_job import main
+from hyperdflash.generation.job import main
 
 if __name__ == "__main__":
     main()

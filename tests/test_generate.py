@@ -14,11 +14,12 @@ from rich.console import Console
 from hyperdflash.cli import decided_by
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
-from hyperdflash.decoding import generate_job as module
-from hyperdflash.decoding.display import RoundPrinter, TextStream
-from hyperdflash.decoding.generate_job import answer_prompt, generate, generate_stream, load_drafter, quoted, tokenizer_of
 from hyperdflash.decoding.loop import FirstToken, Round, Seconds
 from hyperdflash.decoding.proposers import BlockDrafter, MTPDrafter
+from hyperdflash.generation import job as module
+from hyperdflash.generation.api import generate, generate_stream, load_drafter, tokenizer_of
+from hyperdflash.generation.display import RoundPrinter, TextStream
+from hyperdflash.generation.job import answer_prompt, quoted
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.load import Target, load_target
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ALLOWED = {"src", "os", "pathlib", "matplotlib", "torch", "numpy", "csv", "json", "IPython"}
+ALLOWED = {"hyperdflash", "tiny_target", "os", "pathlib", "matplotlib", "torch", "numpy", "csv", "json", "IPython"}
 
 
 def test_there_are_notebooks():

@@ -39,7 +39,7 @@ ORDER = [
     "decoding",
     "report",
     "cli",
-    ("preparing", "training", "launch", "evaluation", "checks", "planning"),
+    ("preparing", "training", "launch", "evaluation", "checks", "planning", "generation"),
 ]
 PLACES = {unit: place for place, units in enumerate(ORDER) for unit in ([units] if isinstance(units, str) else units)}
 TORCH_PACKAGES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "transformers"}
@@ -82,7 +82,7 @@ def imports(path: Path, text: str | None = None) -> Iterator[str]:
 def order_violations(path: Path, text: str | None = None) -> list[str]:
     """Imports of ``path`` that do not go left in ORDER; nothing imports an entry point."""
     parts = dotted(path).split(".")
-    own = parts[1] if parts[0] == "hyperdflash" else None
+    own = parts[1] if parts[0] == "hyperdflash" and len(parts) > 1 else None
     wrong = []
     for name in sorted(set(imports(path, text))):
         root, _, rest = name.partition(".")

@@ -307,10 +307,11 @@ def test_a_curve_counts_steps_done_and_needs_no_file(tmp_path):
 def test_the_codes_digest_follows_the_training_alone(tmp_path):
     from hyperdflash.record import training_code
 
-    for name in ("lit/run.py", "report/sweep.py", "train.py"):
+    for name in ("training/job.py", "report/sweep.py", "planning/plan.py", "cli.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x = 1")
     before = training_code(tmp_path)
-    for name, same in (("report/sweep.py", True), ("train.py", True), ("lit/run.py", False)):
+    for name, same in (("report/sweep.py", True), ("planning/plan.py", True), ("training/job.py", False), ("cli.py", False)):
         (tmp_path / name).write_text("x = 2")
         assert (training_code(tmp_path) == before) is same, name
+        (tmp_path / name).write_text("x = 1")

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from hyperdflash.contracts import DOMAINS, Conversation, Turn
@@ -39,10 +40,12 @@ PROBLEMS_A_TEMPLATE = 75
 TRAIN_BYTES = {"code": 7_500_000, "chat": 4_500_000, "math": 4_000_000}
 
 _CONTENT_MODULES_TEXT = """
-code_tasks definitions docstrings embedded explanations near_duplicates packages problem_chains
-problem_templates_more problem_templates_one problem_templates_two split stable_hash topics word_problems
+code_tasks definitions docstrings embedded explanations packages problem_chains
+problem_templates_more problem_templates_one problem_templates_two topics word_problems
 """
-_CONTENT_MODULES = _CONTENT_MODULES_TEXT.split()
+_CONTENT_MODULES = [f"tiny_target.corpus.{name}" for name in _CONTENT_MODULES_TEXT.split()] + [
+    f"hyperdflash.data.{name}" for name in ("near_duplicates", "split", "stable_hash")
+]
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def default_cache_dir() -> Path:
 
 def cache_key() -> str:
     """Hash of the code that decides the content, the Python version and the versions of all distributions read."""
-    sources = [Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in _CONTENT_MODULES]
+    sources = [Path(find_spec(name).origin).read_text(encoding="utf-8") for name in _CONTENT_MODULES]
     code = [ast.dump(ast.parse(source)) for source in sources]  # comments and layout change nothing
     return content_hash(json.dumps([code, sys.version_info[:3], installed_versions()]))
 

@@ -20,7 +20,7 @@ SIGNS = {
     "accepted": ("[", "]"),
     "rejected": ("{-", "-}"),
     "own": ("", ""),
-}  # as decoding/display.py where there is no colour
+}  # as generation/display.py where there is no color
 STYLES = {
     "accepted": "background:#d7f0e3;color:#00593c",
     "rejected": "background:#fbe3d9;color:#a33b00;text-decoration:line-through",

@@ -1,0 +1,127 @@
+"""The Python interface: load a target and a drafter, and generate losslessly.
+
+import hyperdflash
+
+target = hyperdflash.load_target("assets/tiny")
+drafter = hyperdflash.load_drafter("mtp", target)                          # or a run's directory, or "ar"
+answer = hyperdflash.generate(target, drafter, "What is a closure?")       # answer.text, answer.generation.rounds
+for piece in hyperdflash.generate_stream(target, drafter, "..."): print(piece.text, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.data.chat import encode_prompt
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.decoding.loop import FirstToken, Generation, Round, collect, speculate
+from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter, MTPDrafter
+from hyperdflash.generation.display import TextStream
+from hyperdflash.settings import positive_int
+from hyperdflash.targets import load
+from hyperdflash.targets.load import Target
+from hyperdflash.targets.sampling import Sampler
+from hyperdflash.targets.session import TargetSession
+
+tokenizer_of = lru_cache(maxsize=4)(load_tokenizer)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one event added: its ``text`` (complete characters, control tokens left out) and the event itself."""
+
+    text: str
+    event: FirstToken | Round
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``text`` without control tokens; ``generation`` its tokens, rounds and times."""
+
+    text: str
+    generation: Generation
+
+
+def load_target(
+    path: str | Path, *, dtype: str = "fp32", attention: str = "windowed", experts: str = "dense", **settings
+) -> Target:
+    """The whole frozen target in the directory ``path``; ``settings`` as ``hyperdflash.targets.load.load_target``.
+
+    The defaults are those of conf/target/tiny.yaml.
+    """
+    return load.load_target(path=path, dtype=dtype, attention=attention, experts=experts, **settings)
+
+
+def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> LoopDrafter:
+    """``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), or the directory of a finished training run.
+
+    ValueError where the run is not finished or was trained on another target's weights.
+    """
+    from hyperdflash.evaluation.methods import method_of_run
+
+    if source == "ar":
+        return Autoregressive()
+    if source == "mtp":
+        return MTPDrafter(target.mtp, positive_int("num_slots", num_slots), target.heads)
+    method, training = method_of_run(source, target.path)
+    return method.loop_drafter(training, target.heads)
+
+
+def generate_stream(
+    target: Target,
+    drafter: LoopDrafter,
+    prompt: str | Conversation | Sequence[int],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    mode: str = "non_think",
+    synchronize: bool = False,
+) -> Iterator[Piece]:
+    """The answer to ``prompt``, a piece a round, until the end token or ``max_new_tokens``.
+
+    A string is one user turn in the chat encoding of ``mode``; token ids are taken as they are. See ``speculate`` for
+    ``synchronize``.
+    """
+    tokenizer, stop_ids = tokenizer_of(target.path), stop_ids_of(target)
+    if isinstance(prompt, str):
+        prompt = Conversation("prompt", "chat", (Turn("user", prompt),))
+    prompt_ids = encode_prompt(prompt, tokenizer, mode) if isinstance(prompt, Conversation) else list(prompt)
+    generator = torch.Generator(target.model.device).manual_seed(seed)
+    stream, count = TextStream(tokenizer), 0
+    with TargetSession(target.model, drafter.layer_ids) as session:
+        for event in speculate(
+            session,
+            drafter,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            sampler=Sampler(temperature, top_p, generator),
+            synchronize=synchronize,
+        ):
+            added = [event.token_id] if isinstance(event, FirstToken) else event.emitted
+            count += len(added)
+            yield Piece(stream.push(added, last=count == max_new_tokens or added[-1] in stop_ids), event)
+
+
+def generate(target: Target, drafter: LoopDrafter, prompt: str | Conversation | Sequence[int], **settings) -> Answer:
+    """The whole answer; ``settings`` as ``generate_stream``."""
+    return answer_of(list(generate_stream(target, drafter, prompt, **settings)), target)
+
+
+def answer_of(pieces: Sequence[Piece], target: Target) -> Answer:
+    """All pieces of ``generate_stream`` -> the whole answer."""
+    generation = collect((piece.event for piece in pieces), stop_ids_of(target))
+    return Answer("".join(piece.text for piece in pieces), generation)
+
+
+def stop_ids_of(target: Target) -> set[int]:
+    """What ends an answer."""
+    return {special_ids(tokenizer_of(target.path), mask_id=0).eos}

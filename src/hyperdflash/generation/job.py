@@ -1,0 +1,110 @@
+"""The command that answers one prompt with a drafter and shows the drafts round by round.
+
+python -m src.generate prompt="Write a function that adds two numbers."                       drafts of the native MTP block
+python -m src.generate prompt="..." run=runs/train/<run> temperature=1 max_new_tokens=256     a trained drafter
+python -m src.generate prompt="..." method=ar                                                 plain decoding
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from hyperdflash.cli import entry_point, runs_dir
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.generation.api import Answer, answer_of, generate_stream, load_drafter, tokenizer_of
+from hyperdflash.generation.display import RoundPrinter, summary_line
+from hyperdflash.settings import natural_int, one_of, positive_int
+from hyperdflash.targets.load import Target
+
+
+def newest_run(target: Target) -> Path:
+    """The last finished HyperDFlash run on this target's weights, of the latest stage; ValueError where there is none."""
+    from hyperdflash.training.warm_start import read_record
+
+    found = []
+    for path in (runs_dir() / "train").glob("*/result.json"):
+        record = read_record(path.parent)
+        if record["target"] == target.fingerprint and _is_hyperdflash(record["decided_by"]):
+            found.append((record["decided_by"]["stage"], path.stat().st_mtime, path.parent))
+    if not found:
+        raise ValueError(
+            f"method=hyperdflash has no finished run on this target in {runs_dir() / 'train'}: run "
+            "`python -m src.train experiment=stage1` first, or give run=<directory> or method=mtp"
+        )
+    return max(found)[-1]
+
+
+def _is_hyperdflash(decided: dict) -> bool:
+    """The paper's method alone, none of a sweep's variants: states before the HC head, by the gate of the target's HC head."""
+    conditioning, reducer = decided["conditioning"] or {}, decided["reducer"] or {}
+    gate = reducer.get("_target_", "").endswith(".HcGate") and reducer.get("init") == "inherit"
+    return gate and conditioning.get("_target_", "").endswith(".PreHcHead")
+
+
+def answer_prompt(config: DictConfig, console: Console) -> Answer:
+    """Load, generate and show as the rounds come."""
+    from hydra.utils import instantiate
+    from transformers.utils import logging
+
+    method = config.method or ("hyperdflash" if config.run else "mtp")
+    one_of("method", method, ("hyperdflash", "mtp", "ar"))
+    if OmegaConf.is_missing(config, "prompt"):
+        raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
+    if config.run and method != "hyperdflash":
+        raise ValueError(f"run={config.run} brings its own drafter, method={method} another: leave one of them out")
+    for name in ("num_slots", "max_new_tokens", "threads"):
+        positive_int(name, config[name])
+    natural_int("seed", config.seed)
+    turns = ([Turn("system", str(config.system))] if config.system else []) + [Turn("user", str(config.prompt))]
+    logging.disable_progress_bar()
+    torch.set_num_threads(config.threads)
+    target: Target = instantiate(config.target)
+    source = (config.run or newest_run(target)) if method == "hyperdflash" else method
+    drafter = load_drafter(source, target, num_slots=config.num_slots)
+    plain = dict(style="dim", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"target {config.target.path}, drafter {source}, temperature {config.temperature}", **plain)
+    printer = RoundPrinter(tokenizer_of(target.path), console, show_rejected=config.show_rejected)
+    pieces = []
+    for piece in generate_stream(
+        target,
+        drafter,
+        Conversation("prompt", "chat", tuple(turns)),
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+        mode=config.mode,
+        synchronize=True,
+    ):
+        printer.show(piece.event)
+        pieces.append(piece)
+    printer.end()
+    answer = answer_of(pieces, target)
+    console.print(summary_line(answer.generation), **plain)
+    return answer
+
+
+def quoted(argument: str) -> str:
+    """``prompt=`` and ``system=`` with their text quoted for Hydra, whose own grammar trips over commas and brackets."""
+    name, sign, text = argument.partition("=")
+    if name not in ("prompt", "system") or not sign or text == "null" or re.fullmatch(r"(['\"]).*\1", text, re.DOTALL):
+        return argument
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    text = re.sub(r"(\\+)$", r"\1\1", text).replace("${", "\\${")
+    return f"{name}='{text}'"
+
+
+@entry_point("generate")
+def run_command(config: DictConfig) -> None:
+    answer_prompt(config, Console())
+
+
+def main() -> None:
+    sys.argv[1:] = map(quoted, sys.argv[1:])
+    run_command()
