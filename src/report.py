@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hyperdflash.report.job import main
+from hyperdflash.evaluation.report_job import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from hyperdflash.cli import run_name
+from hyperdflash.evaluation.report_job import make_report
 from hyperdflash.launch.sweep_plan import plan_sweep
-from hyperdflash.report.job import make_report
 from hyperdflash.training.job import train
 from tests.test_documented_commands import ROOT
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hyperdflash.report import job as entry
-from hyperdflash.report.job import make_report
+from hyperdflash.evaluation import report_job as entry
+from hyperdflash.evaluation.report_job import make_report
 from tests.report.fake_runs import fake_sweep, noisy
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

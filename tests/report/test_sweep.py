@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from hyperdflash.evaluation import report_job as entry
+from hyperdflash.evaluation.report_job import make_report
 from hyperdflash.launch.sweep_plan import plan_sweep
-from hyperdflash.report import job as entry
 from hyperdflash.report.bootstrap import MEAN
-from hyperdflash.report.job import make_report
 from hyperdflash.report.sweep import AHEAD, BEHIND, EVEN, over_seeds, verdict_lines
 from hyperdflash.report.sweep_figures import sweep_figures
 from hyperdflash.report.sweep_runs import read_curve
