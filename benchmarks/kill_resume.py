@@ -12,7 +12,6 @@ Markdown table.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import shlex
@@ -24,13 +23,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-from torch.utils._pytree import keystr, tree_leaves_with_path
-
 from hyperdflash.cli import runs_dir
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.tables import markdown_table
-from hyperdflash.training.checkpoints import checkpoint_path, newest_checkpoint, step_of
+from hyperdflash.training.checkpoints import newest_checkpoint, step_of
+from hyperdflash.training.run_differences import run_differences
 
 STEPS = 60
 OPTIONS = [
@@ -77,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
             sys.exit(f"error: the run ended before kill {len(kills)}: see {broken}.log")
         print(f"  {kills[-1]}", flush=True)
     finish(command, broken)
-    differences = compare(_run(whole), _run(broken), STEPS)
+    differences = run_differences(_run(whole), _run(broken), STEPS)
     record = {
         "made_by": environment_record(shlex.join(["python", "-m", "benchmarks.kill_resume", *sys.argv[1:]])),
         "ranks": arguments.ranks,
@@ -144,32 +141,6 @@ def last_step(runs: Path) -> int | None:
     rows = list((runs / "train").glob("*/metrics.csv"))
     lines = rows[0].read_text().splitlines()[1:] if rows else []
     return int(lines[-1].split(",")[0]) if lines and lines[-1].split(",")[0].isdigit() else None
-
-
-def compare(whole: Path, broken: Path, steps: int) -> list[str]:
-    """What differs between two runs finished after ``steps`` steps: names of tensors, states, metrics and files."""
-    states = [torch.load(checkpoint_path(run / "checkpoints", steps), weights_only=True) for run in (whole, broken)]
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
-    leaves = [{keystr(at): leaf for at, leaf in tree_leaves_with_path({n: state[n] for n in parts})} for state in states]
-    differing = [n for n in sorted(leaves[0].keys() | leaves[1].keys()) if not _same(leaves[0].get(n), leaves[1].get(n))]
-    best = [torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for run in (whole, broken)]
-    differing += [f"best.ckpt {n}" for n in best[0] if not _same(best[0][n], best[1].get(n))]
-    rows = [_metrics(run) for run in (whole, broken)]
-    differing += ["metrics.csv"] if rows[0] != rows[1] else []
-    texts = [(run / "validation.json").read_text() for run in (whole, broken)]
-    return differing + (["validation.json"] if texts[0] != texts[1] else [])
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    return one == other
-
-
-def _metrics(run: Path) -> list[dict]:
-    """All rows without what is a rate in time."""
-    with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in csv.DictReader(file)]
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ ORDER = [
 ]
 PLACES = {unit: place for place, units in enumerate(ORDER) for unit in ([units] if isinstance(units, str) else units)}
 TORCH_PACKAGES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "transformers"}
+BESIDE = {"tiny_target", "benchmarks"}  # they import the package, never the other way round
 MAX_BYTES = 8_000_000
 VAGUE_NAMES = {"utils.py", "common.py", "helpers.py", "util.py", "misc.py"}
 # Absolute paths of somebody's machine, written in parts so that this file passes too.
@@ -87,12 +88,14 @@ def order_violations(path: Path, text: str | None = None) -> list[str]:
     for name in sorted(set(imports(path, text))):
         root, _, rest = name.partition(".")
         unit = rest.split(".")[0]
-        if root == "src" or (
+        beside = root in BESIDE and parts[0] == "hyperdflash"
+        right = (
             root == "hyperdflash"
             and own is not None
             and unit not in (own, *peers(own))
             and PLACES.get(unit, len(ORDER)) >= PLACES[own]
-        ):
+        )
+        if root == "src" or beside or right:
             wrong.append(f"{path.relative_to(ROOT)} imports {root}.{unit}")
     return sorted(set(wrong))
 
@@ -157,6 +160,10 @@ def test_imports_go_left():
         ("src/hyperdflash/objectives/x.py", "from . import objective", []),
         ("src/hyperdflash/objectives/x.py", "import src.hyperdflash.contracts", ["src.hyperdflash"]),
         ("src/hyperdflash/contracts.py", "import hyperdflash.settings", ["hyperdflash.settings"]),
+        ("src/hyperdflash/data/x.py", "from tiny_target.corpus.embedded import load_embedded", ["tiny_target.corpus"]),
+        ("src/hyperdflash/data/x.py", "def f():\n    import benchmarks.step", ["benchmarks.step"]),
+        ("src/hyperdflash/__init__.py", "import src.train", ["src.train"]),
+        ("src/pretrain.py", "from tiny_target.pretraining import pretrain", []),
         ("src/train.py", "from hyperdflash.training.job import train", []),
         ("src/train.py", "from src.evaluate import main", ["src.evaluate"]),
         ("src/hyperdflash/training/x.py", "from src.train import main", ["src.train"]),
@@ -164,6 +171,12 @@ def test_imports_go_left():
 )
 def test_the_import_check_sees(file, text, found):
     assert [line.split()[-1] for line in order_violations(ROOT / file, text)] == found
+
+
+def test_only_their_own_tests_import_the_benchmarks():
+    tests = [path for path in sorted((ROOT / "tests").rglob("*.py")) if (ROOT / "tests" / "benchmarks") not in path.parents]
+    wrong = [str(p.relative_to(ROOT)) for p in tests if any(name.split(".")[0] == "benchmarks" for name in imports(p))]
+    assert tests and not wrong, f"move what they share into tests/ or the package: {wrong}"
 
 
 def test_nothing_imports_the_package_under_a_second_name():

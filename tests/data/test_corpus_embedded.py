@@ -18,6 +18,7 @@ from tiny_target.corpus import embedded
 from tiny_target.corpus.definitions import FunctionDefinition, scan
 from tiny_target.corpus.embedded import Candidate, chat_candidates, code_candidates, load_embedded, math_candidates, select
 from tiny_target.corpus.packages import corpus_files, python_files
+from tiny_target.corpus.problem_templates import templates
 from tiny_target.corpus.topics import Topic, explain_topic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +113,7 @@ def test_splits_share_no_normalised_content_and_keep_modules_whole():
     for candidates, shingles in (
         (code_candidates(definitions), True),
         (chat_candidates(definitions), True),
-        (math_candidates(embedded.TEMPLATES, 60), False),
+        (math_candidates(templates(), 60), False),
     ):
         folded = {item.conversation.id: item.folded for item in candidates}
         train, heldout = select(candidates, None, by_shingles=shingles)
@@ -129,7 +130,7 @@ def test_splits_share_no_normalised_content_and_keep_modules_whole():
 
 
 def test_selection_does_not_depend_on_the_order_of_files(package):
-    candidates = code_candidates(scan(python_files(package, "tools"))) + math_candidates(embedded.TEMPLATES, 5)
+    candidates = code_candidates(scan(python_files(package, "tools"))) + math_candidates(templates(), 5)
     shuffled = random.Random(1).sample(candidates, len(candidates))
     assert select(candidates, 9_000) == select(shuffled, 9_000)
 
@@ -145,7 +146,7 @@ def test_the_corpus_does_not_depend_on_the_hash_seed(package):
         "import sys; from tiny_target.corpus.embedded import *; from tiny_target.corpus.definitions import scan;"
         "from tiny_target.corpus.packages import python_files;"
         "d = scan(python_files(Path(sys.argv[1]), 'tools'));"
-        "c = code_candidates(d) + chat_candidates(d) + math_candidates(TEMPLATES[:9], 20);"
+        "c = code_candidates(d) + chat_candidates(d) + math_candidates(templates()[:9], 20);"
         "print(content_hash(repr(select(c, 50_000))))"
     )
     outputs = {

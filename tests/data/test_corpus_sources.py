@@ -12,7 +12,7 @@ import pytest
 
 from hyperdflash.contracts import Turn
 from hyperdflash.data.row_files import MAX_LINE_BYTES
-from hyperdflash.data.row_stats import Account
+from hyperdflash.data.row_stats import RowStats
 from hyperdflash.data.sources import HUB_DATASETS, stream
 
 GOOD = [
@@ -64,12 +64,12 @@ def test_good_rows_are_read_and_bad_ones_counted_and_named(bad_lines, tmp_path, 
         path.write_bytes(b"".join(codec.compress(part, asbytes=True) for part in (bad_lines[:half], bad_lines[half:])))
     else:
         path.write_bytes(bad_lines)
-    account = Account(name)
-    assert [c.turns[-1].content for c in stream(path, "chat", account=account)] == LAST
-    assert account.dropped == dict.fromkeys(BAD, 1) and account.read == len(BAD) + len(GOOD)
+    stats = RowStats(name)
+    assert [c.turns[-1].content for c in stream(path, "chat", stats=stats)] == LAST
+    assert stats.dropped == dict.fromkeys(BAD, 1) and stats.read == len(BAD) + len(GOOD)
     lines = [1, *range(5, 5 + len(BAD) - 1)]  # the empty line has a number
-    assert account.places == {reason: [f"{name}:{line}"] for reason, line in zip(BAD, lines, strict=True)}
-    told = "\n".join(account.lines())
+    assert stats.places == {reason: [f"{name}:{line}"] for reason, line in zip(BAD, lines, strict=True)}
+    told = "\n".join(stats.lines())
     assert f"{name}: {len(BAD) + len(GOOD)} rows read" in told and f"1 invalid UTF-8: {name}:6" in told
 
 
@@ -77,20 +77,20 @@ def test_a_line_a_byte_too_long_is_dropped_and_one_that_fits_is_read(tmp_path):
     path, around = tmp_path / "rows.jsonl", len(b'{"turns": [""]}')
     fits = b'{"turns": ["' + b"y" * (MAX_LINE_BYTES - around) + b'"]}'
     path.write_bytes(b"\n".join([fits, fits[:13] + b"y" + fits[13:], b'{"turns": ["z"]}', fits]))  # no line break at the end
-    account = Account("rows")
-    assert [len(c.turns[0].content) for c in stream(path, "chat", account=account)] == [
+    stats = RowStats("rows")
+    assert [len(c.turns[0].content) for c in stream(path, "chat", stats=stats)] == [
         *(MAX_LINE_BYTES - around, 1, MAX_LINE_BYTES - around)
     ]
-    assert account.places == {f"line above {MAX_LINE_BYTES:,} bytes": ["rows.jsonl:2"]}
+    assert stats.places == {f"line above {MAX_LINE_BYTES:,} bytes": ["rows.jsonl:2"]}
 
 
 def test_utf16_bytes_are_not_guessed(tmp_path):
     path = tmp_path / "rows.jsonl"
     line = json.dumps(GOOD[2]) + "\n"
     path.write_bytes(line.encode("utf-16-be") + line.encode())
-    account = Account("rows")
-    assert len(list(stream(path, "code", account=account))) == 1
-    assert account.places == {"invalid JSON": ["rows.jsonl:1"]}
+    stats = RowStats("rows")
+    assert len(list(stream(path, "code", stats=stats))) == 1
+    assert stats.places == {"invalid JSON": ["rows.jsonl:1"]}
 
 
 def test_parquet_with_the_same_columns(tmp_path):
@@ -98,14 +98,14 @@ def test_parquet_with_the_same_columns(tmp_path):
     rows = [{"id": "x", "conversations": row["conversations"]} for row in GOOD[:2]]
     rows += [{"id": "y", "conversations": None}, {"id": "z", "conversations": [{"role": "user", "content": None}]}]
     pq.write_table(pa.Table.from_pylist(rows * 100), path)
-    account = Account("rows")
-    assert [c.turns[-1].content for c in stream(path, "chat", account=account)] == ["hello", "a"] * 100
-    assert account.dropped == {"no known fields": 100, "content is not text": 100}
-    assert account.places["content is not text"][:2] == ["rows.parquet:4", "rows.parquet:8"]
-    assert "rows.parquet:20 and 95 more" in "\n".join(account.lines())
+    stats = RowStats("rows")
+    assert [c.turns[-1].content for c in stream(path, "chat", stats=stats)] == ["hello", "a"] * 100
+    assert stats.dropped == {"no known fields": 100, "content is not text": 100}
+    assert stats.places["content is not text"][:2] == ["rows.parquet:4", "rows.parquet:8"]
+    assert "rows.parquet:20 and 95 more" in "\n".join(stats.lines())
 
     pq.write_table(pa.table({"instruction": ["a", "b"], "output": ["c", None]}), path)
-    assert [c.turns for c in stream(path, "code", account=account)] == [(Turn("user", "a"), Turn("assistant", "c"))]
+    assert [c.turns for c in stream(path, "code", stats=stats)] == [(Turn("user", "a"), Turn("assistant", "c"))]
 
 
 def test_invalid_utf8_in_parquet_costs_only_its_row(tmp_path):
@@ -113,9 +113,9 @@ def test_invalid_utf8_in_parquet_costs_only_its_row(tmp_path):
     texts = pa.array([b"ask 1", b"\xff\xfe", b"ask 3"], pa.binary())
     texts = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
     pq.write_table(pa.table({"instruction": texts, "output": ["1", "2", "3"]}), path)
-    account = Account("rows")
-    assert [c.turns[0].content for c in stream(path, "code", account=account)] == ["ask 1", "ask 3"]
-    assert account.places == {"invalid UTF-8": ["rows.parquet:2"]}
+    stats = RowStats("rows")
+    assert [c.turns[0].content for c in stream(path, "code", stats=stats)] == ["ask 1", "ask 3"]
+    assert stats.places == {"invalid UTF-8": ["rows.parquet:2"]}
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.parquet"])
@@ -148,11 +148,11 @@ def test_hub_sets_are_streamed(monkeypatch):
         return iter([*GOOD[2:3] * 3, {"instruction": None, "output": "x"}])
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    account = Account("hub")
-    found = list(stream("theblackcat102/evol-codealpaca-v1", account=account))
+    stats = RowStats("hub")
+    found = list(stream("theblackcat102/evol-codealpaca-v1", stats=stats))
     assert asked == {"name": "theblackcat102/evol-codealpaca-v1", "split": "train", "streaming": True}
     assert [conversation.domain for conversation in found] == ["code"] * 3
-    assert account.places == {"instruction is not text": ["theblackcat102/evol-codealpaca-v1:4"]}
+    assert stats.places == {"instruction is not text": ["theblackcat102/evol-codealpaca-v1:4"]}
 
 
 def test_rows_as_datasets_really_gives_them(tmp_path, monkeypatch):

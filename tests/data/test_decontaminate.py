@@ -10,7 +10,7 @@ import pytest
 
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.decontaminate import decontaminate
-from hyperdflash.data.mixture import StreamedCorpus
+from hyperdflash.data.streamed import StreamedCorpus
 from tiny_target.corpus import __main__ as command
 
 QUESTION = "Ann has 3 red apples, buys 14 more at the market and gives Ben half of them."  # 16 words
@@ -109,7 +109,7 @@ def test_the_streamed_corpus_leaves_them_out(folder, caplog):
     assert asked(made.validation_conversations()) == validation - bad
     assert f"{len(bad & train)} of {len(train)} training" in caplog.text
     assert f"{len(bad & validation)} of {len(validation)} validation" in caplog.text
-    assert made.accounts[0].dropped["holds a benchmark's prompt"] == len(bad & train)
+    assert made.row_stats[0].dropped["holds a benchmark's prompt"] == len(bad & train)
     with pytest.raises(ValueError, match=r"corpus\.decontaminate must be true or false"):
         corpus(folder, decontaminate="yes")
 

@@ -11,9 +11,9 @@ from itertools import islice
 import pytest
 
 from hyperdflash.data import selection as selection_module
-from hyperdflash.data.mixture import StreamedCorpus
 from hyperdflash.data.selection import Choice, asked_hash, select
 from hyperdflash.data.sources import placed
+from hyperdflash.data.streamed import StreamedCorpus
 
 THINGS = ("oak", "elm", "fir", "ash", "yew", "box", "bay", "fig")
 ROWS = [
@@ -37,7 +37,7 @@ def chosen(path, tmp_path, choice=CHOICE, num_train=20, num_heldout=8):
 def test_shuffled_copied_and_damaged_rows_change_nothing(tmp_path):
     found, (train, heldout) = chosen(write(tmp_path / "a.jsonl", ROWS), tmp_path / "kept")
     assert (len(train), len(heldout)) == (20, 8) and not set(train) & set(heldout)
-    assert found.account.read == 64 == found.account.taken + found.account.dropped["on the held-out side"]
+    assert found.stats.read == 64 == found.stats.taken + found.stats.dropped["on the held-out side"]
     for seed in range(5):
         rng = random.Random(seed)
         rows = rng.sample(ROWS, len(ROWS))
@@ -47,7 +47,7 @@ def test_shuffled_copied_and_damaged_rows_change_nothing(tmp_path):
         assert [len(side) for side in sides] == [20, 8]
         asked = [[asked_hash(c) for c in one.conversations("train", 0, 99)] for one in (found, other)]
         assert asked[0] == asked[1]
-        assert other.account.dropped["asks the same as another row"] == 9
+        assert other.stats.dropped["asks the same as another row"] == 9
     # of rows that ask the same the one with the lowest id stays, wherever it stands
     pair = [ROWS[0], {"instruction": "tell me of oak and OAK.", "output": "other"}]
     one, two = (chosen(write(tmp_path / f"p{i}.jsonl", rows), tmp_path)[1] for i, rows in enumerate((pair, pair[::-1])))
@@ -85,7 +85,7 @@ def test_rows_that_ask_the_same_are_on_one_side(tmp_path):
         path = write(tmp_path / "pairs.jsonl", rows)
         found, (train, heldout) = chosen(path, tmp_path, Choice(seed=0, heldout=0.5, min_chars=2, max_chars=200))
         assert len(train) + len(heldout) == len(THINGS) and train and heldout
-        assert found.account.dropped["asks the same as another row"] == len(THINGS)
+        assert found.stats.dropped["asks the same as another row"] == len(THINGS)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_lengths_are_filtered_and_named(tmp_path):
         write(tmp_path / "rows.jsonl", rows), tmp_path, Choice(seed=0, heldout=0.0, min_chars=3, max_chars=9)
     )
     assert len(train) == 1
-    assert found.account.places == {"below 3 characters": ["rows.jsonl:1"], "above 9 characters": ["rows.jsonl:3"]}
+    assert found.stats.places == {"below 3 characters": ["rows.jsonl:1"], "above 9 characters": ["rows.jsonl:3"]}
 
 
 def test_a_changed_file_is_read_again_and_a_broken_reading_leaves_nothing(tmp_path, monkeypatch):
@@ -125,8 +125,8 @@ def test_a_changed_file_is_read_again_and_a_broken_reading_leaves_nothing(tmp_pa
     write(path, ROWS)
     assert len(chosen(path, kept, num_train=99)[1][0]) > 40
 
-    def breaks_off(*_, account):
-        yield from islice(placed(path, "chat", account=account), 7)
+    def breaks_off(*_, stats):
+        yield from islice(placed(path, "chat", stats=stats), 7)
         raise ValueError("gone")
 
     before = sorted(kept.glob("*.jsonl"))
@@ -155,14 +155,14 @@ def test_a_second_source_fills_the_stage_with_rows_the_first_stage_did_not_see(t
     )
     first, second = corpus(tmp_path, **stages), corpus(tmp_path, stage=2, **stages)
     one, two = first.train(), second.train()
-    twice = second.accounts[1].dropped["asks the same as another row"]  # rows of both sources, which nothing replaces
+    twice = second.row_stats[1].dropped["asks the same as another row"]  # rows of both sources, which nothing replaces
     assert len(one) == 20 and 0 < twice < 4 and len(two) == 30 - twice
     assert not {asked_hash(c) for c in one} & {asked_hash(c) for c in two if c.domain == "chat"}
     assert two != sorted(two, key=lambda c: c.domain)  # sources are mixed
     assert two == corpus(tmp_path, stage=2, **stages).train()
-    for account, source in zip(second.accounts, (code, chat), strict=True):
-        assert account.source == str(source) and account.read == account.taken + account.dropped.total()
-    assert sum(account.taken for account in second.accounts) == len(two)
+    for stats, source in zip(second.row_stats, (code, chat), strict=True):
+        assert stats.source == str(source) and stats.read == stats.taken + stats.dropped.total()
+    assert sum(stats.taken for stats in second.row_stats) == len(two)
     held = {asked_hash(c) for made in (first, second) for c in made.validation_conversations()}
     assert held and not held & {asked_hash(c) for c in [*one, *two]}
 

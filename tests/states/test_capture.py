@@ -8,18 +8,13 @@ import os
 import signal
 import threading
 import time
-from argparse import Namespace
 
 import pytest
 
-from benchmarks.capture import make_documents, measure, table
-from benchmarks.capture_kills import run_kills
 from hyperdflash.states.capture import capture, claim_of
 from hyperdflash.states.leases import Board, host
-from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.states.writer import ShardWriter
-from hyperdflash.targets.load import load_target
-from hyperdflash.targets.producer import InProcess
 from tests.states.random_states import RandomStates, documents, forwards, key
 
 fork = multiprocessing.get_context("fork")
@@ -177,33 +172,3 @@ def test_a_shard_in_other_hands_is_waited_for(tmp_path):
     run_capture(tmp_path / "cache", tmp_path / "log")
     thread.join(20)
     assert len(forwards(tmp_path / "log")) == 11
-
-
-def test_killed_captures_leave_what_an_undisturbed_one_does(tmp_path, mini_target):
-    """A few of the hundred kills of `python -m benchmarks.capture_kills`."""
-    target = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
-    wanted = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
-    found = run_kills(5, wanted, lambda: InProcess(target), make_documents(16, 40, 320), tmp_path)
-    assert found.kills == 5 and found.different_files == 0
-    assert found.needed <= found.forwards <= found.allowed
-
-
-def test_the_bench_tells_slow_downs_and_first_batches(tmp_path, mini_target):
-    options = Namespace(
-        rounds=1,
-        threads=1,
-        records=32,
-        tokens=16,
-        paths=4,
-        hidden=32,
-        target=str(mini_target),
-        scratch=tmp_path,
-        device_rate=1e5,
-    )
-    record = measure(options)
-    assert {row["producer"].split()[0] for row in record["writing"]} == {str(mini_target), "a"}
-    for row in record["writing"]:
-        assert row["bytes"] > row["tokens"] * 4 * 32 * 2 and set(row["slower"]) == {"written beside", "written between"}
-    lines = table(record)
-    assert [line.split(" | ")[0] for line in lines[-4:]] == ["| disk, filled", "| offline", "| off", "| stream, empty"]
-    assert not list(tmp_path.iterdir())

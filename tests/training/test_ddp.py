@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.kill_resume import compare
 from hyperdflash.cli import train_run_dir
 from hyperdflash.launch import captures, child, launcher
 from hyperdflash.training import checkpoints
 from hyperdflash.training.checkpoints import Checkpoints, Stopped
 from hyperdflash.training.job import strategy_of, train
+from hyperdflash.training.run_differences import run_differences
 
 # 23 documents, 8 a step: 3 steps an epoch, so 51 in all, one of three with 7 documents for 8 places
 SAME = ["trainer.precision=64-true", "trainer.max_epochs=17", "trainer.val_check_interval=17", "trainer.log_every_n_steps=1"]
@@ -72,7 +72,7 @@ def test_ranks_that_are_told_to_stop_save_and_go_on(runs_here, prepared_override
     assert "stopped by SIGTERM after step" in capfd.readouterr().out
     assert train(ranks)["steps"] == 51
     assert "resuming from" in capfd.readouterr().out
-    assert compare(undisturbed, train_run_dir(ranks), 51) == []
+    assert run_differences(undisturbed, train_run_dir(ranks), 51) == []
     assert len(curves(undisturbed)[0]) == 51
 
 

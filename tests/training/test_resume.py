@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.kill_resume import compare
 from hyperdflash.cli import train_run_dir
 from hyperdflash.training import job as runs
 from hyperdflash.training.checkpoints import Stopped, check_same_run, checkpoint_path, damage, data_digest, newest_checkpoint
@@ -19,6 +18,7 @@ from hyperdflash.training.epoch_plan import TrainingOrder
 from hyperdflash.training.job import train
 from hyperdflash.training.metrics_csv import MetricsCSV
 from hyperdflash.training.module import DraftingModule
+from hyperdflash.training.run_differences import run_differences
 from tests.states.random_states import key
 
 STEPS = 18
@@ -99,13 +99,13 @@ def test_killed_anywhere_the_run_ends_the_same(
     assert "resuming from" in capsys.readouterr().out
     whole, undisturbed = expected
     assert record["val_tau"] == whole["val_tau"] and record["steps"] == STEPS
-    assert compare(undisturbed, run, STEPS) == []
+    assert run_differences(undisturbed, run, STEPS) == []
     with (run / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]] == list(range(STEPS))
 
     (run / "result.json").unlink()  # killed between the last checkpoint and the record
     assert train(config)["val_tau"] == whole["val_tau"]
-    assert compare(undisturbed, run, STEPS) == []
+    assert run_differences(undisturbed, run, STEPS) == []
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     train(config)
     said = capsys.readouterr().out
     assert f"{newer} is damaged" in said and f"{cut} is damaged" in said and f"resuming from {older}" in said
-    assert compare(expected[1], directory.parent, STEPS) == []
+    assert run_differences(expected[1], directory.parent, STEPS) == []
 
 
 @pytest.mark.parametrize(

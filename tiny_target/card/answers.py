@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hyperdflash.data.prompts import final_number
+from tiny_target.corpus.eval_prompts import final_number
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from hyperdflash.data.benchmark_rows import BENCHMARKS
 from hyperdflash.data.benchmarks import benchmark_prompts
 from hyperdflash.data.decontaminate import held_prompts
 from hyperdflash.data.overlap import NGRAM, seen_share
-from hyperdflash.data.prompts import PROMPTS_FILE, write_prompts
+from hyperdflash.data.prompts import eval_prompts_file
 from hyperdflash.data.split import heldout_kind
 from hyperdflash.data.stable_hash import content_hash
 from hyperdflash.data.tokenizer import load_tokenizer
 from tiny_target.corpus.embedded import load_embedded, text_bytes
+from tiny_target.corpus.eval_prompts import write_prompts
 
 DEFAULT_TOKENIZER = Path("assets/tiny")
 
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path, default=DEFAULT_TOKENIZER, help="folder with tokenizer.json")
     parser.add_argument("--cache-dir", type=Path, help="default $HYPERDFLASH_RUNS/corpus, or runs/corpus")
     parser.add_argument("--samples", type=int, default=2, help="conversations shown a domain")
-    parser.add_argument("--write-prompts", action="store_true", help=f"rewrite {PROMPTS_FILE.name} and stop")
+    parser.add_argument("--write-prompts", action="store_true", help=f"rewrite {eval_prompts_file().name} and stop")
     parser.add_argument("--benchmarks", help="folder of <name>.jsonl, or hub: count training texts that hold a prompt; stop")
     options = parser.parse_args(arguments)
     console = Console()
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load_tokenizer(options.tokenizer)  # a mistyped folder fails before the scan
     splits = {split: load_embedded(split, cache_dir=options.cache_dir) for split in ("train", "heldout")}
     if options.write_prompts:
-        console.print(f"{write_prompts(splits['heldout'])} prompts written to {PROMPTS_FILE}")
+        console.print(f"{write_prompts(splits['heldout'])} prompts written to {eval_prompts_file()}")
         return
     if options.benchmarks:
         report_contamination(splits["train"], options.benchmarks, console)

@@ -14,38 +14,32 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from hyperdflash.contracts import DOMAINS, Conversation, Turn
+from hyperdflash.contracts import DOMAINS, Conversation
+from hyperdflash.data import near_duplicates, split, stable_hash
+from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.near_duplicates import first_of_each, fold_code, fold_text
+from hyperdflash.data.prompts import load_eval_prompts
+from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.split import SPLITS, Split, is_heldout_module, is_heldout_text
 from hyperdflash.data.stable_hash import content_hash, unit_interval
+from hyperdflash.settings import natural_int
 from tiny_target.corpus.code_tasks import code_task
 from tiny_target.corpus.definitions import Definition, FunctionDefinition, default_workers, scan
 from tiny_target.corpus.explanations import explain_function, explain_namespace
 from tiny_target.corpus.packages import corpus_files, installed_versions
-from tiny_target.corpus.problem_templates_more import CHAINS
-from tiny_target.corpus.problem_templates_one import ONE_STEP
-from tiny_target.corpus.problem_templates_two import MORE_STEPS
+from tiny_target.corpus.problem_templates import Template, templates
 from tiny_target.corpus.topics import Topic, explain_topic, reference_topics
-from tiny_target.corpus.word_problems import Template, as_conversation, problems
+from tiny_target.corpus.word_problems import as_conversation, problems
 
 log = logging.getLogger(__name__)
 
-TEMPLATES: tuple[Template, ...] = ONE_STEP + MORE_STEPS + CHAINS
-PROBLEMS_A_TEMPLATE = 75
+PROBLEMS_PER_TEMPLATE = 75
 TRAIN_BYTES = {"code": 7_500_000, "chat": 4_500_000, "math": 4_000_000}
-
-_CONTENT_MODULES_TEXT = """
-code_tasks definitions docstrings embedded explanations packages problem_chains
-problem_templates_more problem_templates_one problem_templates_two topics word_problems
-"""
-_CONTENT_MODULES = [f"tiny_target.corpus.{name}" for name in _CONTENT_MODULES_TEXT.split()] + [
-    f"hyperdflash.data.{name}" for name in ("near_duplicates", "split", "stable_hash")
-]
 
 
 @dataclass(frozen=True)
@@ -88,10 +82,10 @@ def chat_candidates(definitions: Iterable[Definition], topics: Iterable[Topic] =
     return found
 
 
-def math_candidates(templates: Iterable[Template], count: int = PROBLEMS_A_TEMPLATE) -> list[Candidate]:
+def math_candidates(sources: Iterable[Template], count: int = PROBLEMS_PER_TEMPLATE) -> list[Candidate]:
     """Problems; two with the same template and numbers are the same problem, whatever its names and things."""
     found = []
-    for source in templates:
+    for source in sources:
         for problem in problems(source, count):
             heldout = source.is_unseen or unit_interval(problem.key, salt="problem") < 0.04
             found.append(Candidate(as_conversation(problem, unseen_template=source.is_unseen), problem.key, heldout))
@@ -125,7 +119,7 @@ def build(*, num_workers: int | None = None, progress: bool = True) -> dict[str,
     """The whole corpus from this machine's files: split -> conversations, domains mixed in a stable order."""
     definitions = scan(corpus_files(), num_workers=num_workers or default_workers(), progress=progress)
     candidates = {
-        "math": math_candidates(TEMPLATES),
+        "math": math_candidates(templates()),
         "code": code_candidates(definitions),
         "chat": chat_candidates(definitions, reference_topics()),
     }
@@ -145,10 +139,12 @@ def default_cache_dir() -> Path:
 
 
 def cache_key() -> str:
-    """Hash of the code that decides the content, the Python version and the versions of all distributions read."""
-    sources = [Path(find_spec(name).origin).read_text(encoding="utf-8") for name in _CONTENT_MODULES]
-    code = [ast.dump(ast.parse(source)) for source in sources]  # comments and layout change nothing
-    return content_hash(json.dumps([code, sys.version_info[:3], installed_versions()]))
+    """Hash of the code and words that decide the content, of the Python version and of the versions of all packages read."""
+    files = [path for path in sorted(Path(__file__).parent.glob("[!_]*.*")) if path.suffix in (".py", ".toml")]
+    files += [Path(module.__file__) for module in (near_duplicates, split, stable_hash)]
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    parsed = [ast.dump(ast.parse(text)) if path.suffix == ".py" else text for path, text in texts.items()]
+    return content_hash(json.dumps([parsed, sys.version_info[:3], installed_versions()]))
 
 
 def load_embedded(
@@ -176,18 +172,6 @@ def load_embedded(
         return [from_row(row) for row in rows if row["split"] == split and row["domain"] in domains]
 
 
-def to_row(conversation: Conversation, **more) -> dict:
-    """A conversation as a JSON row."""
-    turns = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
-    return {"id": conversation.id, "domain": conversation.domain, **more, "turns": turns}
-
-
-def from_row(row: dict) -> Conversation:
-    """The inverse of ``to_row``."""
-    turns = tuple(Turn(turn["role"], turn["content"]) for turn in row["turns"])
-    return Conversation(row["id"], row["domain"], turns)
-
-
 def write_rows(path: Path, corpus: dict[str, list[Conversation]]) -> None:
     """Write all splits to one JSONL file, which appears under its name only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,3 +184,51 @@ def write_rows(path: Path, corpus: dict[str, list[Conversation]]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedCorpus(Corpus):
+    """``stage1``, ``stage2``: conversations per domain, each stage from its own half of the train split, so that no document
+    is in both."""
+
+    stage1: Mapping[str, int]
+    stage2: Mapping[str, int]
+    directory: str | Path
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, mixture in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if unknown := [domain for domain in mixture if domain not in DOMAINS]:
+                raise ValueError(f"corpus.{name} names {unknown[0]!r}; the embedded corpus has {', '.join(DOMAINS)}")
+            for domain, count in mixture.items():
+                natural_int(f"corpus.{name}.{domain}", count)
+        if not any(self._mixture.values()):
+            raise ValueError(f"corpus.stage{self.stage} asks for no conversation: give at least one domain a number")
+
+    @property
+    def _mixture(self) -> Mapping[str, int]:
+        return self.stage1 if self.stage == 1 else self.stage2
+
+    def train(self) -> list[Conversation]:
+        """The first conversations of each domain in this stage's half, in the corpus's stable order."""
+        side = self.stage - 1
+        half = (c for c in load_embedded("train", cache_dir=self.directory) if int(content_hash(c.id), 16) % 2 == side)
+        return _take(half, self._mixture)
+
+    def validation_conversations(self) -> list[Conversation]:
+        """``validation`` held-out conversations of each domain in the mixture, none of them an evaluation prompt."""
+        prompts = {prompt.id for prompt in load_eval_prompts()}
+        free = (c for c in load_embedded("heldout", cache_dir=self.directory) if c.id not in prompts)
+        return _take(free, {name: self.validation for name, count in self._mixture.items() if count})
+
+
+def _take(conversations: Iterable[Conversation], counts: Mapping[str, int]) -> list[Conversation]:
+    left, chosen = Counter(dict(counts)), []
+    for conversation in conversations:
+        if left[conversation.domain] > 0:
+            left[conversation.domain] -= 1
+            chosen.append(conversation)
+    if short := {name: n for name, n in left.items() if n > 0}:
+        name, n = next(iter(short.items()))
+        raise ValueError(f"the corpus has only {counts[name] - n} {name} conversations here, the mixture wants {counts[name]}")
+    return chosen

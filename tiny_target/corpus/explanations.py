@@ -7,47 +7,12 @@ from collections.abc import Callable, Sequence
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.stable_hash import content_hash, unit_interval
 from tiny_target.corpus.definitions import FunctionDefinition, NamespaceDefinition
+from tiny_target.corpus.words import words
 
 _MAX_ANSWER_CHARS = 320
 _MAX_NAME_CHARS = 64  # longer dotted names are left out: all path and no lesson
 
-_FUNCTION_QUESTIONS = (
-    "What does the {kind} `{name}` do?",
-    "What does `{name}` do?",
-    "Explain the {kind} `{name}`.",
-    "Can you explain `{name}`?",
-    "What is the {kind} `{name}` for?",
-    "Tell me about the {kind} `{name}`.",
-    "I found `{name}` in some code. What does it do?",
-    "When would I use the {kind} `{name}`?",
-)
-_CLASS_QUESTIONS = (
-    "What is the class `{name}`?",
-    "What is `{name}`?",
-    "Explain the class `{name}`.",
-    "What is the class `{name}` for?",
-    "Tell me about the class `{name}`.",
-    "What does the class `{name}` represent?",
-)
-_MODULE_QUESTIONS = (
-    "What is the module `{name}` for?",
-    "What does the module `{name}` contain?",
-    "Tell me about the module `{name}`.",
-    "Explain the module `{name}` in a few words.",
-)
-_MORE = ("Can you tell me more?", "What else should I know?", "Please go on.", "Is there more to say about it?")
-_ARGUMENTS = (
-    "What arguments does it take?",
-    "Which arguments does it take?",
-    "How do I call it?",
-    "What are its arguments?",
-)
-_EXAMPLE = ("Give an example call.", "Show me a call.", "What does a call look like?")
-_MODULE = ("Which module is it in?", "Where is it defined?", "Where can I find it?")
-_METHODS = ("Which methods does it have?", "What methods does it define?")
-_BASES = ("What does it inherit from?", "Which class does it extend?")
-_FUNCTIONS = ("Which functions does it define?", "Name some of its functions.")
-_CLASSES = ("Which classes does it define?", "Name some of its classes.")
+_WORDS = words("explanations")
 
 
 def spoken_list(items: Sequence[str]) -> str:
@@ -126,13 +91,13 @@ def explain_function(function: FunctionDefinition) -> Conversation | None:
         f"It is a method of the class `{function.class_name}` in the module" if function.class_name else "It is in the module"
     )
     available = [
-        lambda: (choices.one(_ARGUMENTS, "arguments"), arguments_sentence(function.arguments)),
-        lambda: (choices.one(_EXAMPLE, "example"), example_call(function)),
-        lambda: (choices.one(_MODULE, "module"), f"{where} `{function.module}`."),
+        lambda: (choices.one(_WORDS["arguments"], "arguments"), arguments_sentence(function.arguments)),
+        lambda: (choices.one(_WORDS["example"], "example"), example_call(function)),
+        lambda: (choices.one(_WORDS["module"], "module"), f"{where} `{function.module}`."),
     ]
     if rest:
-        available.append(lambda: (choices.one(_MORE, "more"), rest))
-    question = choices.one(_FUNCTION_QUESTIONS, "question").format(kind=kind, name=name)
+        available.append(lambda: (choices.one(_WORDS["more"], "more"), rest))
+    question = choices.one(_WORDS["function_questions"], "question").format(kind=kind, name=name)
     return _conversation(question, first, choices.follow_ups(available))
 
 
@@ -145,19 +110,19 @@ def explain_namespace(item: NamespaceDefinition) -> Conversation | None:
     first, rest = _opening(item.sentences)
     available = []
     if rest:
-        available.append(lambda: (choices.one(_MORE, "more"), rest))
+        available.append(lambda: (choices.one(_WORDS["more"], "more"), rest))
     if item.kind == "class":
-        available.append(lambda: (choices.one(_MODULE, "module"), f"It is in the module `{item.module}`."))
+        available.append(lambda: (choices.one(_WORDS["module"], "module"), f"It is in the module `{item.module}`."))
         bases = f"It inherits from {spoken_list(item.bases[:3])}." if item.bases else "It has no base class."
-        available.append(lambda: (choices.one(_BASES, "bases"), bases))
+        available.append(lambda: (choices.one(_WORDS["bases"], "bases"), bases))
         if item.members:
-            available.append(lambda: (choices.one(_METHODS, "methods"), _members(item.members, "method")))
+            available.append(lambda: (choices.one(_WORDS["methods"], "methods"), _members(item.members, "method")))
     else:
         if item.members:
-            available.append(lambda: (choices.one(_FUNCTIONS, "functions"), _members(item.members, "function")))
+            available.append(lambda: (choices.one(_WORDS["functions"], "functions"), _members(item.members, "function")))
         if item.classes:
-            available.append(lambda: (choices.one(_CLASSES, "classes"), _members(item.classes, "class")))
-    questions = _CLASS_QUESTIONS if item.kind == "class" else _MODULE_QUESTIONS
+            available.append(lambda: (choices.one(_WORDS["classes"], "classes"), _members(item.classes, "class")))
+    questions = _WORDS["class_questions" if item.kind == "class" else "module_questions"]
     return _conversation(choices.one(questions, "question").format(name=name), first, choices.follow_ups(available))
 
 

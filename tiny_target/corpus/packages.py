@@ -13,61 +13,23 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# distribution -> the folders it installs into site-packages
-DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
-    "torch": ("torch",),
-    "transformers": ("transformers",),
-    "tokenizers": ("tokenizers",),
-    "safetensors": ("safetensors",),
-    "numpy": ("numpy",),
-    "sympy": ("sympy",),
-    "mpmath": ("mpmath",),
-    "networkx": ("networkx",),
-    "pandas": ("pandas",),
-    "pyarrow": ("pyarrow",),
-    "python-dateutil": ("dateutil",),
-    "lightning": ("lightning",),
-    "lightning-utilities": ("lightning_utilities",),
-    "torchmetrics": ("torchmetrics",),
-    "datasets": ("datasets",),
-    "huggingface-hub": ("huggingface_hub",),
-    "dill": ("dill",),
-    "filelock": ("filelock",),
-    "fsspec": ("fsspec",),
-    "aiohttp": ("aiohttp",),
-    "yarl": ("yarl",),
-    "multidict": ("multidict",),
-    "anyio": ("anyio",),
-    "httpx": ("httpx",),
-    "httpcore": ("httpcore",),
-    "requests": ("requests",),
-    "urllib3": ("urllib3",),
-    "idna": ("idna",),
-    "charset-normalizer": ("charset_normalizer",),
-    "hydra-core": ("hydra",),
-    "omegaconf": ("omegaconf",),
-    "PyYAML": ("yaml",),
-    "wandb": ("wandb",),
-    "click": ("click",),
-    "pydantic": ("pydantic",),
-    "platformdirs": ("platformdirs",),
-    "packaging": ("packaging",),
-    "psutil": ("psutil",),
-    "matplotlib": ("matplotlib", "mpl_toolkits"),
-    "fonttools": ("fontTools",),
-    "pillow": ("PIL",),
-    "cycler": ("cycler",),
-    "contourpy": ("contourpy",),
-    "pyparsing": ("pyparsing",),
-    "rich": ("rich",),
-    "Pygments": ("pygments",),
-    "markdown-it-py": ("markdown_it",),
-    "tqdm": ("tqdm",),
-    "Jinja2": ("jinja2",),
-    "MarkupSafe": ("markupsafe",),
-    "setuptools": ("setuptools", "pkg_resources"),
-    "attrs": ("attr",),
-}
+# Distributions, and after "=" the folders that each installs into site-packages where they are named otherwise.
+_DISTRIBUTIONS_TEXT = """
+torch transformers tokenizers safetensors numpy sympy mpmath networkx pandas pyarrow python-dateutil=dateutil lightning
+lightning-utilities=lightning_utilities torchmetrics datasets huggingface-hub=huggingface_hub dill filelock fsspec
+aiohttp yarl multidict anyio httpx httpcore requests urllib3 idna charset-normalizer=charset_normalizer hydra-core=hydra
+omegaconf PyYAML=yaml wandb click pydantic platformdirs packaging psutil matplotlib=matplotlib+mpl_toolkits
+fonttools=fontTools pillow=PIL cycler contourpy pyparsing rich Pygments=pygments markdown-it-py=markdown_it tqdm
+Jinja2=jinja2 MarkupSafe=markupsafe setuptools=setuptools+pkg_resources attrs=attr
+"""
+
+
+def _folders(entry: str) -> tuple[str, tuple[str, ...]]:
+    name, _, folders = entry.partition("=")
+    return name, tuple((folders or name).split("+"))
+
+
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = dict(map(_folders, _DISTRIBUTIONS_TEXT.split()))
 
 _SKIPPED_FOLDERS_TEXT = """
 test tests testing _testing idlelib lib2to3 turtledemo ensurepip distutils _distutils pydoc_data site-packages

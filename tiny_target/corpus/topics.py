@@ -9,14 +9,9 @@ from dataclasses import dataclass
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.stable_hash import content_hash, unit_interval
 from tiny_target.corpus.docstrings import clean, sentences
+from tiny_target.corpus.words import words
 
-_QUESTIONS = (
-    "What does the Python reference say about {subject} under {topic}?",
-    "In Python, what should I know about {subject} in connection with {topic}?",
-    "Explain {subject} as part of Python's {topic}.",
-    "Tell me about {subject} and {topic} in Python.",
-)
-_FURTHER = ("Please go on.", "And then?", "What else?", "Can you tell me more?")
+_WORDS = words("topics")
 _QUOTED = re.compile(r'"([^"\s]{1,24})"')
 
 
@@ -43,11 +38,15 @@ def explain_topic(topic: Topic) -> Iterator[Conversation]:
         found = sentences(_QUOTED.sub(r"`\1`", text), longest=240)
         if not subject or not found or subject.group(1).count("`"):
             continue
-        wording = int(unit_interval(text, salt="topic wording") * len(_QUESTIONS))
-        asked = _QUESTIONS[wording].format(subject=f"`{subject.group(1)}`", topic=topic.name.replace("-", " "))
+        asked = _drawn("questions", text, "topic wording").format(
+            subject=f"`{subject.group(1)}`", topic=topic.name.replace("-", " ")
+        )
         turns = [Turn("user", asked), Turn("assistant", " ".join(found[:2]))]
         if len(found) > 2:
-            further = _FURTHER[int(unit_interval(text, salt="topic further") * len(_FURTHER))]
-            turns += [Turn("user", further), Turn("assistant", " ".join(found[2:4]))]
+            turns += [Turn("user", _drawn("further", text, "topic further")), Turn("assistant", " ".join(found[2:4]))]
         whole = "\n".join(turn.content for turn in turns)
         yield Conversation(f"chat/{content_hash(whole)}", "chat", tuple(turns))
+
+
+def _drawn(wordings: str, text: str, salt: str) -> str:
+    return _WORDS[wordings][int(unit_interval(text, salt=salt) * len(_WORDS[wordings]))]

@@ -1,14 +1,10 @@
-"""Arithmetic word problems with worked answers, generated from templates.
+"""Arithmetic word problems with worked answers, generated from templates (problem_templates).
 
-A template is a question in two wordings, ranges for its numbers, and worked steps. In the steps ``[c = a + b]``
-computes: it is written out as ``3 + 4 = 7`` and binds ``c``; the last name bound is the answer.
-
-1. draw the numbers of a template, skip draws that break its condition, do not divide evenly or were drawn before
-2. draw names and things, write question and steps
+1. draw the numbers of a template; skip draws that break its condition, do not divide evenly or were drawn before
+2. draw names and things, write question and steps: ``[c = a + b]`` becomes ``3 + 4 = 7``, and the last result is the answer
 3. add "The answer is n."
 
-Everything is drawn from a generator seeded by the template's name, so that one template's problems do not depend on
-the others.
+The generator's seed is the template's name, so that the problems of one template do not depend on the others.
 """
 
 from __future__ import annotations
@@ -18,44 +14,14 @@ import re
 from dataclasses import dataclass
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.stable_hash import content_hash, unit_interval
+from hyperdflash.data.stable_hash import content_hash
+from tiny_target.corpus.problem_templates import Template
+from tiny_target.corpus.words import words
 
-UNSEEN_TEMPLATES = 0.10  # share of templates that appear in no training text
-
-_NAMES_TEXT = """
-Anna Ben Clara David Emma Felix Grace Henry Ivy Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor Wendy Yusuf
-Zoe Amir Bella Carlos Diana Ethan Fatima George Hana Ivan Julia Kofi Lena Marco Nina Omar Priya Tom
-"""
-NAMES = tuple(_NAMES_TEXT.split())
-_THINGS_TEXT = """
-apples pears oranges lemons plums peaches cookies muffins sandwiches eggs marbles stickers cards coins stamps shells
-buttons beads pencils pens crayons notebooks books magazines postcards balloons candles flowers roses tulips blocks
-toys puzzles ribbons keys bottles cups plates boxes tickets
-"""
-THINGS = tuple(_THINGS_TEXT.split())
-CONTAINERS = tuple(["boxes", "bags", "baskets", "jars", "trays", "crates", "packs", "drawers"])
-PLACES = tuple(["school", "library", "market", "park", "museum", "farm", "shop", "bakery", "garden", "station"])
+_WORDS = words("problems")
 
 _NAME = re.compile(r"[a-z]\w*")
 _STEP = re.compile(r"\[(\w+) = ([^\]]+)\]")
-
-
-@dataclass(frozen=True)
-class Template:
-    """``numbers`` maps a name to its inclusive range, ``derived`` names to expressions of earlier ones (for totals that
-    divide evenly), ``condition`` is an expression of all of them and of the computed names that must hold."""
-
-    name: str
-    questions: tuple[str, ...]
-    steps: str
-    numbers: dict[str, tuple[int, int]]
-    derived: dict[str, str]
-    condition: str
-
-    @property
-    def is_unseen(self) -> bool:
-        """Whether the whole template is held out."""
-        return unit_interval(self.name, salt="maths template") < UNSEEN_TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -67,11 +33,6 @@ class Problem:
     question: str
     worked: str
     answer: int
-
-
-def template(name: str, *questions: str, steps: str, when: str = "True", let: dict[str, str] | None = None, **numbers):
-    """Shorthand of the template files: ``a=(2, 9)`` are ranges, ``let`` the derived numbers."""
-    return Template(name, questions, steps, numbers, let or {}, when)
 
 
 def _value(expression: str, numbers: dict[str, int]) -> int:
@@ -109,18 +70,19 @@ def problems(source: Template, count: int) -> list[Problem]:
         numbers = {key: rng.randint(*span) for key, span in source.numbers.items()}
         for key, expression in source.derived.items():
             numbers[key] = _value(expression, numbers)
-        first, second = rng.sample(NAMES, 2)
-        thing, other = rng.sample(THINGS, 2)
-        words = dict(N=first, M=second, x=thing, y=other, box=rng.choice(CONTAINERS), place=rng.choice(PLACES))
+        first, second = rng.sample(_WORDS["names"], 2)
+        thing, other = rng.sample(_WORDS["things"], 2)
+        box, place = rng.choice(_WORDS["containers"]), rng.choice(_WORDS["places"])
+        chosen = {"N": first, "M": second, "x": thing, "y": other, "box": box, "place": place}
         question = rng.choice(source.questions)
         key = f"{source.name} {sorted(numbers.items())}"
         work = _work(source.steps, numbers)
-        if key in found or words["box"] in (thing, other) or work is None or not _holds(source.condition, work[1]):
+        if key in found or box in (thing, other) or work is None or not _holds(source.condition, work[1]):
             continue
         worked, bound = work
         answer = list(bound.values())[-1]
-        text = worked.format(**words, **numbers)
-        found[key] = Problem(source.name, key, question.format(**words, **numbers), f"{text} The answer is {answer}.", answer)
+        text = worked.format(**chosen, **numbers)
+        found[key] = Problem(source.name, key, question.format(**chosen, **numbers), f"{text} The answer is {answer}.", answer)
     return list(found.values())
 
 

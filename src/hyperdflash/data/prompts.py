@@ -7,8 +7,6 @@ which packages are installed. Maths prompts are half from seen and half from uns
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.contracts import DOMAINS, Conversation
 from hyperdflash.data.chat import Mode
 from hyperdflash.data.lengths import fitting_prompts
-from hyperdflash.data.split import heldout_kind
+from hyperdflash.data.rows import from_row
 from hyperdflash.settings import positive_int
-from tiny_target.corpus.embedded import from_row, to_row
 
-PROMPTS_FILE = Path(__file__).with_name("eval_prompts.jsonl")
-PROMPTS_A_DOMAIN = 320
 
-_ANSWER = re.compile(r"The answer is (-?\d+)\.")
+def eval_prompts_file() -> Path:
+    """Where the committed evaluation prompts lie."""
+    return Path(__file__).resolve().parents[3] / "assets" / "eval_prompts.jsonl"
 
 
 def as_prompt(conversation: Conversation) -> Conversation:
@@ -38,42 +35,6 @@ def as_prompt(conversation: Conversation) -> Conversation:
     return replace(conversation, turns=turns)
 
 
-def final_number(answer: str) -> int | None:
-    """The number in "The answer is n."; None where an answer does not say it."""
-    found = _ANSWER.findall(answer)
-    return int(found[-1]) if found else None
-
-
-def choose_prompts(heldout: Iterable[Conversation], per_domain: int = PROMPTS_A_DOMAIN) -> list[Conversation]:
-    """The first ``per_domain`` whole conversations of each domain, maths half and half by kind of template."""
-    quota = {"code": per_domain, "chat": per_domain, "seen": per_domain // 2, "unseen": per_domain - per_domain // 2}
-    chosen = []
-    for conversation in heldout:
-        group = heldout_kind(conversation.id) or conversation.domain
-        if quota[group]:
-            quota[group] -= 1
-            chosen.append(conversation)
-    if short := {group: left for group, left in quota.items() if left}:
-        told = ", ".join(f"{left} of {group}" for group, left in short.items())
-        raise ValueError(
-            f"the held-out split lacks prompts ({told}); wanted {per_domain} a domain; "
-            "install the project's dependencies and run `python -m tiny_target.corpus --write-prompts`"
-        )
-    return sorted(chosen, key=lambda conversation: DOMAINS.index(conversation.domain))
-
-
-def write_prompts(heldout: Iterable[Conversation], path: Path = PROMPTS_FILE, per_domain: int = PROMPTS_A_DOMAIN) -> int:
-    """Write the prompts' file; returns the number of rows."""
-    chosen = choose_prompts(heldout, per_domain)
-    lines = []
-    for conversation in chosen:
-        answer = final_number(conversation.turns[-1].content) if conversation.domain == "math" else None
-        more = {} if answer is None else {"answer": answer}
-        lines.append(json.dumps(to_row(as_prompt(conversation), **more), ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
-    return len(lines)
-
-
 @lru_cache(maxsize=4)
 def _rows(path: Path) -> tuple[dict, ...]:
     if not path.is_file():
@@ -81,16 +42,16 @@ def _rows(path: Path) -> tuple[dict, ...]:
     return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
-def load_eval_prompts(domain: str | None = None, path: Path = PROMPTS_FILE) -> list[Conversation]:
+def load_eval_prompts(domain: str | None = None, path: Path | None = None) -> list[Conversation]:
     """Held-out prompts, each ending at a user turn; of one domain, or of all."""
     if domain is not None and domain not in DOMAINS:
         raise ValueError(f"domain must be one of {', '.join(DOMAINS)} or None, got {domain!r}")
-    return [from_row(row) for row in _rows(path) if domain in (None, row["domain"])]
+    return [from_row(row) for row in _rows(path or eval_prompts_file()) if domain in (None, row["domain"])]
 
 
-def reference_answers(path: Path = PROMPTS_FILE) -> dict[str, int]:
+def reference_answers(path: Path | None = None) -> dict[str, int]:
     """Conversation id -> the right final number, for the maths prompts."""
-    return {row["id"]: row["answer"] for row in _rows(path) if "answer" in row}
+    return {row["id"]: row["answer"] for row in _rows(path or eval_prompts_file()) if "answer" in row}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,11 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hyperdflash.data.rows import COLUMNS, MalformedRow
+
 MAX_LINE_BYTES = 1_000_000
 SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
-COLUMNS = ("conversations", "instruction", "output", "turns")  # what hyperdflash.data.sources reads of a row
 _BATCH_ROWS = 256
-
-
-class MalformedRow(Exception):
-    """A row that is no conversation; the message is the reason it is counted under."""
 
 
 def is_row_file(source: str | Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-NAMED = 5  # places kept of each reason
+NAMED = 5  # places kept per reason
 
 DUPLICATE = "asks the same as another row"
 HELD_OUT = "on the held-out side"
@@ -15,7 +15,7 @@ NOT_MALFORMED = (DUPLICATE, HELD_OUT, BEYOND, BENCHMARK)
 
 
 @dataclass
-class Account:
+class RowStats:
     """``read`` rows of ``source``, of which ``taken`` are used; ``dropped`` counts the others by reason, and ``places`` names
     the first of each reason that speaks of a single row (malformed, too short or too long)."""
 
@@ -36,24 +36,24 @@ class Account:
             self.taken -= count
             self.dropped[reason] += count
 
-    def copy(self) -> Account:
+    def copy(self) -> RowStats:
         places = {reason: list(named) for reason, named in self.places.items()}
-        return Account(self.source, self.read, self.taken, Counter(self.dropped), places)
+        return RowStats(self.source, self.read, self.taken, Counter(self.dropped), places)
 
     def as_record(self) -> dict:
-        """For JSON; ``Account.of_record`` is the inverse."""
+        """For JSON; ``RowStats.of_record`` is the inverse."""
         dropped = dict(self.dropped.most_common())
         return {"source": self.source, "read": self.read, "taken": self.taken, "dropped": dropped, "places": self.places}
 
     @classmethod
-    def of_record(cls, record: dict) -> Account:
+    def of_record(cls, record: dict) -> RowStats:
         return cls(**(record | {"dropped": Counter(record["dropped"])}))
 
     def lines(self) -> list[str]:
-        """``source: 20 rows read, 12 taken`` and a line a reason, with the places of the first rows."""
-        told = [f"{self.source}: {self.read:,} rows read, {self.taken:,} taken"]
+        """``source: 20 rows read, 12 taken`` and a line per reason, with the places of the first rows."""
+        lines = [f"{self.source}: {self.read:,} rows read, {self.taken:,} taken"]
         for reason, count in sorted(self.dropped.items(), key=lambda item: (item[0] in NOT_MALFORMED, -item[1], item[0])):
             named = self.places.get(reason, [])
             more = f" and {count - len(named):,} more" if named and count > len(named) else ""
-            told.append(f"    {count:,} {reason}" + (f": {', '.join(named)}{more}" if named else ""))
-        return told
+            lines.append(f"    {count:,} {reason}" + (f": {', '.join(named)}{more}" if named else ""))
+        return lines

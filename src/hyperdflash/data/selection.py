@@ -34,14 +34,14 @@ from tqdm import tqdm
 from hyperdflash.contracts import Conversation
 from hyperdflash.data.near_duplicates import fold_text
 from hyperdflash.data.row_files import is_row_file
-from hyperdflash.data.row_stats import BEYOND, DUPLICATE, HELD_OUT, Account
+from hyperdflash.data.row_stats import BEYOND, DUPLICATE, HELD_OUT, RowStats
+from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.sources import placed
 from hyperdflash.data.split import Split
 from hyperdflash.data.stable_hash import content_hash, unit_interval
 from hyperdflash.settings import natural_int, number_between, positive_int
-from tiny_target.corpus.embedded import from_row, to_row
 
-_FORMAT = 2  # of the kept file and of the rules above
+_FORMAT = 3  # of the kept file and of the rules above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Selection:
     is damaged."""
 
     path: Path
-    account: Account
+    stats: RowStats
     num_train: int
     num_heldout: int
 
@@ -193,7 +193,7 @@ def _read(path: Path, num_train: int, num_heldout: int) -> Selection | None:
     with path.open("rb") as lines, _undamaged(path, 1):
         head = json.loads(lines.readline())
         enough = (num_train <= head["train"] or head["all_train"]) and (num_heldout <= head["heldout"] or head["all_heldout"])
-        return Selection(path, Account.of_record(head["account"]), head["train"], head["heldout"]) if enough else None
+        return Selection(path, RowStats.of_record(head["stats"]), head["train"], head["heldout"]) if enough else None
 
 
 @contextmanager
@@ -209,30 +209,30 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 
 def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldout: int, progress: bool) -> None:
-    account = Account(str(source))
+    stats = RowStats(str(source))
     unique = {False: 0, True: 0}
     seen: set[int] = set()
-    rows = placed(source, domain, account=account)
+    rows = placed(source, domain, stats=stats)
     partial = path.with_suffix(".partial")
     with TemporaryFile() as train, TemporaryFile() as heldout:
         sides = {False: _Lowest(num_train, train), True: _Lowest(num_heldout, heldout)}
         for place, conversation in tqdm(rows, desc=f"reading {source}", unit="row", mininterval=2, disable=not progress):
             if fault := choice.length_fault(conversation):
-                account.drop(fault, place)
+                stats.drop(fault, place)
                 continue
             rank = choice.rank(asked_text(conversation))
             is_heldout = choice.is_heldout(conversation)
             if rank in seen:
-                account.drop(DUPLICATE)
+                stats.drop(DUPLICATE)
             else:
                 seen.add(rank)
                 unique[is_heldout] += 1
             sides[is_heldout].offer(rank, conversation)
-        account.taken = unique[False]
+        stats.taken = unique[False]
         if unique[True]:
-            account.dropped[HELD_OUT] = unique[True]
+            stats.dropped[HELD_OUT] = unique[True]
         head = {
-            "account": account.as_record(),
+            "stats": stats.as_record(),
             "choice": asdict(choice),
             **{"train": len(sides[False]), "all_train": len(sides[False]) == unique[False]},
             **{"heldout": len(sides[True]), "all_heldout": len(sides[True]) == unique[True]},
@@ -246,10 +246,10 @@ def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldo
     partial.replace(path)
 
 
-def account_of(selection: Selection, taken: int) -> Account:
-    """The selection's account, as seen by an entry that took ``taken`` of its training rows."""
-    account = selection.account.copy()
-    if beyond := account.taken - taken:
-        account.dropped[BEYOND] = beyond
-    account.taken = taken
-    return account
+def stats_of(selection: Selection, taken: int) -> RowStats:
+    """The selection's stats, as seen by an entry that took ``taken`` of its training rows."""
+    stats = selection.stats.copy()
+    if beyond := stats.taken - taken:
+        stats.dropped[BEYOND] = beyond
+    stats.taken = taken
+    return stats

@@ -1,9 +1,7 @@
-"""Rows from elsewhere -> conversations: hub data sets by streaming, and local JSONL, JSONL.zst and Parquet files.
+"""Hub data sets by streaming, and local JSONL, JSONL.zst and Parquet files -> conversations.
 
-1. a row of any of these schemas: ``conversations: [{role, content}]`` (or ``{from, value}``, as ShareGPT has them),
-   ``instruction`` + ``output``, or ``turns`` (user turns of a benchmark prompt)
-2. a well-formed row -> ``Conversation`` with an id from its content
-3. any other row is dropped, counted by reason and named by its place
+A well-formed row (hyperdflash.data.rows) becomes a conversation; any other one is dropped, counted by reason and named by its
+place.
 """
 
 from __future__ import annotations
@@ -11,72 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hyperdflash.contracts import DOMAINS, Conversation, Turn
-from hyperdflash.data.row_files import SUFFIXES, MalformedRow, file_rows, is_row_file
-from hyperdflash.data.row_stats import Account
-from hyperdflash.data.stable_hash import content_hash
+from hyperdflash.contracts import DOMAINS, Conversation
+from hyperdflash.data.row_files import SUFFIXES, file_rows, is_row_file
+from hyperdflash.data.row_stats import RowStats
+from hyperdflash.data.rows import MalformedRow, parse_row
 
 # hub id -> domain of its rows
 HUB_DATASETS = {"zhaode/EagleChat": "chat", "theblackcat102/evol-codealpaca-v1": "code"}
-
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise MalformedRow(f"{what} is not text")
-    if not value.strip():
-        raise MalformedRow(f"empty {what}")
-    if "\x00" in value:
-        raise MalformedRow(f"NUL byte in {what}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell one: "\ud800"
-        raise MalformedRow(f"half a surrogate pair in {what}") from None
-    return value
-
-
-def _turn(message: dict) -> Turn:
-    # Parquet has all columns in every row, so a key of the other schema may be there and empty
-    role = message.get("role") or message.get("from")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise MalformedRow("missing or unknown role")
-    content = message.get("content")
-    return Turn(_ROLES[role], _text(message.get("value") if content is None else content, "content"))
-
-
-def _turns(row: dict) -> list[Turn]:
-    if row.get("conversations") is not None:
-        messages = row["conversations"]
-        if isinstance(messages, dict) and all(isinstance(column, list) for column in messages.values()):
-            # how `datasets` gives a list of messages whose card calls it a sequence: a list a field
-            messages = [dict(zip(messages, message, strict=False)) for message in zip(*messages.values(), strict=False)]
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise MalformedRow("conversations is not a list of messages")
-        return [_turn(message) for message in messages]
-    if row.get("instruction") is not None or row.get("output") is not None:
-        asked, answered = _text(row.get("instruction"), "instruction"), _text(row.get("output"), "output")
-        return [Turn("user", asked), Turn("assistant", answered)]
-    if row.get("turns") is not None:
-        if not isinstance(row["turns"], list):
-            raise MalformedRow("turns is not a list")
-        # only the first: a benchmark's later questions follow the model's own answers, which no row holds
-        return [Turn("user", _text(turn, "turn")) for turn in row["turns"][:1]]
-    raise MalformedRow("no known fields")
-
-
-def parse_row(row: object, domain: str) -> Conversation:
-    """One row of any known schema; ``MalformedRow`` with the reason for anything else."""
-    if not isinstance(row, dict):
-        raise MalformedRow("row is not an object")
-    turns = _turns(row)
-    spoken = [turn.role for turn in turns[1:]] if turns and turns[0].role == "system" else [turn.role for turn in turns]
-    if not spoken:
-        raise MalformedRow("no turns")
-    if spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
-        raise MalformedRow("roles do not alternate")
-    whole = "\x00".join(f"{turn.role}\x01{turn.content}" for turn in turns)
-    return Conversation(f"{domain}/{content_hash(whole)}", domain, tuple(turns))
 
 
 def check_source(source: str | Path, domain: str | None) -> str:
@@ -109,29 +48,29 @@ def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
         ) from error
 
 
-def stream(source: str | Path, domain: str | None = None, *, account: Account | None = None) -> Iterator[Conversation]:
+def stream(source: str | Path, domain: str | None = None, *, stats: RowStats | None = None) -> Iterator[Conversation]:
     """Conversations of a hub data set (an id in ``HUB_DATASETS``) or of a local file, in the source's order.
 
-    ``domain`` is required for a file; ``account`` receives the number of rows read and the malformed ones by reason. A row
+    ``domain`` is required for a file; ``stats`` receives the number of rows read and the malformed ones by reason. A row
     is in memory at a time (a batch of 256 of a Parquet file).
     """
-    return (conversation for _, conversation in placed(source, domain, account=account or Account(str(source))))
+    return (conversation for _, conversation in placed(source, domain, stats=stats or RowStats(str(source))))
 
 
-def placed(source: str | Path, domain: str | None = None, *, account: Account) -> Iterator[tuple[str, Conversation]]:
+def placed(source: str | Path, domain: str | None = None, *, stats: RowStats) -> Iterator[tuple[str, Conversation]]:
     """The same with each row's place: ``rows.jsonl:12``."""
     domain = check_source(source, domain)
-    return _parsed(file_rows(source) if is_row_file(source) else _hub_rows(str(source)), domain, account)
+    return _parsed(file_rows(source) if is_row_file(source) else _hub_rows(str(source)), domain, stats)
 
 
-def _parsed(rows: Iterable[tuple[str, object]], domain: str, account: Account) -> Iterator[tuple[str, Conversation]]:
+def _parsed(rows: Iterable[tuple[str, object]], domain: str, stats: RowStats) -> Iterator[tuple[str, Conversation]]:
     for place, row in rows:
-        account.read += 1
+        stats.read += 1
         try:
             if isinstance(row, MalformedRow):
                 raise row
             conversation = parse_row(row, domain)
         except MalformedRow as reason:
-            account.drop(str(reason), place)
+            stats.drop(str(reason), place)
         else:
             yield place, conversation

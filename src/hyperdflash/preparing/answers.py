@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.answers.responses import AnswerSettings
 from hyperdflash.answers.served_answers import served_path
 from hyperdflash.cli import runs_dir
-from hyperdflash.data.mixture import Corpus
+from hyperdflash.data.corpus import Corpus
 
 
 def answer_settings(config: DictConfig, corpus: Corpus) -> AnswerSettings:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from hyperdflash.cli import train_run_dir
 from hyperdflash.contracts import Conversation, Document
-from hyperdflash.data.row_stats import Account
+from hyperdflash.data.row_stats import RowStats
 from hyperdflash.record import write_json
 
 
@@ -26,10 +26,10 @@ def count_documents(conversations: Sequence[Conversation], documents: Sequence[D
     }
 
 
-def tell_corpus(config: DictConfig, accounts: Sequence[Account], counts: Mapping[str, dict[str, int]]) -> None:
+def tell_corpus(config: DictConfig, row_stats: Sequence[RowStats], counts: Mapping[str, dict[str, int]]) -> None:
     """Print both, and write them where the run lies (rank 0 alone)."""
-    for account in accounts:
-        print("\n".join(account.lines()))
+    for stats in row_stats:
+        print("\n".join(stats.lines()))
     for name, count in counts.items():
         more = [
             f"{count[key]:,} {words}"
@@ -42,5 +42,5 @@ def tell_corpus(config: DictConfig, accounts: Sequence[Account], counts: Mapping
             flush=True,
         )
     if os.environ.get("RANK", "0") == "0":
-        record = {"sources": [account.as_record() for account in accounts], **counts}
+        record = {"sources": [stats.as_record() for stats in row_stats], **counts}
         write_json(train_run_dir(config) / "corpus.json", record)

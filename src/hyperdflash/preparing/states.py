@@ -198,7 +198,7 @@ def training_documents(
     for name, conversations, source in splits(parts):
         documents[name] = make_documents(conversations, config, source, heads, target)
         counts[name] = count_documents(conversations, documents[name], parts.corpus.max_length)
-    tell_corpus(config, parts.corpus.accounts, counts)
+    tell_corpus(config, parts.corpus.row_stats, counts)
     return documents
 
 

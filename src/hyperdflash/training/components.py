@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DeepseekV4Config, PreTrainedTokenizerBase
 
 from hyperdflash.data.chat import MODES
-from hyperdflash.data.mixture import Corpus
+from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.drafting.anchors import BlockSampler
 from hyperdflash.drafting.conditioning import Conditioning

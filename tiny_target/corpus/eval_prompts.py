@@ -1,0 +1,57 @@
+"""Writes the evaluation prompts: held-out conversations cut before their last answer, with a maths problem's number.
+
+``python -m tiny_target.corpus --write-prompts`` makes the file that hyperdflash.data.prompts reads; half of its maths prompts
+are from seen and half from unseen templates.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hyperdflash.contracts import DOMAINS, Conversation
+from hyperdflash.data.prompts import as_prompt, eval_prompts_file
+from hyperdflash.data.rows import to_row
+from hyperdflash.data.split import heldout_kind
+
+PROMPTS_PER_DOMAIN = 320
+
+_ANSWER = re.compile(r"The answer is (-?\d+)\.")
+
+
+def final_number(answer: str) -> int | None:
+    """The number in "The answer is n."; None where an answer does not say it."""
+    found = _ANSWER.findall(answer)
+    return int(found[-1]) if found else None
+
+
+def choose_prompts(heldout: Iterable[Conversation], per_domain: int = PROMPTS_PER_DOMAIN) -> list[Conversation]:
+    """The first ``per_domain`` whole conversations of each domain, maths half and half by kind of template."""
+    quota = {"code": per_domain, "chat": per_domain, "seen": per_domain // 2, "unseen": per_domain - per_domain // 2}
+    chosen = []
+    for conversation in heldout:
+        group = heldout_kind(conversation.id) or conversation.domain
+        if quota[group]:
+            quota[group] -= 1
+            chosen.append(conversation)
+    if short := {group: left for group, left in quota.items() if left}:
+        missing = ", ".join(f"{left} of {group}" for group, left in short.items())
+        raise ValueError(
+            f"the held-out split lacks prompts ({missing}); wanted {per_domain} per domain; "
+            "install the project's dependencies and run `python -m tiny_target.corpus --write-prompts`"
+        )
+    return sorted(chosen, key=lambda conversation: DOMAINS.index(conversation.domain))
+
+
+def write_prompts(heldout: Iterable[Conversation], path: Path | None = None, per_domain: int = PROMPTS_PER_DOMAIN) -> int:
+    """Write the prompts' file; returns the number of rows."""
+    chosen = choose_prompts(heldout, per_domain)
+    lines = []
+    for conversation in chosen:
+        answer = final_number(conversation.turns[-1].content) if conversation.domain == "math" else None
+        more = {} if answer is None else {"answer": answer}
+        lines.append(json.dumps(to_row(as_prompt(conversation), **more), ensure_ascii=False) + "\n")
+    (path or eval_prompts_file()).write_text("".join(lines), encoding="utf-8")
+    return len(lines)

@@ -1,0 +1,17 @@
+"""Words and wordings of the generated text, read from words.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def _tables() -> dict[str, dict]:
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def words(section: str) -> dict[str, tuple[str, ...]]:
+    """Name -> words or wordings of a section; a text holds words between white space."""
+    return {name: tuple(value.split() if isinstance(value, str) else value) for name, value in _tables()[section].items()}
