@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow lint format bench-step bench-cache demo pretrain card clean constraints
+.PHONY: help setup test test-slow lint format wheel bench-step bench-cache demo pretrain card clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -30,7 +30,7 @@ setup: .venv/.done ## make .venv and install the project with pinned packages
 	touch $@
 
 test: .venv/.done ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest --durations=15
 
 test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher, ranks that are stopped
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[sweep]"
@@ -43,6 +43,14 @@ lint: .venv/.done ## check style and format
 format: .venv/.done ## fix style and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# Tried where nothing of the repository is in reach; --no-deps, since .venv holds the rest.
+wheel: .venv/.done ## build the wheel into dist/ and decode with it from another folder
+	rm -rf build dist && $(PY) -m pip wheel --quiet . --no-deps -w dist
+	cd "$$(mktemp -d)" && $(CURDIR)/$(PY) -m pip install --quiet --no-deps --target site $(CURDIR)/dist/*.whl && \
+		export PYTHONPATH="$$PWD/site" && mkdir empty && cd empty && \
+		$(CURDIR)/$(PY) ../site/bin/hyperdflash table1 && \
+		$(CURDIR)/$(PY) ../site/bin/hyperdflash generate prompt="Add 2 and 3." method=mtp max_new_tokens=8
 
 # HyperDFlash, vanilla DFlash in both forms, the native MTP block fine-tuned; then all of them measured.
 demo: .venv/.done ## the whole job: answers, states, both stages of each method, table and picture

@@ -11,17 +11,7 @@ or by those beside it.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from hyperdflash.cli import entry_point
-
-
-@entry_point("train")
-def main(config: DictConfig) -> None:
-    from hyperdflash.preparing.states import capture_states
-
-    capture_states(config)
-
+from hyperdflash.commands import capture as main
 
 if __name__ == "__main__":
     main()

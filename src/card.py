@@ -7,17 +7,7 @@ python -m src.card benchmarks.per_domain=10 text_bytes=20000 out=runs/quick-card
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from hyperdflash.cli import entry_point
-
-
-@entry_point("card")
-def main(config: DictConfig) -> None:
-    from tiny_target.card.measure import make_card
-
-    make_card(config)
-
+from tiny_target.commands import card as main
 
 if __name__ == "__main__":
     main()

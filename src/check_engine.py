@@ -7,17 +7,7 @@ python -m src.check_engine target=deepseek_v4_flash target.engine=sglang target.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from hyperdflash.cli import entry_point
-
-
-@entry_point("check_engine")
-def main(config: DictConfig) -> None:
-    from hyperdflash.checks.engine_states import check_engine
-
-    check_engine(config)
-
+from hyperdflash.commands import check_engine as main
 
 if __name__ == "__main__":
     main()

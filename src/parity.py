@@ -8,17 +8,7 @@ Exit code 1 and one sentence where they do not: what differs first, in which pat
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from hyperdflash.cli import entry_point
-
-
-@entry_point("parity")
-def main(config: DictConfig) -> None:
-    from hyperdflash.checks.parity_job import check_parity
-
-    check_parity(config)
-
+from hyperdflash.commands import parity as main
 
 if __name__ == "__main__":
     main()

@@ -10,17 +10,7 @@ Stopped and run again, it asks for what is missing.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from hyperdflash.cli import entry_point
-
-
-@entry_point("regenerate")
-def main(config: DictConfig) -> None:
-    from hyperdflash.preparing.regeneration import regenerate
-
-    regenerate(config)
-
+from hyperdflash.commands import regenerate as main
 
 if __name__ == "__main__":
     main()

@@ -10,18 +10,7 @@ python -m src.train experiment=stage1 drafter=mtp kl=off                        
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from hyperdflash.cli import entry_point
-
-
-@entry_point("train")
-def main(config: DictConfig) -> float:
-    """The best validation tau, which a sweeper such as Optuna maximises."""
-    from hyperdflash.training.job import train
-
-    return train(config)["val_tau"]
-
+from hyperdflash.commands import train as main
 
 if __name__ == "__main__":
     main()

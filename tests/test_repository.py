@@ -40,6 +40,7 @@ ORDER = [
     "report",
     "cli",
     ("preparing", "training", "launch", "evaluation", "checks", "planning", "generation"),
+    "commands",
 ]
 PLACES = {unit: place for place, units in enumerate(ORDER) for unit in ([units] if isinstance(units, str) else units)}
 TORCH_PACKAGES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "transformers"}
@@ -254,6 +255,16 @@ def test_named_modules_exist():
             if not (base.with_suffix(".py").is_file() or (base / "__main__.py").is_file()):
                 wrong.append(f"{path.relative_to(ROOT)}: python -m {name}")
     assert not wrong, "no such module:\n" + "\n".join(wrong)
+
+
+def test_the_console_script_and_the_entry_points_run_the_same():
+    from hyperdflash.commands import COMMANDS
+
+    places = {name: place.split(":") for group in COMMANDS.values() for name, (place, _) in group.items()}
+    assert set(places) == {path.stem for path in SRC.glob("*.py")} - {"__init__"}
+    for name, (module, function) in places.items():
+        imported = f"from {module} import {function}"
+        assert re.search(rf"^{imported}( as main)?$", text_of(SRC / f"{name}.py"), re.MULTILINE), f"src/{name}.py: {imported}"
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")

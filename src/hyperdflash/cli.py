@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import warnings
 from collections.abc import Callable
@@ -22,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.drafting.layer_ids import layer_ids_of
+from hyperdflash.files import asset, portable, resource
 from hyperdflash.journal import journal_entry, sweep_journal
 
-CONF = str(Path(__file__).resolve().parents[2] / "conf")
-FLASH = "assets/deepseek_v4_flash"  # the released config.json alone
+CONF = str(resource("conf"))
+FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
+CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
 # Counts up where the same configuration trains to another result, so that a run of earlier code is not taken for one of this.
 RECIPE = 2
 # What decides a training run's result. Logging, and where things lie, do not; of the trainer, what makes it fast does not.
@@ -92,6 +95,8 @@ def decided_by(config: DictConfig) -> dict:
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
             value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
+        if name == "target":
+            value["path"] = portable(value["path"])
         values[name] = value
     if class_name(config.drafter) == "mtp":  # it has its own way to take the states in
         values["conditioning"] = values["reducer"] = None
@@ -130,6 +135,8 @@ def train_run_dir(config: DictConfig) -> Path:
 OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
 # ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
 OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
+# ${asset:tiny}: the shipped folder, from wherever the command runs
+OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
 # ${layer_ids:PATH,2}: of the target in PATH, as many as the drafter has layers
 OmegaConf.register_new_resolver("layer_ids", lambda path, taps: layer_ids_of(config_folder(path), taps), replace=True)
@@ -142,6 +149,8 @@ def entry_point(config_name: str) -> Callable:
     """
 
     def decorate(function: Callable[[DictConfig], object]) -> Callable:
+        function.__module__ = f"hyperdflash.{config_name}"  # Hydra names the job by its last word
+
         @wraps(function)
         def task(config: DictConfig):
             from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -151,11 +160,11 @@ def entry_point(config_name: str) -> Callable:
                 try:
                     return function(config)
                 except InstantiationException as error:
-                    raise CompactHydraException(f"error: {_innermost(error)}") from None
+                    raise CompactHydraException(as_started(f"error: {_innermost(error)}")) from None
                 except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
                     if os.environ.get("HYDRA_FULL_ERROR"):
                         raise
-                    raise CompactHydraException(f"error: {error}") from None
+                    raise CompactHydraException(as_started(f"error: {error}")) from None
 
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
 
@@ -199,7 +208,12 @@ def given_overrides() -> list[str]:
 
 def command_of(module: str) -> str:
     """The command that started this job, for messages and records; in a sweep, the job's own."""
-    return shlex.join(["python", "-m", module, *given_overrides()])
+    return as_started(shlex.join(["python", "-m", module, *given_overrides()]))
+
+
+def as_started(text: str) -> str:
+    """``text`` with its commands as the user types them: `hyperdflash train` where the console script started this process."""
+    return re.sub(r"python -m src\.(\w+)", r"hyperdflash \1", text) if CONSOLE in os.environ else text
 
 
 def _innermost(error: BaseException) -> str:

@@ -1,9 +1,29 @@
-"""Files that are there whole or not at all."""
+"""Where the files of this project lie, and how a file is written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def resource(name: str) -> Path:
+    """The folder ``conf`` or ``assets``: the copy that a wheel installs in the package, else the repository's."""
+    installed = PACKAGE / name
+    return installed if installed.exists() else PACKAGE.parents[1] / name
+
+
+def asset(name: str) -> str:
+    """The path of ``assets/name``: as it reads from the current folder where it lies below it, else absolute."""
+    path = resource("assets") / name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def portable(path: str) -> str:
+    """``path`` with a shipped asset written as ``assets/NAME``, wherever the project lies; another path as it is."""
+    assets, whole = resource("assets"), Path(path).resolve()
+    return f"assets/{whole.relative_to(assets)}" if whole.is_relative_to(assets) else path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,12 +17,13 @@ from hyperdflash.contracts import DOMAINS, Conversation
 from hyperdflash.data.chat import Mode
 from hyperdflash.data.lengths import fitting_prompts
 from hyperdflash.data.rows import from_row
+from hyperdflash.files import resource
 from hyperdflash.settings import positive_int
 
 
 def eval_prompts_file() -> Path:
     """Where the committed evaluation prompts lie."""
-    return Path(__file__).resolve().parents[3] / "assets" / "eval_prompts.jsonl"
+    return resource("assets") / "eval_prompts.jsonl"
 
 
 def as_prompt(conversation: Conversation) -> Conversation:

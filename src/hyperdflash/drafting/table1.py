@@ -5,8 +5,6 @@ Command: python -m src.table1
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -15,10 +13,11 @@ from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
+from hyperdflash.files import resource
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import read_config
 
-FLASH = Path(__file__).resolve().parents[3] / "assets" / "deepseek_v4_flash"  # its config.json alone
+FLASH = resource("assets") / "deepseek_v4_flash"  # its config.json alone
 
 
 def num_parameters(reducer: ReducerConfig) -> int:

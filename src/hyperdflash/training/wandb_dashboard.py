@@ -8,14 +8,32 @@ drafts        the tables of drafted against accepted text
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
+from omegaconf import DictConfig
 
-from hyperdflash.training.loggers import WANDB_AXES
+from hyperdflash.training.loggers import WANDB_AXES, logged_in
 
 STEP = "trainer/global_step"
 NUMERIC = {key: option for key, option in WANDB_AXES.items() if option not in ("kl.teacher", "target.path", "seed")}
+
+
+def make_dashboard(config: DictConfig) -> None:
+    """Saves the workspace at W&B and prints its address, or writes it into ``config.file``; ValueError without a login."""
+    workspace = build_workspace(config.entity, config.project, sweep=config.group)
+    if config.file:
+        Path(config.file).write_text(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        print(f"wrote {config.file}: {sum(len(section.panels) for section in workspace.sections)} panels, nothing was sent")
+        return
+    if not logged_in():
+        raise ValueError(
+            "saving a workspace needs a W&B login: run `wandb login`, or give file=workspace.json; "
+            "`python -m src.report` makes the same page without an account"
+        )
+    print(workspace.save().url)
 
 
 def build_workspace(entity: str, project: str, *, sweep: str | None = None, num_slots: int = 6) -> ws.Workspace:

@@ -1,0 +1,138 @@
+"""The commands: `hyperdflash train ...` where the project is installed, `python -m src.train ...` in the repository.
+
+A command imports what it runs when it runs, so that help comes within a second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from omegaconf import DictConfig, OmegaConf
+
+from hyperdflash.cli import CONSOLE, class_name, entry_point
+from hyperdflash.settings import one_of
+
+# task -> command -> (module:function, what it does)
+COMMANDS = {
+    "train": {
+        "train": ("hyperdflash.commands:train", "train a drafter"),
+        "plan": ("hyperdflash.planning.job:main", "say what a training takes in time, disk and memory"),
+        "report": ("hyperdflash.evaluation.report_job:main", "write tables, figures and one page of a sweep"),
+        "dashboard": ("hyperdflash.commands:dashboard", "make a W&B workspace for a project's runs"),
+    },
+    "measure": {
+        "evaluate": ("hyperdflash.commands:evaluate", "measure accepted length and speed of methods"),
+        "parity": ("hyperdflash.commands:parity", "check that training, replay and decoding agree"),
+        "roofline": ("hyperdflash.planning.roofline_job:main", "compute what verification costs on the real target"),
+        "table1": ("hyperdflash.drafting.table1:main", "print the paper's Table 1 from real modules"),
+    },
+    "serve": {
+        "generate": ("hyperdflash.generation.job:main", "decode a prompt with a drafter, drafts in color"),
+        "check_engine": ("hyperdflash.commands:check_engine", "compare the states of a serving engine with the target's"),
+    },
+    "data": {
+        "capture": ("hyperdflash.commands:capture", "write the target states that a training reads"),
+        "regenerate": ("hyperdflash.commands:regenerate", "replace a corpus's answers by the target's own"),
+        "fetch_benchmarks": ("hyperdflash.data.benchmarks:main", "write the prompts of the paper's benchmarks into a folder"),
+    },
+    "target": {
+        "pretrain": ("tiny_target.commands:pretrain", "train a tiny DeepSeek-V4 target"),
+        "card": ("tiny_target.commands:card", "measure a tiny target and write its model card"),
+    },
+}
+
+
+def main() -> object:
+    """The console script: runs one command, or lists all of them."""
+    commands = {name: place for group in COMMANDS.values() for name, (place, _) in group.items()}
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in commands:
+        return f"error: no command {name!r}; the commands are {', '.join(commands)}: run `hyperdflash` to see what each does"
+    os.environ[CONSOLE] = "1"
+    sys.argv = [f"hyperdflash {name}", *sys.argv[2:]]
+    module, _, function = commands[name].partition(":")
+    try:
+        code = getattr(import_module(module), function)()
+    except ValueError as error:
+        return f"error: {error}"
+    return code if isinstance(code, int) else 0
+
+
+def overview() -> str:
+    """One line per command, by task."""
+    lines = ["usage: hyperdflash COMMAND [OPTION=VALUE ...]    hyperdflash COMMAND --help lists a command's options"]
+    for task, group in COMMANDS.items():
+        lines += ["", task, *(f"  {name:<17} {line}" for name, (_, line) in group.items())]
+    return "\n".join(lines)
+
+
+@entry_point("train")
+def train(config: DictConfig) -> float:
+    """Returns the best validation tau, which a sweeper such as Optuna maximizes."""
+    from hyperdflash.training.job import train
+
+    return train(config)["val_tau"]
+
+
+@entry_point("train")
+def capture(config: DictConfig) -> None:
+    from hyperdflash.preparing.states import capture_states
+
+    capture_states(config)
+
+
+@entry_point("regenerate")
+def regenerate(config: DictConfig) -> None:
+    from hyperdflash.preparing.regeneration import regenerate
+
+    regenerate(config)
+
+
+@entry_point("evaluate")
+def evaluate(config: DictConfig) -> None:
+    """By exact replay, by decoding, or in running servers."""
+    one_of("by", config.by, ("replay", "decoding", None))
+    if not OmegaConf.is_list(config.temperature):
+        raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
+    if config.engine.name is not None:
+        if config.by is not None:
+            raise ValueError(f"engine={config.engine.name} asks running servers: leave by={config.by} out, or engine")
+        from hyperdflash.evaluation.engine_evaluation import evaluate_in_engine
+
+        evaluate_in_engine(config)
+    elif config.by == "decoding" or (config.by is None and class_name(config.benchmarks) == "paper_benchmarks"):
+        from hyperdflash.evaluation.decoding import evaluate_by_decoding
+
+        evaluate_by_decoding(config)
+    else:
+        from hyperdflash.evaluation.evaluation import evaluate_by_replay
+
+        evaluate_by_replay(config)
+
+
+@entry_point("parity")
+def parity(config: DictConfig) -> None:
+    from hyperdflash.checks.parity_job import check_parity
+
+    check_parity(config)
+
+
+@entry_point("check_engine")
+def check_engine(config: DictConfig) -> None:
+    from hyperdflash.checks.engine_states import check_engine
+
+    check_engine(config)
+
+
+@entry_point("dashboard")
+def dashboard(config: DictConfig) -> None:
+    try:
+        from hyperdflash.training.wandb_dashboard import make_dashboard
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the dashboard needs {error.name}: run `pip install -e .[wandb]`") from error
+    make_dashboard(config)
