@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DeepseekV4ForCausalLM
+from transformers import PreTrainedModel
 
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
@@ -105,9 +105,7 @@ def plant_loops(rows: Tensor, share: float, never: Tensor, generator: torch.Gene
     return rows, copies
 
 
-def joint_loss(
-    model: DeepseekV4ForCausalLM, mtp: MTPBlock, rows: Tensor, copies: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def joint_loss(model: PreTrainedModel, mtp: MTPBlock, rows: Tensor, copies: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """[B, T + 1] int64 -> mean next-token and mean MTP cross-entropy in nats a token.
 
     With ``copies`` (see plant_loops) a first repeat counts in neither, later ones count -log(1 - p) in the first alone.
@@ -130,14 +128,14 @@ def joint_loss(
     return main.mean(), (drafted * text).sum() / text.sum()
 
 
-def make_optimiser(model: DeepseekV4ForCausalLM, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
+def make_optimiser(model: PreTrainedModel, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
     """Muon on the layers' matrices, AdamW on embeddings, heads, norms, hyper-connections and routers."""
     named = [*model.named_parameters(), *(("mtp." + name, p) for name, p in mtp.named_parameters())]
     return MuonWithAdamW(named, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def train_step(
-    model: DeepseekV4ForCausalLM,
+    model: PreTrainedModel,
     mtp: MTPBlock,
     optimiser: MuonWithAdamW,
     rows: Tensor,
@@ -160,7 +158,7 @@ def train_step(
 
 
 @torch.no_grad()
-def balance_routers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, ids: Tensor, rate: float) -> None:
+def balance_routers(model: PreTrainedModel, mtp: MTPBlock, ids: Tensor, rate: float) -> None:
     """Move each top-k router's selection bias by ``rate`` against its load on ``ids`` [B, T]."""
     gates = [layer.mlp.gate for layer in [*model.model.layers, mtp.layer] if not layer.mlp.is_hash]
 
@@ -176,7 +174,7 @@ def balance_routers(model: DeepseekV4ForCausalLM, mtp: MTPBlock, ids: Tensor, ra
 
 
 def pretrain(
-    model: DeepseekV4ForCausalLM,
+    model: PreTrainedModel,
     mtp: MTPBlock,
     documents: Sequence[Tensor],
     settings: PretrainSettings,

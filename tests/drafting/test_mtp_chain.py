@@ -87,7 +87,7 @@ def forward_residual(block, final, embeds):
     for i in range(n):
         for j in range(max(0, i - block.sliding_window + 1), i + 1):
             mask[0, 0, i, j] = 0.0
-    return block.run(final, embeds, torch.arange(n).unsqueeze(0), mask)
+    return block.run(final, embeds, torch.arange(n).unsqueeze(0), mask)[0]
 
 
 @pytest.mark.parametrize("num_slots", [3, 6])

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import DeepseekV4ForCausalLM
 
+from hyperdflash.targets.deepseek_v4.build import save_target
 from hyperdflash.targets.deepseek_v4.quantization import dequantize
 from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target, save_target
+from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target
 from hyperdflash.targets.producer import InProcess
 from hyperdflash.training.warm_start import check_target
 

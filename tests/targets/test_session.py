@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from hyperdflash.targets.deepseek_v4.compat import with_cache
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.session import TargetSession
 from hyperdflash.targets.taps import tap_residual
@@ -118,11 +119,11 @@ def test_extending_is_plain_cached_decoding_bit_for_bit(mini_target, dtype):
     text, cache, start = ids(2, 40), DynamicCache(config=model.config), 11
     with TargetSession(model) as session, torch.inference_mode():
         session.prefill(text[:, :start])
-        model(text[:, :start], past_key_values=cache)
+        model(text[:, :start], **with_cache(cache))
         for num_new in (1, 2, 1, 1, 3, 8, 1, 8):
             new = text[:, start : start + num_new]
             step = session.extend(new)
-            assert torch.equal(step.logits, model(new, past_key_values=cache).logits.float())
+            assert torch.equal(step.logits, model(new, **with_cache(cache)).logits.float())
             assert step.logits.dtype == torch.float32 and step.final.dtype == model.dtype
             start += num_new
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from hyperdflash.targets import load
 from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, set_implementations, tiny_config
+from hyperdflash.targets.deepseek_v4.compat import with_cache
 from hyperdflash.targets.deepseek_v4.mtp import sliding_mask
 from hyperdflash.targets.generate import choose, generate_batch
 from hyperdflash.targets.heads import TargetHeads
@@ -61,11 +63,10 @@ def test_cpu_kernels_leave_other_calls_to_transformers(target):
     model, x = target.model, ids(2, 48)
     with torch.no_grad():
         whole = model(x).logits
-        out = model(x[:, :21], use_cache=True)
-        steps = [out.logits]
+        cache = DynamicCache(config=model.config)
+        steps = [model(x[:, :21], **with_cache(cache), use_cache=True).logits]
         for i in range(21, 48):
-            out = model(x[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
-            steps.append(out.logits)
+            steps.append(model(x[:, i : i + 1], **with_cache(cache), use_cache=True).logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-3, atol=1e-4)
 
 

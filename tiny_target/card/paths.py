@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead
+from torch import Tensor, nn
 
 from hyperdflash.targets.heads import TargetHeads
 
 
-def head_gates(hc_head: DeepseekV4HyperHead, final: Tensor) -> Tensor:
+def head_gates(hc_head: nn.Module, final: Tensor) -> Tensor:
     """What ``hc_head`` weights the paths with: [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
     flat = hc_head.input_norm(final.flatten(2).float())
     mixes = F.linear(flat, hc_head.hc_fn.float())

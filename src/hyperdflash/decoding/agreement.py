@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DeepseekV4ForCausalLM
+from transformers import PreTrainedModel
 
 from hyperdflash.contracts import Rounds, TargetStates
 from hyperdflash.decoding.loop import Generation
@@ -48,7 +48,7 @@ class RoundDifference:
 
 @torch.inference_mode()
 def compare_greedy(
-    model: DeepseekV4ForCausalLM,
+    model: PreTrainedModel,
     prompt_ids: Sequence[int],
     expected: Sequence[int],
     got: Sequence[int],

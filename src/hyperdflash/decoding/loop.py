@@ -23,7 +23,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DeepseekV4ForCausalLM
+from transformers import PreTrainedModel
 
 from hyperdflash.contracts import Rounds, TargetStates
 from hyperdflash.decoding.acceptance import verify_greedy, verify_sampled
@@ -214,7 +214,7 @@ def collect(events: Iterable[FirstToken | Round], stop_ids: Collection[int]) -> 
 
 
 def decode(
-    model: DeepseekV4ForCausalLM, drafter: LoopDrafter, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
+    model: PreTrainedModel, drafter: LoopDrafter, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
 ) -> Generation:
     """One whole text in a session of its own; ``settings`` as ``speculate``."""
     with TargetSession(model, drafter.layer_ids) as session:

@@ -24,7 +24,7 @@ from hyperdflash.drafting.attention import KeyValue
 from hyperdflash.drafting.drafter import Drafter
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.states.codecs import CODECS, Codec
-from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.adapter import NativeMTP
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import Sampler
 
@@ -137,7 +137,7 @@ class MTPDrafter:
 
     layer_ids = ()
 
-    def __init__(self, block: MTPBlock, num_slots: int, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
+    def __init__(self, block: NativeMTP, num_slots: int, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
         self.block, self.num_slots, self.heads, self.codec = block, num_slots, heads, codec
         self._window = block.sliding_window
         self._keys: Tensor | None = None  # target-made, of the last window - 1 indices: [1, 1, k, C]
@@ -180,20 +180,9 @@ class MTPDrafter:
             key_index = torch.arange(first_index - num_before, first_index + num_new, device=final.device)
             keep = (key_index <= index[:, None]) & (key_index > index[:, None] - self._window)
             mask = embeds.new_zeros(keep.shape).masked_fill(~keep, float("-inf"))[None, None]
-        cache = _Keys(keys)
-        residual = self.block.run(final, embeds, index[None], mask, cache)
-        return residual, cache.seen[:, :, max(0, cache.seen.shape[2] - self._window + 1) :]
-
-
-class _Keys:
-    """A cache for one forward of the block: ``prefix`` [1, 1, k, C] before its new keys; V4's values are its keys."""
-
-    def __init__(self, prefix: Tensor | None):
-        self.seen = prefix
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        self.seen = keys if self.seen is None else torch.cat([self.seen, keys], dim=2)
-        return self.seen, self.seen
+        residual, new = self.block.run(final, embeds, index[None], mask, keys)
+        keys = new if keys is None else torch.cat([keys, new], dim=2)
+        return residual, keys[:, :, max(0, keys.shape[2] - self._window + 1) :]
 
 
 def loop_drafter(module: Drafter | MTPChain, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> LoopDrafter:

@@ -26,24 +26,10 @@ from torch import Tensor, nn
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.settings import positive_int
-from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.adapter import NativeMTP
 from hyperdflash.targets.heads import TargetHeads
 
 GROUP = 16  # anchors a row: more share keys better but score more masked ones; 8 to 32 are alike in speed
-
-
-class _Keys:
-    """A cache for one forward: puts ``prefix`` [N, 1, P, C] before the new keys and remembers the new ones."""
-
-    def __init__(self, prefix: Tensor | None):
-        self.prefix = prefix
-        self.new: Tensor | None = None
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """keys [N, 1, q, C]; V4's single head reads the same tensor as key and value."""
-        self.new = keys
-        seen = keys if self.prefix is None else torch.cat([self.prefix, keys], dim=2)
-        return seen, seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +50,7 @@ class MTPChain(nn.Module):
 
     def __init__(
         self,
-        block: MTPBlock,
+        block: NativeMTP,
         num_slots: int,
         *,
         trainable: bool = False,
@@ -116,18 +102,16 @@ class MTPChain(nn.Module):
             key_index = torch.arange(begin - num_prefix, end, device=device)
             keep = (key_index <= index[:, None]) & (key_index > index[:, None] - window)
             embeds = heads.embed(states.input_ids[:, begin + 1 : end + 1])
-            cache = _Keys(prefix)
-            residuals.append(
-                self.block.run(
-                    states.final[:, begin:end],
-                    embeds,
-                    index.expand(batch, -1),
-                    _additive(keep, embeds.dtype)[None, None],
-                    cache,
-                )
+            residual, new = self.block.run(
+                states.final[:, begin:end],
+                embeds,
+                index.expand(batch, -1),
+                _additive(keep, embeds.dtype)[None, None],
+                prefix,
             )
-            keys.append(cache.new)
-            prefix = cache.new if prefix is None else torch.cat([prefix, cache.new], dim=2)
+            residuals.append(residual)
+            keys.append(new)
+            prefix = new if prefix is None else torch.cat([prefix, new], dim=2)
             prefix = prefix[:, :, max(0, prefix.shape[2] - (window - 1)) :]
         return torch.cat(residuals, dim=1), torch.cat(keys, dim=2).squeeze(1)
 
@@ -158,9 +142,8 @@ class MTPChain(nn.Module):
             keep = torch.cat([made, *chained], dim=-1)  # [n, G, span + (slot - 1) G]
             token = states.input_ids[row[:, None], (index + 1).clamp(max=length - 1)]
             embeds = heads.embed(token)  # [n, G, D]
-            cache = _Keys(prefix)
-            residual = self.block.run(residual, embeds, index, _additive(keep, embeds.dtype).unsqueeze(1), cache)
-            prefix = torch.cat([prefix, cache.new], dim=2)
+            residual, new = self.block.run(residual, embeds, index, _additive(keep, embeds.dtype).unsqueeze(1), prefix)
+            prefix = torch.cat([prefix, new], dim=2)
             outputs.append(self.block.head(residual))
         return torch.stack(outputs, dim=2)
 

@@ -20,7 +20,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
-from transformers import DeepseekV4ForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.prompts import Prompts
@@ -138,7 +138,7 @@ def decode_all(
 
 
 def decode_conversation(
-    model: DeepseekV4ForCausalLM,
+    model: PreTrainedModel,
     drafter: LoopDrafter,
     rounds: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
@@ -174,7 +174,7 @@ def decode_conversation(
 
 
 def compare_texts(
-    model: DeepseekV4ForCausalLM, rows: dict[str, list[dict]], decoded: dict[str, list[tuple[list[int], Generation]]]
+    model: PreTrainedModel, rows: dict[str, list[dict]], decoded: dict[str, list[tuple[list[int], Generation]]]
 ) -> None:
     """Write ``differs`` into every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
 
@@ -193,7 +193,7 @@ def compare_texts(
 
 @torch.inference_mode()
 def plain_generate(
-    model: DeepseekV4ForCausalLM, prompt_ids: Sequence[int], own: Generation, max_new_tokens: int, stop_ids: set[int]
+    model: PreTrainedModel, prompt_ids: Sequence[int], own: Generation, max_new_tokens: int, stop_ids: set[int]
 ) -> dict:
     """transformers' own ``generate()`` on the same prompt, beside our AR loop: seconds of both, prefill included."""
     started = time.perf_counter()

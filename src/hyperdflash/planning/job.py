@@ -18,16 +18,15 @@ from hyperdflash.cli import CONF, class_name, config_folder, entry_point
 from hyperdflash.settings import natural_int, positive_int, positive_number
 
 if TYPE_CHECKING:
-    from transformers import DeepseekV4Config
-
     from hyperdflash.planning.plan import Plan
     from hyperdflash.planning.v4_sizes import V4Sizes
+    from hyperdflash.targets.adapter import TargetConfig
 
 JSON_BYTES = 20 + 20 + 8 + 24 + 4  # of a number: received, as text, a list's place, a Python float, fp32
 TURNS = {"mt-bench": 2}  # user turns of a benchmark's prompts; the others have one
 
 
-def target_config(config: DictConfig) -> DeepseekV4Config:
+def target_config(config: DictConfig) -> TargetConfig:
     """Of the checkpoint; DeepSeek-V4-Flash's released one while that is not there yet."""
     from hyperdflash.targets.load import read_config
 
@@ -37,7 +36,7 @@ def target_config(config: DictConfig) -> DeepseekV4Config:
     return read_config(folder)
 
 
-def v4_sizes(model: DeepseekV4Config) -> V4Sizes:
+def v4_sizes(model: TargetConfig) -> V4Sizes:
     """transformers' spelling of a configuration as the official one."""
     from dataclasses import fields
 
@@ -81,7 +80,7 @@ def measured(config: DictConfig) -> dict[str, float]:
     }
 
 
-def client_bytes(config: DictConfig, model: DeepseekV4Config) -> float:
+def client_bytes(config: DictConfig, model: TargetConfig) -> float:
     """Host memory of one process that asks an engine for states, at the mean length: embedding and head, the shard in hand and
     the one that is written, and SGLang's answers that are on their way."""
     document = config.mean_tokens * model.hc_mult * model.hidden_size

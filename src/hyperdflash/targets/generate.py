@@ -1,8 +1,8 @@
 """The target's own answers: batched plain decoding, greedy or sampled.
 
-transformers' V4 cache has no ragged rows and no left padding (reference: cache rows share one length), so all rows of a batch
-walk in lockstep from position 0: one forward covers the shortest prompt, then every step feeds each row either its own next
-prompt token or the token just chosen. Rows that ended leave the batch.
+A target's cache has no ragged rows and no left padding, so all rows of a batch walk in lockstep from position 0: one forward
+covers the shortest prompt, then every step feeds each row either its own next prompt token or the token just chosen. Rows that
+ended leave the batch.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import DeepseekV4ForCausalLM
+from transformers import PreTrainedModel
 
-from hyperdflash.targets.placement import input_device
+from hyperdflash.targets.adapter import adapter_of
 from hyperdflash.targets.sampling import choose
 
 
 @torch.inference_mode()
 def generate_batch(
-    model: DeepseekV4ForCausalLM,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
     eos_id: int,
@@ -40,12 +40,14 @@ def generate_batch(
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = torch.tensor(prompt)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    padded, lengths = padded.to(input_device(model)), lengths.to(input_device(model))
+    adapter = adapter_of(model.config.model_type)
+    device, cache = adapter.input_device(model), adapter.new_cache(model.config)
+    padded, lengths = padded.to(device), lengths.to(device)
 
-    output = model(padded[:, :shortest], use_cache=True, logits_to_keep=1)
+    logits = adapter.step(model, padded[:, :shortest], cache, 0, logits_to_keep=1)
     position = shortest  # where the next token goes
     while rows:
-        chosen = choose(output.logits[:, -1], temperature, top_p, generator)
+        chosen = choose(logits[:, -1], temperature, top_p, generator)
         forced = lengths > position
         if position < padded.shape[1]:
             chosen = torch.where(forced, padded[:, position], chosen)
@@ -63,6 +65,6 @@ def generate_batch(
                 return
             kept = torch.tensor(keep, device=chosen.device)
             chosen, padded, lengths = chosen[kept], padded[kept], lengths[kept]
-            output.past_key_values.reorder_cache(kept)
+            cache.reorder_cache(kept)
+        logits = adapter.step(model, chosen[:, None], cache, position)
         position += 1
-        output = model(chosen[:, None], past_key_values=output.past_key_values, use_cache=True)

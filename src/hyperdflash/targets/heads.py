@@ -1,82 +1,53 @@
 """The part of a target that a drafter shares: embedding, final norm, LM head, and how the paths collapse.
 
-Shapes: see contracts.py. This is all that training and replay need once the states are cached; "how this target
-collapses its paths" is one ``Collapse``, and what needs it asks here: teacher, conditioning, gate inheritance, fingerprint.
+Shapes: see contracts.py. This is all that training and replay need of the target once the states are cached. How the target
+collapses its paths is one `Collapse`; teacher, conditioning, gate inheritance and fingerprint read it here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead, DeepseekV4RMSNorm
+from transformers import PreTrainedModel
+
+from hyperdflash.targets.adapter import Collapse, TargetConfig, adapter_of
 
 Teacher = Literal["mean_pool", "hc_head"]
 
 TOKENS = 1 << 14  # whose rows of the LM head are widened together
 
 
-@dataclass(frozen=True)
-class Gate:
-    """sigmoid(``fn`` r vec(H) * ``scale`` + ``base``) + hc_eps: ``fn`` [M, M * D], ``base`` [M], ``scale`` [1]."""
-
-    fn: Tensor
-    base: Tensor
-    scale: Tensor
-
-
-class Collapse(Protocol):
-    """How a target turns its M paths into the one state that its final norm reads; an nn.Module."""
-
-    def __call__(self, paths: Tensor) -> Tensor:
-        """[B, T, M, D] -> [B, T, D] in the same dtype."""
-        ...
-
-    def gate(self) -> Gate | None:
-        """What ``reducer=hc_gate`` inherits; None where the collapse is no gate of that form."""
-        ...
-
-
-class HcHead(DeepseekV4HyperHead):
-    """DeepSeek-V4's ``hc_head``."""
-
-    def gate(self) -> Gate:
-        return Gate(self.hc_fn, self.hc_base, self.hc_scale)
-
-
 class TargetHeads(nn.Module):
     """Frozen embedding, collapse, norm and LM head of a target with hyper-connections.
 
-    ``config`` the target's; ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` RMSNorm over D,
-    ``hc_head`` how the paths collapse (another target's own ``collapse``, else DeepSeek-V4's). Both tables may lie in fewer
-    bytes than ``dtype``: what reads them widens the rows at hand, which changes no value.
+    ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` over D, ``hc_head`` how the paths collapse: the given
+    ``collapse``, or that of the target's kind. Both tables may lie in fewer bytes than ``dtype``: readers widen the rows at
+    hand, which changes no value.
     """
 
-    def __init__(self, config: DeepseekV4Config, collapse: Collapse | None = None, dtype: torch.dtype | None = None):
+    def __init__(self, config: TargetConfig, collapse: Collapse | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
         self.computes_in = dtype
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.hc_head = HcHead(config) if collapse is None else collapse
-        self.norm = DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        own, self.norm = adapter_of(config.model_type).new_heads(config)
+        self.hc_head = own if collapse is None else collapse
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.requires_grad_(False)
         self.eval()
 
     @classmethod
-    def of(cls, model: DeepseekV4ForCausalLM) -> TargetHeads:
+    def of(cls, model: PreTrainedModel) -> TargetHeads:
         """The heads of a loaded model; the tensors are shared, not copied."""
         with torch.device("meta"):
             heads = cls(model.config)
-        heads.embed_tokens = model.model.embed_tokens
-        for name, parameter in model.model.hc_head.named_parameters():
+        parts = adapter_of(model.config.model_type).modules(model)
+        heads.embed_tokens, heads.norm, heads.lm_head = parts.embed_tokens, parts.norm, parts.lm_head
+        for name, parameter in parts.collapse.named_parameters():
             setattr(heads.hc_head, name, parameter)
-        heads.norm = model.model.norm
-        heads.lm_head = model.lm_head
         heads.requires_grad_(False)
         return heads.eval()
 
@@ -122,8 +93,3 @@ class TargetHeads(nn.Module):
         if table.dtype == self.dtype:
             return self.lm_head(hidden).float()
         return torch.cat([F.linear(hidden, rows.to(self.dtype)) for rows in table.split(TOKENS)], dim=-1).float()
-
-
-def collapse_entrance(model: DeepseekV4ForCausalLM) -> nn.Module:
-    """The module of a loaded target whose input is the residual before the collapse, [B, T, M, D]."""
-    return model.model.hc_head

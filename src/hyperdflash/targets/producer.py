@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hyperdflash.targets.adapter import adapter_of
 from hyperdflash.targets.load import Target
-from hyperdflash.targets.placement import input_device
 from hyperdflash.targets.taps import tap_residual
 
 
@@ -62,8 +62,9 @@ class InProcess:
         input_ids = torch.zeros(len(lengths), padded_length(lengths, model.config.sliding_window), dtype=torch.long)
         for row, sequence in zip(input_ids, sequences, strict=True):
             row[: len(sequence)] = sequence
+        device = adapter_of(model.config.model_type).input_device(model)
         with tap_residual(model, layer_ids) as taps:
-            model.model(input_ids.to(input_device(model)), use_cache=False)
+            model.base_model(input_ids.to(device), use_cache=False)
         states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
         return {
             tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()

@@ -1,7 +1,6 @@
 """A text's forward through the target, some tokens at a time, with the last tokens taken back where a draft was wrong.
 
-Shapes: see contracts.py; K here is the number of new tokens. The forward is transformers' own model on transformers' own
-cache; only the window mask of an `extend` is made here, because K and the window decide it and not the text.
+Shapes: see contracts.py; K here is the number of new tokens. The target's adapter brings the forward and the cache.
 """
 
 from __future__ import annotations
@@ -9,15 +8,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DeepseekV4ForCausalLM
+from transformers import PreTrainedModel
 
-from hyperdflash.targets.deepseek_v4.rewind import rewindable_cache
-from hyperdflash.targets.placement import input_device
+from hyperdflash.targets.adapter import adapter_of
 from hyperdflash.targets.taps import attach_taps
 
 ROLLBACKS = ("analytic", "reforward")
@@ -38,19 +35,19 @@ class TargetStep:
 
 
 class TargetSession:
-    """One text's (or B equally long texts') incremental forward through a DeepSeek-V4 target, with exact rollback.
+    """One text's (or B equally long texts') incremental forward through a target, with exact rollback.
 
-    The rows of a batch walk in lockstep: they grow by the same K and share one ``keep``, since transformers' V4 cache holds one
-    length. ``rollback="analytic"`` recomputes the cache from what the last `extend` gave it, without another forward;
-    ``"reforward"`` restores it and forwards the kept tokens again (slower; the definition that the other is tested against).
-    Everything runs under `torch.inference_mode`, so what is returned cannot enter a graph that is differentiated.
+    The rows of a batch walk in lockstep: they grow by the same K and share one ``keep``, since a cache holds one length.
+    ``rollback="analytic"`` recomputes the cache from what the last `extend` gave it, without another forward; ``"reforward"``
+    restores it and forwards the kept tokens again (slower; the definition that the other is tested against). Everything runs
+    under `torch.inference_mode`, so no result can enter a graph that is differentiated.
 
     Hooks read the states. `close`, leaving the `with` block, or the end of the object removes them.
     """
 
     def __init__(
         self,
-        model: DeepseekV4ForCausalLM,
+        model: PreTrainedModel,
         layer_ids: Sequence[int] = (),
         rollback: Literal["analytic", "reforward"] = "analytic",
     ):
@@ -60,7 +57,8 @@ class TargetSession:
         self.layer_ids = tuple(layer_ids)
         self.length = 0
         self._analytic = rollback == "analytic"
-        self._cache = rewindable_cache(model.config)
+        self._adapter = adapter_of(model.config.model_type)
+        self._cache = self._adapter.new_cache(model.config)
         self._rows = 0
         self._extended: Tensor | None = None  # the last extend's tokens, as long as they can be taken back
         self._taps = attach_taps(model, layer_ids)
@@ -97,9 +95,8 @@ class TargetSession:
             raise ValueError(
                 f"extend wants the {self._rows} rows of the prefill, got {input_ids.shape[0]}: prefill a new session"
             )
-        for layer in self._cache.layers:
-            layer.mark()
-        step = self._forward(input_ids, attention_mask=self._window_mask(input_ids.shape[1]))
+        self._cache.mark()
+        step = self._forward(input_ids)
         self._extended = input_ids
         return step
 
@@ -115,36 +112,22 @@ class TargetSession:
         if keep == num_tokens:
             return
         self.length -= num_tokens
-        for layer in self._cache.layers:
-            layer.rewind(keep if self._analytic else 0)
+        self._cache.rewind(keep if self._analytic else 0)
         if self._analytic:
             self.length += keep
         elif keep:
-            self._forward(kept, attention_mask=self._window_mask(keep), logits_to_keep=1)
+            self._forward(kept, logits_to_keep=1)
 
-    def _forward(self, input_ids: Tensor, **options) -> TargetStep:
-        logits = self.model(input_ids, past_key_values=self._cache, use_cache=True, **options).logits.float()
+    def _forward(self, input_ids: Tensor, logits_to_keep: int = 0) -> TargetStep:
+        logits = self._adapter.step(self.model, input_ids, self._cache, self.length, logits_to_keep).float()
         self.length += input_ids.shape[1]
-        device = input_device(self.model)  # a spread target's taps lie on as many devices as its layers
+        device = self._adapter.input_device(self.model)  # a spread target's taps lie on as many devices as its layers
         layers = [self._taps.layers[i].to(device) for i in self.layer_ids]
         stacked = torch.stack(layers, dim=2) if layers else None
         return TargetStep(logits.to(device), self._taps.final.to(device), stacked)
-
-    def _window_mask(self, num_new: int) -> dict[str, Tensor]:
-        window, dtype = self.model.config.sliding_window, self.model.model.embed_tokens.weight.dtype
-        mask = window_mask(min(self.length, window - 1), num_new, window, dtype, input_device(self.model))
-        return {"sliding_attention": mask.expand(self._rows, -1, -1, -1)}
 
     def _check(self, input_ids: Tensor) -> None:
         if not self._close.alive:
             raise ValueError("this session is closed and its hooks are gone: make a new TargetSession")
         if input_ids.ndim != 2 or 0 in input_ids.shape:
             raise ValueError(f"input_ids must be [rows, tokens] with one token or more, got {list(input_ids.shape)}")
-
-
-@lru_cache(maxsize=256)
-def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[1, 1, K, cached + K]: 0 where new token i sees key j (j <= cached + i and nearer than ``window``), -inf elsewhere."""
-    distance = torch.arange(cached, cached + num_new, device=device)[:, None] - torch.arange(cached + num_new, device=device)
-    hidden = (distance < 0) | (distance >= window)
-    return torch.zeros(1, 1, *hidden.shape, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))

@@ -1,6 +1,6 @@
-"""Read a target's hidden states while it runs: the residual before `hc_head`, and the outputs of chosen layers.
+"""Read a target's hidden states while it runs: the residual before the collapse, and the outputs of chosen layers.
 
-Shapes: see contracts.py. `pre_hc_head` is in no output of transformers, so it is taken where it enters `hc_head`.
+Shapes: see contracts.py. No output of transformers holds that residual, so a hook takes it where it enters the collapse.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import DeepseekV4ForCausalLM
+from transformers import PreTrainedModel
 
-from hyperdflash.targets.heads import collapse_entrance
+from hyperdflash.targets.adapter import adapter_of
 
 
 class Taps:
@@ -29,10 +29,11 @@ class Taps:
             handle.remove()
 
 
-def attach_taps(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Taps:
+def attach_taps(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
     """Collect the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]``, before any
     collapse. ValueError for a layer that is not there."""
-    layers = model.model.layers
+    parts = adapter_of(model.config.model_type).modules(model)
+    layers = parts.layers
     wrong = [i for i in layer_ids if not 0 <= i < len(layers)]
     if wrong:
         raise ValueError(f"layer_ids must be in 0..{len(layers) - 1} for this target, got {wrong}")
@@ -47,13 +48,13 @@ def attach_taps(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> 
 
         return hook
 
-    taps.handles = [collapse_entrance(model).register_forward_pre_hook(at_head)]
+    taps.handles = [parts.collapse.register_forward_pre_hook(at_head)]
     taps.handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
     return taps
 
 
 @contextmanager
-def tap_residual(model: DeepseekV4ForCausalLM, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
+def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
     """`attach_taps` for the forwards run inside."""
     taps = attach_taps(model, layer_ids)
     try:

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
-from transformers import DeepseekV4Config, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.data.chat import MODES
 from hyperdflash.data.corpus import Corpus
@@ -22,6 +22,7 @@ from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.objectives.cross_entropy import PositionWeighted
 from hyperdflash.objectives.distillation import KLConfig
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
+from hyperdflash.targets.adapter import TargetConfig
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import DTYPES as TARGET_DTYPES
 from hyperdflash.targets.load import load_mtp, read_config
@@ -33,7 +34,7 @@ from hyperdflash.training.module import OptimSettings
 class Parts:
     """The instantiated, checked groups of a training configuration; nothing here has read a weight."""
 
-    target_config: DeepseekV4Config
+    target_config: TargetConfig
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     corpus: Corpus

@@ -5,7 +5,7 @@
     y_t = sum_j alpha_{t,j} RMSNorm_j(H_{t,j})                the per-path norm can be switched off
 
 The gate reads the raw residual. With ``path_norm: false`` this is the target's ``hc_head`` bit for bit in fp32, so the
-order of operations follows transformers' DeepseekV4HyperHead.
+order of operations follows transformers' hc_head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A new DeepSeek-V4 target from a configuration: transformers' own class, hash tables filled, paths set apart.
+"""A new DeepSeek-V4 target from a configuration: transformers' own class, hash tables filled, paths set apart; and its file.
 
 ``tiny_config()`` gives the shipped size; any field can be overridden, so that other seeds, depths and vocabularies are made
 by the same function.
@@ -6,12 +6,18 @@ by the same function.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 import hyperdflash.targets.deepseek_v4.cpu_kernels  # noqa: F401  (registers "windowed" and "dense")
+from hyperdflash.targets.deepseek_v4 import compat
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.deepseek_v4.official import MTP_PREFIX
+from hyperdflash.targets.deepseek_v4.quantization import FP32_NAMES
 
 
 def tiny_config(**overrides) -> DeepseekV4Config:
@@ -55,7 +61,7 @@ def build_target(config: DeepseekV4Config, seed: int = 0) -> tuple[DeepseekV4For
         torch.manual_seed(seed)
         model = DeepseekV4ForCausalLM(config)
         mtp = MTPBlock(model.config)
-        mtp.apply(model._init_weights)
+        compat.initialize_like(model, mtp)
         fill_hash_tables(model)
     for index, layer in enumerate([*model.model.layers, mtp.layer]):
         set_paths_apart(layer, index)
@@ -67,9 +73,8 @@ def set_implementations(
     model: DeepseekV4ForCausalLM, mtp: MTPBlock | None = None, *, attention: str = "windowed", experts: str = "dense"
 ) -> None:
     """Choose the attention and expert functions by their registered names (see cpu_kernels)."""
-    for config in [model.config] + ([mtp.config] if mtp is not None else []):
-        config._attn_implementation = attention
-        config._experts_implementation = experts
+    configs = [model.config] if mtp is None else [model.config, mtp.config]
+    compat.set_implementations(*configs, attention=attention, experts=experts)
 
 
 def fill_hash_tables(model: DeepseekV4ForCausalLM) -> None:
@@ -95,6 +100,25 @@ def set_paths_apart(layer: nn.Module, index: int) -> None:
         pre.fill_(-1.0)[chosen] = 1.0
         post.fill_(-0.5)[chosen] = 1.0
         comb.view(paths, paths).copy_(3.0 * torch.eye(paths))
+
+
+def save_target(directory: Path, model: DeepseekV4ForCausalLM, mtp: MTPBlock) -> Path:
+    """Write config.json and model.safetensors atomically: matrices bf16, norms, sinks and hyper-connections fp32, the MTP
+    block as `mtp.0.*`, which transformers ignores."""
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        keep = not tensor.is_floating_point() or any(word in name for word in FP32_NAMES)
+        tensor = tensor.to(torch.int16) if name.endswith("tid2eid") else tensor  # expert ids are small
+        return (tensor if keep else tensor.to(torch.bfloat16)).contiguous().clone()
+
+    state = {name: stored(name, tensor) for name, tensor in model.state_dict().items()}
+    state |= {MTP_PREFIX + name: stored(name, tensor) for name, tensor in mtp.state_dict().items()}
+    partial = directory / "model.safetensors.partial"
+    save_file(state, partial, metadata={"format": "pt"})
+    partial.replace(directory / "model.safetensors")
+    model.config.save_pretrained(directory)
+    return directory / "model.safetensors"
 
 
 def count_parameters(*modules: nn.Module) -> int:

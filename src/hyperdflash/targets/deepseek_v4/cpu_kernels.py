@@ -1,4 +1,4 @@
-"""Faster CPU forms of two transformers pieces, registered in transformers' own interfaces under these names.
+"""Two pieces of transformers in forms that are faster on a CPU, registered in transformers' own interfaces by name.
 
 ``attn_implementation="windowed"``   DeepSeek-V4 attention without the dense [T, T] scores: a query block of W tokens reads
                                      its own and the previous block plus the compressed entries. Anything else than a plain
@@ -6,7 +6,7 @@
 ``experts_implementation="dense"``   every expert on every token in two matrix products, gated by the router's weights. With
                                      the few experts of a tiny target this beats sorting tokens by expert.
 
-Both compute what transformers' own modules compute (tests/target/test_target.py holds them against each other).
+Both compute what transformers' own modules compute (tests/targets/test_target.py holds them against each other).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import eager_attention_forward
+
+from hyperdflash.targets.deepseek_v4.compat import apply_expert_gate, eager_attention_forward, register
 
 
 def windowed_attention(
@@ -80,11 +78,9 @@ def dense_experts(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, t
     gates = torch.zeros(rows, experts, dtype=top_k_weights.dtype, device=hidden_states.device)
     gates = gates.scatter_add(1, top_k_index, top_k_weights)
     gate_up = F.linear(hidden_states, self.gate_up_proj.view(experts * 2 * inner, hidden))
-    activated = self._apply_gate(gate_up.view(rows, experts, 2 * inner)) * gates.to(gate_up.dtype).unsqueeze(-1)
+    activated = apply_expert_gate(self, gate_up.view(rows, experts, 2 * inner)) * gates.to(gate_up.dtype).unsqueeze(-1)
     down = self.down_proj.permute(1, 0, 2).reshape(hidden, experts * inner)
     return F.linear(activated.reshape(rows, experts * inner), down)
 
 
-ALL_ATTENTION_FUNCTIONS.register("windowed", windowed_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register("windowed", eager_mask)
-ALL_EXPERTS_FUNCTIONS.register("dense", dense_experts)
+register(attention={"windowed": windowed_attention}, experts={"dense": dense_experts})

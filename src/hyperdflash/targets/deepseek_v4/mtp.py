@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import DeepseekV4Config
-from transformers.cache_utils import Cache
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     DeepseekV4DecoderLayer,
     DeepseekV4HyperHead,
@@ -18,18 +17,20 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     DeepseekV4RotaryEmbedding,
 )
 
+from hyperdflash.targets.adapter import NativeMTP
+from hyperdflash.targets.deepseek_v4 import compat
+
 
 def mtp_config(config: DeepseekV4Config) -> DeepseekV4Config:
     """The target's configuration with one layer: sliding attention, score-routed experts."""
     values = config.to_dict()
     values.update(num_hidden_layers=1, layer_types=["sliding_attention"], mlp_layer_types=["moe"])
     single = DeepseekV4Config(**values)
-    single._attn_implementation = config._attn_implementation
-    single._experts_implementation = config._experts_implementation
+    compat.set_implementations(single, **compat.implementations(config))
     return single
 
 
-class MTPBlock(nn.Module):
+class MTPBlock(NativeMTP):
     """X = e_proj(enorm(embed(x[i+1]))) on every path + h_proj(hnorm(H[i])) on each path -> layer -> own head."""
 
     def __init__(self, config: DeepseekV4Config):
@@ -47,7 +48,6 @@ class MTPBlock(nn.Module):
 
     @property
     def sliding_window(self) -> int:
-        """Keys an index sees, its own included: j is visible from i where i - sliding_window < j <= i."""
         return self.config.sliding_window
 
     def rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -65,25 +65,22 @@ class MTPBlock(nn.Module):
         next_embeds: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor | None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """The block's own pre-hc_head residual [B, T, M, D]; it is the next chained step's H.
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        cache = compat.LayerKeys(keys)
+        return self._layer(final, next_embeds, position_ids, attention_mask, cache), cache.new
 
-        ``attention_mask`` additive [B or 1, 1, T, keys], 0 keep and -inf drop; ``cache`` anything whose
-        ``update(k, v, layer_idx)`` returns the keys [B, 1, keys, head_dim] to attend to.
-        """
-        x = self.combine(final, next_embeds)
+    def _layer(self, final, next_embeds, position_ids, attention_mask, cache: compat.LayerKeys | None = None) -> Tensor:
         return self.layer(
-            x,
+            self.combine(final, next_embeds),
             position_embeddings=self.rotary(next_embeds, position_ids),
             position_ids=position_ids,
             attention_mask=attention_mask,
             input_ids=None,
-            past_key_values=cache,
+            **compat.with_cache(cache),
         )
 
     def head(self, x: Tensor) -> Tensor:
-        """[B, T, M, D] -> [B, T, D], what the target's LM head reads."""
         return self.norm(self.hc_head(x))
 
     def forward(self, final: Tensor, next_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -95,7 +92,7 @@ class MTPBlock(nn.Module):
         position_ids = torch.arange(length, device=final.device).unsqueeze(0)
         if attention_mask is None:
             attention_mask = sliding_mask(length, self.sliding_window, next_embeds.dtype, final.device)
-        return self.head(self.run(final, next_embeds, position_ids, attention_mask))
+        return self.head(self._layer(final, next_embeds, position_ids, attention_mask))
 
 
 def sliding_mask(length: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from transformers import DeepseekV4ForCausalLM
 
 
 def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_layers: int) -> str | dict[str, str | int] | None:
@@ -47,16 +46,3 @@ def even_device_map(num_layers: int, num_gpus: int) -> dict[str, str | int]:
         **{f"model.layers.{layer}": gpu for layer, gpu in enumerate(placed)},
         "lm_head": last,
     }
-
-
-def is_spread(model: DeepseekV4ForCausalLM) -> bool:
-    """Whether its modules lie in several places, so that accelerate moves what goes from one to the next."""
-    places = set(getattr(model, "hf_device_map", {}).values())
-    return len(places) > 1 or "disk" in places
-
-
-def input_device(model: DeepseekV4ForCausalLM) -> torch.device:
-    """Where token ids must lie: the embedding's device, also where its weights are only brought there for a forward."""
-    embedding = model.model.embed_tokens
-    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    return embedding.weight.device if device is None else torch.device(device)

@@ -1,0 +1,162 @@
+"""DeepSeek-V4 as a target: the names of `hyperdflash.targets.adapter.Adapter`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
+    DeepseekV4HyperHead,
+    DeepseekV4RMSNorm,
+    DeepseekV4RotaryEmbedding,
+)
+
+from hyperdflash.targets.adapter import Gate, TargetModules
+from hyperdflash.targets.deepseek_v4 import compat
+from hyperdflash.targets.deepseek_v4.build import set_implementations
+from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint
+from hyperdflash.targets.deepseek_v4.compat import RewindableCache as new_cache
+from hyperdflash.targets.deepseek_v4.compat import input_device, is_spread
+from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.deepseek_v4.official import head_names, mtp_state
+from hyperdflash.targets.deepseek_v4.placement import checked_device_map
+from hyperdflash.targets.deepseek_v4.quantization import dtype_of
+
+__all__ = ["input_device", "is_spread", "new_cache"]
+
+SUPPORTS = frozenset({"mtp"})
+LAYER_SETTINGS = (
+    "layer_types",
+    "mlp_layer_types",
+    "compress_rates",
+    "sliding_window",
+    "hc_mult",
+    "hc_sinkhorn_iters",
+    "hc_eps",
+    "index_topk",
+    "rms_norm_eps",
+    "num_experts_per_tok",
+    "n_routed_experts",
+    "routed_scaling_factor",
+    "swiglu_limit",
+    "rope_theta",
+    "compress_rope_theta",
+)
+YARN_SETTINGS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
+TABLES = ("embed_tokens.weight", "lm_head.weight")  # of TargetHeads, [V, D]
+
+
+class HcHead(DeepseekV4HyperHead):
+    """DeepSeek-V4's ``hc_head``."""
+
+    def gate(self) -> Gate:
+        return Gate(self.hc_fn, self.hc_base, self.hc_scale)
+
+
+def read_config(path: Path) -> DeepseekV4Config:
+    """From config.json in DeepSeek's spelling or transformers' own."""
+    values, _ = DeepseekV4Config.get_config_dict(path)
+    real = {field.name for field in fields(DeepseekV4Config) if "float" in str(field.type)}  # 10 and 10.0 are one setting
+    return DeepseekV4Config.from_dict({name: float(v) if name in real and type(v) is int else v for name, v in values.items()})
+
+
+def layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:
+    """Dictionaries in the order of their keys, and YaRN's values only where YaRN is used."""
+    settings = []
+    for name in LAYER_SETTINGS:
+        value = getattr(config, name, None)
+        settings.append((name, dict(sorted(value.items())) if isinstance(value, dict) else value))
+    rope = config.rope_parameters["compress"]
+    if rope["rope_type"] != "default":
+        settings += [(name, float(rope[name])) for name in YARN_SETTINGS if name in rope]
+    return settings
+
+
+def new_heads(config: DeepseekV4Config) -> tuple[HcHead, nn.Module]:
+    return HcHead(config), DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+def head_state(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    checkpoint = Checkpoint(path)
+
+    def weight(own: str, name: str) -> Tensor:
+        as_stored = own in TABLES and checkpoint.tensor(name).dtype == torch.bfloat16
+        return checkpoint.weight(name, torch.bfloat16 if as_stored else dtype_of(own, dtype))
+
+    return {own: weight(own, name) for own, name in head_names(checkpoint).items()}
+
+
+def load_model(
+    path: Path,
+    config: DeepseekV4Config,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    experts: str,
+    device_map: str | Mapping[str, str | int] | None,
+    offload_folder: str | Path | None,
+) -> DeepseekV4ForCausalLM:
+    """``device_map`` "even" (deepseek_v4.placement), or what transformers takes ("auto", a dictionary)."""
+    if offload_folder is not None and dtype != torch.float32:
+        raise ValueError(
+            "target.offload_folder wants target.dtype=fp32, got bf16: transformers writes what it offloads in one dtype, "
+            "and hyper-connections rounded to bf16 give other states"
+        )
+    device_map = checked_device_map(device_map, config.num_hidden_layers)
+    Checkpoint(path).check_complete()
+    if quantized := getattr(config, "quantization_config", None):
+        config.quantization_config = {**quantized, "dequantize": True}
+    placement = {"device_map": device_map, "offload_folder": offload_folder}
+    try:
+        model = DeepseekV4ForCausalLM.from_pretrained(path, config=config, dtype=dtype, **placement)
+    except ValueError as error:
+        if "offload_folder" not in str(error):
+            raise
+        raise ValueError(
+            f"target.device_map={device_map} does not fit these devices and leaves part of the target for the disk: give more "
+            "devices, or let a server run the target (target/engine)"
+        ) from error
+    if quantized and dtype == torch.float32:  # transformers leaves what was stored as BF16 in BF16
+        model.float()
+    set_implementations(model, attention=attention, experts=experts)
+    return model
+
+
+def load_mtp(path: Path, config: DeepseekV4Config, *, experts: str, dtype: torch.dtype) -> MTPBlock:
+    """Its attention is transformers' eager one, since chains bring masks of their own."""
+    compat.set_implementations(config, attention="eager", experts=experts)
+    with torch.device("meta"):
+        mtp = MTPBlock(config)
+    mtp.rotary_emb = DeepseekV4RotaryEmbedding(mtp.config)  # computed, not stored, and fp32 whatever the weights are
+    mtp.load_state_dict(mtp_state(Checkpoint(path), config.n_routed_experts, dtype), assign=True)
+    return mtp
+
+
+def modules(model: DeepseekV4ForCausalLM) -> TargetModules:
+    inner = model.model
+    return TargetModules(inner.embed_tokens, inner.layers, inner.hc_head, inner.norm, model.lm_head)
+
+
+def step(model: DeepseekV4ForCausalLM, input_ids: Tensor, cache: new_cache, length: int, logits_to_keep: int = 0) -> Tensor:
+    """transformers' own forward. Behind a cache the window mask is built here: K and the window decide it, not the text."""
+    options, (rows, num_new) = {}, input_ids.shape
+    if length:
+        window = model.config.sliding_window
+        dtype, device = model.model.embed_tokens.weight.dtype, input_device(model)
+        mask = window_mask(min(length, window - 1), num_new, window, dtype, device)
+        options["attention_mask"] = {"sliding_attention": mask.expand(rows, -1, -1, -1)}
+    options |= compat.with_cache(cache)
+    return model(input_ids, use_cache=True, logits_to_keep=logits_to_keep, **options).logits
+
+
+@lru_cache(maxsize=256)
+def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, 1, K, cached + K]: 0 where new token i sees key j (j <= cached + i and nearer than ``window``), -inf elsewhere."""
+    distance = torch.arange(cached, cached + num_new, device=device)[:, None] - torch.arange(cached + num_new, device=device)
+    hidden = (distance < 0) | (distance >= window)
+    return torch.zeros(1, 1, *hidden.shape, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))

@@ -1,0 +1,197 @@
+"""Every use of transformers that its documentation does not promise, for versions 5.23 and 5.24.
+
+1. names that differ between the versions, and names with an underscore, each behind one function;
+2. the cache of one decoder layer that the MTP block runs on;
+3. a DeepSeek-V4 cache that goes back to any token of its last update, exactly and without another forward.
+
+transformers' own cache layers cannot go back (`crop` leaves the compressors as they were). Their updates never write into a
+tensor, so a mark is a copy of names, and a rewind is the mark plus the layers' own bookkeeping, repeated on the kept part of
+what they received: window keys, the compressors' (kv, gate), and each closed window's share in the next one (its Ca series).
+The compressed entries themselves are cut, not computed again. Copies are as long as the window and one update, never as the
+text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DeepseekV4Config, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
+    DeepseekV4Attention,
+    DeepseekV4CSACache,
+    DeepseekV4HCACache,
+    eager_attention_forward,
+)
+
+__all__ = ["eager_attention_forward"]
+
+# 5.24 renames the argument, and the old name passes neither accelerate's hooks nor without a warning.
+CACHE = "cache" if "cache" in inspect.signature(DeepseekV4Attention.forward).parameters else "past_key_values"
+
+
+def with_cache(cache: Any) -> dict[str, Any]:
+    """The keyword argument that hands ``cache`` to a model or to a decoder layer."""
+    return {CACHE: cache}
+
+
+def register(attention: Mapping[str, Callable], experts: Mapping[str, Callable]) -> None:
+    """Make functions available to `set_implementations` by name; attention functions receive the mask of eager attention."""
+    for name, function in attention.items():
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, eager_mask)
+    for name, function in experts.items():
+        ALL_EXPERTS_FUNCTIONS.register(name, function)
+
+
+def set_implementations(*configs: DeepseekV4Config, attention: str, experts: str) -> None:
+    """Choose the attention and expert functions of every module that reads one of ``configs``."""
+    for config in configs:
+        config._attn_implementation, config._experts_implementation = attention, experts
+
+
+def implementations(config: DeepseekV4Config) -> dict[str, str]:
+    """What `set_implementations` chose."""
+    return {"attention": config._attn_implementation, "experts": config._experts_implementation}
+
+
+def initialize_like(model: PreTrainedModel, module: nn.Module) -> None:
+    """Draw the weights of ``module`` by the rules of ``model``."""
+    with torch.no_grad():
+        module.apply(model._init_weights)
+
+
+def apply_expert_gate(experts: nn.Module, gate_up: Tensor) -> Tensor:
+    """[..., 2 I] -> [..., I]: the clamped SwiGLU of ``experts``."""
+    return experts._apply_gate(gate_up)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids must lie: the embedding's device, also where accelerate moves its weights there for each forward."""
+    embedding = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
+
+
+def is_spread(model: PreTrainedModel) -> bool:
+    """Whether the modules lie in several places, so that accelerate moves what goes from one to the next."""
+    places = set(getattr(model, "hf_device_map", {}).values())
+    return len(places) > 1 or "disk" in places
+
+
+class LayerKeys:
+    """The cache of one sliding-attention layer for one forward: puts ``before`` [N, 1, P, C] before the ``new`` keys
+    [N, 1, q, C]. V4's single head reads keys as values."""
+
+    def __init__(self, before: Tensor | None):
+        self.before, self.new = before, None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, **_) -> tuple[Tensor, Tensor]:
+        self.new = keys
+        seen = keys if self.before is None else torch.cat([self.before, keys], dim=2)
+        return seen, seen
+
+
+@dataclass
+class Tape:
+    """A layer's state at the mark, and what the layer received since; K new tokens, W windows that closed in them.
+
+    ``keys`` [B, 1, K, d]; ``weights`` name -> (kv, gate) [B, K, w]; ``overlaps`` name -> (kv, gate) [B, W, rate, w] and the
+    width of Ca, the part of w that the next window reads.
+    """
+
+    before: dict[str, Any]
+    keys: Tensor | None = None
+    weights: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    overlaps: dict[str, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
+
+
+class Rewindable:
+    """Put before a V4 cache layer class. ``mark``, then one update, then ``restore`` or ``rewind``."""
+
+    _layer_type = None  # transformers would list the subclass as its own layer of this type
+    tape: Tape | None = None
+
+    def mark(self) -> None:
+        """Remember this state and start to record."""
+        self.tape = None  # before the state is remembered, so that restore stops the recording
+        self.tape = Tape({name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()})
+
+    def restore(self) -> None:
+        """Back to the mark; recording stops."""
+        vars(self).update(self.tape.before)
+
+    def rewind(self, keep: int) -> None:
+        """Back to the state after the first ``keep`` of the K tokens since the mark; recording stops."""
+        tape, entries = self.tape, dict(getattr(self, "compressed_kv", {}))
+        self.restore()
+        if keep == 0:
+            return
+        keys = tape.keys[:, :, :keep]
+        super().update(keys, keys)
+        for name, (kv, gate) in tape.weights.items():
+            chunk, _, _ = super().store_compression_weights(name, kv[:, :keep], gate[:, :keep])
+            windows = chunk.shape[1] // self.compress_rate
+            self.entry_count[name] += windows
+            self.compressed_kv[name] = entries[name][:, : self.entry_count[name]]
+            if windows and name in tape.overlaps:
+                kv, gate, width = tape.overlaps[name]
+                super().update_overlap_state(name, kv[:, :windows], gate[:, :windows], width)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.tape:
+            self.tape.keys = key_states
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def store_compression_weights(self, name: str, kv: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, int]:
+        if self.tape:
+            self.tape.weights[name] = kv, gate
+        return super().store_compression_weights(name, kv, gate)
+
+    def update_overlap_state(self, name: str, kv: Tensor, gate: Tensor, width: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.tape:
+            self.tape.overlaps[name] = kv, gate, width
+        return super().update_overlap_state(name, kv, gate, width)
+
+
+class RewindableWindow(Rewindable, DynamicSlidingWindowLayer):
+    def __init__(self, config: DeepseekV4Config):
+        super().__init__(sliding_window=config.sliding_window)
+
+
+class RewindableHCA(Rewindable, DeepseekV4HCACache):
+    pass
+
+
+class RewindableCSA(Rewindable, DeepseekV4CSACache):
+    pass
+
+
+LAYERS = {
+    "sliding_attention": RewindableWindow,
+    "heavily_compressed_attention": RewindableHCA,
+    "compressed_sparse_attention": RewindableCSA,
+}
+
+
+class RewindableCache(Cache):
+    """An empty cache for `with_cache`, all of whose layers are ``Rewindable``."""
+
+    def __init__(self, config: DeepseekV4Config):
+        super().__init__(layers=[LAYERS[layer_type](config) for layer_type in config.layer_types])
+
+    def mark(self) -> None:
+        for layer in self.layers:
+            layer.mark()
+
+    def rewind(self, keep: int) -> None:
+        for layer in self.layers:
+            layer.rewind(keep)
