@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from hyperdflash.targets import load
 from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, set_implementations, tiny_config
 from hyperdflash.targets.deepseek_v4.compat import with_cache
-from hyperdflash.targets.deepseek_v4.mtp import sliding_mask
+from hyperdflash.targets.deepseek_v4.mtp import window_mask
 from hyperdflash.targets.generate import choose, generate_batch
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target, read_config
@@ -111,13 +111,13 @@ def test_mtp_follows_the_formula(target):
             x,
             position_embeddings=mtp.rotary(embeds, positions),
             position_ids=positions,
-            attention_mask=sliding_mask(24, 16, torch.float32),
+            attention_mask=window_mask(0, 24, 16, torch.float32),
         )
         torch.testing.assert_close(mtp(final, embeds), mtp.norm(mtp.hc_head(layer)))
 
 
 def test_mtp_sees_its_window_and_no_more(target):
-    mask = sliding_mask(20, 16, torch.float32)[0, 0] == 0
+    mask = window_mask(0, 20, 16, torch.float32)[0, 0] == 0
     assert mask[19].nonzero().flatten().tolist() == list(range(4, 20))
     assert mask[3].nonzero().flatten().tolist() == [0, 1, 2, 3]
 

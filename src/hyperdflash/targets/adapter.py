@@ -6,7 +6,7 @@ module and give it a line in ``ADAPTERS``. Shapes: see contracts.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -82,34 +82,14 @@ class NativeMTP(nn.Module):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class TargetModules:
-    """The parts of a loaded model that this project reads; the input of ``collapse`` is the residual before it."""
-
-    embed_tokens: nn.Embedding
-    layers: Sequence[nn.Module]
-    collapse: nn.Module
-    norm: nn.Module
-    lm_head: nn.Linear
-
-
-class TargetCache(Protocol):
-    """Keys and whatever else a target remembers of B equally long texts, on from any number of tokens."""
-
-    def mark(self) -> None:
-        """Start to record: one `Adapter.step` follows, then `rewind` or the next `mark`."""
-
-    def rewind(self, keep: int) -> None:
-        """Return to the state after the first ``keep`` tokens since the mark, without a forward."""
-
-    def reorder_cache(self, rows: Tensor) -> None:
-        """Keep the rows [B'] int64 alone."""
-
-
 class Adapter(Protocol):
-    """One kind of target. ``path`` is a target's directory, ``model`` what `load_model` returns."""
+    """One kind of target. ``path`` is a target's directory, ``model`` what `load_model` returns.
 
-    SUPPORTS: frozenset[str]  # of "mtp": checkpoints may hold a native MTP block
+    A cache of `new_cache` remembers B equally long texts: ``mark()`` before a step, after it ``rewind(keep)`` returns to the
+    first ``keep`` of its tokens without a forward; ``reorder_cache(rows)`` keeps some rows.
+    """
+
+    SUPPORTS: frozenset[str]  # of "mtp": a checkpoint may hold a native MTP block
 
     def read_config(self, path: Path) -> TargetConfig: ...
 
@@ -123,21 +103,14 @@ class Adapter(Protocol):
         """The state of `TargetHeads` alone; the two [V, D] tables stay in bf16 where the checkpoint has them so."""
 
     def load_model(
-        self,
-        path: Path,
-        config: TargetConfig,
-        *,
-        dtype: torch.dtype,
-        attention: str,
-        experts: str,
-        device_map: str | Mapping[str, str | int] | None,
-        offload_folder: str | Path | None,
+        self, path: Path, config: TargetConfig, *, dtype: torch.dtype, attention: str, experts: str, **placement: Any
     ) -> PreTrainedModel:
-        """The whole target; quantized weights are dequantized to ``dtype`` while they are read."""
+        """The whole target, dequantized while it is read; ``placement`` is device_map and offload_folder."""
 
     def load_mtp(self, path: Path, config: TargetConfig, *, experts: str, dtype: torch.dtype) -> NativeMTP: ...
 
-    def modules(self, model: PreTrainedModel) -> TargetModules: ...
+    def parts(self, model: PreTrainedModel) -> tuple[Sequence[nn.Module], nn.Module, nn.Module]:
+        """Layers, collapse (its input is the residual before it) and final norm of a loaded model."""
 
     def input_device(self, model: PreTrainedModel) -> torch.device:
         """Where token ids must lie."""
@@ -145,13 +118,11 @@ class Adapter(Protocol):
     def is_spread(self, model: PreTrainedModel) -> bool:
         """Whether the weights lie on several devices."""
 
-    def new_cache(self, config: TargetConfig) -> TargetCache: ...
+    def new_cache(self, config: TargetConfig) -> Any: ...
 
-    def step(
-        self, model: PreTrainedModel, input_ids: Tensor, cache: TargetCache, length: int, logits_to_keep: int = 0
-    ) -> Tensor:
-        """The next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens -> logits [B, K, V], or those of the
-        last ``logits_to_keep`` tokens."""
+    def step(self, model: PreTrainedModel, input_ids: Tensor, cache: Any, length: int, last_only: bool = False) -> Tensor:
+        """The next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens -> logits [B, K, V], or the last
+        token's [B, 1, V]."""
 
 
 def adapter_of(model_type: str, where: str = "config") -> Any:

@@ -44,7 +44,7 @@ def generate_batch(
     device, cache = adapter.input_device(model), adapter.new_cache(model.config)
     padded, lengths = padded.to(device), lengths.to(device)
 
-    logits = adapter.step(model, padded[:, :shortest], cache, 0, logits_to_keep=1)
+    logits = adapter.step(model, padded[:, :shortest], cache, 0, last_only=True)
     position = shortest  # where the next token goes
     while rows:
         chosen = choose(logits[:, -1], temperature, top_p, generator)

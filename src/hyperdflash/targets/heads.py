@@ -44,9 +44,9 @@ class TargetHeads(nn.Module):
         """The heads of a loaded model; the tensors are shared, not copied."""
         with torch.device("meta"):
             heads = cls(model.config)
-        parts = adapter_of(model.config.model_type).modules(model)
-        heads.embed_tokens, heads.norm, heads.lm_head = parts.embed_tokens, parts.norm, parts.lm_head
-        for name, parameter in parts.collapse.named_parameters():
+        _, collapse, heads.norm = adapter_of(model.config.model_type).parts(model)
+        heads.embed_tokens, heads.lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+        for name, parameter in collapse.named_parameters():
             setattr(heads.hc_head, name, parameter)
         heads.requires_grad_(False)
         return heads.eval()

@@ -8,16 +8,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hyperdflash.targets.adapter import adapter_of
-from hyperdflash.targets.taps import attach_taps
-
-ROLLBACKS = ("analytic", "reforward")
+from hyperdflash.targets.taps import tap_residual
 
 
 @dataclass(frozen=True)
@@ -38,30 +35,20 @@ class TargetSession:
     """One text's (or B equally long texts') incremental forward through a target, with exact rollback.
 
     The rows of a batch walk in lockstep: they grow by the same K and share one ``keep``, since a cache holds one length.
-    ``rollback="analytic"`` recomputes the cache from what the last `extend` gave it, without another forward; ``"reforward"``
-    restores it and forwards the kept tokens again (slower; the definition that the other is tested against). Everything runs
-    under `torch.inference_mode`, so no result can enter a graph that is differentiated.
+    Everything runs under `torch.inference_mode`, so no result can enter a graph that is differentiated.
 
     Hooks read the states. `close`, leaving the `with` block, or the end of the object removes them.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        layer_ids: Sequence[int] = (),
-        rollback: Literal["analytic", "reforward"] = "analytic",
-    ):
-        if rollback not in ROLLBACKS:
-            raise ValueError(f"rollback must be one of {', '.join(ROLLBACKS)}, got {rollback!r}")
+    def __init__(self, model: PreTrainedModel, layer_ids: Sequence[int] = ()):
         self.model = model
         self.layer_ids = tuple(layer_ids)
         self.length = 0
-        self._analytic = rollback == "analytic"
         self._adapter = adapter_of(model.config.model_type)
         self._cache = self._adapter.new_cache(model.config)
         self._rows = 0
         self._extended: Tensor | None = None  # the last extend's tokens, as long as they can be taken back
-        self._taps = attach_taps(model, layer_ids)
+        self._taps = tap_residual(model, layer_ids)
         self._close = weakref.finalize(self, self._taps.remove)
 
     def __enter__(self) -> TargetSession:
@@ -83,7 +70,7 @@ class TargetSession:
             )
         self._check(input_ids)
         self._rows = input_ids.shape[0]
-        return self._forward(input_ids, logits_to_keep=1)
+        return self._forward(input_ids, last_only=True)
 
     @torch.inference_mode()
     def extend(self, input_ids: Tensor) -> TargetStep:
@@ -102,24 +89,21 @@ class TargetSession:
 
     @torch.inference_mode()
     def rollback(self, keep: int) -> None:
-        """Keep the first ``keep`` of the last extend's K tokens, 0..K, in every row. Once, and only right after the extend."""
+        """Keep the first ``keep`` of the last extend's K tokens, 0..K, in every row, without a forward. Once, and only right
+        after the extend."""
         if self._extended is None:
             raise ValueError("rollback takes tokens of the last extend back, and none came before this call: extend first")
         num_tokens = self._extended.shape[1]
         if not 0 <= keep <= num_tokens:
             raise ValueError(f"keep must be in 0..{num_tokens}, the tokens of the last extend, got {keep}")
-        kept, self._extended = self._extended[:, :keep], None
+        self._extended = None
         if keep == num_tokens:
             return
-        self.length -= num_tokens
-        self._cache.rewind(keep if self._analytic else 0)
-        if self._analytic:
-            self.length += keep
-        elif keep:
-            self._forward(kept, logits_to_keep=1)
+        self.length -= num_tokens - keep
+        self._cache.rewind(keep)
 
-    def _forward(self, input_ids: Tensor, logits_to_keep: int = 0) -> TargetStep:
-        logits = self._adapter.step(self.model, input_ids, self._cache, self.length, logits_to_keep).float()
+    def _forward(self, input_ids: Tensor, last_only: bool = False) -> TargetStep:
+        logits = self._adapter.step(self.model, input_ids, self._cache, self.length, last_only).float()
         self.length += input_ids.shape[1]
         device = self._adapter.input_device(self.model)  # a spread target's taps lie on as many devices as its layers
         layers = [self._taps.layers[i].to(device) for i in self.layer_ids]

@@ -5,8 +5,7 @@ Shapes: see contracts.py. No output of transformers holds that residual, so a ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -16,24 +15,28 @@ from hyperdflash.targets.adapter import adapter_of
 
 
 class Taps:
-    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward since they were attached."""
+    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward; `remove` or a `with` block's end takes the
+    hooks off the model."""
 
     def __init__(self) -> None:
         self.final: Tensor | None = None
         self.layers: dict[int, Tensor] = {}
         self.handles: list[RemovableHandle] = []
 
-    def remove(self) -> None:
-        """Take the hooks off the model."""
+    def remove(self, *_) -> None:
         for handle in self.handles:
             handle.remove()
 
+    def __enter__(self) -> Taps:
+        return self
 
-def attach_taps(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
+    __exit__ = remove
+
+
+def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
     """Collect the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]``, before any
-    collapse. ValueError for a layer that is not there."""
-    parts = adapter_of(model.config.model_type).modules(model)
-    layers = parts.layers
+    collapse. ValueError for a layer that the target lacks."""
+    layers, collapse, _ = adapter_of(model.config.model_type).parts(model)
     wrong = [i for i in layer_ids if not 0 <= i < len(layers)]
     if wrong:
         raise ValueError(f"layer_ids must be in 0..{len(layers) - 1} for this target, got {wrong}")
@@ -48,16 +51,6 @@ def attach_taps(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
 
         return hook
 
-    taps.handles = [parts.collapse.register_forward_pre_hook(at_head)]
+    taps.handles = [collapse.register_forward_pre_hook(at_head)]
     taps.handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
     return taps
-
-
-@contextmanager
-def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Iterator[Taps]:
-    """`attach_taps` for the forwards run inside."""
-    taps = attach_taps(model, layer_ids)
-    try:
-        yield taps
-    finally:
-        taps.remove()

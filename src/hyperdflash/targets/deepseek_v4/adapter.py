@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -16,20 +15,21 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     DeepseekV4RotaryEmbedding,
 )
 
-from hyperdflash.targets.adapter import Gate, TargetModules
+from hyperdflash.targets.adapter import Gate
 from hyperdflash.targets.deepseek_v4 import compat
 from hyperdflash.targets.deepseek_v4.build import set_implementations
 from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint
-from hyperdflash.targets.deepseek_v4.compat import RewindableCache as new_cache
-from hyperdflash.targets.deepseek_v4.compat import input_device, is_spread
-from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from hyperdflash.targets.deepseek_v4.compat import RewindableCache, input_device, is_spread
+from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
 from hyperdflash.targets.deepseek_v4.official import head_names, mtp_state
 from hyperdflash.targets.deepseek_v4.placement import checked_device_map
 from hyperdflash.targets.deepseek_v4.quantization import dtype_of
 
-__all__ = ["input_device", "is_spread", "new_cache"]
+__all__ = ["input_device", "is_spread"]
 
 SUPPORTS = frozenset({"mtp"})
+new_cache = RewindableCache
+_window_mask = lru_cache(maxsize=256)(window_mask)
 LAYER_SETTINGS = (
     "layer_types",
     "mlp_layer_types",
@@ -92,16 +92,8 @@ def head_state(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def load_model(
-    path: Path,
-    config: DeepseekV4Config,
-    *,
-    dtype: torch.dtype,
-    attention: str,
-    experts: str,
-    device_map: str | Mapping[str, str | int] | None,
-    offload_folder: str | Path | None,
+    path: Path, config: DeepseekV4Config, *, dtype: torch.dtype, attention: str, experts: str, device_map, offload_folder
 ) -> DeepseekV4ForCausalLM:
-    """``device_map`` "even" (deepseek_v4.placement), or what transformers takes ("auto", a dictionary)."""
     if offload_folder is not None and dtype != torch.float32:
         raise ValueError(
             "target.offload_folder wants target.dtype=fp32, got bf16: transformers writes what it offloads in one dtype, "
@@ -137,26 +129,19 @@ def load_mtp(path: Path, config: DeepseekV4Config, *, experts: str, dtype: torch
     return mtp
 
 
-def modules(model: DeepseekV4ForCausalLM) -> TargetModules:
-    inner = model.model
-    return TargetModules(inner.embed_tokens, inner.layers, inner.hc_head, inner.norm, model.lm_head)
+def parts(model: DeepseekV4ForCausalLM) -> tuple[nn.ModuleList, nn.Module, nn.Module]:
+    return model.model.layers, model.model.hc_head, model.model.norm
 
 
-def step(model: DeepseekV4ForCausalLM, input_ids: Tensor, cache: new_cache, length: int, logits_to_keep: int = 0) -> Tensor:
+def step(
+    model: DeepseekV4ForCausalLM, input_ids: Tensor, cache: RewindableCache, length: int, last_only: bool = False
+) -> Tensor:
     """transformers' own forward. Behind a cache the window mask is built here: K and the window decide it, not the text."""
     options, (rows, num_new) = {}, input_ids.shape
     if length:
         window = model.config.sliding_window
         dtype, device = model.model.embed_tokens.weight.dtype, input_device(model)
-        mask = window_mask(min(length, window - 1), num_new, window, dtype, device)
+        mask = _window_mask(min(length, window - 1), num_new, window, dtype, device)
         options["attention_mask"] = {"sliding_attention": mask.expand(rows, -1, -1, -1)}
     options |= compat.with_cache(cache)
-    return model(input_ids, use_cache=True, logits_to_keep=logits_to_keep, **options).logits
-
-
-@lru_cache(maxsize=256)
-def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[1, 1, K, cached + K]: 0 where new token i sees key j (j <= cached + i and nearer than ``window``), -inf elsewhere."""
-    distance = torch.arange(cached, cached + num_new, device=device)[:, None] - torch.arange(cached + num_new, device=device)
-    hidden = (distance < 0) | (distance >= window)
-    return torch.zeros(1, 1, *hidden.shape, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))
+    return model(input_ids, use_cache=True, logits_to_keep=int(last_only), **options).logits

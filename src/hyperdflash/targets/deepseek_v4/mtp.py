@@ -91,12 +91,12 @@ class MTPBlock(NativeMTP):
         length = final.shape[1]
         position_ids = torch.arange(length, device=final.device).unsqueeze(0)
         if attention_mask is None:
-            attention_mask = sliding_mask(length, self.sliding_window, next_embeds.dtype, final.device)
+            attention_mask = window_mask(0, length, self.sliding_window, next_embeds.dtype, final.device)
         return self.head(self._layer(final, next_embeds, position_ids, attention_mask))
 
 
-def sliding_mask(length: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Additive causal sliding-window mask [1, 1, T, T]: 0 where i - window < j <= i, else -inf."""
-    i = torch.arange(length, device=device)
-    keep = (i[:, None] >= i[None, :]) & (i[:, None] - i[None, :] < window)
-    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill(~keep, float("-inf"))[None, None]
+def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """[1, 1, K, cached + K]: 0 where new token i sees key j (j <= cached + i and nearer than ``window``), -inf elsewhere."""
+    distance = torch.arange(cached, cached + num_new, device=device)[:, None] - torch.arange(cached + num_new, device=device)
+    hidden = (distance < 0) | (distance >= window)
+    return torch.zeros(1, 1, *hidden.shape, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))
