@@ -281,3 +281,14 @@ def test_demo_trains_what_evaluate_measures():
         for overrides in (stage1, stage2):
             assert overrides in trained, f"make demo does not run what {method.name!r} needs: {sorted(overrides)}"
         assert trained.index(stage1) < trained.index(stage2), method.name
+
+
+def test_links_to_files_of_the_repository_lead_somewhere():
+    """Relative links and pictures of all Markdown."""
+    wrong, seen = [], 0
+    for path in (path for path in repository_files() if path.suffix == ".md"):
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text_of(path)):
+            if "://" not in link and not link.startswith("mailto:"):
+                seen += 1
+                wrong += [] if (path.parent / link).exists() else [f"{path.relative_to(ROOT)}: {link}"]
+    assert seen and not wrong, "\n".join(wrong)

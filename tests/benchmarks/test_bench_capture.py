@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 
 from benchmarks.capture import make_documents, measure, table
-from benchmarks.capture_kills import run_kills
+from benchmarks.kills import PARTS, kill_captures
+from benchmarks.kills import table as kills_table
+from benchmarks.result import RESULTS
 from hyperdflash.states.store import CacheKey
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 
 
 def test_killed_captures_leave_what_an_undisturbed_one_does(tmp_path, mini_target):
-    """A few of the hundred kills of `python -m benchmarks.capture_kills`."""
+    """A few of the hundred kills of `python -m benchmarks.kills`."""
     target = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
     wanted = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
-    found = run_kills(5, wanted, lambda: InProcess(target), make_documents(16, 40, 320), tmp_path)
+    found = kill_captures(5, wanted, lambda: InProcess(target), make_documents(16, 40, 320), tmp_path)
     assert found.kills == 5 and found.different_files == 0
     assert found.needed <= found.forwards <= found.allowed
 
@@ -39,3 +42,10 @@ def test_the_bench_tells_slow_downs_and_first_batches(tmp_path, mini_target):
     lines = table(record)
     assert [line.split(" | ")[0] for line in lines[-4:]] == ["| disk, filled", "| offline", "| off", "| stream, empty"]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_recorded_kills_left_no_difference():
+    record = json.loads((RESULTS / "kills.json").read_text())
+    lines = kills_table(record)
+    assert set(record) == set(PARTS) and len(lines) == 2 + len(PARTS)
+    assert "| capture | 100 | 0 files | 99 forwards, at most 200 |" in lines
