@@ -1,4 +1,4 @@
-"""Plausible results: truncated geometric rounds with a rate a slot, a method."""
+"""Plausible samples: truncated geometric rounds with a rate per slot and method."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from hyperdflash.report.bootstrap import PromptCounts
-from hyperdflash.report.summary import MethodResult
+from hyperdflash.report.measure import Sample
 
 
 def counts_from(rates, prompts: int, seed: int, rounds_low: int = 15, rounds_high: int = 40) -> PromptCounts:
-    """Rounds whose slot k is accepted with rates[k - 1], a little better or worse a prompt."""
+    """Rounds whose slot k is accepted with rates[k - 1], a little better or worse per prompt."""
     generator = np.random.default_rng(seed)
     rounds = generator.integers(rounds_low, rounds_high, size=prompts)
     survived, reached = np.zeros((2, prompts, len(rates)), dtype=np.int64)
@@ -36,20 +36,20 @@ RATES = {
 
 @pytest.fixture
 def make_results():
-    def make(temperatures=(0.0, 1.0), per_domain=(40, 30, 20), rates=None, run_ids=True) -> list[MethodResult]:
+    def make(temperatures=(0.0, 1.0), per_domain=(40, 30, 20), rates=None, run_ids=True) -> list[Sample]:
         rates = rates or RATES
         prompts = sum(per_domain)
         domains = tuple(np.repeat(["math", "code", "chat"][: len(per_domain)], per_domain).tolist())
         looped = np.arange(prompts) % 17 == 0
         return [
-            MethodResult(
-                name=name,
+            Sample(
+                method=name,
                 temperature=t,
                 prompt_ids=tuple(f"p{i}" for i in range(prompts)),
-                domains=domains,
+                groups=domains,
                 counts=counts_from([r * (0.93 if t else 1) for r in rate], prompts, 10 * j + int(t)),
                 looped=looped,
-                run_id=f"2026-02-0{j + 1}_stage2_{name.split()[0].lower()}_s0" if run_ids else "",
+                run=f"2026-02-0{j + 1}_stage2_{name.split()[0].lower()}_s0" if run_ids else "",
             )
             for t in temperatures
             for j, (name, rate) in enumerate(rates.items())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import matplotlib.image
 import pytest
 
-from hyperdflash.report.figures import DPI, WIDTH_IN, acceptance_figure, spread_labels
-from hyperdflash.report.summary import summarise
+from hyperdflash.report.acceptance import replay_results
+from hyperdflash.report.figures import DPI, WIDTH_IN, results_figure, spread_labels
 
 
 @pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 1.0)])
 def test_acceptance_png(make_results, tmp_path, temperatures):
-    summary = summarise(make_results(temperatures=temperatures), baseline="MTP (6)", num_resamples=50)
-    path = acceptance_figure(summary, tmp_path / "figures" / "acceptance.png")
+    found = replay_results(make_results(temperatures=temperatures), baseline="MTP (6)", num_resamples=50)
+    path = results_figure(found.results, tmp_path / "figures" / "acceptance.png", "Acceptance")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     image = matplotlib.image.imread(path)
     height, width, _ = image.shape
@@ -24,7 +24,7 @@ def test_acceptance_png(make_results, tmp_path, temperatures):
 def test_undefined_slots_and_no_run_ids_draw(make_results, tmp_path):
     rates = {"a": (0.05,) * 6, "b": (0.9, 0.8)}
     results = make_results(temperatures=(1.0,), per_domain=(3,), rates=rates, run_ids=False)
-    path = acceptance_figure(summarise(results, "a", 20), tmp_path / "acceptance.png")
+    path = results_figure(replay_results(results, "a", 20).results, tmp_path / "acceptance.png", "Acceptance")
     assert path.stat().st_size > 10_000
 
 

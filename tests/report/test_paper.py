@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 
 from hyperdflash.report.bootstrap import MEAN, PromptCounts
-from hyperdflash.report.paper import figure1_summary, paper_table
-from hyperdflash.report.paper_cells import PAPER_COLUMNS, Column, PaperCell
-from hyperdflash.report.paper_tables import details_csv, paper_dict, paper_markdown, table_csv, write_paper_report
+from hyperdflash.report.measure import Sample
+from hyperdflash.report.paper import (
+    PAPER_COLUMNS,
+    Column,
+    PaperTable,
+    figure1_results,
+    paper_blocks,
+    paper_table,
+    to_json,
+    write_paper_report,
+)
+from hyperdflash.report.tables import markdown
 
 COLUMNS = (Column("a", "Alpha", "Math"), Column("b", "Beta", "Chat"))
 
 
-def cell(method, benchmark, emitted, rounds, seconds, *, looped=(False, False), slots=2, **other) -> PaperCell:
+def cell(method, benchmark, emitted, rounds, seconds, *, looped=(False, False), slots=2, seed=0, **other) -> Sample:
     """Two prompts; slot 1 takes as many accepted drafts as it can."""
     emitted, rounds = np.array(emitted), np.array(rounds)
     accepted = emitted - rounds
@@ -27,11 +36,26 @@ def cell(method, benchmark, emitted, rounds, seconds, *, looped=(False, False), 
     survived = np.stack([first, accepted - first], axis=1)[:, :slots]
     reached = np.stack([rounds, first], axis=1)[:, :slots]
     counts = PromptCounts(emitted, accepted, rounds, survived, reached)
-    fields = {"mode": "non_think", "temperature": 0.0, "seed": 0, "run_id": f"run {method}"} | other
-    ids = (f"{benchmark}/p", f"{benchmark}/q")
-    return PaperCell(
-        method, benchmark, prompt_ids=ids, counts=counts, looped=np.array(looped), seconds=np.array(seconds), **fields
+    return Sample(
+        method,
+        0.0,
+        (f"{benchmark}/p", f"{benchmark}/q"),
+        (benchmark, benchmark),
+        counts,
+        np.array(looped),
+        run=f"run {method}",
+        mode="non_think",
+        seconds=np.array(seconds),
+        seeds=(seed,),
     )
+
+
+def value(table: PaperTable, method: str, metric: str, group: str = MEAN, slot: int | None = None) -> float:
+    return table.results.get(method, metric, group, slot).value
+
+
+def paper_text(table: PaperTable, target: str = "t") -> str:
+    return markdown(paper_blocks(table, target))
 
 
 @pytest.fixture
@@ -51,17 +75,20 @@ def cells():
 def test_numbers_by_hand(cells):
     table = paper_table(cells, "non_think", COLUMNS, num_resamples=50)
     assert (table.methods, table.plain, table.missing) == (("X", "Y"), ("AR", "generate"), ())
-    (section,) = table.sections
-    x, y = section.entries["X"], section.entries["Y"]
-    assert [x[name].summary.tau.value for name in ("a", "b", MEAN)] == [2.0, 1.5, 1.75]
-    assert [x[name].speedup.value for name in ("a", "b", MEAN)] == pytest.approx([2.4, 2.0, 2.2])  # 24, 10 tokens/s
-    assert [y[name].summary.tau.value for name in ("a", "b", MEAN)] == [1.5, 3.0, 2.25]
-    assert (y["a"].summary.looping_share, y["a"].summary.tau_without_loops.value) == (0.5, 1.0)
-    assert (x[MEAN].summary.prompts, x[MEAN].summary.rounds, x["a"].tokens_per_second) == (4, 14, 24.0)
-    assert [e.value for e in x["b"].summary.survival] == [0.5, 0.0]
-    assert x["a"].summary.tau.low == x["a"].summary.tau.high == 2.0  # both prompts alike
-    assert y["b"].speedup.low < y["b"].speedup.value < y["b"].speedup.high
-    assert section.entries["generate"]["a"].speedup.value == pytest.approx(0.5)
+    assert [value(table, "X", "tau", name) for name in ("a", "b", MEAN)] == [2.0, 1.5, 1.75]
+    assert [value(table, "X", "speedup", name) for name in ("a", "b", MEAN)] == pytest.approx([2.4, 2.0, 2.2])
+    assert [value(table, "Y", "tau", name) for name in ("a", "b", MEAN)] == [1.5, 3.0, 2.25]
+    assert (value(table, "Y", "looping_share", "a"), value(table, "Y", "tau_without_loops", "a")) == (0.5, 1.0)
+    assert (value(table, "X", "prompts"), value(table, "X", "rounds"), value(table, "X", "tokens_per_second", "a")) == (
+        4,
+        14,
+        24,
+    )
+    assert [value(table, "X", "survival", "b", slot) for slot in (1, 2)] == [0.5, 0.0]
+    tau, speedup = table.results.get("X", "tau", "a"), table.results.get("Y", "speedup", "b")
+    assert tau.low == tau.high == 2.0  # both prompts alike
+    assert speedup.low < speedup.value < speedup.high
+    assert value(table, "generate", "speedup", "a") == pytest.approx(0.5)
 
 
 def test_seeds_are_pooled_by_prompt(cells):
@@ -70,19 +97,19 @@ def test_seeds_are_pooled_by_prompt(cells):
         cell("AR", "a", [2, 2], [2, 2], [0.1, 0.1], slots=0, seed=1),
     ]
     table = paper_table([*cells, *again], "non_think", COLUMNS, num_resamples=20)
-    entry = table.sections[0].entries["X"]["a"]
-    assert entry.seeds == (0, 1) and entry.summary.prompts == 2 and entry.summary.rounds == 12
-    assert entry.summary.tau.value == 2.0 and entry.summary.looping_share == 0.25
-    assert entry.summary.tau_without_loops.value == pytest.approx(21 / 9)
-    assert entry.speedup.value == pytest.approx((24 / 2.5) / (14 / 1.2))
+    assert [value(table, "X", name, "a") for name in ("seeds", "prompts", "rounds")] == [2, 2, 12]
+    assert value(table, "X", "tau", "a") == 2.0 and value(table, "X", "looping_share", "a") == 0.25
+    assert value(table, "X", "tau_without_loops", "a") == pytest.approx(21 / 9)
+    assert value(table, "X", "speedup", "a") == pytest.approx((24 / 2.5) / (14 / 1.2))
+    assert value(table, "X", "speedup", "b") == pytest.approx(2.0) and value(table, "X", "seeds", "b") == 1
     # Y has seed 0 alone, and so is its AR
-    assert table.sections[0].entries["Y"]["a"].speedup.value == pytest.approx(1.2)
+    assert value(table, "Y", "speedup", "a") == pytest.approx(1.2)
     without = paper_table([*cells, again[0]], "non_think", COLUMNS, num_resamples=20)  # AR of seed 1 is not there
-    assert math.isnan(without.sections[0].entries["X"]["a"].speedup.value)
+    assert math.isnan(value(without, "X", "speedup", "a"))
 
 
 def test_markdown_has_the_papers_layout(cells):
-    text = paper_markdown(paper_table(cells, "non_think", COLUMNS, num_resamples=20), "assets/tiny")
+    text = paper_text(paper_table(cells, "non_think", COLUMNS, num_resamples=20), "assets/tiny")
     lines = text.splitlines()
     assert lines[0] == "### Table 2: Non-thinking mode, target assets/tiny"
     assert lines[2] == "| Method | MATH |  | CHAT |  | AVG. |  |"
@@ -98,43 +125,46 @@ def test_markdown_has_the_papers_layout(cells):
 
 
 def test_gaps_stay_gaps(cells):
-    partial = [c for c in cells if (c.method, c.benchmark) not in (("X", "b"), ("AR", "a"))]
+    partial = [c for c in cells if (c.method, c.groups[0]) not in (("X", "b"), ("AR", "a"))]
     table = paper_table(partial, "non_think", COLUMNS, methods=("X", "Z"), num_resamples=20)
-    text = paper_markdown(table, "t")
+    text = paper_text(table)
     assert "| X | - | 2.00 | - | - | - | - |" in text.replace("**", "")
     assert "| Z | - | - | - | - | - | - |" in text
     assert "| X | - | **2.00** | - |" in text and "| Y | - | 1.50 | 1.20× | 3.00 |" in text  # X lacks b: no best there
-    other = paper_table([c for c in cells if (c.method, c.benchmark) != ("Y", "b")], "non_think", COLUMNS, num_resamples=20)
-    assert "| X | **2.40×** | **2.00** | 2.00× | 1.50 | 2.20× | 1.75 |" in paper_markdown(other, "t")
+    other = paper_table([c for c in cells if (c.method, c.groups[0]) != ("Y", "b")], "non_think", COLUMNS, num_resamples=20)
+    assert "| X | **2.40×** | **2.00** | 2.00× | 1.50 | 2.20× | 1.75 |" in paper_text(other)
     assert table.missing == (
         "T = 0: X lacks Beta, so it has no Average",
-        "T = 0: X has no speedup on Alpha: no AR cell of its seeds",
+        "T = 0: X has no speedup on Alpha: no AR sample of its seeds",
         "T = 0: Z was not measured",
-        "T = 0: Y has no speedup on Alpha: no AR cell of its seeds",
+        "T = 0: Y has no speedup on Alpha: no AR sample of its seeds",
     )
     assert all(f"- {gap}" in text for gap in table.missing)
-    rows = list(csv.DictReader(io.StringIO(table_csv(table))))
-    assert [row["method"] for row in rows] == ["X", "Z", "Y"]
-    assert (rows[0]["Alpha speedup"], rows[0]["Alpha tau"], rows[0]["Average tau"]) == ("", "2.000000", "")
-    data = json.loads(json.dumps(paper_dict(table, "t"), allow_nan=False))
-    assert data["sections"][0]["entries"]["X"].keys() == {"a"}
-    assert data["sections"][0]["entries"]["Y"]["mean"]["speedup"]["value"] is None
+    rows = list(csv.DictReader(io.StringIO(table.results.csv_text())))
+    measured = {(r["method"], r["group"]): r["value"] for r in rows if r["metric"] == "speedup"}
+    assert {key for key in measured if key[0] == "X"} == {("X", "a")} and measured["X", "a"] == ""
+    data = json.loads(json.dumps(to_json(table, "t"), allow_nan=False))
+    assert {row["group"] for row in data["rows"] if row["method"] == "X"} == {"a"}
+    assert [
+        row["value"] for row in data["rows"] if (row["method"], row["group"], row["metric"]) == ("Y", "mean", "speedup")
+    ] == [None]
     nothing = paper_table(cells, "think_high", COLUMNS)
     assert nothing.number == 3 and nothing.missing == ("think_high: nothing was measured",)
 
 
 def test_ar_of_another_seed_is_no_reference(cells):
-    moved = [replace(c, seed=1) if c.method == "X" else c for c in cells]
+    moved = [replace(c, seeds=(1,)) if c.method == "X" else c for c in cells]
     table = paper_table(moved, "non_think", COLUMNS, num_resamples=20)
-    assert math.isnan(table.sections[0].entries["X"]["a"].speedup.value)
-    assert "T = 0: X has no speedup on Alpha, Beta: no AR cell of its seeds" in table.missing
+    assert math.isnan(value(table, "X", "speedup", "a"))
+    assert "T = 0: X has no speedup on Alpha, Beta: no AR sample of its seeds" in table.missing
 
 
-def test_details_csv(cells):
-    rows = list(csv.DictReader(io.StringIO(details_csv(paper_table(cells, "non_think", COLUMNS, num_resamples=20)))))
+def test_the_record_holds_every_detail(cells):
+    table = paper_table(cells, "non_think", COLUMNS, num_resamples=20)
+    rows = [row for row in csv.DictReader(io.StringIO(table.results.csv_text())) if row["metric"] == "tau"]
     assert len(rows) == 3 + 1 + 3 + 3  # generate has one column and so no Average
-    found = next(row for row in rows if (row["method"], row["benchmark"]) == ("Y", "Alpha"))
-    assert (found["tau"], found["rounds"], found["seeds"], found["looping_share"]) == ("1.500000", "8", "0", "0.500000")
+    details = {name: value(table, "Y", name, "a") for name in ("tau", "rounds", "seeds", "looping_share")}
+    assert details == {"tau": 1.5, "rounds": 8, "seeds": 1, "looping_share": 0.5}
 
 
 def test_the_papers_columns():
@@ -144,40 +174,39 @@ def test_the_papers_columns():
 
 
 def test_figure_1_averages_what_every_method_has(cells):
-    partial = [c for c in cells if (c.method, c.benchmark) != ("Y", "b")]
+    partial = [c for c in cells if (c.method, c.groups[0]) != ("Y", "b")]
     table = paper_table(partial, "non_think", COLUMNS, num_resamples=20)
-    summary = figure1_summary(table, partial)
-    assert summary.groups == ("Alpha", MEAN)
-    assert [m.groups[MEAN].tau.value for m in summary.methods] == [2.0, 1.5]
-    apart = [c for c in cells if (c.method, c.benchmark) in (("X", "a"), ("Y", "b"))]
-    assert figure1_summary(paper_table(apart, "non_think", COLUMNS, num_resamples=20), apart) is None
+    found = figure1_results(table, partial)
+    assert found.groups == ("Alpha", MEAN)
+    assert [found.get(method, "tau").value for method in found.distinct("method")] == [2.0, 1.5]
+    apart = [c for c in cells if (c.method, c.groups[0]) in (("X", "a"), ("Y", "b"))]
+    assert figure1_results(paper_table(apart, "non_think", COLUMNS, num_resamples=20), apart) is None
 
 
 def test_everything_is_written(cells, tmp_path):
-    high = [replace(c, mode="think_high", temperature=1.0) for c in cells if c.benchmark == "a"]
+    high = [replace(c, mode="think_high", temperature=1.0) for c in cells if c.groups[0] == "a"]
     written = write_paper_report([*cells, *high], tmp_path, "assets/tiny", COLUMNS, num_resamples=20)
     names = {path.name for path in written}
-    tables = {f"table{n}{suffix}.csv" for n in (2, 3) for suffix in ("", "_details")}
-    assert names == {"paper.md", "paper.json", "figure1_non_think.png", "figure1_think_high.png", *tables}
+    assert names == {"paper.md", "paper.json", "paper.csv", "figure1_non_think.png", "figure1_think_high.png"}
     assert "### Table 3: Think-high mode" in (tmp_path / "paper.md").read_text()
     assert len(json.loads((tmp_path / "paper.json").read_text())) == 2
     assert all((tmp_path / name).stat().st_size > 10_000 for name in names if name.endswith(".png"))
-    with pytest.raises(ValueError, match="no cells to report"):
+    with pytest.raises(ValueError, match="no samples to report"):
         write_paper_report([], tmp_path, "t")
 
 
 def test_refuses(cells):
     with pytest.raises(ValueError, match=r"X on a .* was given more than once"):
         paper_table([*cells, cells[3]], "non_think", COLUMNS)
-    with pytest.raises(ValueError, match="different a prompts at T = 0"):
+    with pytest.raises(ValueError, match="different prompts of a at T = 0"):
         paper_table([*cells[:3], replace(cells[3], prompt_ids=("a/p", "a/r"))], "non_think", COLUMNS)
     with pytest.raises(ValueError, match="fits no column; columns are a"):
         paper_table(cells, "non_think", COLUMNS[:1])
     with pytest.raises(ValueError, match="mode must be non_think or think_high"):
         paper_table(cells, "think", COLUMNS)
-    with pytest.raises(ValueError, match="each needs one entry a prompt"):
+    with pytest.raises(ValueError, match="each needs one entry per prompt"):
         replace(cells[0], seconds=np.zeros(3))
-    with pytest.raises(ValueError, match="cells with draft slots and cells without"):
-        paper_table([*cells, replace(cells[3], method="AR", seed=5)], "non_think", COLUMNS)
+    with pytest.raises(ValueError, match="samples with draft slots and samples without"):
+        paper_table([*cells, replace(cells[3], method="AR", seeds=(5,))], "non_think", COLUMNS)
     with pytest.raises(ValueError, match="differ in prompts or draft slots"):
         paper_table([*cells, cell("X", "a", [6, 6], [3, 3], [1, 1], slots=1, seed=3)], "non_think", COLUMNS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +10,16 @@ from hydra.utils import instantiate
 
 from hyperdflash.cli import train_run_dir
 from hyperdflash.data.tokenizer import load_tokenizer
+from hyperdflash.decoding.loop import decode
 from hyperdflash.decoding.proposers import Autoregressive
 from hyperdflash.evaluation import decoding_report
 from hyperdflash.evaluation.agreement import agreement_markdown, agreements
-from hyperdflash.evaluation.decoding import AR, compare_texts, decode_all, decode_conversation
+from hyperdflash.evaluation.conversations import converse
+from hyperdflash.evaluation.decoding import AR, compare_texts, decode_all
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.evaluation.turn_rows import Rows, as_generation, read_rows, turn_row
 from hyperdflash.states.codecs import CODECS
+from hyperdflash.targets.sampling import Sampler, generator_for
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def loaded(config):
 
 
 def run(config, modes=("non_think",)):
-    return decode_all(config, *loaded(config), load_tokenizer(config.target.path), modes)
+    config.mode = list(modes)
+    return decode_all(config, *loaded(config), load_tokenizer(config.target.path))
 
 
 def without_times(rows):
@@ -83,39 +86,35 @@ def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
     decoding_report.report(rows, config, run_ids, "0123456789abcdef", eos_id=-1)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["target"]["fingerprint"] == "0123456789abcdef"
     out = tmp_path / "out"
-    for name in ("paper.md", "paper.json", "table2.csv", "figure1_non_think.png", "cost/cost.md", "cost/cost.png"):
+    for name in ("paper.md", "paper.json", "paper.csv", "figure1_non_think.png", "cost/cost.md", "cost/cost.png"):
         assert (out / name).stat().st_size > 0
     lossless = (out / "lossless.md").read_text()
     assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 | 0 |" in lossless and "| 2 | 0 | 1 | 0 |" in lossless
     assert "5.0e-01 | **differs** |" in lossless and "transformers generate() on 3 of these prompts" in lossless
-    cells = decoding_report.paper_cells(rows, 0, eos_id=-1, run_ids={})
-    assert {(c.method, c.benchmark) for c in cells} == {(m, b) for m in rows[0]["methods"] for b in ("math", "code", "chat")}
-    for cell in cells:
-        mine = [t for r in rows if r["benchmark"] == cell.benchmark for t in r["methods"][cell.method]]
-        assert cell.counts.emitted.sum() == sum(len(t["ids"]) - 1 for t in mine)
-        assert cell.seconds.sum() == pytest.approx(sum(sum(x[4:]) for t in mine for x in t["rounds"]))
+    samples = decoding_report.decoded_samples(rows, 0, eos_id=-1, run_ids={})
+    assert {(s.method, s.groups[0]) for s in samples} == {(m, b) for m in rows[0]["methods"] for b in ("math", "code", "chat")}
+    for sample in samples:
+        mine = [t for r in rows if r["benchmark"] == sample.groups[0] for t in r["methods"][sample.method]]
+        assert sample.counts.emitted.sum() == sum(len(t["ids"]) - 1 for t in mine)
+        assert sample.seconds.sum() == pytest.approx(sum(sum(x[4:]) for t in mine for x in t["rounds"]))
 
 
 def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):
     """Three turns, the second made to differ: one is AR's, one differs, one is not compared."""
     target = instantiate(config.target)
-    turns = decode_conversation(
-        target.model,
-        Autoregressive(),
-        [[5, 6, 7]] * 3,
-        load_tokenizer(config.target.path),
-        "non_think",
-        max_new_tokens=3,
-        stop_ids=set(range(target.model.config.vocab_size)),  # ends at the first token, so that turns follow
-        temperature=0.0,
-        top_p=1.0,
-        draws="",
-    )
+
+    def answer(prompt_ids, number):
+        """The target's own next token, which ends the answer, so that turns follow."""
+        sampler = Sampler(0.0, 1.0, generator_for(f":{number}", target.model.device))
+        every = set(range(target.model.config.vocab_size))
+        settings = {"stop_ids": every, "max_new_tokens": 3, "sampler": sampler}
+        return turn_row(prompt_ids, decode(target.model, Autoregressive(), prompt_ids, **settings))
+
+    turns = converse(answer, [[5, 6, 7]] * 3, load_tokenizer(config.target.path), "non_think")
     assert len(turns) == 3
-    changed = [(ids, replace(g, token_ids=((g.token_ids[0] + 1) % 100,)) if i else g) for i, (ids, g) in enumerate(turns)]
-    decoded = {AR: turns, "other": changed}
-    rows = {name: [turn_row(*turn) for turn in own] for name, own in decoded.items()}
-    compare_texts(target.model, rows, decoded)
+    changed = [{**turn, "ids": [(turn["ids"][0] + 1) % 100]} if i else dict(turn) for i, turn in enumerate(turns)]
+    rows = {AR: turns, "other": changed}
+    compare_texts(target.model, rows)
     assert [("differs" in t, t.get("compared", True)) for t in rows["other"]] == [(False, True), (True, True), (False, False)]
     assert not any("differs" in t or "compared" in t for t in rows[AR])
     differs = rows["other"][1]["differs"]

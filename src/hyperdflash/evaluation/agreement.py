@@ -1,6 +1,6 @@
 """Do the decoding loop and replay agree? The rows of an evaluation by decoding, replayed.
 
-1. texts     what each method wrote, turn by turn: a document each
+1. texts     what each method wrote, a document per turn
 2. states    one plain forward over each text, rounded to the cache's dtype
 3. replay    the same drafter, the same text, the rounds without the loop
 4. compare   T = 0: round by round, a difference with its gap of logits. T > 0: the coins differ, so tau's difference with
@@ -25,7 +25,7 @@ from hyperdflash.decoding.replay import ReplayDrafter, concat_rounds, replay
 from hyperdflash.evaluation.methods import Method
 from hyperdflash.evaluation.turn_rows import as_generation
 from hyperdflash.report.bootstrap import MEAN, Estimate, pooled_ratio, resample_prompts
-from hyperdflash.report.tables import estimate_text, markdown_table
+from hyperdflash.report.tables import Block, Table, estimate_text, markdown
 from hyperdflash.states.capture import live_states
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.store import make_shards
@@ -114,36 +114,26 @@ def _agreement(
 
 
 def agreement_markdown(found: Sequence[Agreement]) -> str:
-    """A row a method and temperature; below it every greedy round that differs."""
-    rows = []
+    """A row per method and temperature; below it every greedy round that differs."""
+    rows, wrong = [], []
     for a in found:
         ties = sum(d.tie for d in a.differences)
-        greedy = a.temperature == 0
-        rows.append(
-            [
-                a.method,
-                f"{a.temperature:g}",
-                f"{a.texts:,}",
-                f"{a.rounds:,}",
-                f"{a.loop_tau:.3f}",
-                f"{a.replay_tau:.3f}",
-                f"{ties}" if greedy else "",
-                f"{len(a.differences) - ties}" if greedy else "",
-                "" if greedy else estimate_text(a.difference, signed=True),
-                "" if greedy else ("yes" if a.difference.low <= 0 <= a.difference.high else "**no**"),
-            ]
-        )
+        row = [a.method, f"{a.temperature:g}", f"{a.texts:,}", f"{a.rounds:,}", f"{a.loop_tau:.3f}", f"{a.replay_tau:.3f}"]
+        if a.temperature == 0:
+            rows.append([*row, f"{ties}", f"{len(a.differences) - ties}", "", ""])
+        else:
+            covers = "yes" if a.difference.low <= 0 <= a.difference.high else "**no**"
+            rows.append([*row, "", "", estimate_text(a.difference, signed=True), covers])
+        for d in a.differences:
+            accepted = [f"{d.loop_accepted}", f"{d.replay_accepted}"]
+            wrong.append([a.method, str(d.anchor), *accepted, f"{d.gap:.1e}", "tie" if d.tie else ""])
     header = ["Method", "T", "texts", "rounds", "τ loop", "τ replay", "ties", "differ", "loop - replay", "covers 0"]
-    text = ["### Loop and replay on the loop's own texts", "", *markdown_table(header, rows), ""]
-    text.append(
+    blocks: list[Block] = [
+        "### Loop and replay on the loop's own texts",
+        Table(header, rows),
         "T = 0: rounds that the two accept differently, ties being those where the drafter's logits lie within its rounding; "
-        "T > 0: the coins differ, so the taus are compared with a 95% bootstrap interval over texts. τ: mean over benchmarks."
-    )
-    wrong = [
-        [a.method, str(d.anchor), f"{d.loop_accepted}", f"{d.replay_accepted}", f"{d.gap:.1e}", "tie" if d.tie else ""]
-        for a in found
-        for d in a.differences
+        "T > 0: the coins differ, so the taus are compared with a 95% bootstrap interval over texts. τ: mean over benchmarks.",
     ]
     if wrong:
-        text += ["", *markdown_table(["Method", "anchor", "loop accepted", "replay accepted", "gap of logits", ""], wrong)]
-    return "\n".join([*text, ""])
+        blocks.append(Table(["Method", "anchor", "loop accepted", "replay accepted", "gap of logits", ""], wrong))
+    return markdown(blocks)

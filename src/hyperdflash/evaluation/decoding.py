@@ -1,11 +1,9 @@
 """Measure methods by decoding with them: each prompt by every method in turn, timed, in one process.
 
 1. methods      plain autoregressive decoding (AR), then those of the configuration
-2. prompts      the ones that fit (data.lengths), mode by mode and temperature by temperature
-3. decode       prompt by prompt all methods, another one first each time; every turn on the history its method wrote
-4. check        T = 0: the text is AR's; where it is not, the gap of the logits says whether that is a tie
-5. rows.jsonl   one line a prompt, appended once all methods are done (evaluation.turn_rows): a kill loses one prompt
-6. report       the paper's tables, Figure 1 and where the time goes, all from rows.jsonl (evaluation.decoding_report)
+2. decode       evaluation.conversations, each turn by the draft-verify loop
+3. check        T = 0: the text is AR's; where it is not, the gap of the logits says whether that is a tie
+4. report       the paper's tables, Figure 1 and where the time goes, all from rows.jsonl (evaluation.decoding_report)
 """
 
 from __future__ import annotations
@@ -18,43 +16,39 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.agreement import compare_greedy
-from hyperdflash.decoding.loop import Generation, decode
+from hyperdflash.decoding.loop import decode
 from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter
 from hyperdflash.decoding.replay import ReplayDrafter
 from hyperdflash.evaluation.agreement import agreement_markdown, agreements
+from hyperdflash.evaluation.conversations import answer_all
 from hyperdflash.evaluation.decoding_report import report
 from hyperdflash.evaluation.methods import Method, make_methods
-from hyperdflash.evaluation.turn_rows import Rows, read_rows, turn_row
+from hyperdflash.evaluation.turn_rows import as_generation, read_rows, turn_row
 from hyperdflash.preparing.states import lazy_target
-from hyperdflash.report.records import AUTOREGRESSIVE
+from hyperdflash.report.measure import AUTOREGRESSIVE as AR
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.sampling import Sampler, generator_for
 
-AR = AUTOREGRESSIVE
-
 
 def evaluate_by_decoding(config: DictConfig) -> Path:
-    """Decode, then write the report; returns the folder."""
+    """Decodes, then writes the report; returns the folder."""
     natural_int("seed", config.seed)
     for name in ("replay_draws", "num_resamples"):
         positive_int(name, config[name])
     if config.threads:
         torch.set_num_threads(config.threads)
-    modes = list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
     methods = make_methods(config)
     target = lazy_target(config)()
     tokenizer = load_tokenizer(config.target.path)
     modules = {method.name: method.drafter(config, target.heads) for method in methods}
-    rows = list(read_rows(decode_all(config, methods, modules, target, tokenizer, modes)))
+    rows = list(read_rows(decode_all(config, methods, modules, target, tokenizer)))
     eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
     report(rows, config, {method.name: method.run_id for method in methods}, target.fingerprint, eos_id)
     if config.check_replay:
@@ -70,135 +64,70 @@ def decode_all(
     modules: dict[str, ReplayDrafter],
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
-    modes: Sequence[Mode],
 ) -> Path:
-    """Every method on every prompt, mode and temperature; what is already in rows.jsonl is not done again.
-
-    ``modules`` a method's drafter by its name.
-    """
+    """rows.jsonl of every method on every prompt; ``modules``: a method's drafter by its name."""
     benchmark: Prompts = instantiate(config.benchmarks)
     stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
     drafters: dict[str, LoopDrafter] = {AR: Autoregressive()}
     drafters |= {m.name: m.loop_drafter(config, target.heads, modules[m.name]) for m in methods}
-    rows = Rows(
-        Path(config.out) / "rows.jsonl",
-        {
-            "target": target.fingerprint,
-            "dtype": config.target.dtype,
-            "cache.dtype": config.cache.dtype,
-            "benchmarks": OmegaConf.to_container(config.benchmarks, resolve=True),
-            "methods": {method.name: method.run_id for method in methods},
-            "top_p": config.top_p,
-            "seed": config.seed,
-            "threads": torch.get_num_threads(),
-            "device": str(target.model.device),
-        },
-    )
-    todo = [
-        (mode, float(temperature), prompt)
-        for mode in modes
-        for prompts in [benchmark.fitting(tokenizer, mode)]
-        for temperature in config.temperature
-        for prompt in prompts
-    ]
-    left = [(m, t, p) for m, t, p in todo if (m, t, p.id) not in rows.done]
-    if len(left) < len(todo):
-        print(f"{len(todo) - len(left)} of {len(todo)} prompts are in {rows.path} already", flush=True)
-    asked = Counter((row["mode"], row["benchmark"]) for row in read_rows(rows.path) if "generate" in row)
-    names = list(drafters)
-    with tqdm(total=len(todo), initial=len(todo) - len(left), desc="decode", unit="prompt", mininterval=2) as bar:
-        for index, (mode, temperature, prompt) in enumerate(left):
-            decoded = {}
-            for name in names[index % len(names) :] + names[: index % len(names)]:
-                bar.set_postfix_str(f"{prompt.domain} T={temperature:g} {name}", refresh=False)
-                decoded[name] = decode_conversation(
-                    target.model,
-                    drafters[name],
-                    encode_rounds(prompt, tokenizer, mode),
-                    tokenizer,
-                    mode,
-                    max_new_tokens=benchmark.max_new_tokens,
-                    stop_ids=stop_ids,
-                    temperature=temperature,
-                    top_p=config.top_p,
-                    draws=f"{config.seed}:{mode}:{temperature}:{prompt.id}:{name}",
-                )
-            row = {"mode": mode, "temperature": temperature, "benchmark": prompt.domain, "id": prompt.id}
-            row["methods"] = {name: [turn_row(*turn) for turn in decoded[name]] for name in names}
-            if temperature == 0:
-                compare_texts(target.model, row["methods"], decoded)
-                group = (mode, prompt.domain)
-                if asked[group] < config.generate_prompts:
-                    asked[group] += 1
-                    prompt_ids, own = decoded[AR][0]
-                    row["generate"] = plain_generate(target.model, prompt_ids, own, benchmark.max_new_tokens, stop_ids)
-            rows.append(row)
-            bar.update()
-    return rows.path
+    rows = read_rows(Path(config.out) / "rows.jsonl")
+    asked = Counter((row["mode"], row["benchmark"]) for row in rows if "generate" in row)
 
-
-def decode_conversation(
-    model: PreTrainedModel,
-    drafter: LoopDrafter,
-    rounds: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    mode: Mode,
-    *,
-    max_new_tokens: int,
-    stop_ids: set[int],
-    temperature: float,
-    top_p: float,
-    draws: str,
-) -> list[tuple[list[int], Generation]]:
-    """Answer user turn after user turn -> (prompt ids, generation) of each; ends early where an answer was cut.
-
-    ``draws`` names the draws: they depend on it and on the turn, not on what was decoded before.
-    """
-    turns, before = [], []
-    for number, added in enumerate(rounds):
-        prompt_ids = [*before, *added]
+    def answer(name: str, prompt_ids: list[int], temperature: float, draws: str) -> dict:
+        """``draws`` names the draws: they depend on it alone, not on what was decoded before."""
         generation = decode(
-            model,
-            drafter,
+            target.model,
+            drafters[name],
             prompt_ids,
             stop_ids=stop_ids,
-            max_new_tokens=max_new_tokens,
-            sampler=Sampler(temperature, top_p, generator_for(f"{draws}:{number}", model.device)),
-            synchronize=model.device.type == "cuda",
+            max_new_tokens=benchmark.max_new_tokens,
+            sampler=Sampler(temperature, config.top_p, generator_for(draws, target.model.device)),
+            synchronize=target.model.device.type == "cuda",
         )
-        turns.append((prompt_ids, generation))
-        if generation.ended_by == "length":  # cut: nothing can follow
-            break
-        before = history_after(prompt_ids, generation.token_ids, tokenizer, mode)
-    return turns
+        return turn_row(prompt_ids, generation)
+
+    def complete(row: dict) -> None:
+        if row["temperature"] == 0:
+            compare_texts(target.model, row["methods"])
+            group = (row["mode"], row["benchmark"])
+            if asked[group] < config.generate_prompts:
+                asked[group] += 1
+                row["generate"] = plain_generate(target.model, row["methods"][AR][0], benchmark.max_new_tokens, stop_ids)
+
+    identity = {
+        "target": target.fingerprint,
+        "dtype": config.target.dtype,
+        "cache.dtype": config.cache.dtype,
+        "methods": {method.name: method.run_id for method in methods},
+        "threads": torch.get_num_threads(),
+        "device": str(target.model.device),
+    }
+    return answer_all(config, identity, benchmark, tokenizer, list(drafters), answer, complete=complete)
 
 
-def compare_texts(
-    model: PreTrainedModel, rows: dict[str, list[dict]], decoded: dict[str, list[tuple[list[int], Generation]]]
-) -> None:
-    """Write ``differs`` into every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
+def compare_texts(model: PreTrainedModel, rows: dict[str, list[dict]]) -> None:
+    """Writes ``differs`` into every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
 
     Turns after a difference have another history and cannot be compared: ``compared`` is False there.
     """
-    for name, turns in decoded.items():
+    for turns in rows.values():
         parted = False
-        for index, (turn, (prompt_ids, generation)) in enumerate(zip(rows[name], turns, strict=True)):
+        for index, turn in enumerate(turns):
             if parted:
                 turn["compared"] = False
                 continue
-            found = compare_greedy(model, prompt_ids, decoded[AR][index][1].token_ids, generation.token_ids)
+            found = compare_greedy(model, turn["prompt_ids"], tuple(rows[AR][index]["ids"]), tuple(turn["ids"]))
             if found is not None:
                 turn["differs"], parted = asdict(found), True
 
 
 @torch.inference_mode()
-def plain_generate(
-    model: PreTrainedModel, prompt_ids: Sequence[int], own: Generation, max_new_tokens: int, stop_ids: set[int]
-) -> dict:
-    """transformers' own ``generate()`` on the same prompt, beside our AR loop: seconds of both, prefill included."""
+def plain_generate(model: PreTrainedModel, turn: dict, max_new_tokens: int, stop_ids: set[int]) -> dict:
+    """transformers' own ``generate()`` on the prompt of ``turn``, beside our AR loop: seconds of both, prefill included."""
+    prompt_ids, own = turn["prompt_ids"], as_generation(turn)
     started = time.perf_counter()
     text = model.generate(
-        torch.tensor([list(prompt_ids)], device=model.device),
+        torch.tensor([prompt_ids], device=model.device),
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids),

@@ -36,10 +36,11 @@ from hyperdflash.preparing.states import (
     with_supervised_pair,
 )
 from hyperdflash.record import environment_record, write_json
+from hyperdflash.report.acceptance import acceptance_blocks, main_table, replay_results
 from hyperdflash.report.bootstrap import PromptCounts
-from hyperdflash.report.figures import acceptance_figure
-from hyperdflash.report.summary import MethodResult, summarise
-from hyperdflash.report.tables import csv_text, markdown_report, metrics_dict, terminal_table
+from hyperdflash.report.figures import results_figure
+from hyperdflash.report.measure import Sample
+from hyperdflash.report.tables import jsonable, markdown, terminal_table
 from hyperdflash.settings import natural_int
 from hyperdflash.states.store import collate
 from hyperdflash.targets.load import load_heads
@@ -97,29 +98,29 @@ def evaluate_by_replay(config: DictConfig) -> dict:
             rounds = concat_rounds(parts[method.name], [len(batch) for batch in batches])
             counts = document_counts(rounds, len(states))
             results.append(
-                MethodResult(
-                    name=method.name,
+                Sample(
+                    method=method.name,
                     temperature=float(temperature),
                     prompt_ids=tuple(document.id for document in documents),
-                    domains=tuple(document.domain for document in documents),
+                    groups=tuple(document.domain for document in documents),
                     counts=PromptCounts(**{name: sums[rows_in_order] for name, sums in counts._asdict().items()}),
                     looped=looped,
-                    run_id=method.run_id,
+                    run=method.run_id,
                 )
             )
-    summary = summarise(results, baseline=config.baseline, num_resamples=config.num_resamples, seed=config.seed)
+    found = replay_results(results, baseline=config.baseline, num_resamples=config.num_resamples, seed=config.seed)
     metrics = {
-        **metrics_dict(summary),
+        **jsonable(found.to_json()),
         "target": {"path": str(config.target.path), "fingerprint": store.key.target},
         "environment": environment_record(command_of("src.evaluate")),
         "runs": {method.name: method.run_id for method in methods},
     }
     write_json(out / "metrics.json", metrics)
-    (out / "acceptance.md").write_text(markdown_report(summary))
-    (out / "acceptance.csv").write_text(csv_text(summary))
-    acceptance_figure(summary, out / "acceptance.png", title=f"Per-position acceptance, target {store.key.target}")
+    (out / "acceptance.md").write_text(markdown(acceptance_blocks(found)))
+    (out / "acceptance.csv").write_text(found.results.csv_text())
+    results_figure(found.results, out / "acceptance.png", f"Per-position acceptance, target {store.key.target}")
     console = Console()
-    Console(width=max(console.width, 130)).print(terminal_table(summary))
+    Console(width=max(console.width, 130)).print(terminal_table(main_table(found)))
     print(f"wrote {out}/metrics.json, acceptance.md, acceptance.csv, acceptance.png")
     return metrics
 

@@ -1,4 +1,4 @@
-"""rows.jsonl of an evaluation: what was decoded, prompt by prompt, so that a killed one goes on behind its last line.
+"""rows.jsonl of an evaluation: what was decoded, prompt by prompt, so that a killed evaluation resumes behind its last line.
 
 A line is ``mode``, ``temperature``, ``benchmark``, ``id`` and ``methods``: name -> its turns (``turn_row``). At temperature 0 a
 turn whose text is not AR's has ``differs``, and those after it, on another history, ``compared`` false.
@@ -16,13 +16,12 @@ from hyperdflash.decoding.loop import FirstToken, Generation, Round, Seconds
 
 
 class Rows:
-    """A header that says what decides the rows, then one line a prompt. A line cut by a kill is dropped."""
+    """A header that says what decides the rows, then one line per prompt. Drops a line that a kill cut short."""
 
     def __init__(self, path: Path, identity: dict):
         self.path = path
         self.done: set[tuple[str, float, str]] = set()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        header = {"identity": json.loads(json.dumps(identity))}
+        self.header = header = {"identity": json.loads(json.dumps(identity))}
         if path.exists():
             text = path.read_bytes()
             whole = text[: text.rfind(b"\n") + 1]
@@ -35,9 +34,12 @@ class Rows:
                 other = sorted(k for k in identity.keys() | found.keys() if found.get(k) != header["identity"].get(k))
                 raise ValueError(f"{path} was measured with another {', '.join(other)}: give another out=, or remove the file")
             self.done = {(r["mode"], r["temperature"], r["id"]) for r in map(json.loads, lines[1:])}
-            if lines:
-                return
-        self.append(header)
+
+    def start(self) -> None:
+        """Writes the header of a new file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists() or not self.path.stat().st_size:
+            self.append(self.header)
 
     def append(self, row: dict) -> None:
         with self.path.open("a") as file:
@@ -47,7 +49,9 @@ class Rows:
 
 
 def read_rows(path: Path) -> Iterator[dict]:
-    """The prompts' lines, the header left out."""
+    """The prompts' lines, the header left out; none where there is no file yet."""
+    if not path.exists():
+        return
     with path.open() as lines:
         next(lines, None)
         for line in lines:

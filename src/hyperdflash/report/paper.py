@@ -1,62 +1,61 @@
-"""Recorded decoding runs -> every number of the paper's Tables 2 and 3 and Figure 1.
+"""The paper's Tables 2 and 3 and Figure 1 from samples that were measured by decoding.
 
-Legend: N prompts, S draft slots. The paper's tables: Table 2 is Non-thinking, Table 3 Think-high; a section a
-temperature, a row a method, speedup and tau in a column pair a benchmark, grouped Math, Code, Chat; Average is the plain
-mean of the columns.
-
-    1. PaperCell      one method on one benchmark in one mode at one temperature with one seed, a row a prompt
-    2. pooled         seeds of a prompt are summed: the prompt stays the unit of the bootstrap
-    3. Entry          tau, accepted, survival, conditional (report/summary.py); speedup against AR of the same seeds
-    4. PaperTable     sections; a column without a cell has no entry, and Average has none unless all columns do
-
-Speedup is emitted tokens a second of decoding (the prefill and its token left out) over AR's on the same prompts, both
-summed over prompts before the division. Plain decoding (AR, transformers' ``generate()``) is a cell with no slots.
+Table 2 is Non-thinking, Table 3 Think-high; a section per temperature, a row per method, speedup and tau in a column pair per
+benchmark, grouped Math, Code, Chat; Average is the plain mean of the columns. A column that was not measured stays a gap, and
+Average is one unless all columns are there; nothing is ever filled in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import numpy as np
-
-from hyperdflash.report.bootstrap import MEAN, Estimate, PromptCounts, Resamples, pooled_ratio, resample_prompts
-from hyperdflash.report.paper_cells import MODES, PAPER_COLUMNS, Column, PaperCell
-from hyperdflash.report.records import AUTOREGRESSIVE
-from hyperdflash.report.summary import GroupSummary, MethodSummary, Summary, answers_kept, group_summaries
+from hyperdflash.data.benchmark_rows import BENCHMARKS
+from hyperdflash.report.bootstrap import LEVEL, MEAN
+from hyperdflash.report.figures import results_figure
+from hyperdflash.report.measure import AUTOREGRESSIVE, Sample, measure
+from hyperdflash.report.results import Results, Row
+from hyperdflash.report.tables import GAP, Block, Table, estimate_text, jsonable, markdown, number_text, or_gap
 from hyperdflash.settings import one_of
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A method in one column, or in MEAN. ``speedup`` NaN without AR of the same seeds; ``tokens_per_second`` NaN in MEAN."""
-
-    summary: GroupSummary
-    speedup: Estimate
-    tokens_per_second: float
-    seeds: tuple[int, ...]
+MODES = {"non_think": (2, "Non-thinking"), "think_high": (3, "Think-high")}  # table number and name in the paper
+AVERAGE = "Average"
 
 
 @dataclass(frozen=True)
-class Section:
-    """One temperature: ``entries`` method -> column name or MEAN -> Entry, only what was measured."""
+class Column:
+    """``name`` a sample's benchmark, ``title`` and ``group`` as printed."""
 
-    temperature: float
-    entries: dict[str, dict[str, Entry]]
+    name: str
+    title: str
+    group: str
+
+
+PAPER_COLUMNS = tuple(
+    Column(name, "LCB" if name == "livecodebench" else rows.title, rows.group) for name, rows in BENCHMARKS.items()
+)
+
+
+def columns_of(benchmarks: Sequence[str]) -> tuple[Column, ...]:
+    """The paper's columns, or one per domain for prompts that are none of the paper's."""
+    if set(benchmarks) <= {column.name for column in PAPER_COLUMNS}:
+        return PAPER_COLUMNS
+    return tuple(Column(name, name, "Held-out") for name in dict.fromkeys(benchmarks))
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Table 2 or 3: ``methods`` with a drafter and ``plain`` ones, in order; ``missing`` a sentence a gap."""
+    """Table 2 or 3: ``methods`` with a drafter and ``plain`` ones, in order; ``missing`` a sentence per gap."""
 
     mode: str
+    results: Results
     columns: tuple[Column, ...]
     methods: tuple[str, ...]
     plain: tuple[str, ...]
-    sections: tuple[Section, ...]
     missing: tuple[str, ...]
-    run_ids: dict[str, str]
     num_resamples: int
     seed: int
 
@@ -65,187 +64,203 @@ class PaperTable:
         return MODES[self.mode][0]
 
     @property
-    def mode_name(self) -> str:
-        return MODES[self.mode][1]
+    def titles(self) -> dict[str, str]:
+        """Group -> what is printed over it, Average last."""
+        return {column.name: column.title for column in self.columns} | {MEAN: AVERAGE}
 
-
-@dataclass(frozen=True)
-class _Pooled:
-    """Seeds of one column summed by prompt; ``looped`` [N] the share of a prompt's answers."""
-
-    prompt_ids: tuple[str, ...]
-    seeds: tuple[int, ...]
-    counts: PromptCounts
-    without_loops: PromptCounts
-    looped: np.ndarray
-    seconds: np.ndarray
+    def sections(self) -> list[tuple[float, Results]]:
+        """Temperature and its rows."""
+        return [(t, self.results.at(temperature=t)) for t in sorted(self.results.distinct("temperature"))]
 
 
 def paper_table(
-    cells: Sequence[PaperCell],
+    samples: Sequence[Sample],
     mode: str,
     columns: Sequence[Column] = PAPER_COLUMNS,
     methods: Sequence[str] = (),
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> PaperTable:
-    """The table of ``mode`` from the cells of that mode; ``methods`` are rows that are wanted even where nothing was measured.
-
-    Intervals: ``num_resamples`` bootstrap samples of the prompts, drawn with ``seed``, shared by all methods.
-    """
+    """The table of ``mode``; ``methods`` are rows that are wanted even where nothing was measured."""
     one_of("mode", mode, tuple(MODES))
-    cells = [cell for cell in cells if cell.mode == mode]
+    samples = [s for s in samples if s.mode == mode]
     names = tuple(column.name for column in columns)
-    if strange := [cell for cell in cells if cell.benchmark not in names]:
+    if strange := [s for s in samples if not set(s.groups) <= set(names)]:
         raise ValueError(f"{strange[0]} fits no column; columns are {', '.join(names)}")
-    drafting = tuple(dict.fromkeys([*methods, *(cell.method for cell in cells if not cell.is_plain)]))
-    plain = tuple(dict.fromkeys(cell.method for cell in cells if cell.is_plain))
+    drafting = tuple(dict.fromkeys([*methods, *(s.method for s in samples if not s.is_plain)]))
+    plain = tuple(dict.fromkeys(s.method for s in samples if s.is_plain))
     if mixed := set(drafting) & set(plain):
-        raise ValueError(f"{mixed.pop()!r} has cells with draft slots and cells without: give each its own name")
-
-    @cache
-    def resamples(domains: tuple[str, ...]) -> Resamples:
-        return resample_prompts(domains, num_resamples, seed)
-
-    sections, missing = [], [] if cells else [f"{mode}: nothing was measured"]
-    for temperature in sorted({cell.temperature for cell in cells}):
-        found: dict[str, dict[str, _Pooled]] = {}
-        for method in (*plain, *drafting):
-            mine = [c for c in cells if (c.method, c.temperature) == (method, temperature)]
-            found[method] = {n: _pool(group) for n in names if (group := [c for c in mine if c.benchmark == n])}
-        _check_same_prompts(found, temperature)
-        autoregressive = [c for c in cells if (c.method, c.temperature) == (AUTOREGRESSIVE, temperature)]
-        entries = {
-            method: _entries(pooled, _matching(pooled, autoregressive), resamples, complete=len(pooled) == len(names))
-            for method, pooled in found.items()
-        }
-        sections.append(Section(temperature, entries))
-        missing += _missing(sections[-1], columns, drafting)
-    run_ids = {m: ", ".join(dict.fromkeys(c.run_id for c in cells if c.method == m and c.run_id)) for m in (*drafting, *plain)}
-    return PaperTable(mode, tuple(columns), drafting, plain, tuple(sections), tuple(missing), run_ids, num_resamples, seed)
+        raise ValueError(f"{mixed.pop()!r} has samples with draft slots and samples without: give each its own name")
+    runs = {m: ", ".join(dict.fromkeys(s.run for s in samples if s.method == m and s.run)) for m in (*plain, *drafting)}
+    ordered = sorted(samples, key=lambda s: list(runs).index(s.method))
+    rows = measure(ordered, groups=names, num_resamples=num_resamples, seed=seed)
+    results = Results(rows, {("", method): {"run": run} for method, run in runs.items()})
+    table = PaperTable(mode, results, tuple(columns), drafting, plain, (), num_resamples, seed)
+    missing = [gap for t, here in table.sections() for gap in _missing(table, f"T = {t:g}", here)]
+    gaps = tuple(missing) if samples else (f"{mode}: nothing was measured",)
+    return PaperTable(mode, results, tuple(columns), drafting, plain, gaps, num_resamples, seed)
 
 
-def figure1_summary(table: PaperTable, cells: Sequence[PaperCell]) -> Summary | None:
-    """What ``hyperdflash.report.figures.acceptance_figure`` draws: the mean over the columns that every method has.
+def figure1_results(table: PaperTable, samples: Sequence[Sample]) -> Results | None:
+    """Rows over the columns that every method has, None where there is none; ``samples`` are those of ``table``.
 
-    ``cells`` are those ``table`` was made from; a method that was not measured at all is left out. None where no column
-    is shared by all.
+    A method that was not measured at all is left out.
     """
-    measured = [found for s in table.sections for m in table.methods if (found := s.entries[m])]
-    columns = [c for c in table.columns if measured and all(c.name in entries for entries in measured)]
-    if not columns:
+    measured = [(here, m) for _, here in table.sections() for m in table.methods if here.measured(m)]
+    shared = [c for c in table.columns if measured and all(c.name in here.at(method=m).groups for here, m in measured)]
+    if not shared:
         return None
-    titles = {c.name: c.title for c in columns} | {MEAN: MEAN}
-    kept = [cell for cell in cells if cell.benchmark in titles and not cell.is_plain]
-    common = paper_table(kept, table.mode, columns, (), table.num_resamples, table.seed)
-    summaries = tuple(
-        MethodSummary(
-            name=method,
-            temperature=section.temperature,
-            num_slots=len(section.entries[method][MEAN].summary.survival),
-            run_id=table.run_ids[method],
-            groups={titles[name]: entry.summary for name, entry in section.entries[method].items()},
-        )
-        for section in common.sections
-        for method in common.methods
-        if section.entries[method]
-    )
-    return Summary(summaries, (), tuple(titles.values()), "", table.num_resamples, table.seed)
+    titles = {c.name: c.title for c in shared}
+    mine = [s for s in samples if s.mode == table.mode and not s.is_plain]
+    kept = [s.of(name) for m in table.methods for s in mine if s.method == m for name in titles if name in s.groups]
+    rows = measure(kept, groups=tuple(titles), num_resamples=table.num_resamples, seed=table.seed)
+    return Results(tuple(row._replace(group=titles.get(row.group, MEAN)) for row in rows), table.results.details)
 
 
-def _pool(cells: Sequence[PaperCell]) -> _Pooled:
-    first = cells[0]
-    seeds = tuple(sorted(cell.seed for cell in cells))
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{first} was given more than once: keep one cell a seed, got seeds {list(seeds)}")
-    for cell in cells[1:]:
-        if cell.prompt_ids != first.prompt_ids or cell.counts.num_slots != first.counts.num_slots:
-            raise ValueError(f"{cell} and {first} differ in prompts or draft slots: seeds of one method share both")
-    return _Pooled(
-        prompt_ids=first.prompt_ids,
-        seeds=seeds,
-        counts=_sum([cell.counts for cell in cells]),
-        without_loops=_sum([answers_kept(cell.counts, ~np.asarray(cell.looped, bool)) for cell in cells]),
-        looped=np.mean([cell.looped for cell in cells], axis=0),
-        seconds=np.sum([cell.seconds for cell in cells], axis=0),
-    )
+def write_paper_report(
+    samples: Sequence[Sample],
+    out: Path | str,
+    target: str,
+    columns: Sequence[Column] = PAPER_COLUMNS,
+    methods: Sequence[str] = (),
+    num_resamples: int = 2000,
+    seed: int = 0,
+    figures: bool = True,
+) -> list[Path]:
+    """Writes paper.md, the record as paper.csv and paper.json, and a Figure 1 per mode; returns their paths.
 
-
-def _sum(counts: Sequence[PromptCounts]) -> PromptCounts:
-    names = ("emitted", "accepted", "rounds", "survived", "reached")
-    return PromptCounts(*(np.sum([getattr(c, name) for c in counts], axis=0) for name in names))
-
-
-def _concatenate(pooled: Sequence[PromptCounts]) -> PromptCounts:
-    names = ("emitted", "accepted", "rounds", "survived", "reached")
-    return PromptCounts(*(np.concatenate([getattr(c, name) for c in pooled]) for name in names))
-
-
-def _matching(pooled: dict[str, _Pooled], autoregressive: Sequence[PaperCell]) -> dict[str, _Pooled]:
-    """AR of the very seeds that a column pools; a column whose AR lacks one of them is left out."""
-    found = {}
-    for name, own in pooled.items():
-        same = [cell for cell in autoregressive if cell.benchmark == name and cell.seed in own.seeds]
-        if len(same) == len(own.seeds):
-            found[name] = _pool(same)
-    return found
-
-
-def _entries(
-    pooled: dict[str, _Pooled],
-    autoregressive: dict[str, _Pooled],
-    resamples: Callable[[tuple[str, ...]], Resamples],
-    complete: bool,
-) -> dict[str, Entry]:
-    """A column's name -> Entry; MEAN too where ``complete``."""
-    if not pooled:
-        return {}
-    columns = list(pooled.values())
-    domains = tuple(name for name, own in pooled.items() for _ in own.prompt_ids)
-    draws = resamples(domains)
-    counts = _concatenate([own.counts for own in columns])
-    without_loops = _concatenate([own.without_loops for own in columns])
-    summaries = group_summaries(counts, without_loops, np.concatenate([own.looped for own in columns]), domains, draws)
-    nothing = {name: np.zeros(len(own.prompt_ids)) for name, own in pooled.items()}  # 0 / 0: no speedup
-    ar_tokens = [autoregressive[n].counts.emitted if n in autoregressive else nothing[n] for n in pooled]
-    ar_seconds = [autoregressive[n].seconds if n in autoregressive else nothing[n] for n in pooled]
-    speed = pooled_ratio(counts.emitted, np.concatenate([own.seconds for own in columns]), draws)
-    plain_speed = pooled_ratio(np.concatenate(ar_tokens), np.concatenate(ar_seconds), draws)
-    speedup = speed.over(plain_speed).estimates()
-    tokens_per_second = dict(zip(pooled, map(float, speed.value), strict=False)) | {MEAN: float("nan")}
-    seeds = {name: own.seeds for name, own in pooled.items()}
-    seeds[MEAN] = tuple(sorted({s for own in columns for s in own.seeds}))
-    return {
-        name: Entry(summary, speedup[name], tokens_per_second[name], seeds[name])
-        for name, summary in summaries.items()
-        if complete or name != MEAN
+    ``target`` names the model that was measured: every table and figure says so. Modes without a sample are left out, and so
+    is a figure without a benchmark that every method has, or without ``figures``.
+    """
+    modes = [mode for mode in MODES if any(s.mode == mode for s in samples)]
+    if not modes:
+        raise ValueError("no samples to report; run python -m src.evaluate benchmarks=paper first")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tables = [paper_table(samples, mode, columns, methods, num_resamples, seed) for mode in modes]
+    everything = Results(tuple(row for table in tables for row in table.results.rows), tables[0].results.details)
+    record = json.dumps([to_json(table, target) for table in tables], indent=1, allow_nan=False, ensure_ascii=False)
+    texts = {
+        "paper.md": "\n".join(markdown(paper_blocks(table, target)) for table in tables),
+        "paper.csv": everything.csv_text(),
+        "paper.json": record + "\n",
     }
+    for name, text in texts.items():
+        (out / name).write_text(text)
+    written = [out / name for name in texts]
+    for table in tables if figures else ():
+        if found := figure1_results(table, samples):
+            left_out = [column.title for column in table.columns if column.title not in found.groups]
+            without = f", without {', '.join(left_out)}" if left_out else ""
+            title = f"Figure 1 ({MODES[table.mode][1]}), target {target}{without}"
+            shown = [m for m in table.methods if found.measured(m)]
+            written.append(results_figure(found, out / f"figure1_{table.mode}.png", title, shown))
+    return written
 
 
-def _check_same_prompts(found: dict[str, dict[str, _Pooled]], temperature: float) -> None:
-    """Speedups and rows are comparable only on the same prompts."""
-    reference: dict[str, tuple[str, _Pooled]] = {}
-    for method, columns in found.items():
-        for name, own in columns.items():
-            other, first = reference.setdefault(name, (method, own))
-            if own.prompt_ids != first.prompt_ids:
-                raise ValueError(
-                    f"{method} and {other} were measured on different {name} prompts at T = {temperature:g} "
-                    f"({len(own.prompt_ids)} and {len(first.prompt_ids)}): evaluate both in one run"
-                )
+def to_json(table: PaperTable, target: str) -> dict:
+    """The record's rows and what they need to be read; None where a number is undefined."""
+    return jsonable(
+        {
+            "table": table.number,
+            "mode": table.mode,
+            "target": target,
+            "columns": [asdict(column) for column in table.columns],
+            "interval": {"level": LEVEL, "resamples": table.num_resamples, "seed": table.seed, "unit": "prompt"},
+            "methods": table.methods,
+            "plain": table.plain,
+            "runs": {method: own["run"] for (_, method), own in table.results.details.items()},
+            "missing": table.missing,
+            "rows": table.results.to_json(),
+        }
+    )
 
 
-def _missing(section: Section, columns: Sequence[Column], methods: Sequence[str]) -> list[str]:
-    """What a section lacks, a sentence a method."""
-    at, gaps = f"T = {section.temperature:g}", []
-    for method in methods:
-        entries = section.entries[method]
-        absent = [c.title for c in columns if c.name not in entries]
-        if len(absent) == len(columns):
+def paper_blocks(table: PaperTable, target: str) -> list[Block]:
+    """The table, what it lacks, its details, plain decoding and notes."""
+    blocks: list[Block] = [f"### Table {table.number}: {MODES[table.mode][1]} mode, target {target}", _main(table)]
+    if table.missing:
+        blocks += ["Missing:", "\n".join(f"- {gap}" for gap in table.missing)]
+    for temperature, here in table.sections():
+        blocks += [f"Details, temperature {temperature:g}:", _details(table, here)]
+    if table.plain:
+        blocks += ["Plain decoding, tokens/s:", _plain(table)]
+    return [*blocks, _notes(table)]
+
+
+def _main(table: PaperTable) -> Table:
+    """Three lines of headings as in the paper; Markdown has no merged cells, so a heading stands over its first column."""
+    groups = [column.group.upper() for column in table.columns]
+    groups = [group if group not in groups[:i] else "" for i, group in enumerate(groups)] + ["AVG."]
+    rows = [["", *(text for title in table.titles.values() for text in (title, ""))]]
+    for temperature, here in table.sections():
+        rows.append([f"*Temperature = {temperature:g}*", *["*Speedup*", "*τ*"] * len(groups)])
+        columns = []
+        for group in table.titles:
+            for metric, unit in (("speedup", "×"), ("tau", "")):
+                values = {m: here.get(m, metric, group).value for m in table.methods}
+                compared = [value for m, value in values.items() if here.measured(m)]
+                best = max(compared, default=math.nan) if not any(map(math.isnan, compared)) else math.nan
+                texts = {m: or_gap(number_text(value)) for m, value in values.items()}
+                texts = {m: text if text == GAP else text + unit for m, text in texts.items()}
+                columns.append([f"**{text}**" if values[m] == best else text for m, text in texts.items()])
+        rows += [list(row) for row in zip(table.methods, *columns, strict=True)]
+    return Table(["Method", *(text for group in groups for text in (group, ""))], rows)
+
+
+def _details(table: PaperTable, here: Results) -> Block:
+    header = ["Method", "Benchmark", "τ", "Speedup", "accepted", "tokens/s", "prompts", "rounds", "seeds", "loops"]
+    rows = []
+    for method in table.methods:
+        shown = method
+        for group in (g for g in table.titles if g in here.at(method=method).groups):
+            of = {row.metric: row.estimate for row in here.rows if (row.method, row.group, row.slot) == (method, group, None)}
+            rows.append([shown, table.titles[group], estimate_text(of["tau"]), or_gap(estimate_text(of["speedup"]))])
+            rows[-1] += [number_text(of["accepted"].value), or_gap(number_text(of["tokens_per_second"].value, 1))]
+            rows[-1] += [f"{of[name].value:.0f}" for name in ("prompts", "rounds", "seeds")]
+            rows[-1] += [f"{of['looping_share'].value:.1%}", number_text(of["tau_without_loops"].value)]
+            shown = ""
+    return Table([*header, "τ without loops"], rows) if rows else "(nothing was measured with a drafter)"
+
+
+def _plain(table: PaperTable) -> Table:
+    """Tokens/s of every plain method, and the speed of each other one relative to AR."""
+    rows = []
+    for temperature, here in table.sections():
+        at = f"{temperature:g}"
+        for method in table.plain:
+            rows.append([method, at, *(number_text(here.get(method, "tokens_per_second", g).value, 1) for g in table.titles)])
+        for method in (m for m in table.plain if m != AUTOREGRESSIVE):
+            ratios = [estimate_text(here.get(method, "speedup", group)) for group in table.titles]
+            rows.append([f"{method} / {AUTOREGRESSIVE}", at, *ratios])
+    return Table(["Method", "T", *table.titles.values()], [list(map(or_gap, row)) for row in rows])
+
+
+def _missing(table: PaperTable, at: str, here: Results) -> list[str]:
+    """What a section lacks, a sentence per method."""
+    gaps = []
+    for method in table.methods:
+        own: dict[str, Row] = {row.group: row for row in here.rows if (row.method, row.metric) == (method, "speedup")}
+        absent = [c.title for c in table.columns if c.name not in own]
+        if len(absent) == len(table.columns):
             gaps.append(f"{at}: {method} was not measured")
         elif absent:
             gaps.append(f"{at}: {method} lacks {', '.join(absent)}, so it has no Average")
-        unpaired = [c.title for c in columns if c.name in entries and np.isnan(entries[c.name].speedup.value)]
+        unpaired = [c.title for c in table.columns if c.name in own and math.isnan(own[c.name].value)]
         if unpaired:
-            gaps.append(f"{at}: {method} has no speedup on {', '.join(unpaired)}: no AR cell of its seeds")
+            gaps.append(f"{at}: {method} has no speedup on {', '.join(unpaired)}: no AR sample of its seeds")
     return gaps
+
+
+def _notes(table: PaperTable) -> str:
+    runs = dict.fromkeys(str(own["run"]) for own in table.results.details.values() if own["run"])
+    made_by = f" Runs: {', '.join(runs)}." if runs else ""
+    return (
+        "Layout of the paper's table; these are this target's own numbers. Speedup: tokens per second of decoding over AR's, "
+        "same prompts, same run, prefill left out. τ: tokens emitted after the prefill's token / verification rounds (bonus "
+        "token included, last round clipped); accepted: draft tokens kept per round. Seeds of a prompt are pooled, then rounds "
+        "within a benchmark; Average: plain mean of the columns. Bold: best of a column at a temperature, where no method "
+        f"lacks it; {GAP}: not measured. Loops: share of answers that end in a loop. Brackets: {LEVEL:.0%} percentile "
+        f"bootstrap over prompts, {table.num_resamples} resamples, seed {table.seed}; they cover the choice of prompts, not "
+        f"the training seed nor the target.{made_by}"
+    )
