@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hyperdflash.planning.job import make_plan
-from hyperdflash.planning.plan_tables import plan_markdown
+from hyperdflash.planning.plan_report import plan_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_CONFIG = ("train", "regenerate", "plan", "evaluate", "parity", "check_engine", "generate", "pretrain", "card", "roofline")

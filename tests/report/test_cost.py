@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 
 import numpy as np
 import pytest
 
-from hyperdflash.planning.cost import RoundTimes, cost_csv, cost_dict, cost_markdown, costs, write_cost_report
+from hyperdflash.planning.cost import RoundTimes, cost_markdown, costs, write_cost_report
 from hyperdflash.report.records import read_records, write_records
 
 
@@ -55,11 +54,12 @@ def test_table(measured):
     assert "a tiny target on 2 cores" in text and "src.roofline" in text
 
 
-def test_csv_and_json(measured):
-    rows = list(csv.DictReader(io.StringIO(cost_csv(costs(measured)))))
+def test_csv_and_json(measured, tmp_path):
+    write_cost_report(measured, tmp_path, "s")
+    rows = list(csv.DictReader((tmp_path / "cost.csv").read_text().splitlines()))
     assert (rows[0]["verify_ms"], rows[0]["ratio"], rows[2]["measured"]) == ("15.000000", "0.500000", "")
-    data = json.loads(json.dumps(cost_dict(costs(measured), "s"), allow_nan=False))
-    assert data["costs"][2]["predicted"] is None and data["costs"][0]["tau"] == 3.0
+    data = json.loads((tmp_path / "cost.json").read_text())
+    assert data["costs"][2]["predicted"] is None and data["costs"][0]["tau"] == 3.0 and data["setting"] == "s"
 
 
 def test_records_and_report(measured, tmp_path):

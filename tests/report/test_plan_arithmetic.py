@@ -8,9 +8,8 @@ import pytest
 
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.planning.plan import Plan, bytes_text, hours_text
-from hyperdflash.planning.plan_commands import commands
 from hyperdflash.planning.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
-from hyperdflash.planning.plan_tables import plan_markdown, plan_record
+from hyperdflash.planning.plan_report import commands, plan_markdown, plan_record
 from hyperdflash.planning.step_memory import StepSizes, step_memory
 
 DRAFTER = DrafterConfig(

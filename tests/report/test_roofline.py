@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from dataclasses import replace
 
@@ -21,8 +20,9 @@ from hyperdflash.planning.roofline import (
     total_seconds,
     verification,
 )
-from hyperdflash.planning.roofline_tables import roofline_csv, roofline_dict, roofline_markdown, write_roofline
+from hyperdflash.planning.roofline_job import roofline_blocks, setting_of, write_roofline
 from hyperdflash.planning.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
+from hyperdflash.report.tables import markdown
 
 FP4, FP8 = 0.5 + 1 / 32, 1 + 1 / 128**2
 # 1 head of 8 (2 of them RoPE), one sliding, one sparse and one heavily compressed layer, the MTP block
@@ -36,8 +36,6 @@ UNIT = GPU(name="unit", bandwidth_tb_s=1e-12, fp8_tflops=1e-12, bf16_tflops=1e-1
 
 @pytest.fixture
 def setting(compose_config):
-    from hyperdflash.planning.roofline_job import setting_of
-
     return lambda overrides=(): setting_of(compose_config("roofline", list(overrides)))
 
 
@@ -186,17 +184,19 @@ def test_what_the_roofline_says_of_flash(setting):
 
 def test_report(setting, tmp_path):
     found = setting(["batch=[1,8]", "max_tokens=4", "gpu=h200"])
-    text = roofline_markdown(found)
-    assert "4 x H200 (4.8 TB/s" in text and "284.3B parameters, 13.3B active a token, 159.6 GB" in text
+    text = markdown(roofline_blocks(found))
+    assert "4 x H200 (4.8 TB/s" in text and "284.3B parameters, 13.3B active per token, 159.6 GB" in text
     assert "| HyperDFlash (6) | 3.69 | 2.80× | 1 |" in text and "Table 2 (Non-thinking)" in text
     for block in text.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
-    rows = list(csv.DictReader(io.StringIO(roofline_csv(found))))
-    assert [(row["batch"], row["n"]) for row in rows[3:5]] == [("1", "4"), ("8", "1")]
-    assert float(rows[0]["experts"]) == 6 and float(rows[4]["over_one"]) == 1
-    assert json.loads(json.dumps(roofline_dict(found), allow_nan=False))["setting"]["gpu"]["name"] == "h200"
     written = write_roofline(found, tmp_path)
     assert [path.name for path in written] == ["roofline.md", "roofline.csv", "roofline.json", "roofline.png"]
+    rows = list(csv.DictReader(written[1].read_text().splitlines()))
+    assert [(row["batch"], row["n"]) for row in rows[3:5]] == [("1", "4"), ("8", "1")]
+    assert float(rows[0]["experts"]) == 6 and float(rows[4]["over_one"]) == 1
+    data = json.loads(written[2].read_text())
+    assert data["setting"]["gpu"]["name"] == "h200" and len(data["verification"]) == len(rows) == 8
+    assert len(data["rounds"]) == len(found.methods) * 2 * 2
     assert written[-1].read_bytes()[:4] == b"\x89PNG" and written[-1].stat().st_size > 30_000
 
 

@@ -18,7 +18,8 @@ from hyperdflash.evaluation import report_job as entry
 from hyperdflash.evaluation.report_job import make_report
 from hyperdflash.launch.sweep_plan import plan_sweep
 from hyperdflash.report.bootstrap import MEAN
-from hyperdflash.report.sweep import AHEAD, BEHIND, EVEN, over_seeds, verdict_lines
+from hyperdflash.report.results import MINUS_BASELINE
+from hyperdflash.report.sweep import AHEAD, BEHIND, CURVE, EVEN, over_seeds, verdict_lines
 from hyperdflash.report.sweep_figures import sweep_figures
 from hyperdflash.report.sweep_runs import read_curve
 from tests.report.fake_runs import fake_run, fake_sweep, noisy
@@ -105,17 +106,21 @@ def test_the_report_of_a_sweep(runs, capsys, monkeypatch):
     report, out = make_report([*KL, "num_resamples=200"])
     cells = {cell.choices["kl.alpha"]: cell for cell in report.cells}
     assert list(cells) == list(RATES) and report.baseline == "kl.alpha 0.15" and cells["0.15"].is_baseline
-    assert cells["0.2"].difference.verdict == AHEAD and cells["0.5"].difference.verdict == BEHIND
+    assert report.verdict(cells["0.2"]) == AHEAD and report.verdict(cells["0.5"]) == BEHIND
     for text in ("kl.alpha 0.2 against kl.alpha 0.15: ahead on tiny, the only target", "kl.alpha 0.5 against"):
         assert text in capsys.readouterr().out + (out / "sweep.md").read_text()
     for name in ("acceptance.png", "tau_by_axis.png", "tau_by_step.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
-    mine = [r for r in rows if r["kl.alpha"] == "0.2" and r["group"] == MEAN and r["metric"] == "tau minus baseline"]
-    assert [r["interval"] for r in mine] == ["seeds", "prompts"]
-    assert float(mine[0]["value"]) == pytest.approx(cells["0.2"].difference.over_seeds[MEAN].value, abs=1e-6)
-    steps = [r for r in csv.DictReader((out / "curves.csv").read_text().splitlines()) if r["kl.alpha"] == "0.5"]
-    assert [int(r["step"]) for r in steps] == [10, 20, 30, 40]
+    mine = [r for r in rows if (r["kl.alpha"], r["group"], r["metric"]) == ("0.2", MEAN, MINUS_BASELINE)]
+    assert [r["over"] for r in mine] == ["seeds", "prompts"]
+    wanted = report.get(cells["0.2"], MINUS_BASELINE, over="seeds").value
+    assert float(mine[0]["value"]) == pytest.approx(wanted, abs=1e-6)
+    steps = [r for r in rows if (r["kl.alpha"], r["metric"]) == ("0.5", f"{CURVE} minus baseline")]
+    assert [int(r["slot"]) for r in steps] == [10, 20, 30, 40]
+    curve = [r for r in rows if (r["kl.alpha"], r["metric"]) == ("0.5", CURVE)]
+    assert [int(r["slot"]) for r in curve] == [10, 20, 30, 40]
+    assert all(float(r["low"]) < float(r["value"]) < float(r["high"]) for r in curve)
     check_differences_by_step(steps, runs, (out / "sweep.md").read_text())
     assert not list(out.glob("*.partial*"))
 
@@ -127,14 +132,15 @@ def check_differences_by_step(rows: list[dict], runs: Path, text: str) -> None:
         decided = json.loads((run / "result.json").read_text())["decided_by"]
         curves[f"{decided['kl']['alpha']:g}"][decided["seed"]] = dict(read_curve(run))
     for row in rows:
-        found = np.array([curves["0.5"][s][int(row["step"])] - curves["0.15"][s][int(row["step"])] for s in (0, 1, 2)])
+        step = int(row["slot"])
+        found = np.array([curves["0.5"][s][step] - curves["0.15"][s][step] for s in (0, 1, 2)])
         half = 4.303 * found.std(ddof=1) / math.sqrt(3)
         wanted = (found.mean(), found.mean() - half, found.mean() + half)
-        got = [float(row[f"minus_baseline{end}"]) for end in ("", "_low", "_high")]
+        got = [float(row[name]) for name in ("value", "low", "high")]
         assert got == pytest.approx(wanted, abs=2e-6)
     table = text[text.index("by step, paired by seed") :].splitlines()
     assert "4 of 4 steps" in table[0] and table[2].split(" | ")[1:] == ["kl.alpha 0.2", "kl.alpha 0.5 |"]
-    assert table[4].startswith("| 10 | ") and f"{float(rows[0]['minus_baseline']):.2f}".replace("-", "") in table[4]
+    assert table[4].startswith("| 10 | ") and f"{float(rows[0]['value']):.2f}".replace("-", "") in table[4]
 
 
 def test_runs_that_would_overwrite_each_other_are_left_out_by_name(runs, tmp_path):
@@ -168,11 +174,11 @@ def test_the_numbers_of_a_cell_are_those_of_its_runs(runs):
         per_seed.setdefault(f"{decided['kl']['alpha']:g}", {})[decided["seed"]] = np.mean(taus)
     for cell in report.cells:
         own = per_seed[cell.choices["kl.alpha"]]
-        assert cell.tau_over_seeds[MEAN].value == pytest.approx(np.mean(list(own.values())))
-        if cell.difference:
+        assert report.get(cell, "tau", over="seeds").value == pytest.approx(np.mean(list(own.values())))
+        if cell.shared:
             differences = np.array([own[s] - per_seed["0.15"][s] for s in (0, 1, 2)])
             half = 4.303 * differences.std(ddof=1) / math.sqrt(3)
-            assert cell.difference.over_seeds[MEAN].low == pytest.approx(differences.mean() - half)
+            assert report.get(cell, MINUS_BASELINE, over="seeds").low == pytest.approx(differences.mean() - half)
 
 
 def test_what_the_intervals_cover_is_not_called_a_difference(runs):
@@ -180,9 +186,9 @@ def test_what_the_intervals_cover_is_not_called_a_difference(runs):
     rates = {("0.15", 0): 0.5, ("0.15", 1): 0.5, ("0.15", 2): 0.5, ("0.2", 0): 0.5, ("0.2", 1): 0.5, ("0.2", 2): 0.75}
     fake_sweep(KL, lambda job: rates.get((job.choices["kl.alpha"], int(job.choices["seed"]))))
     report, _ = make_report([*KL, "num_resamples=200"])
-    (cell,) = [cell for cell in report.cells if cell.difference]
-    assert cell.difference.over_prompts[MEAN].low > 0 and cell.difference.over_seeds[MEAN].low < 0
-    assert cell.difference.verdict == EVEN
+    (cell,) = [cell for cell in report.cells if cell.shared]
+    assert report.get(cell, MINUS_BASELINE, over="prompts").low > 0 > report.get(cell, MINUS_BASELINE, over="seeds").low
+    assert report.verdict(cell) == EVEN
     assert len(report.missing) == 3 and "kl.alpha 0.5 · seed 2" in report.missing
 
 
@@ -231,9 +237,9 @@ def test_a_baseline_may_leave_an_axis_open(runs):
     words = ["sweep=conditioning", "variant=pre_gate,layers_mean_fc", "num_resamples=50"]
     report, _ = make_report(words)
     assert report.baseline == "layers_mean_fc at the same kl"
-    assert [cell.difference.over_seeds[MEAN].value for cell in report.cells if cell.difference] == [0.0, 0.0]
+    assert [report.get(cell, MINUS_BASELINE).value for cell in report.cells if cell.shared] == [0.0, 0.0]
     other, _ = make_report([*words, "baseline=kl=off"])
-    assert all(cell.difference.over_seeds[MEAN].value > 0.1 for cell in other.cells if cell.choices["kl"] == "paper")
+    assert all(other.get(cell, MINUS_BASELINE).value > 0.1 for cell in other.cells if cell.choices["kl"] == "paper")
 
 
 def test_runs_that_differ_in_more_are_refused_and_other_code_is_marked(runs, tmp_path):
@@ -252,7 +258,7 @@ def test_runs_that_differ_in_more_are_refused_and_other_code_is_marked(runs, tmp
     environment.write_text(environment.read_text().replace("a" * 10, "b" * 10))
     report, out = make_report([*words, f"runs={elsewhere}", "num_resamples=50"])
     assert report.left_out["faster"] == "differs in more than the axes: optim.lr is 0.01 where the sweep has 0.003"
-    assert "keeps no counts a prompt" in report.left_out["broken"]
+    assert "keeps no counts per prompt" in report.left_out["broken"]
     assert sum(len(cell.seeds) for cell in report.cells) == 4
     (mark,) = [mark for cell in report.cells for mark in cell.marks]
     assert "made by other code (code bbbbbbbbbb" in mark and mark in (out / "sweep.md").read_text()

@@ -18,16 +18,17 @@ from hyperdflash.cli import runs_dir
 from hyperdflash.files import write_text
 from hyperdflash.launch.sweep_plan import Job, SweepPlan, plan_sweep
 from hyperdflash.report.html import write_page
-from hyperdflash.report.sweep import SweepReport, label_of, summarise_sweep, verdict_lines
+from hyperdflash.report.sweep import SweepReport, label_of, summarize_sweep, verdict_lines
 from hyperdflash.report.sweep_figures import sweep_figures
 from hyperdflash.report.sweep_runs import Member, TrainedRun, flat, members_by_difference, read_run, refusal
-from hyperdflash.report.sweep_tables import curves_csv, sweep_csv, sweep_markdown
+from hyperdflash.report.sweep_tables import sweep_blocks
+from hyperdflash.report.tables import markdown
 
 OWN = {"runs": "", "out": "", "html": "", "baseline": "", "num_resamples": "2000"}
 
 
 def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
-    """Writes sweep.md, sweep.csv, curves.csv, figures and dashboard.html; returns the report and their folder."""
+    """Writes sweep.md, the record as sweep.csv, figures and dashboard.html; returns the report and their folder."""
     own, rest = dict(OWN), []
     for word in words:
         key, _, value = word.partition("=")
@@ -51,21 +52,22 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
         choices = [member.choices for member in members]
         axes = {axis: tuple(dict.fromkeys(own[axis] for own in choices)) for axis in (choices[0] if choices else ())}
     if not members and not plan:
-        told = "".join(f"; {why}" for why in list(left_out.values())[:3])
-        raise ValueError(f"no finished run to report in {', '.join(map(str, folders))}: run `python -m src.train` first{told}")
-    report = summarise_sweep(
+        why = "".join(f"; {reason}" for reason in list(left_out.values())[:3])
+        raise ValueError(f"no finished run to report in {', '.join(map(str, folders))}: run `python -m src.train` first{why}")
+    report = summarize_sweep(
         name, axes, members, base, num_resamples=int(own["num_resamples"]), left_out=left_out, missing=missing
     )
     out = Path(own["out"]) if own["out"] else runs_dir() / "report" / name
-    for file, text in (("sweep.md", sweep_markdown), ("sweep.csv", sweep_csv), ("curves.csv", curves_csv)):
-        write_text(out / file, text(report))
+    blocks = sweep_blocks(report)
+    write_text(out / "sweep.md", markdown(blocks))
+    write_text(out / "sweep.csv", report.results.csv_text())
     figures = sweep_figures(report, out)
-    page = write_page(report, Path(own["html"]) if own["html"] else out / "dashboard.html")
+    page = write_page(f"Sweep {name}", blocks, figures, Path(own["html"]) if own["html"] else out / "dashboard.html")
     print("\n".join(verdict_lines(report)) or "one choice only: nothing to compare")
     for kind, count in (("left out", len(report.left_out)), ("not finished, or not found", len(report.missing))):
         if count:
             print(f"{count} runs {kind}: see {out / 'sweep.md'}")
-    print(f"wrote {out}/sweep.md, sweep.csv, curves.csv, {', '.join(figure.name for figure in figures)} and {page}")
+    print(f"wrote {out}/sweep.md, sweep.csv, {', '.join(figure.name for figure in figures)} and {page}")
     return report, out
 
 

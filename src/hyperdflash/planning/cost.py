@@ -12,8 +12,6 @@ says that the typical round does not tell where the time went (few slow rounds, 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -22,21 +20,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hyperdflash.report.figures import COLOURS, DPI
-from hyperdflash.report.records import AUTOREGRESSIVE
-from hyperdflash.report.tables import jsonable, markdown_table, number_text
+from hyperdflash.report.figures import COLOURS, headed_figure, save_figure
+from hyperdflash.report.measure import AUTOREGRESSIVE
+from hyperdflash.report.results import csv_text
+from hyperdflash.report.tables import GAP, Table, jsonable, markdown, number_text, or_gap
 from hyperdflash.settings import positive_int
 
-# field, name, colour, colour of a number on it
+# field, name, color, color of a number on it
 TERMS = (
     ("draft_ms", "T_draft", COLOURS[3], "#222222"),
     ("verify_ms", "T_verify", COLOURS[1], "#ffffff"),
     ("rest_ms", "T_rest", "#BBBBBB", "#222222"),
 )
-GAP = "-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +104,6 @@ class Cost:
         return self.measured / self.predicted
 
 
-COST_FIELDS = (*(f.name for f in fields(Cost) if f.name not in ("method", "batch_size")), "ratio")
-
-
 def costs(times: Sequence[RoundTimes]) -> list[Cost]:
     """Batch sizes ascending, methods in the order given."""
     seen = [(t.batch_size, t.method) for t in times]
@@ -140,10 +134,13 @@ def write_cost_report(times: Sequence[RoundTimes], out: Path | str, setting: str
     """Writes cost.md, cost.csv, cost.json and cost.png into ``out``; ``setting`` as in ``cost_markdown``."""
     found, out = costs(times), Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
+    record = json.dumps(jsonable({"setting": setting, "costs": rows}), indent=1, allow_nan=False, ensure_ascii=False)
+    lines = [[value if isinstance(value, str) else _digits(value) for value in row.values()] for row in rows]
     texts = {
         "cost.md": cost_markdown(found, setting),
-        "cost.csv": cost_csv(found),
-        "cost.json": json.dumps(cost_dict(found, setting), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        "cost.csv": csv_text(rows[0], lines),
+        "cost.json": record + "\n",
     }
     for name, text in texts.items():
         (out / name).write_text(text)
@@ -156,64 +153,34 @@ def cost_markdown(found: Sequence[Cost], setting: str) -> str:
     rows, shown = [], None
     for cost in found:
         times = (cost.draft_ms, cost.verify_ms, cost.rest_ms, cost.round_ms)
-        rows.append(
-            [
-                str(cost.batch_size) if cost.batch_size != shown else "",
-                cost.method,
-                *map(_ms, times),
-                number_text(cost.tau),
-                _ms(cost.first_token_ms),
-                number_text(cost.tokens_per_second, 1),
-                *(_times(v) for v in (cost.predicted, cost.measured)),
-                GAP if math.isnan(cost.ratio) else number_text(cost.ratio),
-                str(cost.rounds),
-            ]
-        )
+        row = [str(cost.batch_size) if cost.batch_size != shown else "", cost.method, *map(_ms, times)]
+        row += [number_text(cost.tau), _ms(cost.first_token_ms), number_text(cost.tokens_per_second, 1)]
+        row += [*map(_times, (cost.predicted, cost.measured)), or_gap(number_text(cost.ratio)), str(cost.rounds)]
+        rows.append(row)
         shown = cost.batch_size
-    lines = markdown_table([*header, "predicted speedup", "measured speedup", "measured / predicted", "rounds"], rows)
     notes = (
         f"{setting}. Times in ms, medians over rounds (first token: over prefills); rows of a batch in lockstep at equal "
-        "lengths. τ: tokens a row gains a round. Predicted: τ · T_ar / (T_draft + T_verify + T_rest); measured: tokens/s over "
-        f"AR's; both at the same batch size; {GAP}: no AR there. A tiny target's verification says nothing of a large one's: "
-        "see the roofline (python -m src.roofline)."
+        "lengths. τ: tokens that a row gains per round. Predicted: τ · T_ar / (T_draft + T_verify + T_rest); measured: "
+        f"tokens/s over AR's; both at the same batch size; {GAP}: no AR there. A tiny target's verification says nothing of a "
+        "large one's: see the roofline (python -m src.roofline)."
     )
-    return "\n".join([*lines, "", notes, ""])
-
-
-def cost_csv(found: Sequence[Cost]) -> str:
-    """A row a batch size and method; undefined numbers empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["batch_size", "method", *COST_FIELDS])
-    for cost in found:
-        values = (getattr(cost, name) for name in COST_FIELDS)
-        plain = ["" if math.isnan(v) else f"{v:.6f}" if isinstance(v, float) else str(v) for v in values]
-        writer.writerow([cost.batch_size, cost.method, *plain])
-    return out.getvalue()
-
-
-def cost_dict(found: Sequence[Cost], setting: str) -> dict:
-    """Plain JSON values; None where a number is undefined."""
-    return jsonable({"setting": setting, "costs": [asdict(cost) | {"ratio": cost.ratio} for cost in found]})
+    return markdown([Table([*header, "predicted speedup", "measured speedup", "measured / predicted", "rounds"], rows), notes])
 
 
 def cost_figure(found: Sequence[Cost], path: Path | str, setting: str, title: str = "Where the time of a round goes") -> Path:
-    """Writes a PNG: a panel a batch size, a stacked bar a method, its speedups at the end of the bar."""
-    sizes = list(dict.fromkeys(cost.batch_size for cost in found))
-    panels = [[cost for cost in found if cost.batch_size == size] for size in sizes]
-    heights = [0.55 + 0.34 * len(panel) for panel in panels]  # inches
-    head, foot = 0.75, 0.45
-    figure = Figure(figsize=(11.0, head + sum(heights) + foot), layout="constrained")
-    parts = figure.subfigures(2, 1, height_ratios=[head, sum(heights) + foot])
-    parts[0].text(0.012, 1 - 0.12 / head, title, fontsize=13, fontweight="bold", va="top")
-    parts[0].text(0.012, 1 - 0.45 / head, setting, fontsize=8.5, va="top", color="#333333")
-    axes = parts[1].subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    """Writes a PNG: a panel per batch size, a stacked bar per method, its speedups at the end of the bar."""
+    panels: dict[int, list[Cost]] = {}
+    for cost in found:
+        panels.setdefault(cost.batch_size, []).append(cost)
+    heights = [0.55 + 0.34 * len(panel) for panel in panels.values()]  # inches
+    figure, (part,) = headed_figure(title, [setting], [sum(heights) + 0.45], width=11.0)
+    axes = part.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     widest = max(cost.round_ms for cost in found)
-    for i, (_, label, colour, _) in enumerate(TERMS):
+    for i, (_, label, color, _) in enumerate(TERMS):
         x = 0.6 + 0.12 * i
-        axes[0].add_patch(Rectangle((x, 1.1), 0.018, 0.1, transform=axes[0].transAxes, color=colour, clip_on=False))
+        axes[0].add_patch(Rectangle((x, 1.1), 0.018, 0.1, transform=axes[0].transAxes, color=color, clip_on=False))
         axes[0].text(x + 0.024, 1.15, label, transform=axes[0].transAxes, fontsize=9, va="center", color="#222222")
-    for axis, size, panel in zip(axes, sizes, panels, strict=True):
+    for axis, (size, panel) in zip(axes, panels.items(), strict=True):
         for place, cost in enumerate(panel):
             _bar(axis, place, cost, widest)
         axis.set_yticks(range(len(panel)), [cost.method for cost in panel], fontsize=9)
@@ -224,18 +191,15 @@ def cost_figure(found: Sequence[Cost], path: Path | str, setting: str, title: st
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
     axes[-1].set_xlim(0, 1.42 * widest)
-    axes[-1].set_xlabel("ms a round (median)")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-    return path
+    axes[-1].set_xlabel("ms per round (median)")
+    return save_figure(figure, path)
 
 
 def _bar(axis: Axes, place: int, cost: Cost, widest: float) -> None:
     left = 0.0
-    for name, _, colour, ink in TERMS:
+    for name, _, color, ink in TERMS:
         width = getattr(cost, name)
-        axis.barh(place, width, left=left, color=colour, height=0.66, edgecolor="white", linewidth=0.8)
+        axis.barh(place, width, left=left, color=color, height=0.66, edgecolor="white", linewidth=0.8)
         if width > 0.045 * widest:
             axis.text(left + width / 2, place, _ms(width), ha="center", va="center", fontsize=8, color=ink)
         left += width
@@ -243,6 +207,10 @@ def _bar(axis: Axes, place: int, cost: Cost, widest: float) -> None:
     if not math.isnan(cost.measured) and cost.method != AUTOREGRESSIVE:
         text += f"   measured {_times(cost.measured)}, predicted {_times(cost.predicted)}"
     axis.text(left + 0.012 * widest, place, text, va="center", fontsize=8.5, color="#222222")
+
+
+def _digits(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def _ms(value: float) -> str:

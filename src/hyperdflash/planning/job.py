@@ -208,7 +208,7 @@ def make_plan(config: DictConfig) -> Plan:
 
 @entry_point("plan")
 def main(config: DictConfig) -> None:
-    from hyperdflash.planning.plan_tables import plan_markdown, plan_record
+    from hyperdflash.planning.plan_report import plan_markdown, plan_record
     from hyperdflash.record import write_json
 
     plan, out = make_plan(config), Path(config.out)

@@ -1,4 +1,4 @@
-"""Roofline of DeepSeek-V4-Flash beside the tiny target's timings: roofline.md, .csv, .json and .png.
+"""Roofline of DeepSeek-V4-Flash: roofline.md, .csv, .json and .png.
 
 python -m src.roofline
 python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
@@ -6,15 +6,23 @@ python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from hydra.utils import instantiate
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, PercentFormatter
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import entry_point
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.planning.roofline import GPU, Method, Setting
-from hyperdflash.planning.roofline_tables import write_roofline
+from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
+from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
+from hyperdflash.report.figures import dress, headed_figure, label_lines, look, save_figure
+from hyperdflash.report.results import csv_text
+from hyperdflash.report.tables import Block, Table, markdown, number_text
 from hyperdflash.settings import one_of
 
 
@@ -37,6 +45,187 @@ def setting_of(config: DictConfig) -> Setting:
         context=config.context,
         max_tokens=config.max_tokens,
     )
+
+
+def write_roofline(setting: Setting, out: Path | str) -> list[Path]:
+    """Writes roofline.md, roofline.csv, roofline.json and roofline.png into ``out``."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    record = roofline_record(setting)
+    rows = record["verification"]
+    texts = {
+        "roofline.md": markdown(roofline_blocks(setting)),
+        "roofline.csv": csv_text(rows[0], (row.values() for row in rows)),
+        "roofline.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text)
+    return [*(out / name for name in texts), roofline_figure(setting, out / "roofline.png")]
+
+
+def roofline_record(setting: Setting) -> dict:
+    """Plain JSON values: what verification reads, computes and takes at least, and a round of every published method."""
+    sizes, gpu = setting.sizes, setting.gpu
+    verification = []
+    for batch in setting.batches:
+        for n in setting.counts:
+            works = setting.works(n, batch)
+            row = {"batch": batch, "n": n, "experts": sizes.distinct_experts(n * batch)}
+            row |= {"gigabytes": _gigabytes(works), "gigaflops": _gigaflops(works), "ms": 1e3 * total_seconds(works, gpu)}
+            row |= {"over_one": setting.ratio(n, batch), "over_one_same_experts": setting.ratio(n, batch, True)}
+            verification.append(row)
+    rounds = [
+        {
+            "method": method.name,
+            "batch": batch,
+            "same_experts": same,
+            "draft_s": found.draft_s,
+            "verify_s": found.verify_s,
+            "ar_s": found.ar_s,
+            "drafter_share": found.drafter_share,
+            "speedup": found.speedup,
+        }
+        for method in setting.methods
+        for batch in setting.batches
+        for same in (False, True)
+        for found in [setting.round(method, batch, same)]
+    ]
+    return {
+        "setting": asdict(setting),
+        "total_parameters": total_parameters(sizes),
+        "active_parameters": active_parameters(sizes),
+        "checkpoint_bytes": checkpoint_bytes(sizes),
+        "verification": verification,
+        "rounds": rounds,
+    }
+
+
+def roofline_blocks(setting: Setting) -> list[Block]:
+    """Three tables: parts of a forward, cost of n tokens, predicted speedups; and what they assume."""
+    sizes, first = setting.sizes, setting.batches[0]
+    return [
+        f"### Roofline: {setting}",
+        f"{total_parameters(sizes) / 1e9:.1f}B parameters, {active_parameters(sizes) / 1e9:.1f}B active per token, "
+        f"{checkpoint_bytes(sizes) / 1e9:.1f} GB on disk with the MTP block.",
+        f"What one forward reads and how long it takes at least, batch size {first}:",
+        _parts(setting),
+        f"Verifying n tokens per row; first columns at batch size {first}, then the time relative to n = 1:",
+        _counts(setting),
+        "Speedup that τ · T_ar / (T_draft + T_verify) predicts for published τ:",
+        _methods(setting),
+        "Time of a part: max(bytes / bandwidth, FLOPs / dense peak); parts one after the other, divided evenly over the GPUs. "
+        "Weights in the checkpoint's formats (FP4 experts, FP8, BF16 and FP32 exceptions), read once per forward; routed "
+        "experts: the expected distinct ones when every token draws its own uniformly; same experts: the tokens of a row "
+        "share one draw. Real routing lies between. Left out: activations, sampling, traffic between GPUs, kernel launches, "
+        "scheduling. So every time is a lower bound, and a speedup a ratio of lower bounds, not the forecast of an engine. MTP "
+        "chains its steps, each reading block and LM head anew; a block drafter has "
+        f"{setting.drafter.num_layers} layers in BF16 (its real shape is not published). Published: {setting.source}.",
+    ]
+
+
+def _parts(setting: Setting) -> Table:
+    counts = (1, setting.methods[-1].slots + 1)
+    found = [setting.works(n, setting.batches[0]) for n in counts]
+
+    def cells(works: Sequence[Work], bound: str) -> list[str]:
+        return [
+            number_text(_gigabytes(works)),
+            number_text(_gigaflops(works), 1),
+            _ms(total_seconds(works, setting.gpu)),
+            bound,
+        ]
+
+    def bound(work: Work) -> str:
+        return "memory" if work.memory_s(setting.gpu) >= work.compute_s(setting.gpu) else "compute"
+
+    rows = [[own[0].part, *(text for work in own for text in cells([work], bound(work)))] for own in zip(*found, strict=True)]
+    rows.append(["all", *(text for works in found for text in cells(works, ""))])
+    return Table(["Part", *(text for n in counts for text in (f"GB, n = {n}", "GFLOP", "ms", "bound by"))], rows)
+
+
+def _counts(setting: Setting) -> Table:
+    first = setting.batches[0]
+    header = ["n", "experts per layer", "GB", "GFLOP", "ms", *(f"b = {batch}" for batch in setting.batches)]
+    rows = []
+    for n in setting.counts:
+        works = setting.works(n, first)
+        row = [str(n), number_text(setting.sizes.distinct_experts(n * first), 1)]
+        row += [number_text(_gigabytes(works), 1), number_text(_gigaflops(works), 1), _ms(total_seconds(works, setting.gpu))]
+        row += [number_text(setting.ratio(n, batch)) for batch in setting.batches]
+        rows.append([*row, number_text(setting.ratio(n, first, True))])
+    return Table([*header, f"b = {first}, same experts"], rows)
+
+
+def _methods(setting: Setting) -> Table:
+    header = ["Method", "τ", "published speedup", "batch", "T_draft, ms", "T_verify, ms", "T_ar, ms", "drafter's share"]
+    rows = []
+    for method in setting.methods:
+        shown = [method.name, number_text(method.tau), f"{number_text(method.speedup)}×"]
+        for batch in setting.batches:
+            found, same = setting.round(method, batch), setting.round(method, batch, True)
+            times = map(_ms, (found.draft_s, found.verify_s, found.ar_s))
+            speedups = (f"{number_text(value)}×" for value in (found.speedup, same.speedup))
+            rows.append([*shown, str(batch), *times, f"{found.drafter_share:.0%}", *speedups])
+            shown = ["", "", ""]
+    return Table([*header, "predicted", "predicted, same experts"], rows)
+
+
+def roofline_figure(setting: Setting, path: Path | str) -> Path:
+    """Writes a PNG: cost of n tokens and the drafter's share above, predicted and published speedup per method below."""
+    note = "Below: predicted speedup (dashes: the tokens of a row share one draw of experts) and the published one (line)"
+    figure, (above, below) = headed_figure("Roofline of a draft-verify round", [str(setting), note], [3.6, 3.4])
+    verify, share = above.subplots(1, 2)
+    dress(verify, "Time of verifying n tokens over that of one", "tokens verified per row, n")
+    lines = [(f"batch size {b}", [setting.ratio(n, b) for n in setting.counts]) for b in setting.batches]
+    first = setting.batches[0]
+    lines.append((f"batch size {first}, same experts", [setting.ratio(n, first, True) for n in setting.counts]))
+    _lines(verify, setting.counts, lines)
+    dress(share, "The drafter's share of a round", "batch size")
+    share.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    shares = [(m.name, [setting.round(m, batch).drafter_share for batch in setting.batches]) for m in setting.methods]
+    _batch_axis(share, setting)
+    _lines(share, setting.batches, shares)
+    panels = below.subplots(1, len(setting.methods), sharey=True, squeeze=False)[0]
+    for axis, method in zip(panels, setting.methods, strict=True):
+        for same, style in ((False, "o-"), (True, "--")):
+            speedups = [setting.round(method, batch, same).speedup for batch in setting.batches]
+            axis.plot(setting.batches, speedups, style, color=look(1)[0], markersize=3.5, linewidth=1.5)
+        axis.axhline(method.speedup, color=look(0)[0], linewidth=1.5)
+        dress(axis, f"{method.name}\nτ {method.tau:g}, published {method.speedup:.2f}×", "batch size")
+        _batch_axis(axis, setting)
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g×"))
+        axis.set_ylim(0, 1.08 * max(m.tau for m in setting.methods))
+    panels[0].set_ylabel("speedup over AR")
+    return save_figure(figure, path)
+
+
+def _lines(axis: Axes, x: Sequence[int], lines: Sequence[tuple[str, Sequence[float]]]) -> None:
+    ends = []
+    for i, (name, values) in enumerate(lines):
+        color, marker = look(i)
+        axis.plot(x, values, color=color, marker=marker, markersize=4, linewidth=1.5)
+        ends.append((x[-1], values[-1], name, color, marker))
+    axis.set_ylim(bottom=0)
+    label_lines(axis, ends)
+
+
+def _batch_axis(axis: Axes, setting: Setting) -> None:
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(FixedLocator(list(setting.batches)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+
+
+def _gigabytes(works: Sequence[Work]) -> float:
+    return sum(work.bytes for work in works) / 1e9
+
+
+def _gigaflops(works: Sequence[Work]) -> float:
+    return sum(work.fp8_flops + work.bf16_flops for work in works) / 1e9
+
+
+def _ms(seconds: float) -> str:
+    return number_text(1e3 * seconds, 3)
 
 
 @entry_point("roofline")

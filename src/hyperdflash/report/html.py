@@ -1,76 +1,59 @@
-"""A SweepReport as one page that needs nothing else: no account, no network, no server.
-
-The page is report/page.html with the numbers put in as JSON; its script draws SVG from them in the browser.
-"""
+"""A report as one page that needs nothing else, no account, no network, no server: its pictures and tables, which sort."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from base64 import b64encode
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 from hyperdflash.files import write_text
-from hyperdflash.report.bootstrap import LEVEL, MEAN
-from hyperdflash.report.figures import COLOURS
-from hyperdflash.report.sweep import Cell, SweepReport, verdict_lines
-from hyperdflash.report.tables import jsonable
+from hyperdflash.report.tables import Block, html_blocks
 
-TEMPLATE = Path(__file__).with_name("page.html")
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  body {{ margin: 0 auto; max-width: 1320px; padding: 24px 28px 60px; font: 14px/1.5 system-ui, sans-serif; color: #1d2430; }}
+  h1 {{ font-size: 22px; }} h2 {{ font-size: 16px; margin-top: 30px; }}
+  img {{ max-width: 100%; display: block; margin: 12px 0; }}
+  .scroll {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+  th, td {{ padding: 5px 9px; text-align: right; border-bottom: 1px solid #d9dee6; white-space: nowrap; }}
+  th {{ background: #f5f7fa; cursor: pointer; }} th:first-child, td:first-child {{ text-align: left; }}
+  th[aria-sort="ascending"]::after {{ content: " ▲"; }} th[aria-sort="descending"]::after {{ content: " ▼"; }}
+</style>
+</head>
+<body>
+{body}
+<script>
+const value = text => (n => isNaN(n) ? text : n)(parseFloat(text.replace("−", "-").replaceAll(",", "")));
+for (const head of document.querySelectorAll("th")) head.onclick = () => {{
+  const body = head.closest("table").tBodies[0], sign = head.ariaSort === "descending" ? 1 : -1;
+  const key = row => value(row.cells[head.cellIndex].textContent);
+  if ([...body.rows].some(row => !row.cells[0].textContent)) return; // rows that belong together
+  for (const other of head.parentNode.cells) other.ariaSort = null;
+  head.ariaSort = sign < 0 ? "descending" : "ascending";
+  body.append(...[...body.rows].sort((a, b) => sign * (key(a) > key(b) ? 1 : key(a) < key(b) ? -1 : 0)));
+}};
+document.body.dataset.ready = "yes";
+</script>
+</body>
+</html>
+"""
 
 
-def write_page(report: SweepReport, path: Path) -> Path:
-    """Replaces the file at ``path`` when the page is complete."""
-    text = TEMPLATE.read_text().replace("{{TITLE}}", escape(f"Sweep {report.name}"))
-    # "</script>" inside a string would end the element; "<\/" is the same JSON
-    text = text.replace("{{DATA}}", json.dumps(page_data(report), allow_nan=False).replace("</", "<\\/"))
-    write_text(path, text)
+def write_page(title: str, blocks: Iterable[Block], pictures: Iterable[Path], path: Path) -> Path:
+    """Replaces the file at ``path`` when the page is complete; the pictures stand behind the first section."""
+    blocks = list(blocks)
+    images = [
+        f'<img alt="{escape(picture.stem)}" src="data:image/png;base64,{b64encode(picture.read_bytes()).decode()}">'
+        for picture in pictures
+    ]
+    sections = [i for i, block in enumerate(blocks) if isinstance(block, str) and block.startswith("## ")]
+    after = sections[1] if len(sections) > 1 else len(blocks)
+    body = "\n".join([html_blocks(blocks[:after]), *images, html_blocks(blocks[after:])])
+    write_text(path, PAGE.format(title=escape(title), body=body))
     return path
-
-
-def page_data(report: SweepReport) -> dict:
-    """What the page's script reads: plain JSON values, None where a number is undefined."""
-    return jsonable(
-        {
-            "name": report.name,
-            "axes": {axis: list(values) for axis, values in report.axes.items()},
-            "groups": list(report.groups),
-            "mean": MEAN,
-            "level": LEVEL,
-            "baseline": report.baseline,
-            "prompts": report.prompts,
-            "resamples": report.num_resamples,
-            "colours": list(COLOURS),
-            "verdicts": verdict_lines(report),
-            "left_out": report.left_out,
-            "missing": list(report.missing),
-            "cells": [_cell(cell) for cell in report.cells],
-        }
-    )
-
-
-def _cell(cell: Cell) -> dict:
-    over = cell.tau_over_seeds if len(cell.seeds) > 1 else cell.tau_over_prompts
-    record = {
-        "target": cell.target,
-        "choices": cell.choices,
-        "label": cell.label,
-        "seeds": list(cell.seeds),
-        "runs": list(cell.runs),
-        "steps": cell.steps,
-        "parameters": cell.parameters,
-        "tau": {group: asdict(estimate) for group, estimate in over.items()},
-        "survival": [asdict(estimate) for estimate in cell.survival],
-        "conditional": [asdict(estimate) for estimate in cell.conditional],
-        "curve": cell.curve.tolist(),
-        "is_baseline": cell.is_baseline,
-        "marks": list(cell.marks),
-        "difference": None,
-    }
-    if cell.difference:
-        record["difference"] = {
-            "prompts": asdict(cell.difference.over_prompts[MEAN]),
-            "seeds": asdict(cell.difference.over_seeds[MEAN]),
-            "verdict": cell.difference.verdict,
-        }
-    return record

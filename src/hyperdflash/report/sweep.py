@@ -1,78 +1,63 @@
-"""Runs of a sweep -> every number that its tables, figures and page show. A number has one place: here.
+"""Runs of a sweep -> the tidy record that its tables, figures and page show.
 
-Legend: N prompts, S draft slots, R resamples, G groups (domains, then MEAN).
-
-A cell is what the seeds of one choice of the axes on one target share. Two intervals stand beside its mean over seeds:
-over seeds (Student's t, needs two), and over prompts (bootstrap, the same resampled prompts for all runs of a target).
-Differences to the baseline are paired by seed and by prompt. A verdict needs both intervals to leave out 0.
+A cell is what the seeds of one choice of the axes on one target share. Two intervals stand beside its mean over seeds: over
+seeds (Student's t, needs two) and over prompts (bootstrap, the same resampled prompts for all runs of a target). Differences to
+the baseline are paired by seed and by prompt. A verdict needs both intervals to leave out 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from hyperdflash.report.bootstrap import MEAN, Estimate, Ratio, Resamples, pooled_ratio, resample_prompts
+from hyperdflash.report.bootstrap import MEAN, Estimate, Ratio, Resamples, resample_prompts
+from hyperdflash.report.measure import ratios
+from hyperdflash.report.results import MINUS_BASELINE, Results, Row
 from hyperdflash.report.sweep_runs import Member, TrainedRun, marks
 
 AHEAD, BEHIND, EVEN = "ahead", "behind", "cannot be told apart"
 ALONE = "one seed"
+CURVE = "validation tau"  # by step; its interval spans the seeds
 # 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
-class Difference:
-    """tau minus the baseline's, mean over ``seeds`` that both have: group -> interval over seeds, and over prompts."""
-
-    seeds: tuple[int, ...]
-    over_seeds: dict[str, Estimate]
-    over_prompts: dict[str, Estimate]
-
-    @property
-    def verdict(self) -> str:
-        """AHEAD or BEHIND only where both intervals leave out 0; with one seed the prompts' alone, and said so."""
-        parts = [self.over_prompts[MEAN]] + ([self.over_seeds[MEAN]] if len(self.seeds) > 1 else [])
-        word = AHEAD if all(e.low > 0 for e in parts) else BEHIND if all(e.high < 0 for e in parts) else EVEN
-        return word if len(self.seeds) > 1 else f"{word} ({ALONE})"
-
-
-@dataclass(frozen=True)
 class Cell:
-    """``tau_over_seeds``, ``tau_over_prompts`` group -> Estimate (the same value); ``survival``, ``conditional`` S entries of
-    the plain mean over domains, intervals over seeds (over prompts where there is one seed); ``curve`` [V, 4] step, mean
-    validation tau over seeds, lowest and highest seed; ``difference`` None for the baseline and without a common seed;
-    ``curve_difference`` its counterpart by step, at the steps of both curves: step -> interval over the seeds of both."""
+    """A choice of the axes on a target; ``label`` is its method in the record. ``shared`` seeds that the baseline has too."""
 
     target: str
-    choices: dict[str, str]
     label: str
+    choices: dict[str, str]
     seeds: tuple[int, ...]
+    shared: tuple[int, ...]
     runs: tuple[str, ...]
     steps: int
     parameters: int
-    tau_over_seeds: dict[str, Estimate]
-    tau_over_prompts: dict[str, Estimate]
-    survival: tuple[Estimate, ...]
-    conditional: tuple[Estimate, ...]
-    curve: np.ndarray
-    difference: Difference | None
     is_baseline: bool
-    curve_difference: dict[int, Estimate] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
+
+    @property
+    def over(self) -> str:
+        """What its interval is over: seeds, or prompts where there is one seed."""
+        return "seeds" if len(self.seeds) > 1 else "prompts"
 
 
 @dataclass(frozen=True)
 class SweepReport:
     """``axes`` axis -> values in order; ``groups`` the domains, then MEAN; ``left_out`` run -> why; ``missing`` labels of jobs
-    without a finished run, with the reason where it is known."""
+    without a finished run, with the reason where it is known; ``prompts`` target -> how many validation prompts it has.
+
+    Rows of ``results`` have the slot of a position, or the step of a curve.
+    """
 
     name: str
     axes: dict[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
+    results: Results
     groups: tuple[str, ...]
     baseline: str
     num_resamples: int
@@ -82,18 +67,26 @@ class SweepReport:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(cell.target for cell in self.cells))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(cell.label for cell in self.cells))
-
-    @property
-    def num_slots(self) -> int:
-        return max(len(cell.survival) for cell in self.cells)
+        return tuple(self.prompts)
 
     def at(self, target: str) -> tuple[Cell, ...]:
         return tuple(cell for cell in self.cells if cell.target == target)
+
+    def get(self, cell: Cell, metric: str, group: str = MEAN, slot: int | None = None, over: str = "") -> Estimate:
+        """Over seeds, or over prompts where the cell has one seed, unless ``over`` says."""
+        return self.results.at(target=cell.target).get(cell.label, metric, group, slot, over or cell.over)
+
+    def curve(self, cell: Cell, metric: str = CURVE) -> list[Row]:
+        """By step."""
+        own = (cell.target, cell.label, metric)
+        return [row for row in self.results.rows if (row.target, row.method, row.metric) == own and row.slot is not None]
+
+    def verdict(self, cell: Cell) -> str:
+        """AHEAD or BEHIND only where both intervals leave out 0; with one seed the prompts' alone, and said so."""
+        alone = len(cell.shared) < 2
+        parts = [self.get(cell, MINUS_BASELINE, over=over) for over in (("prompts",) if alone else ("prompts", "seeds"))]
+        word = AHEAD if all(e.low > 0 for e in parts) else BEHIND if all(e.high < 0 for e in parts) else EVEN
+        return f"{word} ({ALONE})" if alone else word
 
 
 def label_of(choices: dict[str, str]) -> str:
@@ -102,7 +95,7 @@ def label_of(choices: dict[str, str]) -> str:
     return " · ".join(named) or "the runs"
 
 
-def summarise_sweep(
+def summarize_sweep(
     name: str,
     axes: dict[str, tuple[str, ...]],
     members: Sequence[Member],
@@ -114,12 +107,13 @@ def summarise_sweep(
 ) -> SweepReport:
     """``baseline`` axis -> value; ValueError where no run has it, or where the runs of a target cannot be paired."""
     if not members:
-        told = "".join(f"; {run} {why}" for run, why in list((left_out or {}).items())[:3])
-        raise ValueError(f"no finished run of {name} to report: run `python -m src.train -m sweep={name}` first{told}")
+        why = "".join(f"; {run} {reason}" for run, reason in list((left_out or {}).items())[:3])
+        raise ValueError(f"no finished run of {name} to report: run `python -m src.train -m sweep={name}` first{why}")
     axes = {axis: values for axis, values in axes.items() if axis not in ("seed", "target")}
     wanted = {axis: value for axis, value in baseline.items() if axis in axes}
     reservations = marks(members)
     cells: list[Cell] = []
+    rows: list[Row] = []
     prompts: dict[str, int] = {}
     groups: tuple[str, ...] = ()
     left_out = dict(left_out or {})
@@ -139,30 +133,50 @@ def summarise_sweep(
             if kept is not member.run:
                 left_out[member.run.directory.name] = _doubled(member.run, kept)
         order = sorted(together, key=lambda key: [axes[axis].index(value) for axis, value in zip(axes, key, strict=True)])
-        taus = {key: {s: _tau(run, resamples) for s, run in sorted(together[key].items())} for key in order}
-        bases = {key: _base_of(key, tuple(axes), wanted, order) for key in order}
+        measured = {key: _by_seed(together[key], resamples) for key in order}
+        # the baseline's values, and a cell's own on the axes that the baseline leaves open
+        bases = {
+            key: tuple(wanted.get(axis, value) for axis, value in zip(axes, key, strict=True)) if wanted else order[0]
+            for key in order
+        }
         if not set(bases.values()) & set(order):
             have = ", ".join(label_of(dict(zip(axes, key, strict=True))) for key in order)
             raise ValueError(
                 f"the baseline {label_of(wanted)} has no finished run on {target}: give baseline=AXIS=VALUE of {have}"
             )
         for key in order:
-            choices = dict(zip(axes, key, strict=True))
-            runs = [run for _, run in sorted(together[key].items())]
-            base = bases[key]
-            difference = _difference(taus[key], taus[base]) if base in taus and key != base else None
-            steps = _curve_difference(together[key], together[base]) if difference else {}
-            told = [f"seed {run.seed}: {reservations[run.directory]}" for run in runs if run.directory in reservations]
-            cells.append(_cell(target, choices, runs, taus[key], resamples, difference, key == base, steps, told))
+            choices, runs, base = dict(zip(axes, key, strict=True)), together[key], bases[key]
+            compared = key != base and base in measured
+            shared = tuple(seed for seed in measured[key] if seed in measured[base]) if compared else ()
+            own = [run for _, run in sorted(runs.items())]
+            cell = Cell(
+                target=target,
+                label=label_of(choices),
+                choices=choices,
+                seeds=tuple(sorted(runs)),
+                shared=shared,
+                runs=tuple(run.directory.name for run in own),
+                steps=max(run.steps for run in own),
+                parameters=own[0].parameters,
+                is_baseline=key == base,
+                marks=tuple(f"seed {r.seed}: {reservations[r.directory]}" for r in own if r.directory in reservations),
+            )
+            cells.append(cell)
+            rows += _rows(cell, measured[key], first.domains)
+            rows += _curve(cell, own)
+            if shared:
+                pairs = [measured[key][seed]["tau"].minus(measured[base][seed]["tau"]) for seed in shared]
+                rows += _estimates(cell, MINUS_BASELINE, pairs, first.domains)
+                rows += _curve_difference(cell, runs, together[base])
     free = [axis for axis in axes if wanted and axis not in wanted]
-    told = label_of(wanted) + (f" at the same {', '.join(free)}" if free else "")
-    label = told if wanted else next(cell.label for cell in cells if cell.is_baseline)
-    return SweepReport(name, axes, tuple(cells), groups, label, num_resamples, prompts, left_out, tuple(missing))
-
-
-def _base_of(key: tuple, axes: tuple[str, ...], wanted: dict[str, str], order: list[tuple]) -> tuple:
-    """What ``key`` is compared with: the baseline's values, and its own on the axes that the baseline leaves open."""
-    return tuple(wanted.get(axis, value) for axis, value in zip(axes, key, strict=True)) if wanted else order[0]
+    label = label_of(wanted) + (f" at the same {', '.join(free)}" if free else "")
+    label = label if wanted else next(cell.label for cell in cells if cell.is_baseline)
+    details = {
+        (c.target, c.label): {**c.choices, "seeds": " ".join(map(str, c.seeds)), "steps": c.steps, "parameters": c.parameters}
+        for c in cells
+    }
+    results = Results(tuple(rows), details)
+    return SweepReport(name, axes, tuple(cells), results, groups, label, num_resamples, prompts, left_out, tuple(missing))
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -177,26 +191,25 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def verdict_lines(report: SweepReport) -> list[str]:
-    """A sentence a choice: where it stands to the baseline on every target, and whether the targets agree."""
+    """A sentence per choice: where it stands to the baseline on every target, and whether the targets agree."""
     lines = []
-    for label in report.labels:
-        cells = [cell for cell in report.cells if cell.label == label and cell.difference]
-        if not cells:
+    for label in dict.fromkeys(cell.label for cell in report.cells):
+        verdicts = {c.target: report.verdict(c) for c in report.cells if c.label == label and c.shared}
+        if not verdicts:
             continue
-        verdicts = {cell.target: cell.difference.verdict for cell in cells}
-        words = set(verdicts.values())
+        words, each = set(verdicts.values()), "; ".join(f"{v} on {t}" for t, v in verdicts.items())
         if len(report.targets) == 1:
-            told = f"{words.pop()} on {report.targets[0]}, the only target"
-        elif len(cells) < len(report.targets):
-            told = "; ".join(f"{v} on {t}" for t, v in verdicts.items()) + "; not run on every target"
+            text = f"{words.pop()} on {report.targets[0]}, the only target"
+        elif len(verdicts) < len(report.targets):
+            text = f"{each}; not run on every target"
         elif len(words) == 1 and words <= {AHEAD, BEHIND}:
-            told = f"{words.pop()}: agrees across targets ({', '.join(verdicts)})"
+            text = f"{words.pop()}: agrees across targets ({', '.join(verdicts)})"
         elif len(words) == 1:
             word = words.pop()
-            told = f"{word} on {'any' if word == EVEN else 'each'} of {', '.join(verdicts)}"
+            text = f"{word} on {'any' if word == EVEN else 'each'} of {', '.join(verdicts)}"
         else:
-            told = "; ".join(f"{v} on {t}" for t, v in verdicts.items()) + ": targets do not agree"
-        lines.append(f"{label} against {report.baseline}: {told}")
+            text = f"{each}: targets do not agree"
+        lines.append(f"{label} against {report.baseline}: {text}")
     return lines
 
 
@@ -215,34 +228,53 @@ def _check_pairing(runs: Sequence[TrainedRun], target: str) -> None:
             )
 
 
-def _tau(run: TrainedRun, resamples: Resamples) -> Ratio:
-    return pooled_ratio(run.counts.emitted, run.counts.rounds, resamples)
+def _by_seed(runs: dict[int, TrainedRun], resamples: Resamples) -> dict[int, dict[str, Ratio]]:
+    """Seed -> metric -> ratio."""
+    return {seed: ratios(run.sample, resamples) for seed, run in sorted(runs.items())}
 
 
-def _mean(ratios: Sequence[Ratio]) -> Ratio:
-    """Over seeds, a resample at a time."""
-    value = np.mean([ratio.value for ratio in ratios], axis=0)
-    return Ratio(ratios[0].groups, value, np.mean([ratio.resampled for ratio in ratios], axis=0))
+def _rows(cell: Cell, runs: dict[int, dict[str, Ratio]], domains: Sequence[str]) -> Iterator[Row]:
+    """tau per group over seeds and over prompts; survival and conditional per slot of MEAN."""
+    found = list(runs.values())
+    yield from _estimates(cell, "tau", [own["tau"] for own in found], domains)
+    for metric in ("survival", "conditional"):
+        by_slot = found[0][metric].estimates()[MEAN]
+        if cell.over == "seeds":
+            by_slot = [over_seeds([own[metric].value[-1, k] for own in found]) for k in range(len(by_slot))]
+        for slot, e in enumerate(by_slot, start=1):
+            yield _row(cell, MEAN, metric, slot, e, len(domains), cell.over)
 
 
-def _by_seed(ratios: Sequence[Ratio]) -> dict[str, Estimate]:
-    return {group: over_seeds([ratio.value[i] for ratio in ratios]) for i, group in enumerate(ratios[0].groups)}
+def _estimates(cell: Cell, metric: str, runs: Sequence[Ratio], domains: Sequence[str]) -> Iterator[Row]:
+    """Mean over seeds, a resample at a time, with the interval over prompts; and the same mean with that over seeds."""
+    mean = Ratio(runs[0].groups, np.mean([r.value for r in runs], axis=0), np.mean([r.resampled for r in runs], axis=0))
+    over_prompts = mean.estimates()
+    for i, group in enumerate(mean.groups):
+        size = len(domains) if group == MEAN else list(domains).count(group)
+        yield _row(cell, group, metric, None, over_seeds([r.value[i] for r in runs]), size, "seeds")
+        yield _row(cell, group, metric, None, over_prompts[group], size, "prompts")
 
 
-def _difference(own: dict[int, Ratio], base: dict[int, Ratio]) -> Difference | None:
-    shared = [seed for seed in own if seed in base]
-    if not shared:
-        return None
-    ratios = [own[seed].minus(base[seed]) for seed in shared]
-    return Difference(tuple(shared), _by_seed(ratios), _mean(ratios).estimates())
+def _curve(cell: Cell, runs: Sequence[TrainedRun]) -> Iterator[Row]:
+    """Steps at which every seed was validated: mean, lowest and highest seed."""
+    curves = [dict(run.curve) for run in runs]
+    for step in sorted(set.intersection(*map(set, curves))):
+        values = np.array([curve[step] for curve in curves])
+        estimate = Estimate(float(values.mean()), float(values.min()), float(values.max()))
+        yield _row(cell, MEAN, CURVE, int(step), estimate, len(runs[0].domains), "range of seeds")
 
 
-def _curve_difference(own: dict[int, TrainedRun], base: dict[int, TrainedRun]) -> dict[int, Estimate]:
-    """Paired by seed; steps at which every seed of both cells was validated."""
+def _curve_difference(cell: Cell, own: dict[int, TrainedRun], base: dict[int, TrainedRun]) -> Iterator[Row]:
+    """Paired by seed, at the steps at which every seed of both cells was validated."""
     curves = [{seed: dict(run.curve) for seed, run in runs.items()} for runs in (own, base)]
     steps = set.intersection(*(set(curve) for runs in curves for curve in runs.values()))
-    shared = [seed for seed in own if seed in base]
-    return {int(step): over_seeds([curves[0][s][step] - curves[1][s][step] for s in shared]) for step in sorted(steps)}
+    for step in sorted(steps):
+        estimate = over_seeds([curves[0][seed][step] - curves[1][seed][step] for seed in cell.shared])
+        yield _row(cell, MEAN, f"{CURVE} minus baseline", int(step), estimate, 0, "seeds")
+
+
+def _row(cell: Cell, group: str, metric: str, slot: int | None, e: Estimate, n: int, over: str) -> Row:
+    return Row(cell.target, cell.label, "", 0.0, group, metric, slot, e.value, e.low, e.high, n, over)
 
 
 def _doubled(run: TrainedRun, kept: TrainedRun) -> str:
@@ -251,43 +283,3 @@ def _doubled(run: TrainedRun, kept: TrainedRun) -> str:
         f"has the choices, seed and target of {kept.directory.name}, which is reported; they differ in "
         f"{', '.join(names) or 'nothing that decides a run'}: report them apart with runs="
     )
-
-
-def _cell(target, choices, runs, taus, resamples, difference, is_baseline, steps, told) -> Cell:
-    ratios = list(taus.values())
-    return Cell(
-        target=target,
-        choices=choices,
-        label=label_of(choices),
-        seeds=tuple(taus),
-        runs=tuple(run.directory.name for run in runs),
-        steps=max(run.steps for run in runs),
-        parameters=runs[0].parameters,
-        tau_over_seeds=_by_seed(ratios),
-        tau_over_prompts=_mean(ratios).estimates(),
-        survival=_positions(runs, resamples, conditional=False),
-        conditional=_positions(runs, resamples, conditional=True),
-        curve=_mean_curve([run.curve for run in runs]),
-        difference=difference,
-        is_baseline=is_baseline,
-        curve_difference=steps,
-        marks=tuple(told),
-    )
-
-
-def _positions(runs: Sequence[TrainedRun], resamples: Resamples, *, conditional: bool) -> tuple[Estimate, ...]:
-    ratios = []
-    for run in runs:
-        counts = run.counts
-        below = counts.reached if conditional else np.broadcast_to(counts.rounds[:, None], counts.survived.shape)
-        ratios.append(pooled_ratio(counts.survived, below, resamples))
-    if len(ratios) == 1:
-        return ratios[0].estimates()[MEAN]
-    return tuple(over_seeds([ratio.value[-1, k] for ratio in ratios]) for k in range(runs[0].counts.num_slots))
-
-
-def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Steps at which every seed was validated."""
-    steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
-    values = np.array([[dict(curve)[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
-    return np.column_stack([steps, values.mean(1), values.min(1), values.max(1)]) if steps else np.zeros((0, 4))

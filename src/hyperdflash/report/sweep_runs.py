@@ -1,4 +1,4 @@
-"""Finished training runs as a sweep's report reads them: what decided them, counts a validation prompt, tau by step.
+"""Finished training runs as a sweep's report reads them: what decided them, counts per validation prompt, tau by step.
 
 1. run directory   result.json, validation.json, metrics.csv, environment.json  ->  TrainedRun
 2. members         a run and its place in the sweep: choices by axis, seed, target  ->  Member
@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from hyperdflash.report.bootstrap import PromptCounts
+from hyperdflash.report.measure import COUNTS, Sample
 
 SEED, TARGET = "seed", "target"
 NOT_AN_AXIS = (SEED, TARGET, "init_from")
-COUNTS = ("emitted", "accepted", "rounds", "survived", "reached")
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """``decided`` dotted option -> value; ``counts`` a row a prompt (``prompt_ids``, ``domains``) at the best checkpoint;
+    """``decided`` dotted option -> value; ``counts`` a row per prompt (``prompt_ids``, ``domains``) at the best checkpoint;
     ``curve`` [V, 2] step and validation tau of every validation; ``code`` a digest of the modules that a
     training can reach, and torch's version."""
 
@@ -39,6 +39,11 @@ class TrainedRun:
     curve: np.ndarray
     code: str
     parent: dict[str, object] | None = None
+
+    @property
+    def sample(self) -> Sample:
+        """Its counts, as replayed at temperature 0."""
+        return Sample(self.directory.name, 0.0, self.prompt_ids, self.domains, self.counts, np.zeros(len(self.domains), bool))
 
     @property
     def seed(self) -> int:
@@ -58,11 +63,11 @@ class Member:
 
 
 def read_run(directory: Path) -> TrainedRun:
-    """ValueError where the run is not finished or keeps no counts a prompt."""
+    """ValueError where the run is not finished or keeps no counts per prompt."""
     result = _json(directory / "result.json", "is not finished: run its command again")
     kept = _json(
         directory / "validation.json",
-        "keeps no counts a prompt (validation.json): remove its directory and run its command again",
+        "keeps no counts per prompt (validation.json): remove its directory and run its command again",
     )
     prompts = sorted(kept["prompts"], key=lambda row: row["id"])
     counts = PromptCounts(**{name: np.array([row[name] for row in prompts], dtype=np.int64) for name in COUNTS})
