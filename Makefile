@@ -2,10 +2,11 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow lint format wheel bench-step bench-cache demo pretrain card clean constraints
+.PHONY: help setup test test-slow test-transformers lint format wheel bench-step bench-cache demo pretrain card clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
+TORCH = $(shell grep '^torch==' constraints/cpu.txt)
 RUNS ?= $(or $(HYPERDFLASH_RUNS),runs)
 export HYPERDFLASH_RUNS := $(RUNS)
 
@@ -20,12 +21,12 @@ help: ## list the targets
 
 setup: .venv/.done ## make .venv and install the project with pinned packages
 
-# torch first and by itself, so that no other package can ask for another one.
+# torch first and by itself: without its pin, pip takes the newest build of the default index, several GB of CUDA.
 .venv/.done: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: $(PYTHON) is Python " + sys.version.split()[0] + ", 3.11 or newer is needed: run make setup PYTHON=python3.11")'
 	@echo 'setting up .venv: some minutes, once'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet -c $(CONSTRAINTS) torch==2.13.0
+	$(PY) -m pip install --quiet -c $(CONSTRAINTS) $(TORCH)
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
@@ -35,6 +36,18 @@ test: .venv/.done ## run the tests
 test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher, ranks that are stopped
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[sweep]"
 	$(PY) -m pytest -m slow
+
+# The newest transformers that pyproject.toml allows, in an environment of its own.
+.venv-transformers/.done: pyproject.toml constraints/cpu.txt constraints/transformers_5_24.txt
+	@echo 'setting up .venv-transformers: some minutes, once'
+	$(PYTHON) -m venv --clear .venv-transformers
+	{ grep -v '^transformers==' constraints/cpu.txt; cat constraints/transformers_5_24.txt; } > .venv-transformers/constraints.txt
+	.venv-transformers/bin/python -m pip install --quiet -c .venv-transformers/constraints.txt $(TORCH)
+	.venv-transformers/bin/python -m pip install --quiet -c .venv-transformers/constraints.txt -e ".[dev]"
+	touch $@
+
+test-transformers: .venv-transformers/.done ## run the tests of targets, drafting and decoding with transformers 5.24
+	.venv-transformers/bin/python -m pytest tests/targets tests/drafting tests/decoding
 
 lint: .venv/.done ## check style and format
 	$(PY) -m ruff check .
@@ -96,6 +109,7 @@ clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
 constraints: ## resolve pyproject.toml anew and pin the result in constraints/cpu.txt
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet $(TORCH)
 	.venv-constraints/bin/python -m pip install --quiet -e ".[dev,sweep]"
 	{ grep '^#' constraints/cpu.txt; .venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 		| sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints/cpu.new

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+from hyperdflash.cli import entry_point
+from hyperdflash.training.loggers import make_loggers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,3 +77,25 @@ def test_capture_alone_then_a_training_that_loads_no_target(tmp_path, mini_overr
 def test_table_1_is_printed():
     done = run("src.table1", runs=ROOT / "runs")
     assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout
+
+
+@pytest.mark.parametrize(("module", "extra"), [("wandb", "wandb"), ("matplotlib", "figures"), ("datasets", "hub")])
+def test_a_missing_library_is_one_sentence_that_names_its_extra(module, extra, monkeypatch):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert any(need.split(">")[0] == module for need in project["optional-dependencies"][extra])
+    monkeypatch.setitem(sys.modules, module, None)  # what an import of an absent module meets
+    job = entry_point("train")(lambda config: importlib.import_module(module))
+    with pytest.raises(CompactHydraException) as caught:
+        job(OmegaConf.create())
+    assert str(caught.value) == f"error: {module} is not installed: run `pip install 'hyperdflash[{extra}]'`"
+
+
+def test_a_run_without_wandb_needs_no_wandb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = OmegaConf.create({"csv": True, "wandb": "off", "artifacts": False})
+    assert len(make_loggers(config, tmp_path, "run")) == 1
+    config.update({"wandb": "offline", "project": "p"})
+    with pytest.raises(ModuleNotFoundError) as caught:
+        make_loggers(config, tmp_path, "run")
+    assert caught.value.name == "wandb"

@@ -186,6 +186,40 @@ def test_nothing_imports_the_package_under_a_second_name():
     assert wrong in ([], [str(Path(__file__).relative_to(ROOT))]), wrong
 
 
+V4_CLASS = re.compile(r"\bDeepseekV4")
+UNDOCUMENTED = re.compile(
+    r"\b_(?:attn_implementation|experts_implementation|init_weights|hf_hook|apply_gate|layer_type)\b|\bhf_device_map\b"
+    r"|\bALL_\w+_FUNCTIONS\b|\bpast_key_values\b|\btransformers\.(?:cache_utils|masking_utils|modeling_utils|integrations)\b"
+)  # what transformers and accelerate change without notice
+
+
+def lines_with(pattern: re.Pattern, texts: dict[str, str], allowed: str) -> list[str]:
+    """Lines of ``texts`` (path -> text) that match, but for files whose path begins with ``allowed``."""
+    return [
+        f"{path}:{number}: {line.strip()[:100]}"
+        for path, text in texts.items()
+        if not path.startswith(allowed)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if pattern.search(line)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "line"),
+    [
+        (V4_CLASS, "src/hyperdflash/targets/deepseek_v4/", "from transformers import DeepseekV4Config"),
+        (UNDOCUMENTED, "src/hyperdflash/targets/deepseek_v4/compat.py", "config._attn_implementation = 'eager'"),
+    ],
+    ids=["classes of the model file", "undocumented names"],
+)
+def test_one_place_depends_on_the_target_s_implementation(pattern, allowed, line):
+    texts = {str(p.relative_to(ROOT)): text_of(p) for folder in (SRC, ROOT / "tiny_target") for p in folder.rglob("*.py")}
+    wrong = lines_with(pattern, texts, allowed)
+    assert not wrong, f"only {allowed} may say this:\n" + "\n".join(wrong)
+    assert any(pattern.search(text) for path, text in texts.items() if path.startswith(allowed))
+    assert lines_with(pattern, {"src/hyperdflash/drafting/x.py": line}, allowed)
+
+
 def test_report_imports_no_torch():
     waiting, seen, wrong = sorted(set((PACKAGE / "report").rglob("*.py"))), set(), []
     assert waiting

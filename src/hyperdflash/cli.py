@@ -28,6 +28,7 @@ from hyperdflash.journal import journal_entry, sweep_journal
 
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
+EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "datasets": "hub"}  # of pyproject.toml
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
 # Counts up where the same configuration trains to another result, so that a run of earlier code is not taken for one of this.
 RECIPE = 2
@@ -161,6 +162,11 @@ def entry_point(config_name: str) -> Callable:
                     return function(config)
                 except InstantiationException as error:
                     raise CompactHydraException(as_started(f"error: {_innermost(error)}")) from None
+                except ModuleNotFoundError as error:
+                    if error.name not in EXTRAS:
+                        raise
+                    install = f"run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
+                    raise CompactHydraException(f"error: {error.name} is not installed: {install}") from None
                 except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
                     if os.environ.get("HYDRA_FULL_ERROR"):
                         raise
