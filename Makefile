@@ -11,9 +11,6 @@ RUNS ?= $(or $(HYPERDFLASH_RUNS),runs)
 export HYPERDFLASH_RUNS := $(RUNS)
 
 PY := .venv/bin/python
-STAGE1 := $(PY) -m src.train experiment=stage1
-STAGE2 := $(PY) -m src.train experiment=stage2
-VANILLA := conditioning=layers reducer=fc kl=off
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,16 +62,13 @@ wheel: .venv/.done ## build the wheel into dist/ and decode with it from another
 		$(CURDIR)/$(PY) ../site/bin/hyperdflash table1 && \
 		$(CURDIR)/$(PY) ../site/bin/hyperdflash generate prompt="Add 2 and 3." method=mtp max_new_tokens=8
 
-# HyperDFlash, vanilla DFlash in both forms, the native MTP block fine-tuned; then all of them measured.
+# The methods of conf/method that the README's table compares; the native MTP block as shipped needs no training.
+METHODS := hyperdflash dflash dflash_flat mtp_finetuned
+
 demo: .venv/.done ## the whole job: answers, states, both stages of each method, table and picture
-	$(STAGE1)
-	$(STAGE2)
-	$(STAGE1) $(VANILLA)
-	$(STAGE2) $(VANILLA)
-	$(STAGE1) $(VANILLA) conditioning.paths=flat
-	$(STAGE2) $(VANILLA) conditioning.paths=flat
-	$(STAGE1) drafter=mtp kl=off
-	$(STAGE2) drafter=mtp kl=off
+	for method in $(METHODS); do for stage in stage1 stage2; do \
+		$(PY) -m src.train method=$$method experiment=$$stage; \
+	done; done
 	$(PY) -m src.evaluate out=$(RUNS)/demo
 
 pretrain: .venv/.done ## train the tiny target that ships in assets/tiny

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import cache_codecs, cache_rates, cache_scale
 from benchmarks.cache_figure import formats_figure
 from benchmarks.cache_formats import FORMATS
-from hyperdflash.cli import runs_dir
+from hyperdflash.identity import runs_dir
 from hyperdflash.record import environment_record, script_command, write_json
 
 # name -> module with measure(options) -> dict and table(record) -> lines of Markdown; the order is that of cache.md

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hyperdflash.cli import runs_dir
 from hyperdflash.contracts import Document
+from hyperdflash.identity import runs_dir
 from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.capture import capture

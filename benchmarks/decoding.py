@@ -20,7 +20,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from hyperdflash.cli import CONF, runs_dir
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
@@ -28,6 +27,7 @@ from hyperdflash.decoding.loop import Generation, decode
 from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter
 from hyperdflash.evaluation.decoding_report import round_times
 from hyperdflash.evaluation.methods import make_methods
+from hyperdflash.identity import CONF, runs_dir
 from hyperdflash.planning.cost import RoundTimes, write_cost_report
 from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.records import AUTOREGRESSIVE, read_records, write_records
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--long-prompts", type=int, default=3, help="texts of 1,000 tokens; 0: no growth")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--compare", default="paper", help="an option of conf/compare")
+    parser.add_argument("--methods", default="mtp,dflash,hyperdflash", help="names of conf/method or runs' directories")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
     parser.add_argument("--render", action="store_true", help="make cost.* again from the rounds in OUT, without measuring")
     options = parser.parse_args(arguments)
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_cost_report(read_records(options.out / "times.jsonl", RoundTimes), options.out, setting)
         return
     with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("evaluate", [f"compare={options.compare}", *options.overrides])
+        config = compose("evaluate", [f"methods=[{options.methods}]", *options.overrides])
         methods = make_methods(config)
     torch.set_num_threads(config.threads)
     target, tokenizer = instantiate(config.target), load_tokenizer(config.target.path)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hyperdflash.cli import runs_dir
+from hyperdflash.identity import runs_dir
 from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.targets.deepseek_v4.build import build_target, set_implementations, tiny_config
 from tiny_target.pretraining import PretrainSettings, make_optimiser, pack, plant_loops, train_step

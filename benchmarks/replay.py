@@ -33,7 +33,6 @@ from benchmarks.own_step import TORCH_DTYPES, Setup, build
 from benchmarks.peak import product_rates
 from benchmarks.shapes import DTYPES, SHAPES, Case, StepShape
 from hyperdflash.checks.traces import training_document
-from hyperdflash.cli import CONF, runs_dir
 from hyperdflash.contracts import Conversation
 from hyperdflash.data.chat import encode_prompt, user_rounds
 from hyperdflash.data.prompts import load_eval_prompts
@@ -44,6 +43,7 @@ from hyperdflash.decoding.proposers import LoopDrafter
 from hyperdflash.decoding.replay import ReplayDrafter, replay
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.files import write_text
+from hyperdflash.identity import CONF, runs_dir
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
 from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.tables import markdown_table

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hyperdflash.cli import runs_dir
+from hyperdflash.identity import runs_dir
 
 STEPS, BATCH = 60, 12  # 64 documents in 6 steps per epoch
 OPTIONS = [

@@ -22,7 +22,7 @@ from benchmarks.duel import ROOT, Terms, duel
 from benchmarks.figures import bars_figure, growth_figure
 from benchmarks.shapes import DTYPES, GROWTH, GROWTH_BASE, OBJECTIVES, QUICK, SHAPES, Case, grown
 from benchmarks.tables import OWN, PEER, Run, bar_table, csv_text, markdown, record
-from hyperdflash.cli import runs_dir
+from hyperdflash.identity import runs_dir
 from hyperdflash.record import environment_record, script_command, write_json
 
 PROFILED = SHAPES[2].name  # large enough that calls do not cost, small enough that the profile is short

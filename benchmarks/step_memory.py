@@ -20,10 +20,10 @@ from benchmarks.duel import Terms, duel
 from benchmarks.own_step import drafter_config, meta_heads
 from benchmarks.shapes import DTYPES, SHAPES, Case, StepShape
 from benchmarks.step import own_command
-from hyperdflash.cli import runs_dir
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.drafter import build_drafter
 from hyperdflash.drafting.reducers.fc import Fc
+from hyperdflash.identity import runs_dir
 from hyperdflash.objectives.vocabulary import ROWS, SLICE_BYTES
 from hyperdflash.planning.step_memory import StepMemory, StepSizes, step_memory
 from hyperdflash.record import environment_record, script_command, write_json

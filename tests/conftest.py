@@ -87,7 +87,7 @@ def compose_config(monkeypatch, tmp_path):
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from hyperdflash.cli import CONF
+    from hyperdflash.identity import CONF
 
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     GlobalHydra.instance().clear()
@@ -137,8 +137,9 @@ def tiny_sizes() -> dict[str, int]:
 
 @pytest.fixture
 def shown_files(tmp_path, monkeypatch):
-    """The modules and configurations that docs/extending.md shows, in the working directory."""
-    text = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+    """The modules and configurations that docs/extending.md and docs/add_a_*.md show, in the working directory."""
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    text = "\n".join(path.read_text() for path in (docs / "extending.md", *sorted(docs.glob("add_a_*.md"))))
     for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, flags=re.DOTALL):
         name, _, rest = block.partition("\n")
         path = tmp_path / name.removeprefix("# ")

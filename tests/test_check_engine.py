@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from hyperdflash.checks.engine_states import check_engine
-from hyperdflash.cli import train_run_dir
 from hyperdflash.engines.compare import Comparison, Limits, compare
+from hyperdflash.identity import train_run_dir
 from hyperdflash.preparing.states import capture_states, check_command, lazy_producer
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess

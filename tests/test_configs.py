@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 from transformers import DeepseekV4Config
 
-from hyperdflash.cli import CONF
+from hyperdflash.identity import CONF
 from hyperdflash.targets.deepseek_v4.build import tiny_config
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.training.components import make_parts
@@ -19,7 +19,6 @@ from hyperdflash.training.loggers import make_loggers
 
 OTHER_ENTRY_POINTS = {  # group -> its only user
     "benchmarks": "evaluate",
-    "compare": "evaluate",
     "engine": "evaluate",
     "recipe": "pretrain",
 }
@@ -50,7 +49,7 @@ def test_the_groups_are_all_here():
             "trainer",
             "logger",
             "experiment",
-            "variant",
+            "method",
             "sweep",
         ]
     )
@@ -61,8 +60,6 @@ def test_the_options_of_other_entry_points_compose(group, option, compose_config
     config = compose_config(OTHER_ENTRY_POINTS[group], [f"{group}={option}"])
     if group == "benchmarks":
         instantiate(config.benchmarks, **({"path": str(tmp_path)} if option == "paper" else {}))
-    elif group == "compare":
-        assert config.baseline in [method.name for method in config.methods]
     elif group == "engine":
         assert config.engine.name == (None if option == "none" else option)
     else:
@@ -138,7 +135,7 @@ def test_vanilla_taps_layers_spread_over_the_target_at_hand(compose_config, mini
 
 
 def test_a_run_is_named_by_what_decides_it(compose_config):
-    from hyperdflash.cli import run_name
+    from hyperdflash.identity import run_name
 
     plain = run_name(compose_config("train"))
     assert plain == run_name(compose_config("train", ["logger=csv", "trainer.threads=1", "cache.directory=/x"]))

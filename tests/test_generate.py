@@ -11,7 +11,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from hyperdflash.cli import decided_by
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.decoding.loop import FirstToken, Round, Seconds
@@ -20,6 +19,7 @@ from hyperdflash.generation import job as module
 from hyperdflash.generation.api import generate, generate_stream, load_drafter, tokenizer_of
 from hyperdflash.generation.display import RoundPrinter, TextStream
 from hyperdflash.generation.job import answer_prompt, quoted
+from hyperdflash.identity import decided_by
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.load import Target, load_target
 
@@ -66,9 +66,9 @@ def test_a_prompt_is_a_string_a_conversation_or_ids(target):
     [(["drafter.num_layers=1"], BlockDrafter), (["drafter=mtp", "drafter.num_slots=2", "kl=off"], MTPDrafter)],
 )
 def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_overrides, tmp_path):
-    from hyperdflash.cli import train_run_dir
+    from hyperdflash.identity import train_run_dir
     from hyperdflash.training.job import train
-    from hyperdflash.training.warm_start import best_checkpoint
+    from hyperdflash.training.run_index import finished_run
 
     small = ["trainer.max_epochs=1", "corpus.max_new_tokens=12", "blocks.num_anchors=2"]
     training = compose_config("train", [*mini_overrides, *small, *overrides])
@@ -76,7 +76,7 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
     run = train_run_dir(training)
     drafter = load_drafter(run, target)
     assert isinstance(drafter, kind) and drafter.codec is CODECS["bf16"]
-    weights = torch.load(best_checkpoint(run), weights_only=True)["state_dict"]
+    weights = torch.load(finished_run(run).best_checkpoint, weights_only=True)["state_dict"]
     held = drafter.block if kind is MTPDrafter else drafter.drafter
     prefix = "drafter.block." if kind is MTPDrafter else "drafter."
     assert all(torch.equal(value, weights[prefix + name]) for name, value in held.state_dict().items())
@@ -92,7 +92,7 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
 
 def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compose_config, monkeypatch, tmp_path):
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
-    variants = {"own": [], "mean": ["reducer=mean"], "random": ["reducer.init=random"], "mtp": ["drafter=mtp", "kl=off"]}
+    variants = {"own": [], "mean": ["reducer=mean"], "random": ["reducer.init=random"], "mtp": ["method=mtp_finetuned"]}
     variants["layers"] = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc"]
     for number, (name, overrides) in enumerate(variants.items()):
         result = tmp_path / "train" / name / "result.json"

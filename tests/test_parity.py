@@ -270,7 +270,6 @@ def config(compose_config, mini_target, tmp_path):
         f"target.path={mini_target}",
         "benchmarks.per_domain=1",
         "benchmarks.max_new_tokens=12",
-        "baseline='MTP (2)'",
         f"out={tmp_path}/out",
         'methods=[{name: "MTP (2)", native_steps: 2}]',
     ]
@@ -301,7 +300,7 @@ def test_the_command_ends_with_one_sentence(config, tmp_path, monkeypatch):
 
 def test_from_the_shell_a_difference_exits_with_1(mini_target, tmp_path):
     methods = 'methods=[{name: "MTP (2)", native_steps: 2}]'
-    overrides = [f"target.path={mini_target}", "benchmarks.per_domain=1", "benchmarks.max_new_tokens=6", "baseline='MTP (2)'"]
+    overrides = [f"target.path={mini_target}", "benchmarks.per_domain=1", "benchmarks.max_new_tokens=6"]
     done = subprocess.run(
         [sys.executable, "-m", "src.parity", *overrides, methods, "tolerance=1.0e-30", f"out={tmp_path}/shell"],
         env={**os.environ, "HYPERDFLASH_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"},

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from hydra.utils import instantiate
 
-from hyperdflash.cli import FLASH
+from hyperdflash.identity import FLASH
 from hyperdflash.planning.job import make_plan, num_examples, v4_sizes
 from hyperdflash.planning.plan_inputs import GIB
 from hyperdflash.planning.v4_sizes import checkpoint_bytes

@@ -283,7 +283,7 @@ def test_a_training_with_the_same_options_finds_them(compose_config, mini_overri
     asked = len(server.bodies)
     documents = states.training_documents(training, parts, heads, no_target)
     assert (len(documents["train"]), len(documents["validation"]), len(server.bodies)) == (24, 6, asked)
-    from hyperdflash.cli import train_run_dir
+    from hyperdflash.identity import train_run_dir
 
     record = json.loads((train_run_dir(training) / "corpus.json").read_text())
     assert record["sources"][0]["dropped"]["beyond the number wanted"] > 0

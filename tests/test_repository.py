@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ ORDER = [
     "answers",
     "states",
     "drafting",
+    "identity",
     "objectives",
     "decoding",
     "report",
@@ -301,20 +301,22 @@ def test_the_console_script_and_the_entry_points_run_the_same():
         assert re.search(rf"^{imported}( as main)?$", text_of(SRC / f"{name}.py"), re.MULTILINE), f"src/{name}.py: {imported}"
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_demo_trains_what_evaluate_measures():
-    commands = [re.search(r"-m (src\.\w+) ?(.*)", line) for line in make_dry_run("demo")]
-    commands = [(found[1], frozenset(shlex.split(found[2]))) for found in commands if found]
-    trained = [overrides for module, overrides in commands if module == "src.train"]
-    assert commands[-1][0] == "src.evaluate"
-    methods = [m for m in OmegaConf.load(ROOT / "conf/compare/all.yaml").methods if "train" in m]
-    assert methods
-    for method in methods:
-        stage2 = frozenset(method.train)
-        stage1 = stage2 - {"experiment=stage2"} | {"experiment=stage1"}
-        for overrides in (stage1, stage2):
-            assert overrides in trained, f"make demo does not run what {method.name!r} needs: {sorted(overrides)}"
-        assert trained.index(stage1) < trained.index(stage2), method.name
+    methods = OmegaConf.load(ROOT / "conf/evaluate.yaml").methods
+    trained = [name for name in methods if "native_steps" not in OmegaConf.load(ROOT / f"conf/method/{name}.yaml").method]
+    named = re.search(r"^METHODS := (.*)$", text_of(ROOT / "Makefile"), flags=re.MULTILINE)
+    assert sorted(named[1].split()) == sorted(trained)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_demo_trains_both_stages_of_each_method_and_evaluates_last():
+    text = "\n".join(make_dry_run("demo"))
+    shown = re.sub(r"\S*python -m", "echo python -m", text)
+    commands = subprocess.run(["bash", "-ec", shown], capture_output=True, text=True, check=True).stdout.splitlines()
+    trained = [line.split()[3:] for line in commands if " src.train " in line]
+    assert commands[-1].split()[2] == "src.evaluate"
+    methods = list(dict.fromkeys(words[0] for words in trained))
+    assert len(methods) == 4 and trained == [[m, f"experiment={stage}"] for m in methods for stage in ("stage1", "stage2")]
 
 
 def test_links_to_files_of_the_repository_lead_somewhere():

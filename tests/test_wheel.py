@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hyperdflash.cli import run_name
+from hyperdflash.identity import run_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("src", "conf", "assets", "tiny_target", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 NAME_OF_THE_RUN = """
 from hydra import compose, initialize_config_dir
-from hyperdflash.cli import CONF, run_name
+from hyperdflash.identity import CONF, run_name
 with initialize_config_dir(CONF, version_base="1.3"):
     print(run_name(compose("train")))
 """

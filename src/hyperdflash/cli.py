@@ -1,12 +1,7 @@
-"""What the entry points share: where the configuration lies, how a run's directory is named, how an error is told.
-
-A run's directory is a function of everything that decides its result, so the same command finds its own run again.
-"""
+"""What the entry points share: a command's configuration, its errors in one sentence, and the command itself for messages."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -14,133 +9,18 @@ import shlex
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperdflash.drafting.layer_ids import layer_ids_of
-from hyperdflash.files import asset, portable, resource
+from hyperdflash.identity import CONF, runs_dir
 from hyperdflash.journal import journal_entry, sweep_journal
 
-CONF = str(resource("conf"))
-FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
 EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "datasets": "hub"}  # of pyproject.toml
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
-# Counts up where the same configuration trains to another result, so that a run of earlier code is not taken for one of this.
-RECIPE = 2
-# What decides a training run's result. Logging, and where things lie, do not; of the trainer, what makes it fast does not.
-DECIDING = [
-    "stage",
-    "target",
-    "corpus",
-    "conditioning",
-    "blocks",
-    "reducer",
-    "drafter",
-    "kl",
-    "loss",
-    "optim",
-    "trainer",
-    "mode",
-    "seed",
-    "init_from",
-    "cache.dtype",
-]
-NOT_DECIDING = {
-    "target": (
-        "device_map",
-        "tokens_per_forward",
-        "engine",
-        "servers",
-        "states_dir",
-        "check",
-        "concurrency",
-        "timeout_s",
-        "attempts",
-    ),
-    "corpus": ("directory", "benchmarks_path"),
-    "drafter": ("gradient_checkpointing", "compile"),
-    "trainer": (
-        "accelerator",
-        "strategy",
-        "threads",
-        "batch_size",  # optim.batch_size says it
-        "log_every_n_steps",
-        "checkpoint_every_steps",
-        "checkpoint_every_s",
-    ),
-}
-
-
-def runs_dir() -> Path:
-    """Where everything that is made goes: ``$HYPERDFLASH_RUNS``, or ``runs``."""
-    return Path(os.environ.get("HYPERDFLASH_RUNS", "runs"))
-
-
-def config_folder(target_path: str) -> str:
-    """Where a target's config.json lies: with the target, or DeepSeek-V4-Flash's released one while that is not there yet."""
-    if (Path(target_path) / "config.json").exists():
-        return target_path
-    return FLASH if target_path == OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path else target_path
-
-
-def decided_by(config: DictConfig) -> dict:
-    """The part of a training configuration that decides the run's result, resolved."""
-    values = {"recipe": RECIPE}
-    for name in DECIDING:
-        value = OmegaConf.select(config, name, throw_on_missing=True)
-        if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=True)
-            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
-        if name == "target":
-            value["path"] = portable(value["path"])
-        values[name] = value
-    if class_name(config.drafter) == "mtp":  # it has its own way to take the states in
-        values["conditioning"] = values["reducer"] = None
-    return values
-
-
-def run_name(config: DictConfig) -> str:
-    """Readable head and a hash over ``decided_by``: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
-    digest = hashlib.sha256(json.dumps(_plain(decided_by(config)), sort_keys=True).encode()).hexdigest()[:8]
-    parts = [f"stage{config.stage}", class_name(config.drafter)]
-    if parts[-1] != "mtp":
-        parts[1:] = [class_name(config.conditioning), class_name(config.reducer)]
-    return "-".join([*parts, f"kl{_plain(config.kl.alpha)}", f"s{config.seed}", digest])
-
-
-def _plain(value: object) -> object:
-    """1.0 and 1 alike, all the way down: kl.alpha=0 and kl.alpha=0.0 are one run."""
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def class_name(group: DictConfig) -> str:
-    """A short name of an option from its class: hyperdflash.drafting.reducers.hc_gate.HcGate -> hc_gate."""
-    module, _, name = group._target_.rpartition(".")
-    snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
-    return "mtp" if "mtp" in module else snake
-
-
-def train_run_dir(config: DictConfig) -> Path:
-    return runs_dir() / "train" / run_name(config)
-
-
-OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
-# ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
-OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
-# ${asset:tiny}: the shipped folder, from wherever the command runs
-OmegaConf.register_new_resolver("asset", asset, replace=True)
-OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
-# ${layer_ids:PATH,2}: of the target in PATH, as many as the drafter has layers
-OmegaConf.register_new_resolver("layer_ids", lambda path, taps: layer_ids_of(config_folder(path), taps), replace=True)
 
 
 def entry_point(config_name: str) -> Callable:

@@ -11,7 +11,8 @@ from importlib import import_module
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import CONSOLE, class_name, entry_point
+from hyperdflash.cli import CONSOLE, entry_point
+from hyperdflash.identity import class_name
 from hyperdflash.settings import one_of
 
 # task -> command -> (module:function, what it does)

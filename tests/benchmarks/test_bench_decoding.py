@@ -55,7 +55,7 @@ def test_a_small_run_records_its_rounds_and_its_command(mini_target, tmp_path, m
     monkeypatch.setattr(decoding, "SPAN", 4)
     out = tmp_path / "out"
     options = f"--out {out} --prompts 1 --long-prompts 1 --batch-sizes 1 2 --max-new-tokens 6 --overrides"
-    overrides = [f"target.path={mini_target}", "baseline=M", "methods=[{name: M, native_steps: 2}]", "threads=1"]
+    overrides = [f"target.path={mini_target}", "methods=[{name: M, native_steps: 2}]", "threads=1"]
     monkeypatch.setattr(sys, "argv", ["decoding.py", *options.split(), *overrides])
     decoding.main()
     environment = json.loads((out / "environment.json").read_text())

@@ -169,8 +169,8 @@ def test_a_cap_takes_a_seeded_choice_that_grows(tmp_path, caplog):
 def test_the_configuration(compose_config, folder, monkeypatch):
     from hydra.utils import instantiate
 
-    from hyperdflash.cli import CONF
     from hyperdflash.data.prompts import Prompts
+    from hyperdflash.identity import CONF
 
     monkeypatch.setenv("HYPERDFLASH_BENCHMARKS", str(folder))
     for option in sorted(path.stem for path in Path(CONF, "benchmarks").glob("*.yaml")):

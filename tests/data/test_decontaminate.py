@@ -121,7 +121,7 @@ def test_without_prompts_training_stops_with_what_to_do(folder):
 
 
 def test_where_the_prompts_lie_does_not_rename_a_run(compose_config, mini_overrides):
-    from hyperdflash.cli import run_name
+    from hyperdflash.identity import run_name
 
     def name(*more):
         return run_name(compose_config("train", [*mini_overrides, *more]))

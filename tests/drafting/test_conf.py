@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hyperdflash.cli import CONF as CONF_PATH  # and the resolvers that options use
+from hyperdflash.identity import CONF as CONF_PATH  # and the resolvers that options use
 
 CONF = Path(CONF_PATH)
 GROUPS = ("conditioning", "reducer", "drafter", "kl", "loss", "blocks")

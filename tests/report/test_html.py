@@ -18,7 +18,7 @@ from hyperdflash.report.html import write_page
 from tests.report.fake_runs import fake_sweep, noisy
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-RATES = {"pre_gate": 0.6, "pre_fc": 0.5, "layers_mean_fc": 0.4}
+RATES = {"hyperdflash": 0.6, "pre_fc": 0.5, "dflash": 0.4}
 
 # What a person does: sort the first table by its mean twice, then one whose rows belong together.
 CLICKS = """<script>
@@ -27,7 +27,7 @@ const column = (table, name) => [...table.tHead.rows[0].cells].findIndex(h => h.
 const cells = (table, name) => [...table.tBodies[0].rows].map(row => row.cells[column(table, name)].textContent);
 const click = (table, name) => table.tHead.rows[0].cells[column(table, name)].click();
 window.addEventListener("load", () => {
-  seen.first = cells(tables[0], "variant");
+  seen.first = cells(tables[0], "method");
   click(tables[0], "mean"); seen.down = cells(tables[0], "mean");
   click(tables[0], "mean"); seen.up = cells(tables[0], "mean");
   const positions = tables.find(table => column(table, "6") > 0);
@@ -44,8 +44,8 @@ def page(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     figure = Figure(figsize=(2, 1))
     monkeypatch.setattr(entry, "sweep_figures", lambda report, out: [save_figure(figure, out / "picture.png")])
-    words = ["sweep=conditioning", "variant=pre_gate,pre_fc,layers_mean_fc", "target=tiny,deep", "seed=0,1"]
-    fake_sweep(words, lambda job: noisy(RATES[job.choices["variant"]], int(job.choices["seed"])))
+    words = ["sweep=conditioning", "method=hyperdflash,pre_fc,dflash", "target=tiny,deep", "seed=0,1"]
+    fake_sweep(words, lambda job: noisy(RATES[job.choices["method"]], int(job.choices["seed"])))
     make_report([*words, "num_resamples=50", f"html={tmp_path}/page.html"])
     return tmp_path / "page.html"
 
@@ -54,8 +54,8 @@ def test_the_page_is_whole_and_asks_for_nothing(page):
     text = page.read_text()
     outside = r"""href\s*=|src\s*=\s*"(?!data:)|url\(|@import|fetch\(|XMLHttpRequest|https?://"""
     assert not re.findall(outside, text) and text.count("<img") == 1
-    assert text.count("<table>") == 2 * 4 and "<td>pre_gate</td><td>paper</td>" in text  # two targets
-    assert "layers_mean_fc at the same kl" in text and "<h2>Runs</h2>" in text
+    assert text.count("<table>") == 2 * 4 and "<td>hyperdflash</td><td>paper</td>" in text  # two targets
+    assert "dflash at the same kl" in text and "<h2>Runs</h2>" in text
 
 
 def test_a_name_cannot_end_an_element(tmp_path):
@@ -73,7 +73,7 @@ def test_a_browser_shows_pictures_and_sorts(page, tmp_path):
     assert found, done.stderr[-2000:]
     seen = json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
     assert seen["ready"] == "yes" and seen["pictures"] == [300]
-    assert seen["first"] == ["pre_gate", "pre_gate", "pre_fc", "pre_fc", "layers_mean_fc", "layers_mean_fc"]
+    assert seen["first"] == ["hyperdflash", "hyperdflash", "pre_fc", "pre_fc", "dflash", "dflash"]
     taus = [float(text.split()[0]) for text in seen["down"]]
     assert taus == sorted(taus, reverse=True) and taus[0] > taus[-1]
     assert [float(text.split()[0]) for text in seen["up"]] == sorted(taus)

@@ -60,12 +60,12 @@ def test_every_sweep_plans_different_runs_and_its_baseline_is_one(name, runs):
 
 
 def test_a_plan_names_the_runs_that_the_training_command_makes(runs, compose_config):
-    from hyperdflash.cli import train_run_dir
+    from hyperdflash.identity import train_run_dir
 
-    plan = plan_sweep(["sweep=conditioning", "variant=pre_gate,layers_flat_fc", "target=tiny,deep", "experiment=stage2"])
+    plan = plan_sweep(["sweep=conditioning", "method=hyperdflash,dflash_flat", "target=tiny,deep", "experiment=stage2"])
     assert len(plan.jobs) == 2 * 2 * 3 * 2
     vanilla = next(
-        job for job in plan.jobs if job.choices == {"variant": "layers_flat_fc", "kl": "off", "seed": "1", "target": "deep"}
+        job for job in plan.jobs if job.choices == {"method": "dflash_flat", "kl": "off", "seed": "1", "target": "deep"}
     )
     words = [
         "target=deep",
@@ -86,13 +86,14 @@ def test_hydra_expands_a_sweep_into_the_same_jobs(runs, tmp_path):
     script = tmp_path / "names.py"
     script.write_text(
         "import hyperdflash.cli as entry\n"
+        "from hyperdflash.identity import run_name\n"
         "@entry.entry_point('train')\n"
         "def main(config):\n"
-        "    print('JOB', entry.run_name(config))\n"
+        "    print('JOB', run_name(config))\n"
         "main()\n"
     )
     words = ["sweep=teacher", "seed=0,1", "kl.alpha=0.2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(script), *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("JOB")]
@@ -194,13 +195,13 @@ def test_what_the_intervals_cover_is_not_called_a_difference(runs):
 
 def test_a_run_whose_name_depends_on_a_target_that_is_not_there_is_missing_for_that_reason(runs, tmp_path):
     gone = tmp_path / "gone"
-    words = ["sweep=conditioning", "variant=pre_gate,pre_fc,layers_mean_fc", "kl=off", "seed=0", f"target.path={gone}"]
-    fake_sweep(words, lambda job: 0.5 if job.choices["variant"] == "pre_gate" else None)
-    report, out = make_report([*words, "baseline=variant=pre_gate", "num_resamples=20"])
+    words = ["sweep=conditioning", "method=hyperdflash,pre_fc,dflash", "kl=off", "seed=0", f"target.path={gone}"]
+    fake_sweep(words, lambda job: 0.5 if job.choices["method"] == "hyperdflash" else None)
+    report, out = make_report([*words, "baseline=method=hyperdflash", "num_resamples=20"])
     why = f" ({gone} has no config.json, which its layers and so its name depend on)"
-    assert report.missing == ("pre_fc", "layers_mean_fc" + why)
+    assert report.missing == ("pre_fc", "dflash" + why)
     (run,) = report.cells[0].runs
-    assert f"- pre_gate on gone: {run}\n" in (out / "sweep.md").read_text()
+    assert f"- hyperdflash on gone: {run}\n" in (out / "sweep.md").read_text()
 
 
 def test_one_seed_is_called_one_seed_and_has_no_interval_over_seeds(runs):
@@ -228,15 +229,15 @@ def test_agreement_across_targets_is_claimed_only_where_it_is(runs, deep, told):
 
 
 def test_a_baseline_may_leave_an_axis_open(runs):
-    """Each variant beside vanilla at the same KL: a lead that KL gives to both is no lead."""
+    """Each method beside vanilla at the same KL: a lead that KL gives to both is no lead."""
     gain = {"paper": 0.1, "off": 0.0}
     fake_sweep(
-        ["sweep=conditioning", "variant=pre_gate,layers_mean_fc"],
+        ["sweep=conditioning", "method=hyperdflash,dflash"],
         lambda j: noisy(0.5 + gain[j.choices["kl"]], int(j.choices["seed"])),
     )
-    words = ["sweep=conditioning", "variant=pre_gate,layers_mean_fc", "num_resamples=50"]
+    words = ["sweep=conditioning", "method=hyperdflash,dflash", "num_resamples=50"]
     report, _ = make_report(words)
-    assert report.baseline == "layers_mean_fc at the same kl"
+    assert report.baseline == "dflash at the same kl"
     assert [report.get(cell, MINUS_BASELINE).value for cell in report.cells if cell.shared] == [0.0, 0.0]
     other, _ = make_report([*words, "baseline=kl=off"])
     assert all(other.get(cell, MINUS_BASELINE).value > 0.1 for cell in other.cells if cell.choices["kl"] == "paper")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hyperdflash.cli import run_name, train_run_dir
+from hyperdflash.identity import run_name, train_run_dir
 from hyperdflash.preparing import states as lit_states
 from hyperdflash.preparing.states import capture_states
 from hyperdflash.states.manifest import CacheKey

@@ -41,7 +41,7 @@ def prepared_runs(prepared_overrides, tmp_path_factory) -> Path:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from hyperdflash.cli import CONF
+    from hyperdflash.identity import CONF
     from hyperdflash.preparing.states import capture_states
 
     runs = tmp_path_factory.mktemp("prepared")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hyperdflash.cli import train_run_dir
+from hyperdflash.identity import train_run_dir
 from hyperdflash.launch import captures, child, launcher
 from hyperdflash.training import checkpoints
 from hyperdflash.training.checkpoints import Checkpoints, Stopped

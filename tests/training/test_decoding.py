@@ -8,7 +8,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from hyperdflash.cli import train_run_dir
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.decoding.loop import decode
 from hyperdflash.decoding.proposers import Autoregressive
@@ -29,7 +28,6 @@ def config(compose_config, mini_target, tmp_path):
         "benchmarks.per_domain=1",
         "benchmarks.max_new_tokens=8",
         "generate_prompts=1",
-        "baseline='MTP (2)'",
         f"out={tmp_path}/out",
         'methods=[{name: "MTP (2)", native_steps: 2}, {name: "MTP (4)", native_steps: 4}]',
     ]
@@ -218,14 +216,11 @@ def test_a_sampled_replay_is_the_mean_of_several_draws(config):
     assert min(one, other) < tau(2, 0) < max(one, other)
 
 
-def test_runs_are_looked_for_with_the_options_that_all_were_trained_with(compose_config):
-    given = ['training="corpus.validation=3 drafter=mtp kl=off blocks.num_anchors=4"']
-    config = compose_config("evaluate", ["compare=paper", *given])
-    config.methods = [{"name": "a", "train": ["experiment=stage1", "drafter=tiny"]}]
-    config.baseline = "a"
+def test_a_method_without_a_run_names_the_command_that_trains_it(compose_config, mini_target):
+    given = ['training="corpus.validation=3 blocks.num_anchors=4 experiment=stage1"', f"target.path={mini_target}"]
     with pytest.raises(ValueError) as caught:
-        make_methods(config)
-    wanted = train_run_dir(compose_config("train", ["corpus.validation=3", "kl=off", "blocks.num_anchors=4"]))
-    assert f"no finished run {wanted}" in str(caught.value)  # its own drafter, the others' corpus
-    command = "python -m src.train corpus.validation=3 kl=off blocks.num_anchors=4 experiment=stage1 drafter=tiny"
-    assert f"`{command}`" in str(caught.value)
+        make_methods(compose_config("evaluate", ["methods=[dflash]", *given]))
+    command = "python -m src.train method=dflash corpus.validation=3 blocks.num_anchors=4 experiment=stage1"
+    assert f"`{command}`" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"'nobody' is neither a run's directory nor a method; methods are dflash, "):
+        make_methods(compose_config("evaluate", ["methods=[nobody]"]))

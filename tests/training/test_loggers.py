@@ -11,7 +11,7 @@ import pytest
 import torch
 from wandb.proto import wandb_internal_pb2 as pb
 
-from hyperdflash.cli import train_run_dir
+from hyperdflash.identity import train_run_dir
 from hyperdflash.report.sweep_runs import read_run
 from hyperdflash.training.job import train
 from hyperdflash.training.loggers import WANDB_AXES, wandb_axes, wandb_place
@@ -213,9 +213,9 @@ def test_a_sweeps_jobs_are_grouped_and_named_by_their_choice(compose_config, mon
     place = wandb_place(config)
     assert (place["group"], place["job_type"]) == ("kl", "kl.alpha=0.5")
     assert place["tags"] == ["stage1", "tiny", "pre_hc_head-hc_gate", "sweep:kl"]
-    flat = wandb_axes(compose_config("train", ["variant=layers_flat_fc"]))
+    flat = wandb_axes(compose_config("train", ["method=dflash_flat"]))
     assert flat["method"] == "layers_flat-fc" and flat["axis_kl_alpha"] == 0.15
-    assert wandb_axes(compose_config("train", ["variant=mtp"]))["method"] == "mtp"
+    assert wandb_axes(compose_config("train", ["method=mtp_finetuned"]))["method"] == "mtp_chain"
     assert set(WANDB_AXES) <= flat.keys() | {"axis_gamma"}
 
 

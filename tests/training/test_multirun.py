@@ -99,7 +99,7 @@ def test_launchers_and_sweepers_compose(group, option, plugin, target, values, m
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from hyperdflash.cli import CONF
+    from hyperdflash.identity import CONF
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hyperdflash.cli import train_run_dir
+from hyperdflash.identity import train_run_dir
 from hyperdflash.states.datasets import CachedStates
 from hyperdflash.training.datamodule import ReadAhead, TargetStatesData
 from hyperdflash.training.job import train

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hyperdflash.cli import train_run_dir
+from hyperdflash.identity import train_run_dir
 from hyperdflash.training import job as runs
 from hyperdflash.training.checkpoints import Stopped, check_same_run, checkpoint_path, damage, data_digest, newest_checkpoint
 from hyperdflash.training.epoch_plan import TrainingOrder
@@ -55,7 +55,7 @@ def expected(prepared_overrides, prepared_runs, tmp_path_factory):
 
     from hydra import compose, initialize_config_dir
 
-    from hyperdflash.cli import CONF
+    from hyperdflash.identity import CONF
 
     path = tmp_path_factory.mktemp("whole") / "runs"
     shutil.copytree(prepared_runs, path)

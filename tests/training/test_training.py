@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdflash.cli import train_run_dir
 from hyperdflash.evaluation.evaluation import evaluate_by_replay
+from hyperdflash.identity import train_run_dir
 from hyperdflash.targets.load import fingerprint
 from hyperdflash.training import job as runs
 from hyperdflash.training import warm_start as lineage
 from hyperdflash.training.job import train
 from hyperdflash.training.module import DraftingModule
+from hyperdflash.training.run_index import finished_run
 from hyperdflash.training.warm_start import find_stage1
 
-VANILLA = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc", "kl=off"]
+VANILLA = ["method=dflash", "conditioning.layer_ids=[0,2]"]
 
 
 def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
@@ -26,7 +27,7 @@ def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
 
 def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, capsys, mini_target):
     target_before = {p.name: p.read_bytes() for p in mini_target.iterdir() if p.is_file()}
-    for method in ([], VANILLA, ["drafter=mtp"]):
+    for method in ([], VANILLA, ["method=mtp_finetuned"]):
         for stage in ("stage1", "stage2"):
             train(compose_config("train", [f"experiment={stage}", *mini_overrides, *method]))
     assert len(list((tmp_path / "train").glob("*/result.json"))) == 6
@@ -35,7 +36,7 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
     config = compose_config("train", ["experiment=stage2", *mini_overrides])
     run = train_run_dir(config)
     record = json.loads((run / "result.json").read_text())
-    assert record["init_from"].startswith(str(tmp_path / "train" / "stage1-pre_hc_head-hc_gate"))
+    assert record["init_from"].startswith("train/stage1-pre_hc_head-hc_gate")
     environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
@@ -44,13 +45,7 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
     train(config)  # the same command again
     assert "nothing to do" in capsys.readouterr().out
 
-    methods = [
-        "{name: MTP, native_steps: 3}",
-        *(
-            f"{{name: {name}, train: {_as_list(['experiment=stage2', *mini_overrides, *extra])}}}"
-            for name, extra in (("tuned", ["drafter=mtp"]), ("vanilla", VANILLA), ("ours", []))
-        ),
-    ]
+    stage1 = tmp_path / record["init_from"]
     metrics = evaluate_by_replay(
         compose_config(
             "evaluate",
@@ -60,23 +55,18 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
                 "benchmarks.max_new_tokens=16",
                 "threads=1",
                 "num_resamples=50",
-                "baseline=vanilla",
                 f"out={tmp_path}/out",
-                f"methods=[{', '.join(methods)}]",
+                f"methods=[mtp,mtp_finetuned,dflash,hyperdflash,{{name: first stage, run: {stage1}}}]",
             ],
         )
     )
-    assert set(metrics["runs"]) == {"MTP", "tuned", "vanilla", "ours"}
-    assert metrics["runs"]["ours"] == run.name
+    rows = ["MTP (3)", "MTP (6)", "MTP fine-tuned (6)", "Vanilla DFlash, paths averaged (6)", "HyperDFlash (6)", "first stage"]
+    assert list(metrics["runs"]) == rows and metrics["baseline"] == rows[3]
+    assert metrics["runs"]["HyperDFlash (6)"] == run.name and metrics["runs"]["first stage"] == stage1.name
     for name in ("metrics.json", "acceptance.md", "acceptance.csv", "acceptance.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert (tmp_path / "out" / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert target_before == {p.name: p.read_bytes() for p in mini_target.iterdir() if p.is_file()}
-
-
-def _as_list(overrides: list[str]) -> str:
-    """Overrides inside an override: every element quoted."""
-    return "[" + ", ".join('"' + o.replace('"', '\\"') + '"' for o in overrides) + "]"
 
 
 def test_the_target_is_in_no_optimizer_and_no_checkpoint(compose_config, mini_overrides, monkeypatch):
@@ -128,7 +118,7 @@ def test_a_drafter_made_on_another_target_is_refused(compose_config, mini_overri
     with pytest.raises(ValueError, match="was trained on the target"):
         lineage.load_drafter_weights(module, train_run_dir(config), "somebody else")
     with pytest.raises(ValueError, match="not a finished run"):
-        lineage.best_checkpoint(tmp_path)
+        finished_run(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.answers.responses import AnswerSettings
-from hyperdflash.cli import command_of, runs_dir
+from hyperdflash.cli import command_of
 from hyperdflash.contracts import DOMAINS, Conversation, Document
 from hyperdflash.data.chat import answer_text, encode
 from hyperdflash.data.prompts import HeldoutPrompts, reference_answers
@@ -33,6 +33,7 @@ from hyperdflash.decoding.metrics import AcceptanceMetrics
 from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.identity import runs_dir
 from hyperdflash.preparing.states import open_store, states_of_documents, target_documents, with_supervised_pair
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.settings import natural_int, positive_int

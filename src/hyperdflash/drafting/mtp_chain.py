@@ -20,6 +20,7 @@ let it attend to keys of states that a decoding loop does not have yet.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class MTPChainConfig:
     """``drafter=mtp``: fine-tune a copy of the target's MTP block, ``num_slots`` steps chained as in decoding."""
 
     num_slots: int
+    reads_conditioning: ClassVar[bool] = False  # the block takes the states in by its own projections
 
     def __post_init__(self):
         positive_int("drafter.num_slots", self.num_slots)

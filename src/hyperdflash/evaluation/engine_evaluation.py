@@ -21,6 +21,7 @@ from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.engines.serving import Sampling, Served, ask
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation, write_tables
+from hyperdflash.evaluation.methods import compose_method
 from hyperdflash.evaluation.turn_rows import read_rows
 from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import AUTOREGRESSIVE
@@ -133,8 +134,10 @@ def report(rows: Sequence[dict], config: DictConfig, engine: str, servers: dict[
 
 
 def not_served(config: DictConfig) -> list[str]:
-    """The configured methods with a drafter of their own."""
-    return [entry.name for entry in config.methods if "train" in entry]
+    """The configured methods with a drafter of their own, as the tables name them."""
+    composed = [compose_method(name, config.training) for name in config.methods]
+    trained = [method for method in composed if "native_steps" not in method.method]
+    return [f"{method.method.title} ({instantiate(method.drafter).num_slots})" for method in trained]
 
 
 def prompt_counts(prompts: Sequence[Sequence[dict]], slots: int) -> PromptCounts:

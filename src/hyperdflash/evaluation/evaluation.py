@@ -1,6 +1,6 @@
 """Measure methods by replay: answers of the target, their states, every method's rounds on the same texts.
 
-1. methods      native MTP with n steps, or the run that `python -m src.train <overrides>` names
+1. methods      native MTP with n steps, or finished runs by the index
 2. prompts      held-out; the target answers them at each temperature (kept on disk)
 3. states       captured with every layer any method reads
 4. replay       one pass a method and batch -> rounds -> counts a prompt
@@ -26,7 +26,7 @@ from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import concat_rounds, replay
-from hyperdflash.evaluation.methods import make_methods
+from hyperdflash.evaluation.methods import baseline_of, make_methods
 from hyperdflash.preparing.states import (
     lazy_producer,
     lazy_target,
@@ -52,6 +52,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
         raise ValueError(f"replay takes one mode, got mode={list(config.mode)}: mode=non_think does, by=decoding takes several")
     natural_int("seed", config.seed)
     methods = make_methods(config)
+    baseline = baseline_of(config, methods)
     benchmark: Prompts = instantiate(config.benchmarks)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -108,7 +109,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
                     run=method.run_id,
                 )
             )
-    found = replay_results(results, baseline=config.baseline, num_resamples=config.num_resamples, seed=config.seed)
+    found = replay_results(results, baseline=baseline, num_resamples=config.num_resamples, seed=config.seed)
     metrics = {
         **jsonable(found.to_json()),
         "target": {"path": str(config.target.path), "fingerprint": store.key.target},

@@ -1,35 +1,49 @@
-"""The methods that an evaluation compares: the target's own MTP block, and the drafters of finished training runs."""
+"""The methods that an evaluation compares: the target's own MTP block, and the drafters of finished training runs.
+
+An entry of ``methods`` is a method's name (conf/method), whose run the index finds; a run's directory; or a mapping that gives
+a row its own name: {name: ..., run: DIRECTORY} or {name: ..., native_steps: N}.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from hyperdflash.cli import CONF, given_overrides, train_run_dir
+from hyperdflash.cli import given_overrides
 from hyperdflash.decoding.proposers import LoopDrafter, loop_drafter
 from hyperdflash.decoding.replay import ReplayDrafter
 from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.identity import CONF, METHOD, decided_by, runs_dir
+from hyperdflash.report.sweep_runs import flat
 from hyperdflash.settings import positive_int
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_mtp
 from hyperdflash.training.components import Parts, make_parts
-from hyperdflash.training.warm_start import best_checkpoint, load_drafter_weights
+from hyperdflash.training.run_index import FinishedRun, RunIndex, finished_run
+from hyperdflash.training.warm_start import load_drafter_weights
+
+NEEDED = ("stage", "seed", "recipe", "target.path", "drafter.option")  # beside a method's other parts, to be its run
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name and what made it: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts``."""
+    """A row of the tables, ``native_steps`` of the shipped MTP block or a finished ``run`` with its ``parts``; ``option`` of
+    conf/method that it was found by, if any."""
 
     name: str
     native_steps: int | None = None
     run: Path | None = None
     parts: Parts | None = None
+    option: str | None = None
 
     @property
     def run_id(self) -> str:
@@ -56,8 +70,7 @@ class Method:
 
 def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, DictConfig]:
     """The drafter of a finished training run and the run's configuration; ValueError where it is not finished."""
-    run = Path(run)
-    best_checkpoint(run)
+    run = finished_run(run).directory
     training = OmegaConf.load(run / "config.yaml")
     training.target.path = str(target_path)
     # how it was trained does not matter any more; a run older than one of the trainer's options lacks it
@@ -66,39 +79,99 @@ def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, Dic
 
 
 def make_methods(config: DictConfig) -> list[Method]:
-    """Every method checked before anything is loaded: its run must exist."""
-    methods = []
-    for entry in config.methods:
-        unknown = set(entry) - {"name", "native_steps", "train"}
-        if unknown or ("native_steps" in entry) == ("train" in entry):
-            raise ValueError(
-                f"a method has a name and either native_steps or train, got {OmegaConf.to_container(entry)}: mend `methods`"
-            )
-        if "native_steps" in entry:
-            methods.append(Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps)))
-            continue
-        overrides = _merged([*_given("hydra.searchpath="), *shlex.split(config.training)], entry.train)
-        training = compose(config_name="train", overrides=overrides, return_hydra_config=False)
-        training.target, training.cache = config.target, config.cache
-        run = train_run_dir(training)
-        if not (run / "result.json").exists():
-            raise ValueError(
-                f"{entry.name!r} has no finished run {run}: run "
-                f"`python -m src.train {shlex.join([*overrides, *_given('target', 'cache')])}` first, "
-                "or leave the method out of `methods`"
-            )
-        methods.append(Method(entry.name, run=run, parts=make_parts(training)))
+    """Every method of ``config.methods``, or the run in ``config.run``, checked before anything is loaded."""
+    entries = [config.run] if config.run else list(config.methods)
+    methods = [method for entry in entries for method in methods_of(entry, config)]
     if len({method.name for method in methods}) < len(methods):
-        raise ValueError("two methods have one name: give each of `methods` its own")
-    if config.baseline not in {method.name for method in methods}:
-        raise ValueError(f"baseline={config.baseline!r} is not among the methods: {', '.join(m.name for m in methods)}")
+        raise ValueError("two methods have one name: give each of `methods` its own, as in {name: NAME, run: DIRECTORY}")
     return methods
 
 
-def _merged(common: Sequence[str], own: Sequence[str]) -> list[str]:
-    """Overrides of every method's training, then a method's own, which win."""
-    named = {override.partition("=")[0] for override in own}
-    return [*(override for override in common if override.partition("=")[0] not in named), *own]
+def methods_of(entry: str | DictConfig, config: DictConfig) -> list[Method]:
+    """The rows of one entry; a method that ships with the target has one per number of steps."""
+    if OmegaConf.is_dict(entry):
+        if set(entry) == {"name", "native_steps"}:
+            return [Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps))]
+        if set(entry) == {"name", "run"}:
+            return [replace(method_of_run(entry.run, config.target.path)[0], name=entry.name)]
+        raise ValueError(
+            f"a method is a name, a run's directory, {{name, run}} or {{name, native_steps}}, got {entry}: mend `methods`"
+        )
+    if Path(entry).is_dir():
+        return [method_of_run(entry, config.target.path)[0]]
+    defined = compose_method(entry, config.training)
+    if "native_steps" in defined.method:
+        return [Method(f"{defined.method.title} ({n})", native_steps=n, option=entry) for n in defined.method.native_steps]
+    method = method_of_run(find_run(entry, defined, config).directory, config.target.path)[0]
+    return [replace(method, name=f"{defined.method.title} ({method.parts.drafter.num_slots})", option=entry)]
+
+
+def compose_method(name: str, words: str = "") -> DictConfig:
+    """What ``python -m src.train method=NAME experiment=stage2 WORDS`` trains; ValueError where there is no such method."""
+    try:
+        return compose("train", overrides=training_words(name, words))
+    except MissingConfigException as error:
+        if error.missing_cfg_file != f"method/{name}":
+            raise
+        raise ValueError(
+            f"{name!r} is neither a run's directory nor a method; methods are {', '.join(error.options or ())}"
+        ) from error
+
+
+def training_words(name: str, words: str) -> list[str]:
+    """Of the training command of a method, as this command's own options and its ``training`` have it."""
+    own = shlex.split(words)
+    stage = [] if any(word.startswith("experiment=") for word in own) else ["experiment=stage2"]
+    return [*_given("hydra.searchpath="), f"method={name}", *stage, *own]
+
+
+def stated_options(config: DictConfig) -> dict[str, object]:
+    """Dotted option -> value of what decides a training, without options that follow from others (interpolations)."""
+    return {name: value for name, value in flat(decided_by(config, resolve=False)).items() if "${" not in str(value)}
+
+
+def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:
+    """The finished run of a method: of the same parts, stage, seed and target, and among those the nearest in all else.
+
+    Prints what else differs. ValueError, one sentence, where there is none, and where two are equally near.
+    """
+    defined.target, defined.cache.dtype = config.target, config.cache.dtype
+    defined.target.path = str(config.target.path)  # stated, even where it follows from the environment
+    wanted = stated_options(defined)
+    parts = tuple(f"{part}." for part in METHOD if part != "drafter")
+    needed = {n for n in wanted if n.startswith(parts) or n in (*METHOD, *NEEDED)}
+    with contextlib.suppress(OmegaConfBaseException):  # what follows from other options may not fit this target
+        wanted = flat(decided_by(defined)) | wanted
+    found = RunIndex().nearest(wanted, needed)
+    if not found:
+        words = [*training_words(name, config.training), *_given("target", "cache")]
+        raise ValueError(
+            f"method {name!r} has no finished run in {runs_dir() / 'train'}: run `python -m src.train {shlex.join(words)}` "
+            "first, or leave it out of `methods`"
+        )
+    (run, differing), *others = found
+    equal = [run.directory.name, *(other.directory.name for other, its in others if len(its) == len(differing))]
+    if len(equal) > 1:
+        raise ValueError(
+            f"method {name!r} has {len(equal)} finished runs that fit alike, {', '.join(equal)}: give one's directory in "
+            "`methods`, or an option in which they differ in `training`"
+        )
+    if differing or others:
+        print(f"{name}: takes {run.directory}" + (f", the nearest of {len(found)} runs" if others else ""))
+    for option, (value, asked) in differing.items():
+        print(f"  differs in {option}: the run has {value}, `python -m src.train method={name}` would take {asked}")
+    return run
+
+
+def baseline_of(config: DictConfig, methods: Sequence[Method]) -> str:
+    """The row to compare others with: ``config.baseline`` (a row's or a method's name), or vanilla DFlash, or the first."""
+    wanted = config.baseline or "dflash"
+    for method in methods:
+        if wanted in (method.name, method.option):
+            return method.name
+    if config.baseline:
+        raise ValueError(f"baseline={wanted!r} is not among the methods: {', '.join(m.name for m in methods)}")
+    return methods[0].name
 
 
 def _given(*names: str) -> list[str]:

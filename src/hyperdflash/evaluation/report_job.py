@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperdflash.cli import runs_dir
 from hyperdflash.files import write_text
+from hyperdflash.identity import runs_dir
 from hyperdflash.launch.sweep_plan import Job, SweepPlan, plan_sweep
 from hyperdflash.report.html import write_page
 from hyperdflash.report.sweep import SweepReport, label_of, summarize_sweep, verdict_lines

@@ -15,36 +15,30 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from hyperdflash.cli import entry_point, runs_dir
+from hyperdflash.cli import entry_point
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.generation.api import Answer, answer_of, generate_stream, load_drafter, tokenizer_of
 from hyperdflash.generation.display import RoundPrinter, summary_line
-from hyperdflash.settings import natural_int, one_of, positive_int
+from hyperdflash.identity import runs_dir
+from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
 
 
-def newest_run(target: Target) -> Path:
-    """The last finished HyperDFlash run on this target's weights, of the latest stage; ValueError where there is none."""
-    from hyperdflash.training.warm_start import read_record
+def newest_run(target: Target, method: str = "hyperdflash") -> Path:
+    """The last finished run of ``method`` (conf/method) on this target's weights, of the latest stage; what it was trained for
+    (its loss) may differ. ValueError where there is none."""
+    from hyperdflash.evaluation.methods import compose_method, stated_options
+    from hyperdflash.training.run_index import RunIndex
 
-    found = []
-    for path in (runs_dir() / "train").glob("*/result.json"):
-        record = read_record(path.parent)
-        if record["target"] == target.fingerprint and _is_hyperdflash(record["decided_by"]):
-            found.append((record["decided_by"]["stage"], path.stat().st_mtime, path.parent))
-    if not found:
+    stated = stated_options(compose_method(method))
+    needed = {n: v for n, v in stated.items() if n.partition(".")[0] in ("conditioning", "reducer") or n == "drafter.option"}
+    fitting = [run for run in RunIndex() if run.record["target"] == target.fingerprint and not run.differences(needed)]
+    if not fitting:
         raise ValueError(
-            f"method=hyperdflash has no finished run on this target in {runs_dir() / 'train'}: run "
-            "`python -m src.train experiment=stage1` first, or give run=<directory> or method=mtp"
+            f"method={method} has no finished run on this target in {runs_dir() / 'train'}: run "
+            f"`python -m src.train method={method} experiment=stage1` first, or give run=<directory> or method=mtp"
         )
-    return max(found)[-1]
-
-
-def _is_hyperdflash(decided: dict) -> bool:
-    """The paper's method alone, none of a sweep's variants: states before the HC head, by the gate of the target's HC head."""
-    conditioning, reducer = decided["conditioning"] or {}, decided["reducer"] or {}
-    gate = reducer.get("_target_", "").endswith(".HcGate") and reducer.get("init") == "inherit"
-    return gate and conditioning.get("_target_", "").endswith(".PreHcHead")
+    return max(fitting, key=lambda run: (run.decided["stage"], run.finished_s)).directory
 
 
 def answer_prompt(config: DictConfig, console: Console) -> Answer:
@@ -53,10 +47,9 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     from transformers.utils import logging
 
     method = config.method or ("hyperdflash" if config.run else "mtp")
-    one_of("method", method, ("hyperdflash", "mtp", "ar"))
     if OmegaConf.is_missing(config, "prompt"):
         raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
-    if config.run and method != "hyperdflash":
+    if config.run and config.method not in (None, "hyperdflash"):
         raise ValueError(f"run={config.run} brings its own drafter, method={method} another: leave one of them out")
     for name in ("num_slots", "max_new_tokens", "threads"):
         positive_int(name, config[name])
@@ -65,7 +58,7 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     logging.disable_progress_bar()
     torch.set_num_threads(config.threads)
     target: Target = instantiate(config.target)
-    source = (config.run or newest_run(target)) if method == "hyperdflash" else method
+    source = config.run or (method if method in ("mtp", "ar") else newest_run(target, method))
     drafter = load_drafter(source, target, num_slots=config.num_slots)
     plain = dict(style="dim", markup=False, highlight=False, soft_wrap=True)
     console.print(f"target {config.target.path}, drafter {source}, temperature {config.temperature}", **plain)

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from hyperdflash.cli import CONF, decided_by, run_name, runs_dir
+from hyperdflash.identity import CONF, decided_by, run_name, runs_dir
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import CONF, class_name, config_folder, entry_point
+from hyperdflash.cli import entry_point
+from hyperdflash.identity import CONF, class_name, config_folder
 from hyperdflash.settings import natural_int, positive_int, positive_number
 
 if TYPE_CHECKING:
@@ -63,10 +64,11 @@ def measured(config: DictConfig) -> dict[str, float]:
     from hyperdflash.contracts import DOMAINS
     from hyperdflash.data.benchmark_rows import BENCHMARKS
 
-    check, parity, evaluate, benchmarks, compare = (
-        OmegaConf.load(Path(CONF) / f"{name}.yaml")
-        for name in ("check_engine", "parity", "evaluate", "benchmarks/paper", "compare/all")
+    check, parity, evaluate, benchmarks = (
+        OmegaConf.load(Path(CONF) / f"{name}.yaml") for name in ("check_engine", "parity", "evaluate", "benchmarks/paper")
     )
+    defined = [OmegaConf.load(Path(CONF) / "method" / f"{name}.yaml").method for name in evaluate.methods]
+    rows = [len(method.get("native_steps", [None])) for method in defined]
     most = math.inf if config.per_benchmark is None else positive_int("per_benchmark", config.per_benchmark)
     answers = sum(min(BENCHMARKS[name].rows, most) * TURNS.get(name, 1) for name in benchmarks.names)
     prompts = parity.benchmarks.per_domain * len(DOMAINS)
@@ -74,7 +76,7 @@ def measured(config: DictConfig) -> dict[str, float]:
     turn = positive_number("evaluate_tokens", config.evaluate_tokens)
     return {
         "check_tokens": check.prompts * check.max_length,
-        "methods": len(compare.methods),
+        "methods": sum(rows),
         "parity_tokens": prompts * parity.benchmarks.max_new_tokens,
         "tokens": answers * turn * len(modes) * len(evaluate.temperature),
     }

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.answers.responses import AnswerSettings
 from hyperdflash.answers.served_answers import served_path
-from hyperdflash.cli import runs_dir
 from hyperdflash.data.corpus import Corpus
+from hyperdflash.identity import runs_dir
 
 
 def answer_settings(config: DictConfig, corpus: Corpus) -> AnswerSettings:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig
 
-from hyperdflash.cli import train_run_dir
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.row_stats import RowStats
+from hyperdflash.identity import train_run_dir
 from hyperdflash.record import write_json
 
 

@@ -19,12 +19,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.answers.responses import AnswerSettings, answer_conversations
 from hyperdflash.answers.served_answers import served_documents
-from hyperdflash.cli import command_of, given_overrides, runs_dir
+from hyperdflash.cli import command_of, given_overrides
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import ENCODING_VERSION, encode
 from hyperdflash.data.tokenizer import tokenizer_fingerprint
 from hyperdflash.drafting.anchors import eligible_anchors
 from hyperdflash.engines.producer import engine_producer
+from hyperdflash.identity import runs_dir
 from hyperdflash.preparing.answers import answer_settings, answers_dir, served_file
 from hyperdflash.preparing.corpus_account import count_documents, tell_corpus
 from hyperdflash.states.datasets import ShardedStates

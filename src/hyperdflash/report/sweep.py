@@ -90,8 +90,8 @@ class SweepReport:
 
 
 def label_of(choices: dict[str, str]) -> str:
-    """``pre_gate · kl off``: values that say what they are stand alone."""
-    named = (v if k in ("variant", "reducer", "conditioning", "run") else f"{k} {v}" for k, v in choices.items() if v != "")
+    """``dflash · kl off``: values that say what they are stand alone."""
+    named = (v if k in ("method", "reducer", "conditioning", "run") else f"{k} {v}" for k, v in choices.items() if v != "")
     return " · ".join(named) or "the runs"
 
 

@@ -115,7 +115,7 @@ def _facets(cells: Sequence[Cell], axis: str | None) -> list[tuple[str, list[Cel
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         others = {name: value for name, value in cell.choices.items() if value and name != axis}
-        rest = [value if name in ("variant", "run") else f"{name} {value}" for name, value in others.items()]
+        rest = [value if name in ("method", "run") else f"{name} {value}" for name, value in others.items()]
         found.setdefault(" · ".join([f"target {cell.target}", *rest]), []).append(cell)
     return list(found.items())
 

@@ -72,8 +72,9 @@ def read_run(directory: Path) -> TrainedRun:
     prompts = sorted(kept["prompts"], key=lambda row: row["id"])
     counts = PromptCounts(**{name: np.array([row[name] for row in prompts], dtype=np.int64) for name in COUNTS})
     parent = None
-    if result["init_from"] and (Path(result["init_from"]) / "result.json").exists():
-        parent = flat(json.loads((Path(result["init_from"]) / "result.json").read_text())["decided_by"])
+    started_from = directory.absolute().parents[1] / (result["init_from"] or "nowhere") / "result.json"
+    if started_from.exists():
+        parent = flat(json.loads(started_from.read_text())["decided_by"])
     return TrainedRun(
         directory=directory,
         decided=flat(result["decided_by"]),
@@ -140,15 +141,14 @@ def members_by_difference(runs: Sequence[TrainedRun]) -> list[Member]:
 
 
 def value_text(value: object) -> str:
-    """As on the command line; of a class its last name."""
+    """As on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    text = str(value)
-    return text.rsplit(".", 1)[-1] if text.startswith("src.") else text
+    return str(value)
 
 
 def refusal(run: TrainedRun, jobs: Sequence[dict[str, object]]) -> str:

@@ -68,7 +68,7 @@ def make_parts(config: DictConfig) -> Parts:
     """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
     target_config = read_config(config.target.path)
     parts = {
-        name: instantiate(config[name])
+        name: instantiate(config.get(name))  # none of what the method does not read
         for name in ["corpus", "conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
     }
     tokenizer = load_tokenizer(config.target.path)

@@ -24,8 +24,9 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import command_of, decided_by, run_name, train_run_dir
+from hyperdflash.cli import command_of
 from hyperdflash.contracts import Blocks, Document
+from hyperdflash.identity import decided_by, run_name, train_run_dir, within_runs
 from hyperdflash.launch.captures import num_captures
 from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.launch.ranks import Ranks
@@ -41,8 +42,9 @@ from hyperdflash.training.loggers import make_loggers, wandb_place
 from hyperdflash.training.metrics_csv import MetricsCSV
 from hyperdflash.training.module import DraftingModule
 from hyperdflash.training.progress import StepBar
+from hyperdflash.training.run_index import finished_run
 from hyperdflash.training.validation_record import ValidationRecord
-from hyperdflash.training.warm_start import check_target, load_drafter_weights, parent_of, read_record
+from hyperdflash.training.warm_start import check_target, load_drafter_weights, parent_of
 
 
 def train(config: DictConfig) -> dict:
@@ -50,7 +52,7 @@ def train(config: DictConfig) -> dict:
     parts = make_parts(config)
     run = train_run_dir(config)
     if (run / "result.json").exists():
-        record = read_record(run)
+        record = finished_run(run).record
         check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
@@ -58,7 +60,7 @@ def train(config: DictConfig) -> dict:
         parent_of(config, run)
         with only_here(run):
             launch_ranks(config, run)
-        return read_record(run)
+        return finished_run(run).record
     patience_s = open_mode(config).patience_s
     with only_here(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
         with ranks.first_alone():
@@ -72,7 +74,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         torch.set_num_threads(config.trainer.threads)
     heads = training_heads(config)
     if init_from is not None:
-        check_target(read_record(init_from)["target"], fingerprint(heads), init_from)
+        check_target(finished_run(init_from).record["target"], fingerprint(heads), init_from)
     store = open_store(config, heads)
     directory = run / "checkpoints"
     with ranks.first_alone():
@@ -137,7 +139,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         "seconds": {"fit": time.monotonic() - started, "validation": saver.validation_s},  # since the last resume
         "trainable_parameters": trainable,
         "target": store.key.target,
-        "init_from": str(init_from) if init_from else None,
+        "init_from": within_runs(init_from) if init_from else None,
         "command": command_of("src.train"),
         "decided_by": decided_by(config),
     }

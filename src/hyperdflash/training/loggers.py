@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import class_name
+from hyperdflash.identity import source_names
 from hyperdflash.launch.sweep_plan import swept_here
 from hyperdflash.settings import boolean
 from hyperdflash.training.metrics_csv import MetricsCSV
@@ -87,13 +87,12 @@ def wandb_axes(config: DictConfig) -> dict[str, object]:
 
 
 def method_name(config: DictConfig) -> str:
-    """pre_hc_head-hc_gate, layers_flat-fc, pre_hc_head-hc_gate_random; or mtp."""
-    if class_name(config.drafter) == "mtp":
-        return "mtp"
-    source, reducer = class_name(config.conditioning), class_name(config.reducer)
+    """pre_hc_head-hc_gate, layers_flat-fc, pre_hc_head-hc_gate_random; or a drafter's own name where it reads neither."""
+    source, *reducer = source_names(config)
+    if not reducer:
+        return source
     source += f"_{config.conditioning.paths}" if "paths" in config.conditioning else ""
-    reducer += "_random" if config.reducer.get("init") == "random" else ""
-    return f"{source}-{reducer}"
+    return f"{source}-{reducer[0]}" + ("_random" if config.reducer.get("init") == "random" else "")
 
 
 @rank_zero_only

@@ -20,7 +20,7 @@ from hyperdflash.contracts import TargetStates
 from hyperdflash.decoding.drafted import drafted_rounds, drafts_html, drafts_text
 from hyperdflash.states.store import CacheKey
 from hyperdflash.training.loggers import wandb_axes
-from hyperdflash.training.warm_start import best_checkpoint
+from hyperdflash.training.run_index import finished_run
 
 COLUMNS = ["domain", "prompt id", "prompt", "coloured", "[accepted] {-rejected-}", "rounds", "tau"]
 PROMPTS_SHOWN = 3  # a validation, of different domains as long as there are
@@ -139,7 +139,7 @@ def best_summary(record: dict) -> dict[str, float]:
 def _artifact(run: Path) -> wandb.Artifact:
     """The best checkpoint of a run with what it was made from; the same content is the same version wherever it is logged."""
     artifact = wandb.Artifact(f"drafter-{run.name}", type="drafter", metadata={"run_directory": run.name})
-    checkpoint = best_checkpoint(run) if (run / "result.json").exists() else run / "checkpoints" / "best.ckpt"
+    checkpoint = finished_run(run).best_checkpoint if (run / "result.json").exists() else run / "checkpoints" / "best.ckpt"
     artifact.add_file(str(checkpoint), name="best.ckpt", policy="immutable")
     artifact.add_file(str(run / "config.yaml"), name="config.yaml", policy="immutable")
     return artifact

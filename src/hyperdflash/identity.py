@@ -1,0 +1,154 @@
+"""What decides a training run's result, and the name and directory that follow from it.
+
+A run's directory is a function of everything that decides its result, so the same command finds its own run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pydoc
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from hyperdflash.drafting.layer_ids import layer_ids_of
+from hyperdflash.files import asset, portable, resource
+
+CONF = str(resource("conf"))
+FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
+# Counts up where the same configuration trains to another result, so that a run of earlier code does not count as one of this.
+RECIPE = 2
+# Options that decide a run's result. Logging and places do not, nor does what makes the trainer fast.
+DECIDING = [
+    "stage",
+    "target",
+    "corpus",
+    "conditioning",
+    "blocks",
+    "reducer",
+    "drafter",
+    "kl",
+    "loss",
+    "optim",
+    "trainer",
+    "mode",
+    "seed",
+    "init_from",
+    "cache.dtype",
+]
+METHOD = ("conditioning", "reducer", "drafter", "kl", "loss")  # what a method (conf/method) names
+NOT_DECIDING = {
+    "target": (
+        "device_map",
+        "tokens_per_forward",
+        "engine",
+        "servers",
+        "states_dir",
+        "check",
+        "concurrency",
+        "timeout_s",
+        "attempts",
+    ),
+    "corpus": ("directory", "benchmarks_path"),
+    "drafter": ("gradient_checkpointing", "compile"),
+    "trainer": (
+        "accelerator",
+        "strategy",
+        "threads",
+        "batch_size",  # optim.batch_size says it
+        "log_every_n_steps",
+        "checkpoint_every_steps",
+        "checkpoint_every_s",
+    ),
+}
+
+
+def runs_dir() -> Path:
+    """The folder of everything that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``."""
+    return Path(os.environ.get("HYPERDFLASH_RUNS", "runs"))
+
+
+def within_runs(path: str | Path) -> str:
+    """``path`` relative to the runs folder where it lies inside, so that the folder can move; else absolute."""
+    path, runs = Path(path).resolve(), runs_dir().resolve()
+    return str(path.relative_to(runs) if path.is_relative_to(runs) else path)
+
+
+def config_folder(target_path: str) -> str:
+    """The folder of a target's config.json: the target's own, or DeepSeek-V4-Flash's released one while that is not there."""
+    if (Path(target_path) / "config.json").exists():
+        return target_path
+    return FLASH if target_path == OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path else target_path
+
+
+def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
+    """The part of a training configuration that decides the run's result; a class appears by its option's name."""
+    values = {"recipe": RECIPE}
+    for name in DECIDING:
+        value = OmegaConf.select(config, name, throw_on_missing=True)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=resolve)
+            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
+        if name == "target":
+            value["path"] = portable(value["path"])
+        values[name] = _plain(value)
+    if not reads_conditioning(config.drafter):
+        values["conditioning"] = values["reducer"] = None
+    if config.init_from:
+        values["init_from"] = within_runs(config.init_from)
+    return values
+
+
+def run_name(config: DictConfig) -> str:
+    """Readable head and a hash over ``decided_by``: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
+    digest = hashlib.sha256(json.dumps(decided_by(config), sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join([f"stage{config.stage}", *source_names(config), f"kl{_plain(config.kl.alpha)}", f"s{config.seed}", digest])
+
+
+def train_run_dir(config: DictConfig) -> Path:
+    return runs_dir() / "train" / run_name(config)
+
+
+def source_names(config: DictConfig) -> list[str]:
+    """Conditioning and reducer by name, or the drafter's name where it reads neither."""
+    groups = ("conditioning", "reducer") if reads_conditioning(config.drafter) else ("drafter",)
+    return [class_name(config[group]) for group in groups]
+
+
+def reads_conditioning(drafter: DictConfig) -> bool:
+    """False where the drafter's configuration class says ``reads_conditioning = False``: it takes the states in by itself."""
+    try:
+        return getattr(pydoc.locate(drafter._target_), "reads_conditioning", True)
+    except pydoc.ErrorDuringImport:  # the training itself reports it
+        return True
+
+
+def class_name(group: DictConfig | dict) -> str:
+    """A short name of an option from its class: hyperdflash.drafting.reducers.hc_gate.HcGate -> hc_gate."""
+    name = group["_target_"].rpartition(".")[2].removesuffix("Config")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _plain(value: object) -> object:
+    """Equal values alike, all the way down: 1.0 as 1, so that kl.alpha=0 and kl.alpha=0.0 are one run; a class of this project
+    by its short name, so that it can move, and any other by its whole path."""
+    if isinstance(value, dict):
+        path = value.get("_target_", "")
+        own = {"option": class_name(value) if path.startswith("hyperdflash.") else path} if path else {}
+        return own | {name: _plain(inner) for name, inner in value.items() if name != "_target_"}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+# ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
+OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
+# ${asset:tiny}: the shipped folder, from wherever the command runs
+OmegaConf.register_new_resolver("asset", asset, replace=True)
+OmegaConf.register_new_resolver("runs_dir", lambda: str(runs_dir()), replace=True)
+# ${layer_ids:PATH,2}: of the target in PATH, as many as the drafter has layers
+OmegaConf.register_new_resolver("layer_ids", lambda path, taps: layer_ids_of(config_folder(path), taps), replace=True)
