@@ -84,16 +84,12 @@ card: .venv/.done ## measure the tiny target
 	.venv-peers/bin/python -m pip install --quiet --no-deps -r constraints/peers.txt
 	touch $@
 
-BENCH_STEP ?= $(RUNS)/bench-step
-
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
-	$(PY) -m benchmarks.step --out $(BENCH_STEP)
-
-BENCH_CACHE ?= $(RUNS)/bench-cache
+	$(PY) -m benchmarks.step
 
 bench-cache: .venv/.done ## the state cache beside other layouts: rates, opening 10,000 shards, codecs, what writing costs
-	$(PY) -m benchmarks.cache --out $(BENCH_CACHE)
-	$(PY) -m benchmarks.capture --out $(BENCH_CACHE)
+	$(PY) -m benchmarks.cache
+	$(PY) -m benchmarks.capture
 
 clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache *.egg-info

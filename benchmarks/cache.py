@@ -1,72 +1,33 @@
-"""The cache of target states, measured: formats side by side, a store of 10,000 shards, codecs.
+"""The cache of target states, measured: layouts side by side, a store of 10,000 shards, codecs.
 
     make bench-cache
-    python -m benchmarks.cache --out experiments/<date>-bench-cache
-    python -m benchmarks.cache codecs --out runs/bench-cache            # one part; the others stay as they were in --out
+    python -m benchmarks.cache codecs           # one part; the others of results/cache.json stay as they are
 
-Each part writes <part>.json; cache.md and the pictures are drawn from all that are in --out. A busy machine makes the rates
-meaningless: the load before each part is in its record.
+A busy machine makes the rates meaningless: the load before each part is in its record.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cache_codecs, cache_rates, cache_scale
-from benchmarks.cache_figure import formats_figure
-from benchmarks.cache_formats import FORMATS
-from hyperdflash.identity import runs_dir
-from hyperdflash.record import environment_record, script_command, write_json
+from matplotlib.figure import Figure
 
-# name -> module with measure(options) -> dict and table(record) -> lines of Markdown; the order is that of cache.md
+from benchmarks import cache_codecs, cache_rates, cache_scale
+from benchmarks.cache_formats import FORMATS
+from benchmarks.cache_rates import LEAST_SHARE, rates
+from benchmarks.result import environment, option_parser, write_result
+from hyperdflash.report.figures import COLOURS, DPI
+
+# name -> module with measure(options) -> dict and table(record) -> lines of Markdown
 PARTS = {"formats": cache_rates, "scale": cache_scale, "codecs": cache_codecs}
+RATES = (("write", "write"), ("sequential", "plain sequential read"), ("shuffled", "shuffled records"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
-    command = script_command("benchmarks.cache", arguments)
-    for name in options.parts or PARTS:
-        load = os.getloadavg()[0]
-        environment = environment_record(command)
-        environment["packages"] |= {package: version(package) for package in ("xxhash", "pyarrow")}
-        record = {**PARTS[name].measure(options), "load_before": load, "environment": environment}
-        write_json(options.out / f"{name}.json", record)
-    print(render(options.out))
-    print(f"wrote {options.out}/cache.md")
-
-
-def render(out: Path) -> str:
-    """cache.md and the pictures of every part that ``out`` has; returns the Markdown."""
-    lines = []
-    for name, part in PARTS.items():
-        path = out / f"{name}.json"
-        if not path.exists():
-            continue
-        record = json.loads(path.read_text())
-        lines += [
-            *part.table(record),
-            "",
-            f"`{record['environment']['command']}`, load before it {record['load_before']:.1f}",
-            "",
-        ]
-        if name == "formats":
-            formats_figure(record, out / "formats.png")
-    text = "\n".join(lines)
-    (out / "cache.md").write_text(text)
-    return text
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache", description=__doc__.splitlines()[0])
+    parser = option_parser("cache", __doc__, rounds=5, threads=1)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them where none is given")
-    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-cache")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="all where none is given")
     parser.add_argument("--records", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=256, help="mean length of a record")
@@ -79,7 +40,38 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
-    return options
+    path = options.out / "cache.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.parts or PARTS:
+        measured_in = environment("cache", arguments)
+        record[name] = {**PARTS[name].measure(options), "environment": measured_in}
+    lines = [line for name, part in PARTS.items() if name in record for line in (*part.table(record[name]), "")]
+    if "formats" in record:
+        formats_figure(record["formats"], options.out / "cache.png")
+    write_result(options.out, "cache", record, lines, measured_in)
+
+
+def formats_figure(record: dict, path: Path) -> None:
+    """Left: GB/s of writing and both kinds of reading; right: the share that has a threshold."""
+    names = list(record["formats"])[::-1]
+    found = [rates(record["formats"][name]) for name in names]
+    figure = Figure(figsize=(11.0, 1.2 + 0.62 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    for order, (key, label) in enumerate(RATES):
+        places = [i + 0.27 * (1 - order) for i in range(len(names))]
+        left.barh(places, [r[key] / 1e3 for r in found], height=0.25, color=COLOURS[order], label=label)
+    left.set_yticks(range(len(names)), names, fontsize=9)
+    left.set_xlabel("GB/s, files in the page cache")
+    figure.legend(loc="outside upper left", ncols=len(RATES), fontsize=9, frameon=False)
+    for place, r in enumerate(found):
+        right.barh(place, r["share"], height=0.5, color=COLOURS[2], alpha=1.0 if r["share"] >= LEAST_SHARE else 0.4)
+        right.text(r["share"], place, f" {r['share']:.0%}", va="center", fontsize=9)
+    right.axvline(LEAST_SHARE, color="black", linewidth=1.2)
+    right.set_xlabel(f"shuffled records / sequential read (line: {LEAST_SHARE:.0%})")
+    right.set_xlim(0, 1.18 * max(LEAST_SHARE, *(r["share"] for r in found)))
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=DPI)
 
 
 if __name__ == "__main__":

@@ -120,10 +120,10 @@ def table(record: dict) -> list[str]:
         e = record["errors"][name]
         cells += [f"{e['states']:.2%}", f"{e['kl_mean_pool']:.1e}", f"{e['kl_mean_pool_worst_permille']:.1e}"]
         rows.append([name, *cells, f"{e['kl_hc_head']:.1e}", f"{e['same_top']:.2%}"])
-    header = ["cache.dtype", "bytes a token", "write tokens/s (MB/s)", "read tokens/s (MB/s)", "error of states"]
+    header = ["cache.dtype", "bytes per token", "write tokens/s (MB/s)", "read tokens/s (MB/s)", "error of states"]
     header += ["KL teacher", "its worst 1/1000", "KL target", "same greedy token"]
     return [
-        f"### Codecs: {record['paths']} x {record['hidden']} a token",
+        f"### Codecs: {record['paths']} x {record['hidden']} per token",
         "",
         *markdown_table(header, rows),
         "",

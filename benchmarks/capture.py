@@ -1,6 +1,6 @@
 """What writing costs a capture, and how long training waits for its first batch.
 
-    python -m benchmarks.capture --out experiments/<date>-bench-capture
+    python -m benchmarks.capture
 
 A capture's forwards alone, the capture as it is (a thread writes while the next forward runs), and the same with every shard
 written before the next forward: in turn, round after round, each into an empty directory. Two producers: the target on this
@@ -11,7 +11,6 @@ real target's size after waiting as long as the forward would take.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import tempfile
@@ -24,9 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.result import environment, option_parser, write_result
 from hyperdflash.contracts import Document
-from hyperdflash.identity import runs_dir
-from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.capture import capture
 from hyperdflash.states.datasets import ShardedStates
@@ -187,10 +185,7 @@ def table(record: dict) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capture", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-capture")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = option_parser("capture", __doc__, rounds=7, threads=1)
     parser.add_argument("--records", type=int, default=384)
     parser.add_argument("--tokens", type=int, default=64, help="mean length of a record")
     parser.add_argument("--paths", type=int, default=4, help="of the device's target")
@@ -199,13 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="assets/tiny")
     parser.add_argument("--scratch", type=Path, help="where the files go meanwhile; the system's temporary directory")
     options = parser.parse_args(arguments)
-    command = script_command("benchmarks.capture", arguments)
-    load = os.getloadavg()[0]
-    record = {**measure(options), "load_before": load, "environment": environment_record(command)}
-    write_json(options.out / "capture.json", record)
-    text = "\n".join([*table(record), "", f"`{command}`, load before it {load:.1f}", ""])
-    (options.out / "capture.md").write_text(text)
-    print(text)
+    measured_in = environment("capture", arguments)
+    record = measure(options)
+    write_result(options.out, "capture", record, table(record), measured_in)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Measured:
     ``slots`` as the side counted them in its own loss; bytes: ``imports_bytes`` resident after imports, ``built_bytes`` and
     ``peak_bytes`` the largest resident size with weights and inputs, and after all steps. ``rates`` FLOP/s by product;
     ``beside_peak`` further steps, seconds each, with FLOP/s of the fastest product right after. ``error`` says why it did not
-    run, ``extras_error`` why rates, such steps or a profile are missing, which leaves the rest as it is."""
+    run, ``extras_error`` why rates or such steps are missing, which leaves the rest as it is."""
 
     side: str
     case: Case
@@ -63,7 +63,6 @@ class Measured:
     extras_error: str | None = None
     rates: list[dict] = field(default_factory=list)
     beside_peak: list[tuple[float, float]] = field(default_factory=list)
-    operators: list[dict] = field(default_factory=list)
 
 
 class WorkerFailed(Exception):
@@ -126,14 +125,14 @@ def duel(
     sides: dict[str, Sequence[str]],
     terms: Terms,
     *,
-    extras: Sequence[str] = (),
+    rates: bool = False,
     progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Measured]:
     """``sides`` name -> command of its worker; they step in this order, one after the other, round after round. Every round
     has other anchors, the same ones on all sides.
 
-    ``extras`` ("rates", "profile") are asked of the first side once its memory has been read; with "rates" it steps as many
-    rounds again, each beside the fastest of its products. ``progress`` is called after every step that sides take in turn, as
+    With ``rates`` the first side, once its memory has been read, measures its matrix products and steps as many rounds again,
+    each beside the fastest product. ``progress`` is called after every step that sides take in turn, as
     often as ``terms.rounds`` promises.
     """
     results = {side: Measured(side, case) for side in sides}
@@ -155,7 +154,8 @@ def duel(
         for side, worker in workers.items():
             _attempt(results[side], _note, worker, "memory")
         first = next(iter(sides))
-        _attempt(results[first], _extras, workers[first], terms, extras)
+        if rates:
+            _attempt(results[first], _measure_rates, workers[first], terms)
     finally:
         for worker in workers.values():
             worker.close()
@@ -198,13 +198,11 @@ def _step(result: Measured, worker: Worker, anchors: list[int], keep: bool) -> N
             result.stages.setdefault(name, []).append(seconds)
 
 
-def _extras(result: Measured, worker: Worker, terms: Terms, extras: Sequence[str]) -> None:
+def _measure_rates(result: Measured, worker: Worker, terms: Terms) -> None:
     """What fails here comes after all that the sides are compared by, so that stays."""
     try:
-        for extra in extras:
-            _note(result, worker, extra, {"seconds": terms.rate_s} if extra == "rates" else {})
-            if extra == "rates":
-                _step_beside_peak(result, worker, terms.rate_s)
+        _note(result, worker, "rates", {"seconds": terms.rate_s})
+        _step_beside_peak(result, worker, terms.rate_s)
     except WorkerFailed as failed:
         result.extras_error = str(failed)
 

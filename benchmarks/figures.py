@@ -1,4 +1,4 @@
-"""A bench run as two pictures: ratios beside their bars, and growth on logarithmic axes."""
+"""A run as two pictures: ratios beside their thresholds, and growth on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.tables import OWN, PEER
-from benchmarks.verdict import Bar, Growth
+from benchmarks.verdict import Growth, Threshold
 from hyperdflash.report.figures import COLOURS, DPI, MARKERS
 
 SIDE = {OWN: 0, PEER: 1}
 
 
-def bars_figure(found: list[Bar], path: Path) -> Path:
-    """One panel a bar's name: measured ratios, a line at the bound; nothing drawn where it cannot be said."""
+def thresholds_figure(found: list[Threshold], path: Path) -> Path:
+    """One panel per threshold's name: measured ratios, a line at the bound; nothing drawn where it cannot be said."""
     names = sorted({bar.name for bar in found})
     figure = Figure(figsize=(11.0, 2.9 * len(names)), layout="constrained")
     for axis, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
@@ -27,7 +27,7 @@ def bars_figure(found: list[Bar], path: Path) -> Path:
 
 
 def growth_figure(found: list[Growth], path: Path) -> Path:
-    """Time above, memory below, a column a size; dashed: the degree's slope through this project's first point."""
+    """Time above, memory below, a column per size; dashed: the degree's slope through this project's first point."""
     axes_of = list(dict.fromkeys(g.axis for g in found))
     figure = Figure(figsize=(2.7 * len(axes_of) + 0.6, 6.4), layout="constrained")
     panels = figure.subplots(2, len(axes_of), squeeze=False)
@@ -53,7 +53,7 @@ def growth_figure(found: list[Growth], path: Path) -> Path:
     return path
 
 
-def _bars(axis: Axes, found: list[Bar]) -> None:
+def _bars(axis: Axes, found: list[Threshold]) -> None:
     shapes = list(dict.fromkeys(bar.case.shape.name for bar in found))
     dtypes = list(dict.fromkeys(bar.case.dtype for bar in found))
     width = 0.8 / len(dtypes)
@@ -72,7 +72,7 @@ def _bars(axis: Axes, found: list[Bar]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     handles = [axis.bar([0], [0], color=COLOURS[i], label=dtype) for i, dtype in enumerate(dtypes)]
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    axis.legend(handles=handles, fontsize=8, frameon=False, title="pale: bar not met", title_fontsize=8, **beside)
+    axis.legend(handles=handles, fontsize=8, frameon=False, title="pale: threshold not met", title_fontsize=8, **beside)
 
 
 def _log(axis: Axes, sizes: list[int]) -> None:

@@ -5,7 +5,6 @@
     {"do": "memory"}    -> peak_bytes and imports_bytes of this process
     {"do": "rates", "seconds": 0.1}     -> FLOP/s of the step's matrix products, each tried that long
     {"do": "peak", "seconds": 0.1, "part": .., "sizes": [..]}     -> FLOP/s of one of them
-    {"do": "profile"}   -> time by operator over three steps
 
 An answer {"error": ..} says in one line what went wrong.
 """
@@ -191,15 +190,6 @@ class OwnStep:
     def peak(self, sizes: list[int], part: str, seconds: float) -> dict:
         return {"flops_per_s": product_rate(tuple(sizes), part, TORCH_DTYPES[self.case.dtype], seconds)}
 
-    def profile(self, steps: int = 3) -> dict:
-        """Operators by their own CPU time a step, largest first."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            for number in range(steps):
-                self.step(self.case.shape.anchors(number))
-        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-        rows = [{"operator": e.key, "seconds": e.self_cpu_time_total / 1e6 / steps, "calls": e.count / steps} for e in events]
-        return {"operators": rows}
-
 
 def process_bytes(field: str) -> int:
     """VmHWM (peak resident), VmRSS (resident now) or VmSize of this process."""
@@ -227,8 +217,6 @@ def main() -> None:
                 answer = built.rates(request["seconds"])
             elif request["do"] == "peak":
                 answer = built.peak(request["sizes"], request["part"], request["seconds"])
-            elif request["do"] == "profile":
-                answer = built.profile()
             else:
                 raise RuntimeError(f"a worker cannot {request['do']}")
         except (MemoryError, RuntimeError) as error:

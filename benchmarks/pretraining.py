@@ -1,6 +1,6 @@
 """Pretraining's tokens/s against transformers' own module used plainly, step by step, side by side in one run.
 
-    python -m benchmarks.pretraining --out experiments/<date>-bench-pretraining
+    python -m benchmarks.pretraining
 
 Every rung adds one thing to the one above. Each rung's optimiser step is measured in turn, round after round, so that a slow
 moment of the machine falls on all of them; medians over the rounds. Tokens are those of documents: padding does not count.
@@ -9,20 +9,21 @@ Then the logits of one model are compared between transformers' own functions an
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hyperdflash.identity import runs_dir
-from hyperdflash.record import environment_record, script_command, write_json
+from benchmarks.result import environment, option_parser, write_result
+from hyperdflash.data.chat import encode
+from hyperdflash.data.tokenizer import load_tokenizer
+from hyperdflash.report.tables import markdown_table
 from hyperdflash.targets.deepseek_v4.build import build_target, set_implementations, tiny_config
+from tiny_target.corpus.embedded import load_embedded
 from tiny_target.pretraining import PretrainSettings, make_optimiser, pack, plant_loops, train_step
 
 
@@ -121,49 +122,31 @@ def measure(
     return found, largest_logit_difference(trainers[-1].batches[0][0], config)
 
 
-def table(rates: dict[str, list[float]], difference: float) -> str:
-    """Markdown: tokens/s (median, and the middle half), ratios to the first rung and the one above (medians over rounds)."""
-    names = list(rates)
-    lines = [
-        "| rung | tokens/s | middle half | against plain | against the rung above |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+def table(rates: dict[str, list[float]], difference: float) -> list[str]:
+    """Tokens/s (median, and the middle half), ratios to the first rung and the one above (medians over rounds)."""
 
-    def ratio(name: str, other: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
+    def ratio(name: str, other: str) -> str:
+        return f"{statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True)):.2f}"
 
+    names, rows = list(rates), []
     for index, name in enumerate(names):
         low, middle, high = statistics.quantiles(rates[name], n=4)
-        above = f"{ratio(name, names[index - 1]):.2f}" if index else ""
-        lines.append(f"| {name} | {middle:,.0f} | {low:,.0f} to {high:,.0f} | {ratio(name, names[0]):.2f} | {above} |")
-    return "\n".join(
-        [*lines, "", f"Largest difference between logits, transformers' own functions against ours: {difference:.1e}."]
-    )
+        above = ratio(name, names[index - 1]) if index else ""
+        rows.append([name, f"{middle:,.0f}", f"{low:,.0f} to {high:,.0f}", ratio(name, names[0]), above])
+    header = ["rung", "tokens/s", "middle half", "against plain", "against the rung above"]
+    note = f"Largest difference between logits, transformers' own functions against ours: {difference:.1e}."
+    return [*markdown_table(header, rows), "", note]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pretraining", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-pretraining")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    from hyperdflash.data.chat import encode
-    from hyperdflash.data.tokenizer import load_tokenizer
-    from tiny_target.corpus.embedded import load_embedded
-
+    options = option_parser("pretraining", __doc__, rounds=10, threads=2).parse_args(arguments)
     torch.set_num_threads(options.threads)
+    measured_in = environment("pretraining", arguments)
     tokenizer = load_tokenizer("assets/tiny")
     documents = [encode(conversation, tokenizer).input_ids for conversation in load_embedded("train")[:4000]]
     rates, difference = measure(documents, PretrainSettings(), {"vocab_size": len(tokenizer)}, options.rounds)
-    text = table(rates, difference)
-    command = script_command("benchmarks.pretraining", arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        options.out / "pretraining.json",
-        {"tokens_per_s": rates, "largest_logit_difference": difference, "environment": environment_record(command)},
-    )
-    (options.out / "pretraining.md").write_text(f"`{command}`\n\n{text}\n")
-    print(text)
+    record = {"tokens_per_s": rates, "largest_logit_difference": difference}
+    write_result(options.out, "pretraining", record, table(rates, difference), measured_in)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The training step beside that of the speculators library: time, memory, the machine's peak, growth, a profile.
+"""The training step beside that of the speculators library: time, memory, the machine's peak, growth.
 
     make bench-step
-    python -m benchmarks.step --out experiments/<date>-bench-step
     python -m benchmarks.step --quick --out runs/bench-quick        # a tiny shape, this project alone, seconds
 
-Writes step.md, step.csv, step.json, bars.png and growth.png, step.json after every case. A busy machine makes the times
-meaningless: the load before the run is part of the record.
+Writes step.md, step.json, step.png and step_growth.png. A busy machine makes the times meaningless: the load before the run is
+part of the record.
 """
 
 from __future__ import annotations
@@ -13,19 +12,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.duel import ROOT, Terms, duel
-from benchmarks.figures import bars_figure, growth_figure
+from benchmarks.figures import growth_figure, thresholds_figure
+from benchmarks.result import environment, option_parser, write_result
 from benchmarks.shapes import DTYPES, GROWTH, GROWTH_BASE, OBJECTIVES, QUICK, SHAPES, Case, grown
-from benchmarks.tables import OWN, PEER, Run, bar_table, csv_text, markdown, record
-from hyperdflash.identity import runs_dir
-from hyperdflash.record import environment_record, script_command, write_json
+from benchmarks.tables import OWN, PEER, Run, markdown, record
 
-PROFILED = SHAPES[2].name  # large enough that calls do not cost, small enough that the profile is short
 LEAST_S = 10.0  # a case: steps of 50 ms are taken often enough to see more than one mood of the machine
 
 
@@ -43,7 +40,6 @@ def run_bench(
     cases: Sequence[Case],
     axes: dict[str, tuple[int, ...]],
     growth_terms: Terms,
-    save: Callable[[], object] = lambda: None,
 ) -> None:
     """Fills ``run``; ``axes`` the sizes of each axis along which to grow, one case each but the base only once."""
     grown_cases = {axis: [grown(GROWTH_BASE, axis, size) for size in sizes] for axis, sizes in axes.items()}
@@ -52,14 +48,10 @@ def run_bench(
     with tqdm(total=steps * len(sides), desc="bench step", unit="step", dynamic_ncols=True) as bar:
         for case in cases:
             bar.set_postfix_str(f"{case.shape.name}, {case.dtype}, {case.objective}")
-            extras = ["rates"] if case.objective == "own" else []
-            extras += ["profile"] if case.shape.name in (PROFILED, QUICK.name) and case.objective == "own" else []
-            run.cases.append(duel(case, sides, run.terms, extras=extras, progress=bar.update))
-            save()
+            run.cases.append(duel(case, sides, run.terms, rates=case.objective == "own", progress=bar.update))
         for shape in shapes:
             bar.set_postfix_str(f"growth, {shape.name}")
             run.growth[shape] = duel(Case(shape, "fp32", "own"), sides, growth_terms, progress=bar.update)
-            save()
     run.growth_axes = grown_cases
 
 
@@ -79,28 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (3 if options.quick else 10)
     shared = {"threads": options.threads, "memory_bytes": int(options.memory_gib * 2**30)}
     shared["rate_s"] = 0.0 if options.quick else 0.1
-    command = script_command("benchmarks.step", arguments)
     least_s = 0.0 if options.quick else LEAST_S
-    run = Run(Terms(rounds=rounds, least_s=least_s, **shared), environment_record(command), machine())
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    def save() -> None:
-        write_json(options.out / "step.json", record(run))
-
+    measured_in = environment("step", arguments)
+    run = Run(Terms(rounds=rounds, least_s=least_s, **shared), machine())
     axes = {} if options.quick or options.no_growth else GROWTH
-    run_bench(run, sides, cases, axes, Terms(rounds=max(3, rounds // 2), least_s=least_s / 2, **shared), save)
+    run_bench(run, sides, cases, axes, Terms(rounds=max(3, rounds // 2), least_s=least_s / 2, **shared))
     run.machine["load_after"] = os.getloadavg()[0]
-    save()
-    write_tables(run, options.out)
-    print(bar_table(run.bars()))
+    write(run, options.out, measured_in)
 
 
-def write_tables(run: Run, out: Path) -> None:
-    (out / "step.md").write_text(markdown(run))
-    (out / "step.csv").write_text(csv_text(run))
-    bars_figure(run.bars(), out / "bars.png")
+def write(run: Run, out: Path, measured_in: dict) -> None:
+    """step.json, step.md, and both pictures."""
+    write_result(out, "step", record(run), markdown(run), measured_in)
+    thresholds_figure(run.thresholds(), out / "step.png")
     if run.growths():
-        growth_figure(run.growths(), out / "growth.png")
+        growth_figure(run.growths(), out / "step_growth.png")
 
 
 def machine() -> dict:
@@ -111,10 +96,8 @@ def machine() -> dict:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-step")
-    parser.add_argument("--rounds", type=int, help="measured steps a side and case, at least (10; in growth half of them)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = option_parser("step", __doc__, threads=2)
+    parser.add_argument("--rounds", type=int, help="measured steps per side and case, at least (10; in growth half of them)")
     parser.add_argument("--memory-gib", type=float, default=12.0, help="what one process may allocate beyond its imports")
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-peers/bin/python"))
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="all")

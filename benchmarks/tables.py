@@ -1,9 +1,7 @@
-"""What a bench run found, as Markdown, CSV and JSON. Median times, decimal megabytes, ratios of this run alone."""
+"""What a run of the step's benchmark found, as Markdown and JSON. Median times, decimal megabytes, ratios of this run alone."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,10 +11,9 @@ from benchmarks.flops import FORMULA, step_flops
 from benchmarks.shapes import GROWTH_BASE, Case
 from benchmarks.verdict import (
     FIT_TOLERANCE,
-    Bar,
     Growth,
+    Threshold,
     added_bytes,
-    bars,
     growths,
     middle_half,
     over_peak,
@@ -24,7 +21,9 @@ from benchmarks.verdict import (
     seconds_at_own_rates,
     slots_per_second,
     step_seconds,
+    thresholds,
 )
+from hyperdflash.report.tables import markdown_table
 
 OWN, PEER = "this project", "speculators"
 
@@ -53,74 +52,36 @@ oneDNN, and our process keeps freed memory for the next step, both as this proje
 
 @dataclass
 class Run:
-    """Everything a bench run measured. ``cases`` a side's name -> result each; ``growth`` shapes of each axis, and results."""
+    """All that was measured. ``cases``: side -> result, per case; ``growth``: the same per shape along ``growth_axes``."""
 
     terms: Terms
-    environment: dict
     machine: dict
     cases: list[dict[str, Measured]] = field(default_factory=list)
     growth_axes: dict = field(default_factory=dict)
     growth: dict = field(default_factory=dict)
 
-    def bars(self) -> list[Bar]:
+    def thresholds(self) -> list[Threshold]:
         """Of the cases with this project's own loss."""
         compared = [results for results in self.cases if results[OWN].case.objective == "own"]
-        return [bar for results in compared for bar in bars(results[OWN], results.get(PEER))]
+        return [found for results in compared for found in thresholds(results[OWN], results.get(PEER))]
 
     def growths(self) -> list[Growth]:
         return growths(self.growth, self.growth_axes)
 
 
-def markdown(run: Run) -> str:
+def markdown(run: Run) -> list[str]:
     parts = [
-        "# The training step's speed and memory\n",
-        f"`{run.environment['command']}`\n",
+        "# The training step's speed and memory",
         _machine(run),
-        "## What is measured\n\n" + WHAT_IS_MEASURED + "\n",
+        "## What is measured\n\n" + WHAT_IS_MEASURED,
         "## Speed and memory\n\n" + _comparison(run),
-        "## Bars\n\n" + bar_table(run.bars()) + "\n![Ratios beside their bars](bars.png)\n",
-        "## Matrix products\n\n```\n" + FORMULA + "\n```\n\n" + _matmuls(run),
+        "## Thresholds\n\n" + threshold_table(run.thresholds()) + "\n\n![Ratios beside their thresholds](step.png)",
+        "## Matrix products\n\n```\n" + FORMULA + "\n```\n\n" + _products(run),
     ]
     if run.growth:
-        parts.append("## Growth\n\n" + _growth(run.growths()) + "\n![Growth on logarithmic axes](growth.png)\n")
-    parts.append("## Where the time goes\n\n" + _stages(run) + _operators(run))
-    return "\n".join(parts)
-
-
-def rows(run: Run) -> list[dict]:
-    """One flat record a case and side, growth's too; what the CSV holds."""
-    found = []
-    for study, results in [("shapes", r) for r in run.cases] + [("growth", r) for r in run.growth.values()]:
-        for side, measured in results.items():
-            case = measured.case
-            found.append(
-                {
-                    "study": study,
-                    "side": side,
-                    "dtype": case.dtype,
-                    "loss": case.objective,
-                    **asdict(case.shape),
-                    "step_s": step_seconds(measured),
-                    "slots_per_s": slots_per_second(measured),
-                    "added_bytes": added_bytes(measured),
-                    "imports_bytes": measured.imports_bytes,
-                    "built_bytes": measured.built_bytes,
-                    "peak_bytes": measured.peak_bytes,
-                    "step_flops": step_flops(case),
-                    "matmul_s_at_own_rates": seconds_at_own_rates(measured),
-                    "step_over_matmul_at_peak": over_peak(measured),
-                    "error": measured.error,
-                }
-            )
-    return found
-
-
-def csv_text(run: Run) -> str:
-    records, text = rows(run), io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+        parts.append("## Growth\n\n" + _growth(run.growths()) + "\n\n![Growth on logarithmic axes](step_growth.png)")
+    parts.append("## This project's step by stage, medians\n\n" + _stages(run))
+    return "\n\n".join(parts).splitlines()
 
 
 def record(run: Run) -> dict:
@@ -130,32 +91,27 @@ def record(run: Run) -> dict:
         return {side: {**asdict(measured), "step_s": step_seconds(measured)} for side, measured in results.items()}
 
     return {
-        "environment": run.environment,
         "machine": run.machine,
         "terms": asdict(run.terms),
         "cases": [plain(results) for results in run.cases],
-        "bars": [{**asdict(bar), "met": bar.met} for bar in run.bars()],
+        "thresholds": [{**asdict(found), "met": found.met} for found in run.thresholds()],
         "growth": [plain(results) for results in run.growth.values()],
         "exponents": [{**asdict(g), "within": g.within} for g in run.growths()],
     }
 
 
-def bar_table(found: Sequence[Bar]) -> str:
-    lines = ["| bar | shape | dtype | measured | bound | |", "| --- | --- | --- | ---: | ---: | --- |"]
-    for bar in sorted(found, key=lambda bar: bar.name):
-        sign = "at least" if bar.at_least else "at most"
-        verdict = {True: "met", False: "**not met**", None: "cannot be said"}[bar.met]
-        note = f" ({bar.note})" if bar.note else ""
-        lines.append(
-            f"| {bar.name} | {bar.case.shape.name} | {bar.case.dtype} | {_number(bar.value, '{:.2f}')} | "
-            f"{sign} {bar.bound:.2f} | {verdict}{note} |"
-        )
-    return "\n".join(lines) + "\n"
+def threshold_table(found: Sequence[Threshold]) -> str:
+    rows = []
+    for one in sorted(found, key=lambda one: one.name):
+        bound = f"{'at least' if one.at_least else 'at most'} {one.bound:.2f}"
+        verdict = {True: "met", False: "**not met**", None: "cannot be said"}[one.met] + (f" ({one.note})" if one.note else "")
+        rows.append([one.name, one.case.shape.name, one.case.dtype, _number(one.value, "{:.2f}"), bound, verdict])
+    return _table(["threshold", "shape", "dtype", "measured", "bound", ""], rows)
 
 
 def _machine(run: Run) -> str:
     versions = {side: m.versions for results in run.cases for side, m in results.items() if m.versions}
-    lines = [f"- {run.machine['cpu']}, {run.machine['cores']} cores, {run.terms.threads} threads a process"]
+    lines = [f"- {run.machine['cpu']}, {run.machine['cores']} cores, {run.terms.threads} threads per process"]
     lines += [f"- {side}: {', '.join(f'{name} {v}' for name, v in packages.items())}" for side, packages in versions.items()]
     more = (
         f", more where they take less than {run.terms.least_s:g} s together (in growth half of both)"
@@ -163,104 +119,81 @@ def _machine(run: Run) -> str:
         else ""
     )
     lines.append(
-        f"- {run.terms.rounds} measured steps a side and case after {run.terms.warm_up} others{more}; a process may allocate "
+        f"- {run.terms.rounds} measured steps per side and case after {run.terms.warm_up} others{more}; a process may allocate "
         f"{run.terms.memory_bytes / 2**30:g} GiB"
     )
     busy = run.machine["load_before"], run.machine.get("load_after")
     lines.append(f"- load average over the minute before the run {busy[0]:.2f}, at its end {_number(busy[1], '{:.2f}')}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _comparison(run: Run) -> str:
-    lines = [
-        "| shape | dtype | loss | steps | ours, ms | speculators, ms | ours, slots/s | speculators, slots/s | speed ratio | "
-        "ours, MB | speculators, MB | memory ratio |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    failures = []
+    sides = ("ours", "speculators")
+    header = ["shape", "dtype", "loss", "steps", *(f"{side}, ms" for side in sides)]
+    header += [*(f"{side}, slots/s" for side in sides), "speed ratio", *(f"{side}, MB" for side in sides), "memory ratio"]
+    rows, failures = [], []
     for results in run.cases:
         own, peer = results[OWN], results.get(PEER)
-        case = own.case
-        cells = [case.shape.name, case.dtype, case.objective, f"{len(own.seconds)}"]
-        cells += [_time(own), _time(peer)]
         speeds = slots_per_second(own), peer and slots_per_second(peer)
         memory = added_bytes(own), peer and added_bytes(peer)
-        cells += [_number(s, "{:,.0f}") for s in speeds] + [_number(ratio(*speeds), "{:.2f}")]
-        cells += [_number(m and m / 1e6, "{:,.0f}") for m in memory] + [_number(ratio(*memory), "{:.2f}")]
-        lines.append("| " + " | ".join(cells) + " |")
-        failures += [f"- {side}, {_title(case)}: {m.error}" for side, m in results.items() if m.error]
+        cells = [own.case.shape.name, own.case.dtype, own.case.objective, f"{len(own.seconds)}", _time(own), _time(peer)]
+        cells += [*(_number(s, "{:,.0f}") for s in speeds), _number(ratio(*speeds), "{:.2f}")]
+        rows.append([*cells, *(_number(m and m / 1e6, "{:,.0f}") for m in memory), _number(ratio(*memory), "{:.2f}")])
+        failures += [f"- {side}, {_title(own.case)}: {m.error}" for side, m in results.items() if m.error]
         if own.extras_error:
-            failures.append(f"- rates or profile, {_title(case)}: {own.extras_error}")
-    text = "\n".join(lines) + "\n\nTimes are medians, with the middle half of the steps in brackets.\n"
+            failures.append(f"- rates, {_title(own.case)}: {own.extras_error}")
     imports = {side: m.imports_bytes for results in run.cases for side, m in results.items() if m.imports_bytes}
-    text += "Imports alone: " + ", ".join(f"{side} {value / 1e6:,.0f} MB" for side, value in imports.items()) + ".\n"
-    return text + ("\nDid not run:\n\n" + "\n".join(failures) + "\n" if failures else "")
+    text = _table(header, rows) + "\n\nTimes are medians, with the middle half of the steps in brackets.\nImports alone: "
+    text += ", ".join(f"{side} {value / 1e6:,.0f} MB" for side, value in imports.items()) + "."
+    return text + ("\n\nDid not run:\n\n" + "\n".join(failures) if failures else "")
 
 
-def _matmuls(run: Run) -> str:
-    lines = [
-        "| shape | dtype | loss | GFLOP | peak, GFLOP/s | at | FLOPs at peak, ms | each at its own rate, ms | step, ms | "
-        "step / at peak |",
-        "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
+def _products(run: Run) -> str:
+    header = ["shape", "dtype", "loss", "GFLOP", "peak, GFLOP/s", "at", "FLOPs at peak, ms", "each at its own rate, ms"]
+    rows = []
     for own in (results[OWN] for results in run.cases if results[OWN].beside_peak):
-        best = max(own.rates, key=lambda rate: rate["flops_per_s"])
+        best, flops = max(own.rates, key=lambda rate: rate["flops_per_s"]), step_flops(own.case)
         step_s, peak = (statistics.median(values) for values in zip(*own.beside_peak, strict=True))
-        batch, rows_, inner, columns = best["sizes"]
-        size = (f"{batch} x " if batch > 1 else "") + f"[{rows_}, {inner}] [{inner}, {columns}]"
-        lines.append(
-            f"| {own.case.shape.name} | {own.case.dtype} | {own.case.objective} | {step_flops(own.case) / 1e9:.2f} | "
-            f"{peak / 1e9:,.0f} | {best['name']}, {best['part']}: {size} | {1e3 * step_flops(own.case) / peak:.1f} | "
-            f"{1e3 * seconds_at_own_rates(own):.1f} | {1e3 * step_s:.1f} | {over_peak(own):.2f} |"
-        )
-    text = (
+        batch, height, inner, columns = best["sizes"]
+        size = (f"{batch} x " if batch > 1 else "") + f"[{height}, {inner}] [{inner}, {columns}]"
+        times = [flops / peak, seconds_at_own_rates(own), step_s]
+        cells = [own.case.shape.name, own.case.dtype, own.case.objective, f"{flops / 1e9:.2f}", f"{peak / 1e9:,.0f}"]
+        cells += [f"{best['name']}, {best['part']}: {size}", *(f"{1e3 * s:.1f}" for s in times)]
+        rows.append([*cells, f"{over_peak(own):.2f}"])
+    return (
         "Every product is measured at its own size and layout, the best of several repetitions, in fp32 with the faster of MKL "
         "and oneDNN; products with the vocabulary on as many rows as give 64 million outputs. The peak is the fastest of them, "
         "measured anew after each of as many further steps as the comparison took; peak and step are medians, and the last "
-        "column, which has the bar, is the median of the steps' own ratios.\n\n"
-    )
-    return text + "\n".join(lines) + "\n"
+        "column, which has the threshold, is the median of the steps' own ratios.\n\n"
+    ) + _table([*header, "step, ms", "step / at peak"], rows)
 
 
 def _growth(found: Sequence[Growth]) -> str:
-    base = GROWTH_BASE
-    lines = [
+    base, rows = GROWTH_BASE, []
+    for g in found:
+        cells = [g.symbol, g.side, ", ".join(f"{s:,}" for s in g.sizes), ", ".join(f"{1e3 * s:,.0f}" for s in g.seconds)]
+        cells += [", ".join(f"{m / 1e6:,.0f}" for m in g.added)]
+        cells += [f"{e:.2f}" for e in (g.time_exponent, g.memory_exponent, g.flops_exponent)]
+        rows.append([*cells, str(g.degree), "within" if g.within else "**above**"])
+    header = ["size", "side", "values", "step, ms", "memory, MB", "time exponent", "memory exponent", "FLOPs", "degree", ""]
+    return (
         f"One size at a time from T {base.num_tokens:,}, A {base.num_anchors}, V {base.vocab_size:,}, D {base.hidden_size}, "
         f"{base.num_layers} layers, fp32, loss `own`; MLP 4 D wide. Exponents are slopes of least-squares lines through the "
         "logarithms; `FLOPs` is the exponent of the formula above over the same sizes; the degree is this size's highest power "
-        f"in the arithmetic, which neither exponent may exceed (by more than {FIT_TOLERANCE:g}).\n",
-        "| size | side | values | step, ms | memory, MB | time exponent | memory exponent | FLOPs | degree | |",
-        "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for g in found:
-        lines.append(
-            f"| {g.symbol} | {g.side} | {', '.join(f'{s:,}' for s in g.sizes)} | "
-            f"{', '.join(f'{1e3 * s:,.0f}' for s in g.seconds)} | {', '.join(f'{m / 1e6:,.0f}' for m in g.added)} | "
-            f"{g.time_exponent:.2f} | {g.memory_exponent:.2f} | {g.flops_exponent:.2f} | {g.degree} | "
-            f"{'within' if g.within else '**above**'} |"
-        )
-    return "\n".join(lines) + "\n"
+        f"in the arithmetic, which neither exponent may exceed (by more than {FIT_TOLERANCE:g}).\n\n"
+    ) + _table(header, rows)
 
 
 def _stages(run: Run) -> str:
-    lines = ["| shape | dtype | loss | anchors, ms | draft, ms | loss, ms | backward, ms |", "|" + " --- |" * 3 + " ---: |" * 4]
+    names, rows = ("anchors", "draft", "loss", "backward"), []
     for own in (results[OWN] for results in run.cases if results[OWN].stages):
-        times = [statistics.median(own.stages[name]) for name in ("anchors", "draft", "loss", "backward")]
-        cells = [own.case.shape.name, own.case.dtype, own.case.objective, *(f"{1e3 * t:.1f}" for t in times)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "This project's step by stage, medians:\n\n" + "\n".join(lines) + "\n"
+        times = [f"{1e3 * statistics.median(own.stages[name]):.1f}" for name in names]
+        rows.append([own.case.shape.name, own.case.dtype, own.case.objective, *times])
+    return _table(["shape", "dtype", "loss", *(f"{name}, ms" for name in names)], rows)
 
 
-def _operators(run: Run, most: int = 12) -> str:
-    text = ""
-    for own in (results[OWN] for results in run.cases if results[OWN].operators):
-        total = sum(row["seconds"] for row in own.operators)
-        text += f"\nOperators of {_title(own.case)}, their own time a step (under the profiler, {1e3 * total:.0f} ms):\n\n"
-        text += "| operator | ms | share | calls |\n| --- | ---: | ---: | ---: |\n"
-        for row in own.operators[:most]:
-            share = row["seconds"] / total
-            text += f"| {row['operator']} | {1e3 * row['seconds']:.1f} | {share:.0%} | {row['calls']:.0f} |\n"
-    return text
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(markdown_table(header, rows))
 
 
 def _title(case: Case) -> str:

@@ -1,4 +1,4 @@
-"""From measured steps to ratios, bars and exponents; no clock and no torch in here."""
+"""From measured steps to ratios, thresholds and exponents; no clock and no torch in here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.duel import Measured
 from benchmarks.flops import products, step_flops
 from benchmarks.shapes import GROWTH, SYMBOLS, Case, StepShape
 
-SPEED_BAR = {"fp32": 2.0, "bf16": 3.0}  # slots/s, times the peer's, at least
-MEMORY_BAR = 1 / 3  # peak over imports, times the peer's, at most
-MATMUL_BAR = {"fp32": 2.0, "bf16": 4.0}  # step time, times that of its FLOPs at the measured peak, at most
+LEAST_SPEED = {"fp32": 2.0, "bf16": 3.0}  # slots/s, times the peer's, at least
+MOST_MEMORY = 1 / 3  # peak over imports, times the peer's, at most
+MOST_TIME = {"fp32": 2.0, "bf16": 4.0}  # step time, times that of its FLOPs at the measured peak, at most
 TIME_DEGREE = {"num_tokens": 1, "num_anchors": 1, "vocab_size": 1, "hidden_size": 2, "num_layers": 1}
 FIT_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Bar:
+class Threshold:
     """``value`` against ``bound``; met None: it cannot be said, and ``note`` says why."""
 
     name: str
@@ -76,18 +76,18 @@ def ratio(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a / b
 
 
-def bars(own: Measured, peer: Measured | None) -> list[Bar]:
+def thresholds(own: Measured, peer: Measured | None) -> list[Threshold]:
     """The three of one case; those beside the peer only where there is one."""
     case, found = own.case, []
     if peer is not None:
         note = f"speculators: {peer.error}" if peer.error else (own.error or "")
         speed = ratio(slots_per_second(own), slots_per_second(peer))
         memory = ratio(added_bytes(own), added_bytes(peer))
-        found.append(Bar("slots/s beside speculators", case, speed, SPEED_BAR[case.dtype], True, note))
-        found.append(Bar("peak memory beside speculators", case, memory, MEMORY_BAR, False, note))
+        found.append(Threshold("slots/s beside speculators", case, speed, LEAST_SPEED[case.dtype], True, note))
+        found.append(Threshold("peak memory beside speculators", case, memory, MOST_MEMORY, False, note))
     if own.beside_peak or own.extras_error:
         note = "" if own.beside_peak else own.extras_error or ""
-        found.append(Bar("step time / FLOPs at peak", case, over_peak(own), MATMUL_BAR[case.dtype], False, note))
+        found.append(Threshold("step time / FLOPs at peak", case, over_peak(own), MOST_TIME[case.dtype], False, note))
     return found
 
 

@@ -38,29 +38,24 @@ def test_the_parts_become_files(tmp_path, monkeypatch, capsys, mini_target):
     monkeypatch.setattr(cache_scale, "run_alone", lambda *arguments: cache_scale.measure_one(*map(str, arguments)))
     small = ["--rounds=2", "--records=6", "--tokens=8", "--paths=4", "--hidden=32", "--shards=20", "--prompts=1"]
     cache.main(["formats", "codecs", f"--out={tmp_path}", f"--target={mini_target}", f"--scratch={tmp_path}", *small])
-    assert not (tmp_path / "scale.json").exists()
+    assert set(json.loads((tmp_path / "cache.json").read_text())) == {"formats", "codecs", "environment"}
     cache.main(["scale", f"--out={tmp_path}", *small])
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "formats.json",
-        "codecs.json",
-        "scale.json",
-        "cache.md",
-        "formats.png",
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {"cache.json", "cache.md", "cache.png"}
+    record = json.loads((tmp_path / "cache.json").read_text())
+    assert {"formats", "scale", "codecs"} < set(record)
     text = (tmp_path / "cache.md").read_text()
-    assert text in capsys.readouterr().out
+    assert text.strip() in capsys.readouterr().out
     assert [line for line in text.splitlines() if line.startswith("### ")] == [
-        f"### Formats: 6 records, {json.loads((tmp_path / 'formats.json').read_text())['tokens']} tokens of 4 x 32 bf16 "
-        "(256 bytes), all in the page cache",
+        f"### Formats: 6 records, {record['formats']['tokens']} tokens of 4 x 32 bf16 (256 bytes), all in the page cache",
         "### 20 shards",
-        "### Codecs: 4 x 32 a token",
+        "### Codecs: 4 x 32 per token",
     ]
-    assert all(text.count(f"| {name}") == 2 for name in FORMATS)
-    errors = json.loads((tmp_path / "codecs.json").read_text())["errors"]
+    assert all(text.count(f"| {name} ") == 2 for name in FORMATS)
+    errors = record["codecs"]["errors"]
     assert errors["fp32"]["states"] == 0 and errors["fp32"]["kl_mean_pool"] == 0 and errors["fp32"]["same_top"] == 1
     assert 0 < errors["bf16"]["states"] < 2**-8 < errors["fp8"]["states"] < 2**-4
     assert 0 < errors["bf16"]["kl_mean_pool"] < errors["fp8"]["kl_mean_pool"] < 0.1
-    assert (tmp_path / "formats.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cache.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_unknown_part_is_named(capsys):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import json
 import sys
 import time
@@ -21,7 +19,7 @@ from benchmarks.flops import products, step_flops
 from benchmarks.own_step import build, drafter_config, training_step
 from benchmarks.shapes import QUICK, SHAPES, Case, StepShape, grown
 from benchmarks.tables import OWN, PEER, Run
-from benchmarks.verdict import bars, exponent, growths, over_peak
+from benchmarks.verdict import exponent, growths, over_peak, thresholds
 from hyperdflash.drafting.flops import step_flops as drafter_flops
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -51,7 +49,7 @@ def test_short_steps_are_taken_for_a_while_unless_they_fail(tmp_path, monkeypatc
     turns, ticks, sleep = [], [], time.sleep
     monkeypatch.setattr("benchmarks.duel.time.sleep", lambda seconds: (turns.append(1), sleep(seconds)))
     terms = Terms(rounds=2, warm_up=1, least_s=0.5)
-    own, peer = duel(CASE, fakes(tmp_path / "log"), terms, extras=["rates"], progress=lambda: ticks.append(1)).values()
+    own, peer = duel(CASE, fakes(tmp_path / "log"), terms, rates=True, progress=lambda: ticks.append(1)).values()
     assert len(own.seconds) == len(peer.seconds) == len(own.beside_peak) > 2
     assert len(ticks) == 6 < len(turns)  # what a bar was promised
     turns.clear()
@@ -61,7 +59,7 @@ def test_short_steps_are_taken_for_a_while_unless_they_fail(tmp_path, monkeypatc
 
 def test_the_peak_is_that_of_the_fastest_product_beside_each_step(tmp_path):
     log = tmp_path / "log"
-    own = duel(CASE, fakes(log), Terms(rounds=3, warm_up=2), extras=["rates"])[OWN]
+    own = duel(CASE, fakes(log), Terms(rounds=3, warm_up=2), rates=True)[OWN]
     asked = [do for name, do, _ in map(json.loads, log.read_text().splitlines()) if name == "own"]
     assert asked[-8:] == ["memory", "rates", "step", "peak", "step", "peak", "step", "peak"]  # memory before anything else
     fastest = sum(len(product.parts) for product in products(CASE))  # in the fake
@@ -79,28 +77,29 @@ def test_the_peak_is_that_of_the_fastest_product_beside_each_step(tmp_path):
     ],
 )
 def test_a_side_that_cannot_run_is_reported_and_the_other_goes_on(tmp_path, mode, error):
-    run = Run(Terms(rounds=2, warm_up=0), {"command": "bench"}, {"cpu": "x", "cores": 2, "load_before": 0.0})
+    run = Run(Terms(rounds=2, warm_up=0), {"cpu": "x", "cores": 2, "load_before": 0.0})
     step.run_bench(run, fakes(tmp_path / "log", peer=(0.03, mode)), [CASE], {}, run.terms)
     own, peer = run.cases[0][OWN], run.cases[0][PEER]
     assert peer.error == error and len(own.seconds) == 2
-    text = tables.markdown(run)
+    text = "\n".join(tables.markdown(run))
     assert f"- speculators, quick, fp32, own: {error}" in text
     assert f"cannot be said (speculators: {error})" in text
-    assert [row["error"] for row in csv.DictReader(io.StringIO(tables.csv_text(run)))] == ["", error]
+    (case,) = tables.record(run)["cases"]
+    assert [case[side]["error"] for side in (OWN, PEER)] == [None, error]
 
 
 def test_a_peak_that_cannot_be_measured_leaves_the_comparison(tmp_path):
-    run = Run(Terms(rounds=2, warm_up=0), {"command": "bench"}, {"cpu": "x", "cores": 2, "load_before": 0.0})
+    run = Run(Terms(rounds=2, warm_up=0), {"cpu": "x", "cores": 2, "load_before": 0.0})
     step.run_bench(run, fakes(tmp_path / "log", own=(0.01, "no_peak")), [CASE], {}, run.terms)
     own = run.cases[0][OWN]
     assert own.error is None and own.extras_error == "no room" and len(own.seconds) == 2 and own.beside_peak == []
-    assert {bar.name: bar.met for bar in run.bars()} == {
+    assert {found.name: found.met for found in run.thresholds()} == {
         "slots/s beside speculators": True,
         "peak memory beside speculators": True,
         "step time / FLOPs at peak": None,
     }
-    text = tables.markdown(run)
-    assert "cannot be said (no room)" in text and "- rates or profile, quick, fp32, own: no room" in text
+    text = "\n".join(tables.markdown(run))
+    assert "cannot be said (no room)" in text and "- rates, quick, fp32, own: no room" in text
 
 
 def measured(side: str, seconds: float, megabytes: int, case: Case = CASE) -> Measured:
@@ -114,13 +113,13 @@ def measured(side: str, seconds: float, megabytes: int, case: Case = CASE) -> Me
     )
 
 
-def test_bars_compare_with_the_bounds_of_the_dtype():
+def test_thresholds_compare_with_the_bounds_of_the_dtype():
     def verdicts(dtype: str, own_s: float, own_mb: int) -> list[bool | None]:
         case = Case(QUICK, dtype, "own")
         own = measured(OWN, own_s, own_mb, case)
         # a machine half as fast for one step, of which the median of the ratios knows nothing
         own.beside_peak = [(own_s, step_flops(case)), (2 * own_s, step_flops(case) / 2), (own_s, step_flops(case))]
-        return [bar.met for bar in bars(own, measured(PEER, 6.0, 300, case))]
+        return [found.met for found in thresholds(own, measured(PEER, 6.0, 300, case))]
 
     assert verdicts("fp32", 2.0, 100) == [True, True, True]
     assert verdicts("fp32", 3.01, 101) == [False, False, False]
@@ -146,16 +145,16 @@ def test_growth_finds_the_powers(tmp_path):
 
 
 def test_growth_becomes_a_table_and_a_picture(tmp_path):
-    run = Run(Terms(rounds=1, warm_up=0), {"command": "bench"}, {"cpu": "x", "cores": 2, "load_before": 0.0})
+    run = Run(Terms(rounds=1, warm_up=0), {"cpu": "x", "cores": 2, "load_before": 0.0})
     axes = {"num_anchors": (64, 128, 256), "hidden_size": (128, 256, 512)}
     step.run_bench(run, fakes(tmp_path / "log"), [CASE], axes, run.terms)
     assert len(run.growth) == 5  # the base lies on both axes and is measured once
-    step.write_tables(run, tmp_path)
+    step.write(run, tmp_path, {"command": "bench", "git_revision": None, "load_before": 0.0})
     text = (tmp_path / "step.md").read_text()
     assert "| A | this project | 64, 128, 256 | 10, 10, 10 | 10, 10, 10 | 0.00 | 0.00 |" in text
     assert "| D | speculators | 128, 256, 512 | 30, 30, 30 | 30, 30, 30 | 0.00 | 0.00 |" in text
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
-    assert len((tmp_path / "step.csv").read_text().splitlines()) == 1 + 2 + 2 * 5
+    assert (tmp_path / "step_growth.png").stat().st_size > 10_000
+    assert len(json.loads((tmp_path / "step.json").read_text())["growth"]) == 5
 
 
 def test_flops_by_hand():
@@ -233,8 +232,8 @@ def test_quick_measures_a_real_step(tmp_path, capsys):
     assert own["error"] is None and own["slots"] == 48 and len(own["seconds"]) == 2
     assert own["peak_bytes"] > own["built_bytes"] >= own["imports_bytes"] > 0
     text = (tmp_path / "step.md").read_text()
-    assert "2 * A S * D * V           x 2" in text and "aten::mm" in text
-    assert (tmp_path / "bars.png").stat().st_size > 10_000
+    assert "2 * A S * D * V           x 2" in text
+    assert (tmp_path / "step.png").stat().st_size > 10_000
 
 
 def test_without_the_peer_it_says_what_makes_one(tmp_path):

@@ -37,4 +37,4 @@ def test_the_model_is_the_same_by_our_functions(tiny_sizes):
 
 def test_the_table_compares_round_by_round():
     text = table({"plain": [100.0, 200.0, 300.0], "fast": [200.0, 400.0, 1500.0]}, 1e-6)
-    assert "| fast | 400 | 200 to 1,500 | 2.00 | 2.00 |" in text
+    assert "| fast | 400 | 200 to 1,500 | 2.00 | 2.00 |" in text and "1.0e-06" in text[-1]
