@@ -27,8 +27,8 @@ from benchmarks.result import environment, option_parser, write_result
 from hyperdflash.contracts import Document
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.capture import capture
-from hyperdflash.states.datasets import ShardedStates
 from hyperdflash.states.modes import Disk, Off, Offline, Stream
+from hyperdflash.states.readers import ShardedStates
 from hyperdflash.states.store import CacheKey, StateStore, collate, make_shards
 from hyperdflash.states.writer import write_taps
 from hyperdflash.targets.load import load_target
@@ -71,7 +71,7 @@ def once(way: str, documents: Sequence[Document], key: CacheKey, producer: Produ
     store = StateStore(directory, key)
     started = time.perf_counter()
     if way == "written beside":
-        capture(documents, store, lambda: producer, documents_per_shard=PER_SHARD, progress=False)
+        capture(make_shards(documents, PER_SHARD), store, lambda: producer, progress=False)
     else:
         for shard in make_shards(documents, PER_SHARD):
             states = producer.states(shard.sequences)
@@ -112,13 +112,14 @@ def first_batches(documents: Sequence[Document], key: CacheKey, producer: Produc
             "off": Off(**settings),
             "stream, empty": Stream(**{**settings, "directory": str(directory / "stream")}, **streamed),
         }
-        capture(documents, modes["disk, filled"].open(key), lambda: producer, documents_per_shard=PER_SHARD, progress=False)
+        shards = make_shards(documents, PER_SHARD)
+        capture(shards, modes["disk, filled"].open(key), lambda: producer, progress=False)
         seconds: dict[str, list[float]] = {name: [] for name in modes}
         for _ in range(rounds):
             for name, mode in modes.items():
                 shutil.rmtree(directory / "stream", ignore_errors=True)
                 started = time.perf_counter()
-                data = mode.states(documents, mode.open(key), lambda: producer, name="bench")
+                data = mode.states(shards, mode.open(key), lambda: producer, name="bench")
                 first_batch(data)
                 seconds[name].append(time.perf_counter() - started)
                 del data
@@ -126,9 +127,8 @@ def first_batches(documents: Sequence[Document], key: CacheKey, producer: Produc
 
 
 def first_batch(data: ShardedStates) -> None:
-    lengths = [[len(document.input_ids) for document in shard.documents] for shard in data.shards]
-    order = TrainingOrder(lengths, batch_size=BATCH, epochs=1, seed=0)
-    data.expect(order.shards_from(0), order.window)
+    order = TrainingOrder(data.lengths, batch_size=BATCH, epochs=1, seed=0)
+    data.prefetch(order.shards_from(0), order.window)
     collate([data[index] for index in order.batch(0)])
 
 

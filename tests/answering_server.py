@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from hyperdflash.data.stable_hash import content_hash
+from hyperdflash.stable_hash import content_hash
 
 FAULTS = ("500", "429", "stall", "garbage", "cut", "crossed", "short", "abort", "no choices", "not ids")
 

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from hyperdflash.checks.engine_states import check_engine
 from hyperdflash.engines.compare import Comparison, Limits, compare
 from hyperdflash.identity import train_run_dir
-from hyperdflash.preparing.states import capture_states, check_command, lazy_producer
+from hyperdflash.preparing.dataset import capture_states
+from hyperdflash.preparing.job import StatesJob, check_command
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 from tests.targets.engine_server import SGLangServer, VLLMServer
@@ -98,7 +99,7 @@ def test_a_failed_check_names_the_server_and_ends_every_capture(target, config, 
         assert server.url in str(caught.value) and "\n" not in str(caught.value)
         through = ["target.engine=sglang", f"target.servers=[{server.url}]"]
         with pytest.raises(ValueError, match="mend the server and run"):
-            lazy_producer(compose_config("train", [*mini_overrides, *through]), lambda: target)()
+            StatesJob.of(compose_config("train", [*mini_overrides, *through])).producer()
 
 
 def test_the_heads_alone_see_wrong_states_too(target, config, monkeypatch):
@@ -185,7 +186,7 @@ def test_a_training_lives_on_what_its_capture_process_makes(target, config, comp
     (log,) = (train_run_dir(run) / "captures").glob("*.log")
     for text in (capfd.readouterr().out, log.read_text()):
         assert "loading the target" not in text
-    assert not list((tmp_path / "stream").rglob("producers/*")) and not list((tmp_path / "stream").rglob("claims/*"))
+    assert not list((tmp_path / "stream").rglob("producers/*")) and not list((tmp_path / "stream").rglob("leases/*"))
     (folder,) = (tmp_path / "stream").iterdir()
     assert folder.name.endswith("-sglang")
     offline = [*given[:-6], "cache=offline", f"cache.directory={tmp_path}/stream", "seed=1"]

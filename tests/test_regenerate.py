@@ -17,8 +17,8 @@ from hyperdflash.answers.responses import AnswerSettings, answer_conversations
 from hyperdflash.answers.served_answers import ask_servers, served_documents, served_path
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_rounds
-from hyperdflash.data.stable_hash import content_hash
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.stable_hash import content_hash
 from tests.answering_server import FAULTS, AnsweringServer
 
 SETTINGS = AnswerSettings(max_new_tokens=12, max_length=150)
@@ -261,33 +261,31 @@ def test_text_is_encoded_again_and_what_does_not_come_back_is_named(mode, broken
 
 
 def test_a_training_with_the_same_options_finds_them(compose_config, mini_overrides, server, capsys, monkeypatch):
-    from hyperdflash.preparing import states
+    from hyperdflash.preparing.dataset import prepare
+    from hyperdflash.preparing.job import PrepareJob
     from hyperdflash.preparing.regeneration import regenerate
     from hyperdflash.targets.load import load_heads
-    from hyperdflash.training.components import make_parts
 
     options = [*mini_overrides, "experiment=stage1", "corpus.responses=server:m", "corpus.temperature=1"]
     training = compose_config("train", options)
-    parts, heads = make_parts(training), load_heads(training.target.path)
+    job, heads = PrepareJob.of(training), load_heads(training.target.path)
 
     def no_target():
         pytest.fail("the target was loaded")
 
     with pytest.raises(ValueError, match=r"24 of 24 answers are not in .*-server-m-.*: run `python -m src\.regenerate"):
-        states.training_documents(training, parts, heads, no_target)
+        prepare(job, heads, no_target)
     capsys.readouterr()
     regenerate(compose_config("regenerate", [*options, f"server={server.url}", "concurrency=4"]))
     printed = capsys.readouterr().out
     assert {body["temperature"] for body in server.bodies} == {0.0, 1.0}  # validation is greedy
     assert "60 rows read, 24 taken" in printed and "train: 24 documents" in printed
     asked = len(server.bodies)
-    documents = states.training_documents(training, parts, heads, no_target)
-    assert (len(documents["train"]), len(documents["validation"]), len(server.bodies)) == (24, 6, asked)
-    from hyperdflash.identity import train_run_dir
-
-    record = json.loads((train_run_dir(training) / "corpus.json").read_text())
-    assert record["sources"][0]["dropped"]["beyond the number wanted"] > 0
-    assert record["train"]["tokens"] == sum(len(d.input_ids) for d in documents["train"])
+    dataset = prepare(job, heads, no_target)
+    lengths = {name: [length for shard in shards for length in shard.lengths] for name, shards in dataset.shards.items()}
+    assert (len(lengths["train"]), len(lengths["validation"]), len(server.bodies)) == (24, 6, asked)
+    assert dataset.rows["sources"][0]["dropped"]["beyond the number wanted"] > 0
+    assert dataset.rows["train"]["tokens"] == sum(lengths["train"])
 
 
 @pytest.mark.parametrize(

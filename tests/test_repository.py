@@ -24,6 +24,8 @@ ORDER = [
     "contracts",
     "settings",
     "files",
+    "leases",
+    "stable_hash",
     "numerics",
     "record",
     "journal",

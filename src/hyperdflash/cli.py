@@ -102,6 +102,17 @@ def as_started(text: str) -> str:
     return re.sub(r"python -m src\.(\w+)", r"hyperdflash \1", text) if CONSOLE in os.environ else text
 
 
+def config_name() -> str:
+    """The configuration of this job: train, evaluate, ..."""
+    return HydraConfig.get().job.config_name if HydraConfig.initialized() else "train"
+
+
+def capture_command() -> str:
+    """Fills a read-only cache: this command without training, and with a cache that is written."""
+    command = command_of("src.capture" if config_name() == "train" else f"src.{config_name()}")
+    return command.replace(" cache=offline", "")
+
+
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__

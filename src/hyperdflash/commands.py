@@ -82,7 +82,7 @@ def train(config: DictConfig) -> float:
 
 @entry_point("train")
 def capture(config: DictConfig) -> None:
-    from hyperdflash.preparing.states import capture_states
+    from hyperdflash.preparing.dataset import capture_states
 
     capture_states(config)
 

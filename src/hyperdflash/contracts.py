@@ -22,6 +22,7 @@ from typing import Literal
 from torch import Tensor
 
 DOMAINS = ("math", "code", "chat")
+ENCODING_VERSION = 1  # counts up when the same conversation becomes other ids or another loss mask: caches are told apart by it
 
 
 @dataclass(frozen=True)

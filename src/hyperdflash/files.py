@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that appears under ``path`` when the block ends, and leaves nothing behind when the block fails.
+
+    Of several processes that write ``path`` at once, one wins and none fails. ``sync`` forces the bytes to the disk first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -27,8 +51,6 @@ def portable(path: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file, in UTF-8, appears only when complete; of several processes that write it at once, one wins and none fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Writes ``text`` in UTF-8, as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(text.encode())

@@ -102,9 +102,34 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
     return values
 
 
+def dataset_decided_by(config: DictConfig) -> dict:
+    """The part of a training configuration that decides its documents and states, resolved; reads no file.
+
+    The fingerprint of the target is the other part. The name of a run must be known without reading weights, so the fingerprint
+    is in the directory of the dataset (``dataset_dir``) and in every checkpoint instead.
+    """
+    decided = {name: value for name, value in decided_by(config).items() if name in ("target", "corpus", "mode")}
+    decided["target"] = {**decided["target"], "engine": config.target.get("engine")}
+    decided["cache"] = {name: config.cache[name] for name in ("dtype", "documents_per_shard")}
+    decided["seed"] = config.seed if config.corpus.temperature > 0 else 0  # of the answers
+    return decided
+
+
+def dataset_name(config: DictConfig) -> str:
+    """Readable head and a hash over ``dataset_decided_by``: streamed-stage1-non_think-bf16-1a2b3c4d."""
+    corpus = class_name(config.corpus).removesuffix("_corpus")
+    digest = _digest(dataset_decided_by(config))
+    return f"{corpus}-stage{config.corpus.stage}-{config.mode}-{config.cache.dtype}-{digest}"
+
+
+def dataset_dir(name: str, target_fingerprint: str) -> Path:
+    """Where the dataset ``name`` of a target lies."""
+    return runs_dir() / "datasets" / f"{name}-{target_fingerprint[:8]}"
+
+
 def run_name(config: DictConfig) -> str:
-    """Readable head and a hash over ``decided_by``: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
-    digest = hashlib.sha256(json.dumps(decided_by(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Readable head and a hash over ``decided_by`` and the dataset: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
+    digest = _digest({**decided_by(config), "dataset": dataset_name(config)})
     return "-".join([f"stage{config.stage}", *source_names(config), f"kl{_plain(config.kl.alpha)}", f"s{config.seed}", digest])
 
 
@@ -130,6 +155,10 @@ def class_name(group: DictConfig | dict) -> str:
     """A short name of an option from its class: hyperdflash.drafting.reducers.hc_gate.HcGate -> hc_gate."""
     name = group["_target_"].rpartition(".")[2].removesuffix("Config")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _plain(value: object) -> object:

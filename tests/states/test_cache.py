@@ -9,8 +9,8 @@ import torch
 
 from hyperdflash.contracts import Document
 from hyperdflash.states.capture import capture
-from hyperdflash.states.datasets import CachedStates
-from hyperdflash.states.store import CacheKey, StateStore
+from hyperdflash.states.readers import CachedStates
+from hyperdflash.states.store import CacheKey, StateStore, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 
@@ -36,7 +36,8 @@ def key(target, dtype="bf16") -> CacheKey:
 
 def test_cached_states_equal_live_ones(target, tmp_path):
     store = StateStore(tmp_path, key(target))
-    shards = capture(documents(), store, lambda: InProcess(target), layer_ids=(1, 2), documents_per_shard=3, progress=False)
+    shards = make_shards(documents(), 3)
+    capture(shards, store, lambda: InProcess(target), layer_ids=(1, 2), progress=False)
     data = CachedStates(store, shards, (1, 2))
     assert len(data) == 7
     row = 0
@@ -75,12 +76,14 @@ def test_a_hit_loads_no_target_and_a_new_tap_captures_only_itself(target, tmp_pa
         loads.append(1)
         return InProcess(target)
 
-    first = capture(documents(), store, load, documents_per_shard=3, progress=False)
+    first = make_shards(documents(), 3)
+    capture(first, store, load, progress=False)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
-    again = capture(reversed_documents(), store, load, documents_per_shard=3, progress=False)
+    again = make_shards(reversed_documents(), 3)
+    capture(again, store, load, progress=False)
     assert [shard.name for shard in again] == [shard.name for shard in first]
     assert len(loads) == 1
-    capture(documents(), store, load, layer_ids=(3,), documents_per_shard=3, progress=False)
+    capture(first, store, load, layer_ids=(3,), progress=False)
     assert len(loads) == 2 and len(list(tmp_path.rglob("*.layer3.safetensors"))) == 3
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
 
@@ -92,4 +95,4 @@ def reversed_documents() -> list[Document]:
 def test_a_producer_of_another_target_is_refused(target, tmp_path):
     store = StateStore(tmp_path, replace(key(target), target="beef"))
     with pytest.raises(ValueError, match="fingerprint"):
-        capture(documents(), store, lambda: InProcess(target), progress=False)
+        capture(make_shards(documents(), 16), store, lambda: InProcess(target), progress=False)

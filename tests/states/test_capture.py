@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from hyperdflash.states.capture import capture, claim_of
-from hyperdflash.states.leases import Board, host
+from hyperdflash.leases import Leases, host
+from hyperdflash.states.capture import capture, lease_of
 from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.states.writer import ShardWriter
 from tests.states.random_states import RandomStates, documents, forwards, key
@@ -22,7 +22,7 @@ fork = multiprocessing.get_context("fork")
 
 def run_capture(directory, log, seconds=0.02):
     store = StateStore(directory, key())
-    capture(documents(24), store, lambda: RandomStates(log, seconds), documents_per_shard=2, progress=False)
+    capture(make_shards(documents(24), 2), store, lambda: RandomStates(log, seconds), progress=False)
 
 
 def content(directory) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def test_what_a_killed_capture_had_in_hand_is_taken_over(tmp_path):
     partial = tmp_path / "cache" / "ab" / "abc.final.safetensors.1.partial"
     partial.parent.mkdir(exist_ok=True)
     partial.write_bytes(b"half")
-    assert list((tmp_path / "cache" / "claims").iterdir())
+    assert list((tmp_path / "cache" / "leases").iterdir())
     run_capture(tmp_path / "cache", tmp_path / "log")
     repeated = len(forwards(tmp_path / "log")) - 12
     assert 1 <= repeated <= 2 and before >= 5  # the one in the forward, and one that was being written
@@ -65,18 +65,18 @@ def test_what_a_killed_capture_had_in_hand_is_taken_over(tmp_path):
 
 
 def test_a_claim_is_one_process_s_until_it_is_gone(tmp_path):
-    with Board(tmp_path) as board, Board(tmp_path) as other:
-        assert board.claim("claims/a") and not other.claim("claims/a") and not board.claim("claims/a")
-        other.release("claims/a")  # not its own
-        assert not other.claim("claims/a")
-        board.release("claims/a")
-        assert other.claim("claims/a", bytes=7) and board.living("claims")["a"]["bytes"] == 7
-    assert not list((tmp_path / "claims").iterdir())
+    with Leases(tmp_path) as leases, Leases(tmp_path) as other:
+        assert leases.acquire("leases/a") and not other.acquire("leases/a") and not leases.acquire("leases/a")
+        other.release("leases/a")  # not its own
+        assert not other.acquire("leases/a")
+        leases.release("leases/a")
+        assert other.acquire("leases/a", bytes=7) and leases.living("leases")["a"]["bytes"] == 7
+    assert not list((tmp_path / "leases").iterdir())
 
 
 def put_claim(directory, name, **record):
-    (directory / "claims").mkdir(exist_ok=True)
-    (directory / "claims" / f"{name}.json").write_text(json.dumps(record) if record else "")
+    (directory / "leases").mkdir(exist_ok=True)
+    (directory / "leases" / f"{name}.json").write_text(json.dumps(record) if record else "")
 
 
 def test_dead_owners_of_this_host_and_silent_ones_of_others(tmp_path):
@@ -87,16 +87,16 @@ def test_dead_owners_of_this_host_and_silent_ones_of_others(tmp_path):
     put_claim(tmp_path, "reused", host=host(), pid=os.getpid(), started="1")
     put_claim(tmp_path, "elsewhere", host="elsewhere", pid=1, started="1")
     put_claim(tmp_path, "empty")
-    with Board(tmp_path, stale_s=0.2) as board:
-        assert board.claim("claims/gone") and board.claim("claims/reused")
-        assert not board.claim("claims/elsewhere") and not board.claim("claims/empty")
-        os.utime(tmp_path / "claims" / "elsewhere.json")
+    with Leases(tmp_path, stale_s=0.2) as leases:
+        assert leases.acquire("leases/gone") and leases.acquire("leases/reused")
+        assert not leases.acquire("leases/elsewhere") and not leases.acquire("leases/empty")
+        os.utime(tmp_path / "leases" / "elsewhere.json")
         time.sleep(0.25)
-        assert board.claim("claims/empty") and not board.claim("claims/elsewhere")  # it moved since it was first seen
+        assert leases.acquire("leases/empty") and not leases.acquire("leases/elsewhere")  # it moved since it was first seen
         time.sleep(0.25)
-        assert board.claim("claims/elsewhere")
+        assert leases.acquire("leases/elsewhere")
         time.sleep(0.25)
-        assert len(board.living("claims")) == 4  # the heartbeat keeps ours
+        assert len(leases.living("leases")) == 4  # the heartbeat keeps ours
 
 
 def test_a_failing_forward_keeps_what_was_made_and_leaves_no_claim(tmp_path):
@@ -108,9 +108,9 @@ def test_a_failing_forward_keeps_what_was_made_and_leaves_no_claim(tmp_path):
 
     store = StateStore(tmp_path / "cache", key())
     with pytest.raises(RuntimeError, match="out of memory"):
-        capture(documents(24), store, lambda: Fails(tmp_path / "log"), documents_per_shard=2, progress=False)
+        capture(make_shards(documents(24), 2), store, lambda: Fails(tmp_path / "log"), progress=False)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 5
-    assert not list((tmp_path / "cache" / "claims").iterdir())
+    assert not list((tmp_path / "cache" / "leases").iterdir())
     run_capture(tmp_path / "cache", tmp_path / "log")
     assert len(forwards(tmp_path / "log")) == 12
 
@@ -126,8 +126,8 @@ def test_a_writer_s_error_ends_the_capture_with_its_cause(tmp_path, monkeypatch)
 
     monkeypatch.setattr(StateStore, "write", full)
     with pytest.raises(OSError, match="No space left"):
-        capture(documents(24), store, lambda: RandomStates(tmp_path / "log"), documents_per_shard=2, progress=False)
-    assert len(forwards(tmp_path / "log")) <= 6 and not list((tmp_path / "cache" / "claims").iterdir())
+        capture(make_shards(documents(24), 2), store, lambda: RandomStates(tmp_path / "log"), progress=False)
+    assert len(forwards(tmp_path / "log")) <= 6 and not list((tmp_path / "cache" / "leases").iterdir())
     monkeypatch.setattr(StateStore, "write", write)
     run_capture(tmp_path / "cache", tmp_path / "log")
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 12
@@ -158,14 +158,14 @@ def test_the_queue_is_bounded_and_the_forward_does_not_wait_for_the_disk(tmp_pat
 def test_a_shard_in_other_hands_is_waited_for(tmp_path):
     store = StateStore(tmp_path / "cache", key())
     shards = make_shards(documents(24), 2)
-    board = Board(store.directory)
-    assert board.claim(claim_of(shards[0]))
+    leases = Leases(store.directory)
+    assert leases.acquire(lease_of(shards[0]))
 
     def finish():
         while len(forwards(tmp_path / "log")) < 11:
             time.sleep(0.005)
         store.write(shards[0], RandomStates().states(shards[0].sequences)[None])
-        board.close()
+        leases.close()
 
     thread = threading.Thread(target=finish)
     thread.start()

@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from hyperdflash.identity import run_name, train_run_dir
-from hyperdflash.preparing import states as lit_states
-from hyperdflash.preparing.states import capture_states
+from hyperdflash.preparing import job as preparing
+from hyperdflash.preparing.dataset import capture_states
 from hyperdflash.states.manifest import CacheKey
 from hyperdflash.states.modes import Disk, Off, Offline, Stream
-from hyperdflash.states.store import collate
+from hyperdflash.states.store import collate, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 from hyperdflash.training import job as runs
@@ -48,7 +48,7 @@ def test_states_are_the_same_in_every_mode(target, tmp_path, dtype):
         Stream(directory=str(tmp_path / "stream"), **SHARED, **STREAM),
     ):
         loads.clear()
-        data = mode.states(documents(7), mode.open(key), producer, (0, 2))
+        data = mode.states(make_shards(documents(7), 3), mode.open(key), producer, (0, 2))
         found[mode.name] = [data[index] for index in range(len(data))]
         assert bool(loads) == (mode.name != "offline")
     for rows in found.values():
@@ -70,8 +70,8 @@ def test_live_states_make_a_shard_once_while_its_window_is_read(target, tmp_path
             made.append(len(sequences))
             return super().states(sequences, layer_ids)
 
-    data = mode.states(documents(15), mode.open(key), lambda: Counted(target))
-    data.expect([0, 1, 2, 3, 4], 2)
+    data = mode.states(make_shards(documents(15), 3), mode.open(key), lambda: Counted(target))
+    data.prefetch([0, 1, 2, 3, 4], 2)
     for index in (0, 4, 1, 3, 2, 5, 6, 10, 7):  # documents of two shards mixed, then of the next two
         data[index]
     assert len(made) == 4
@@ -84,13 +84,13 @@ def test_offline_says_what_is_missing_and_how_to_make_it(target, tmp_path):
     key = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
     mode = Offline(directory=str(tmp_path / "none"), **SHARED)
     with pytest.raises(ValueError, match=r"3 of 3 shards .* are not in .*none.*: run `python -m src\.capture seed=3`"):
-        mode.states(documents(7), mode.open(key), None, command="python -m src.capture seed=3")
+        mode.states(make_shards(documents(7), 3), mode.open(key), None, command="python -m src.capture seed=3")
     assert not (tmp_path / "none").exists()
     disk = Disk(directory=str(tmp_path / "disk"), **SHARED)
-    disk.states(documents(7), disk.open(key), lambda: InProcess(target))
+    disk.states(make_shards(documents(7), 3), disk.open(key), lambda: InProcess(target))
     mode = Offline(directory=str(tmp_path / "disk"), **SHARED)
     with pytest.raises(ValueError, match="3 of 3 shards with the taps"):
-        mode.states(documents(7), mode.open(key), None, (1,))
+        mode.states(make_shards(documents(7), 3), mode.open(key), None, (1,))
 
 
 def losses(config) -> list[tuple[str, ...]]:
@@ -114,29 +114,30 @@ def few(mini_overrides, rows_file) -> list[str]:
 def test_a_training_has_the_same_losses_in_every_mode(compose_config, few, tmp_path, monkeypatch):
     """disk, then offline on its directory with a target that must not be read, then off and stream without a directory."""
     found, names = {}, set()
-    instantiate = lit_states.instantiate
+    instantiate = preparing.instantiate
     for mode in ("disk", "offline", "off", "stream"):
         monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / mode))
         where = {"offline": [f"cache.directory={tmp_path}/disk/cache"], "stream": ["cache.budget_gb=0.01"]}.get(mode, [])
         config = compose_config("train", [*few, f"cache={mode}", *where])
         if mode != "disk":  # answers are the same too
             (tmp_path / mode).mkdir()
-            (tmp_path / mode / "responses").symlink_to(tmp_path / "disk" / "responses")
+            for made in ("responses", "datasets") if mode == "offline" else ("responses",):
+                (tmp_path / mode / made).symlink_to(tmp_path / "disk" / made)
         if mode == "offline":
 
             def no_target(group, *arguments, **keywords):
                 assert "load_target" not in group.get("_target_", ""), "the target was loaded"
                 return instantiate(group, *arguments, **keywords)
 
-            monkeypatch.setattr(lit_states, "instantiate", no_target)
+            monkeypatch.setattr(preparing, "instantiate", no_target)
             with pytest.raises(AssertionError, match="the target was loaded"):
-                lit_states.instantiate(config.target)
+                preparing.instantiate(config.target)
         demand = []
         folder = tmp_path / mode / "stream"
         monkeypatch.setattr(DraftingModule, "on_train_end", lambda _: demand.extend(folder.rglob("demand/*.json")))  # noqa: B023
         record = runs.train(config)
         assert [path.stem.rpartition("-")[2] for path in demand] == (["train"] if mode == "stream" else [])
-        monkeypatch.setattr(lit_states, "instantiate", instantiate)
+        monkeypatch.setattr(preparing, "instantiate", instantiate)
         found[mode] = losses(config), record["val_tau"]
         names.add(run_name(config))
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / "beside"))  # nothing there: the training waits for answers too
@@ -175,11 +176,10 @@ def test_a_damaged_record_ends_the_training_with_its_cause(compose_config, few, 
 
     monkeypatch.setattr(DraftingModule, "training_step", watched)
     config = compose_config("train", few)
-    store = lit_states.open_store(config, heads := runs.load_heads(config.target.path))
     parts = runs.make_parts(config)
-    data = runs.cached_data(config, parts, heads, store)
+    _, store, data = runs.training_data(config, runs.load_heads(config.target.path), parts.layer_ids)
     order = runs.make_data(config, parts, data, 6, 1, 0).order
-    shard, row = data["train"].places[order.batch(1)[0]]  # in the second step
+    shard, row = data["train"].place(order.batch(1)[0])  # in the second step
     path = store.path(shard)
     content = bytearray(path.read_bytes())
     start = int.from_bytes(content[:8], "little") + 8
@@ -190,7 +190,7 @@ def test_a_damaged_record_ends_the_training_with_its_cause(compose_config, few, 
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"record {row} .*{path.name} is damaged"):
         runs.train(config)
-    places = [data["train"].places[index] for index in order.batch(0)]
+    places = [data["train"].place(index) for index in order.batch(0)]
     assert trained == [tuple(shard.documents[row].id for shard, row in places)]
     assert not (train_run_dir(config) / "result.json").exists()
 
@@ -199,7 +199,7 @@ def test_a_damaged_record_ends_the_training_with_its_cause(compose_config, few, 
 def test_an_exception_in_a_loader_reaches_the_loop(target, tmp_path, workers):
     mode = Disk(directory=str(tmp_path), **SHARED)
     key = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
-    data = mode.states(documents(9), mode.open(key), lambda: InProcess(target))
+    data = mode.states(make_shards(documents(9), 3), mode.open(key), lambda: InProcess(target))
     mode.open(key).path(data.shards[1]).unlink()
     seen = []
     with pytest.raises(ValueError, match=rf"the cache has no {data.shards[1].name}"):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperdflash.leases import Leases
 from hyperdflash.states import stream
-from hyperdflash.states.datasets import CachedStates, LiveStates
-from hyperdflash.states.leases import Board
+from hyperdflash.states.readers import CachedStates, LiveStates
 from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.states.stream import StreamedStates, make_room, shard_size, stored_shards, supply
 from tests.states.random_states import RandomStates, documents, forwards, key
@@ -65,9 +65,10 @@ def same(one, other) -> bool:
 def read_epoch(data, reference, order, window, watch=lambda: None) -> bool:
     """Every document once, window after window, as training reads."""
     same_states = True
-    first = {shard.name: place for place, (shard, row) in reversed(list(enumerate(data.places))) if row == 0}
+    places = [data.place(index) for index in range(len(data))]
+    first = {shard.name: index for index, (shard, row) in enumerate(places) if row == 0}
     for start in range(0, len(order), window):
-        data.expect(order[start:], window)
+        data.prefetch(order[start:], window)
         for row in range(2):
             for position in order[start : start + window]:
                 index = first[data.shards[position].name] + row
@@ -95,14 +96,14 @@ def test_what_goes_first(store, shards):
         write(store, shard, now - 100 + age)
     budget = used_bytes(store) + 100
     names = [shard.name for shard in shards]
-    with Board(store.directory) as board, Board(store.directory) as reader:
+    with Leases(store.directory) as leases, Leases(store.directory) as reader:
 
         def room_for(shard, demand) -> set[str] | None:
             reader.post("demand/reader", shards=demand)
-            assert board.claim(f"claims/{shard.name}", bytes=200)
+            assert leases.acquire(f"leases/{shard.name}", bytes=200)
             before = set(stored_shards(store))
-            fits = make_room(store, board, shard, budget)
-            board.release(f"claims/{shard.name}")
+            fits = make_room(store, leases, shard, budget)
+            leases.release(f"leases/{shard.name}")
             return before - set(stored_shards(store)) if fits else None
 
         wanted = shards[4]
@@ -135,7 +136,7 @@ def test_processes_beside_the_training_feed_it(store, shards, tmp_path, capsys):
     assert max(largest) <= settings["budget_bytes"]
     made = forwards(tmp_path / "log")
     assert len({pid for pid, _ in made}) == 2 and os.getpid() not in {pid for pid, _ in made}
-    data.board.close()
+    data.leases.close()
     processes[1].join(20)
     assert processes[1].exitcode == 0  # no reader is left
     assert len(made) <= 24 + 4
@@ -145,14 +146,14 @@ def test_a_pass_that_is_over_needs_nothing(store, shards):
     """Its shards make room for those of another reader of the process, which it would have kept out."""
     training, validation = (streamed(store, shards, 3, name=name) for name in ("train", "validation"))
     validation[0]
-    training.expect([6, 7], 1)
-    with Board(store.directory) as board:
-        assert shards[0].name == stream.demanded(board)[1]
-        validation.done()
-        assert stream.demanded(board) == [shards[6].name, shards[7].name]
+    training.prefetch([6, 7], 1)
+    with Leases(store.directory) as leases:
+        assert shards[0].name == stream.demanded(leases)[1]
+        validation.release()
+        assert stream.demanded(leases) == [shards[6].name, shards[7].name]
         validation[2]  # it is there, so nothing is asked for
         validation[20]
-        assert shards[10].name in stream.demanded(board)
+        assert shards[10].name in stream.demanded(leases)
 
 
 def test_room_is_made_from_one_listing(store, shards, monkeypatch):
@@ -160,13 +161,13 @@ def test_room_is_made_from_one_listing(store, shards, monkeypatch):
         write(store, shard)
     listed, glob = [], Path.glob
     monkeypatch.setattr(Path, "glob", lambda path, pattern: listed.append((path, pattern)) or glob(path, pattern))
-    with Board(store.directory) as board:
-        assert board.claim(f"claims/{shards[4].name}", bytes=200)
-        assert make_room(store, board, shards[4], used_bytes(store))
+    with Leases(store.directory) as leases:
+        assert leases.acquire(f"leases/{shards[4].name}", bytes=200)
+        assert make_room(store, leases, shards[4], used_bytes(store))
         listed.clear()
-        assert make_room(store, board, shards[4], used_bytes(store) + 200)
+        assert make_room(store, leases, shards[4], used_bytes(store) + 200)
     assert len([pattern for path, pattern in listed if path == store.directory]) == 2  # with the one of used_bytes
-    assert len([path for path, _ in listed if path.name == "claims"]) == 1
+    assert len([path for path, _ in listed if path.name == "leases"]) == 1
 
 
 def test_a_shard_that_does_not_come_is_an_error_that_says_so(store, shards, monkeypatch, capsys):
@@ -184,7 +185,7 @@ def test_a_capture_process_without_readers_ends(store, shards):
 def test_a_budget_below_a_window_is_refused(store, shards):
     data = streamed(store, shards, 3)
     with pytest.raises(ValueError, match=r"cache\.budget_gb=.* is too small: training mixes 4 shards"):
-        data.expect(range(12), 4)
+        data.prefetch(range(12), 4)
 
 
 def test_a_damaged_shard_is_not_waited_for(store, shards):
@@ -208,13 +209,13 @@ def test_what_a_killed_writer_left_takes_no_room(store, shards):
     partial = store.path(shards[0]).with_suffix(".safetensors.1.partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(5000))
-    with Board(store.directory) as board:
-        assert board.claim(f"claims/{shards[1].name}", bytes=4000)
-        assert make_room(store, board, shards[1], budget_bytes=4500) and not partial.exists()
+    with Leases(store.directory) as leases:
+        assert leases.acquire(f"leases/{shards[1].name}", bytes=4000)
+        assert make_room(store, leases, shards[1], budget_bytes=4500) and not partial.exists()
 
 
 def test_a_loader_s_worker_makes_no_states(store, shards, monkeypatch):
-    monkeypatch.setattr("hyperdflash.states.datasets.get_worker_info", lambda: object())
+    monkeypatch.setattr("hyperdflash.states.readers.get_worker_info", lambda: object())
     for data in (streamed(store, shards, 5), LiveStates(store, shards, RandomStates, LAYERS)):
         with pytest.raises(ValueError, match="set the number of loader workers to 0"):
             data[0]

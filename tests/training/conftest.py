@@ -42,7 +42,7 @@ def prepared_runs(prepared_overrides, tmp_path_factory) -> Path:
     from hydra.core.global_hydra import GlobalHydra
 
     from hyperdflash.identity import CONF
-    from hyperdflash.preparing.states import capture_states
+    from hyperdflash.preparing.dataset import capture_states
 
     runs = tmp_path_factory.mktemp("prepared")
     before = os.environ.get("HYPERDFLASH_RUNS")

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from hyperdflash.launch import captures, launcher
 from hyperdflash.launch.captures import Captures, last_line, split_gpus
 from hyperdflash.launch.child import save_job
-from hyperdflash.preparing import states
+from hyperdflash.preparing import dataset
 from hyperdflash.states import stream
 from hyperdflash.states.modes import Stream
+from hyperdflash.states.store import make_shards
 from hyperdflash.training.checkpoints import Stopped
 from tests.states.random_states import RandomStates, documents, key
 from tests.training.test_ddp import TELL, stand_in
@@ -135,7 +136,7 @@ def test_they_stay_however_long_nobody_needs_anything(monkeypatch, tmp_path):
     taken = []
     monkeypatch.setattr(captures, "take_job", lambda run: "its configuration")
     monkeypatch.setattr(captures.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(states, "capture_states", lambda config, *, stay=False: taken.append((config, stay)))
+    monkeypatch.setattr(dataset, "capture_states", lambda config, *, stay=False: taken.append((config, stay)))
     captures.main(tmp_path)
     assert taken == [("its configuration", True)]
 
@@ -151,9 +152,10 @@ def test_they_stay_however_long_nobody_needs_anything(monkeypatch, tmp_path):
     given = {"dtype": "bf16", "documents_per_shard": 2, "budget_gb": 1, "wait_s": 1, "in_process": True}
     mode = Stream(directory=str(tmp_path / "cache"), **given)
     with pytest.raises(InterruptedError):
-        mode.supply([documents(2)], mode.open(key()), RandomStates, stay=True)
+        mode.fill(make_shards(documents(2), 2), mode.open(key()), RandomStates, stay=True)
     slept.clear()
-    assert mode.supply([documents(2)], mode.open(key()), RandomStates) == 0 and len(slept) < 2
+    mode.fill(make_shards(documents(2), 2), mode.open(key()), RandomStates)
+    assert not list(tmp_path.rglob("*.safetensors")) and len(slept) < 2
 
 
 def test_ranks_that_cannot_save_are_not_waited_for(beside, monkeypatch, tmp_path):

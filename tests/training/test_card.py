@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hyperdflash.answers import responses
-from hyperdflash.preparing import states
+from hyperdflash.preparing import job
 from tiny_target.card import measure as card
 
 
@@ -14,10 +14,10 @@ class Answering(Exception):
 
 
 def test_two_cards_at_once_do_not_write_one_file_of_answers(compose_config, mini_target, tmp_path, monkeypatch):
-    claims = []
+    leases = []
 
     def answering(*_, **__):
-        claims.extend((states.answers_dir() / "claims").glob("*.json"))
+        leases.extend((job.answers_dir() / "leases").glob("*.json"))
         raise Answering
 
     monkeypatch.setattr(card, "load_embedded", lambda split: [])
@@ -27,4 +27,4 @@ def test_two_cards_at_once_do_not_write_one_file_of_answers(compose_config, mini
     options = [f"target.path={mini_target}", f"out={tmp_path}", "threads=1"]
     with pytest.raises(Answering):
         card.make_card(compose_config("card", options))
-    assert len(claims) == 1 and not claims[0].exists()
+    assert len(leases) == 1 and not leases[0].exists()

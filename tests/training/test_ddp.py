@@ -261,8 +261,8 @@ def test_several_ranks_never_exchange_buffers(compose_config):
 
 
 def test_the_step_draws_the_same_blocks_however_it_is_shared(runs_here, prepared_overrides, compose_config, tmp_path):
-    from hyperdflash.preparing.states import cached_data, open_store
     from hyperdflash.targets.load import load_heads
+    from hyperdflash.training.dataset import training_data
     from hyperdflash.training.job import make_data
 
     runs_here(tmp_path / "runs")
@@ -270,7 +270,7 @@ def test_the_step_draws_the_same_blocks_however_it_is_shared(runs_here, prepared
     from hyperdflash.training.components import make_parts
 
     parts, heads = make_parts(config), load_heads(config.target.path)
-    data = make_data(config, parts, cached_data(config, parts, heads, open_store(config, heads)), 6, 1)
+    data = make_data(config, parts, training_data(config, heads, parts.layer_ids)[2], 6, 1)
     whole = data.steps(0, 1)
     for step in range(3):
         (only,) = whole[step].micro

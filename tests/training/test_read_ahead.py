@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hyperdflash.identity import train_run_dir
-from hyperdflash.states.datasets import CachedStates
+from hyperdflash.states.readers import CachedStates
 from hyperdflash.training.datamodule import ReadAhead, TargetStatesData
 from hyperdflash.training.job import train
 

@@ -143,7 +143,7 @@ def test_heads_compute_in_the_dtype_that_the_trainer_s_products_have(
 
 def test_data_without_anything_to_learn_is_refused(compose_config, mini_overrides):
     from hyperdflash.contracts import Document
-    from hyperdflash.preparing.states import with_supervised_pair
+    from hyperdflash.preparing.documents import with_supervised_pair
 
     ids = torch.arange(6)
     lone = Document("a", "code", ids, torch.tensor([0, 0, 1, 0, 1, 0], dtype=torch.bool))
@@ -163,7 +163,7 @@ def test_validation_tau_is_the_replay_of_the_same_drafter(compose_config, mini_o
     record = train(config)
     parts = runs.make_parts(config)
     heads = runs.load_heads(config.target.path)
-    data = runs.cached_data(config, parts, heads, runs.open_store(config, heads))["validation"]
+    data = runs.training_data(config, heads, parts.layer_ids)[2]["validation"]
     drafter = parts.build(heads, config.target, seed=99).eval()
     lineage.load_drafter_weights(drafter, train_run_dir(config), record["target"])
     metrics = AcceptanceMetrics(6)

@@ -34,7 +34,8 @@ from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.identity import runs_dir
-from hyperdflash.preparing.states import open_store, states_of_documents, target_documents, with_supervised_pair
+from hyperdflash.preparing.documents import with_supervised_pair
+from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.states.store import collate
@@ -72,7 +73,7 @@ def make_card(config: DictConfig) -> dict:
     text, paths, ngram_train_tokens = _measure_text(config, target, tokenizer, train, groups, seconds)
     with _timed(seconds, "answers"):
         settings = AnswerSettings(max_new_tokens=benchmark.max_new_tokens, max_length=benchmark.max_length, mode=config.mode)
-        documents = target_documents(config, prompts, lambda: target, target.fingerprint, tokenizer, settings)
+        documents = StatesJob.of(config).target_answers(prompts, target.fingerprint, settings, lambda: target)
     answers = _answers(prompts, documents, tokenizer, config.target.mask_token_id)
     looping = {answer.id for found in answers.values() for answer in found if answer.looped}
     with _timed(seconds, "MTP replay"):
@@ -201,8 +202,8 @@ def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Documen
 
     By group, maths also as a whole, and each domain once more without the documents in ``looping``, whose text is easy.
     """
-    store = open_store(config, target.heads)
-    states = states_of_documents(config, documents, store, lambda: InProcess(target))
+    job = StatesJob.of(config)
+    states = job.states(documents, job.open_store(target.heads), (), lambda: InProcess(target))
     ordered = [document for shard in states.shards for document in shard.documents]
     drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()
     without = {domain: f"{domain}, no loops" for domain in DOMAINS}

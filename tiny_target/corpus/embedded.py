@@ -19,15 +19,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyperdflash import stable_hash
 from hyperdflash.contracts import DOMAINS, Conversation
-from hyperdflash.data import near_duplicates, split, stable_hash
+from hyperdflash.data import near_duplicates, split
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.near_duplicates import first_of_each, fold_code, fold_text
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.split import SPLITS, Split, is_heldout_module, is_heldout_text
-from hyperdflash.data.stable_hash import content_hash, unit_interval
 from hyperdflash.settings import natural_int
+from hyperdflash.stable_hash import content_hash, unit_interval
 from tiny_target.corpus.code_tasks import code_task
 from tiny_target.corpus.definitions import Definition, FunctionDefinition, default_workers, scan
 from tiny_target.corpus.explanations import explain_function, explain_namespace

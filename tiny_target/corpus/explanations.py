@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.stable_hash import content_hash, unit_interval
+from hyperdflash.stable_hash import content_hash, unit_interval
 from tiny_target.corpus.definitions import FunctionDefinition, NamespaceDefinition
 from tiny_target.corpus.words import words
 

@@ -17,7 +17,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from hyperdflash.data.stable_hash import unit_interval
+from hyperdflash.stable_hash import unit_interval
 
 UNSEEN_TEMPLATES = 0.10  # share of templates that appear in no training text
 LARGEST_RESULT = 200  # of a chain

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.stable_hash import content_hash, unit_interval
+from hyperdflash.stable_hash import content_hash, unit_interval
 from tiny_target.corpus.docstrings import clean, sentences
 from tiny_target.corpus.words import words
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.stable_hash import content_hash
+from hyperdflash.stable_hash import content_hash
 from tiny_target.corpus.problem_templates import Template
 from tiny_target.corpus.words import words
 

@@ -24,12 +24,12 @@ from hyperdflash.answers.exchange import Exchange
 from hyperdflash.answers.responses import AnswerSettings
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import encode_answer
-from hyperdflash.data.stable_hash import content_hash
 from hyperdflash.data.tokenizer import special_ids
 from hyperdflash.engines.answers import BadAnswer
 from hyperdflash.engines.http import Refused, Unavailable, get_json, post_json
 from hyperdflash.engines.pool import ServerPool
 from hyperdflash.settings import positive_int, positive_number
+from hyperdflash.stable_hash import content_hash
 
 _ABOUT_THE_PROMPT = (400, 413, 422)  # refusals; any other status says something about the server
 

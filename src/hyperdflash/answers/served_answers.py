@@ -7,13 +7,12 @@ new, and a killed job repeats what was in flight.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from hyperdflash.answers.answer_server import AnswerClient, AnswerServers, Finis
 from hyperdflash.answers.responses import AnswerSettings, told_documents
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.lengths import named
+from hyperdflash.leases import exclusive
 
 # Failed conversations, with none answered in between, that end the job. Refusals come faster than answers: as many more of
 # them as there are workers.
@@ -55,7 +55,8 @@ def ask_servers(
     One that every server refuses is left out for good as soon as another is answered; where none is left to ask, one that
     was answered before is asked again to know.
     """
-    with _alone(path):
+    busy = f"another process is filling {path}: wait for it, or end it"
+    with exclusive(path.parent, f"leases/{path.stem}", wait_s=0, busy=busy):
         cut_half_line(path)
         done = read_answers(path, {conversation.id for conversation in conversations})
         todo = [conversation for conversation in conversations if conversation.id not in done]
@@ -170,15 +171,3 @@ def _in_threads(work: Callable[[Conversation], Finished], todo: Sequence[Convers
             yield finished.get()
     finally:
         stop.set()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time writes to an answers' file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is filling {path}: wait for it, or end it") from None
-        yield

@@ -24,7 +24,7 @@ from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.engines.compare import Comparison, Limits, compare
 from hyperdflash.engines.producer import CLIENTS, make_client
 from hyperdflash.engines.stamp import stamp_path
-from hyperdflash.preparing.states import engine_checks_dir
+from hyperdflash.preparing.job import engine_checks_dir
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.tables import jsonable, markdown_table
 from hyperdflash.settings import one_of, positive_int

@@ -26,7 +26,7 @@ from hyperdflash.data.chat import encode_prompt, user_rounds
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.evaluation.methods import Method, make_methods, method_of_run
-from hyperdflash.preparing.states import lazy_producer, open_store, states_of_documents
+from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.tables import jsonable, markdown_table
 from hyperdflash.settings import positive_int, positive_number
@@ -77,8 +77,8 @@ def observe(
     drafter = method.loop_drafter(config, target.heads, module)
     loop = observe_loop(module, drafter, target, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
     documents = [training_document(c, loop.texts[c.id][len(prompts[c.id]) :], tokenizer, config.mode) for c in conversations]
-    store = open_store(config, target.heads)
-    cached = states_of_documents(config, documents, store, lazy_producer(config, lambda: target), method.layer_ids)
+    job = StatesJob.of(config)
+    cached = job.states(documents, job.open_store(target.heads), method.layer_ids, job.producer_of(lambda: target))
     states = collate([cached[index] for index in range(len(cached))])
     return [observe_training(module, states, target.heads), observe_replay(module, states, target.heads), loop]
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.benchmark_rows import BENCHMARKS, load_turns
 from hyperdflash.data.prompts import Prompts
-from hyperdflash.data.stable_hash import content_hash, unit_interval
 from hyperdflash.settings import natural_int, positive_int
+from hyperdflash.stable_hash import content_hash, unit_interval
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from hyperdflash.data.tokenizer import SpecialIds, special_ids
 
 Mode = Literal["non_think", "think_high"]
 MODES = ("non_think", "think_high")
-ENCODING_VERSION = 1  # raise it when the same conversation becomes other ids or another mask: caches are told apart by it
 
 
 class _Encoder:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.stable_hash import content_hash
+from hyperdflash.stable_hash import content_hash
 
 COLUMNS = ("conversations", "instruction", "output", "turns")  # all that ``parse_row`` reads
 

@@ -38,7 +38,6 @@ from hyperdflash.data.row_stats import BEYOND, DUPLICATE, HELD_OUT, RowStats
 from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.sources import placed
 from hyperdflash.data.split import Split
-from hyperdflash.data.stable_hash import content_hash, unit_interval
 from hyperdflash.settings import natural_int, number_between, positive_int
 
 _FORMAT = 3  # of the kept file and of the rules above

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hyperdflash.data.near_duplicates import fold_text
-from hyperdflash.data.stable_hash import unit_interval
+from hyperdflash.stable_hash import unit_interval
 
 Split = Literal["train", "heldout"]
 SPLITS = ("train", "heldout")

@@ -15,8 +15,8 @@ from hyperdflash.data.decontaminate import decontaminate
 from hyperdflash.data.row_stats import BENCHMARK, DUPLICATE
 from hyperdflash.data.selection import Choice, Selection, asked_hash, select, stats_of
 from hyperdflash.data.sources import check_source
-from hyperdflash.data.stable_hash import content_hash
 from hyperdflash.settings import boolean, natural_int, positive_int
+from hyperdflash.stable_hash import content_hash
 
 
 @dataclass(frozen=True, kw_only=True)

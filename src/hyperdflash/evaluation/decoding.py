@@ -30,7 +30,7 @@ from hyperdflash.evaluation.conversations import answer_all
 from hyperdflash.evaluation.decoding_report import report
 from hyperdflash.evaluation.methods import Method, make_methods
 from hyperdflash.evaluation.turn_rows import as_generation, read_rows, turn_row
-from hyperdflash.preparing.states import lazy_target
+from hyperdflash.preparing.job import StatesJob
 from hyperdflash.report.measure import AUTOREGRESSIVE as AR
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
@@ -45,7 +45,7 @@ def evaluate_by_decoding(config: DictConfig) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     methods = make_methods(config)
-    target = lazy_target(config)()
+    target = StatesJob.of(config).load()
     tokenizer = load_tokenizer(config.target.path)
     modules = {method.name: method.drafter(config, target.heads) for method in methods}
     rows = list(read_rows(decode_all(config, methods, modules, target, tokenizer)))

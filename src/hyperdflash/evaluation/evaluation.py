@@ -22,19 +22,13 @@ from hyperdflash.answers.responses import AnswerSettings
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import Document
 from hyperdflash.data.prompts import Prompts
-from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.data.tokenizer import special_ids
 from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import concat_rounds, replay
 from hyperdflash.evaluation.methods import baseline_of, make_methods
-from hyperdflash.preparing.states import (
-    lazy_producer,
-    lazy_target,
-    open_store,
-    states_of_documents,
-    target_documents,
-    with_supervised_pair,
-)
+from hyperdflash.preparing.documents import with_supervised_pair
+from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.acceptance import acceptance_blocks, main_table, replay_results
 from hyperdflash.report.bootstrap import PromptCounts
@@ -57,9 +51,8 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     if config.threads:
         torch.set_num_threads(config.threads)
     heads = load_heads(config.target.path)
-    tokenizer = load_tokenizer(config.target.path)
-    target = lazy_target(config)
-    store = open_store(config, heads)
+    job = StatesJob.of(config)
+    tokenizer, store = job.tokenizer, job.open_store(heads)
     layer_ids = tuple(sorted({i for method in methods for i in method.layer_ids}))
     drafters = [(method, method.drafter(config, heads)) for method in methods]
     eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
@@ -77,9 +70,9 @@ def evaluate_by_replay(config: DictConfig) -> dict:
             dtype=config.target.dtype,
         )
         documents = with_supervised_pair(
-            target_documents(config, benchmark.fitting(tokenizer, config.mode), target, store.key.target, tokenizer, settings)
+            job.target_answers(benchmark.fitting(tokenizer, config.mode), store.key.target, settings)
         )
-        states = states_of_documents(config, documents, store, lazy_producer(config, target), layer_ids)
+        states = job.states(documents, store, layer_ids)
         row_of = {document.id: row for row, document in enumerate(d for shard in states.shards for d in shard.documents)}
         rows_in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
         looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in documents])

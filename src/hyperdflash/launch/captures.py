@@ -112,8 +112,8 @@ def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str |
 
 def main(run: Path) -> None:
     config = take_job(run)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # claims go, what is being written is
-    from hyperdflash.preparing.states import capture_states
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leases go, the shard being written is stored
+    from hyperdflash.preparing.dataset import capture_states
 
     capture_states(config, stay=True)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from hyperdflash.launch.launcher import cluster_environment
 
-WAIT = timedelta(days=7)  # rank 0 may have to make the target's answers and states first
+WAIT = timedelta(days=7)  # rank 0 may have to prepare the dataset and capture its states first
 SPARE_S = 600.0  # how long a collective outlasts a wait for states: who waited in vain says so before the others give up
 
 
@@ -46,7 +46,7 @@ class Ranks:
             dist.destroy_process_group()
 
     @contextlib.contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def rank_zero_first(self) -> Iterator[None]:
         """The block runs in rank 0, then in the others, without what they print: rank 0 has said it."""
         if self.rank == 0:
             yield

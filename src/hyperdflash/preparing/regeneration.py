@@ -1,4 +1,4 @@
-"""The answers that a training would need, and nothing else: by the target in this process, or by servers."""
+"""Makes the answers that a training would need, and nothing else: by the target in this process, or by servers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.answers.answer_server import AnswerServers
 from hyperdflash.answers.served_answers import ask_servers
 from hyperdflash.cli import command_of
-from hyperdflash.preparing.answers import answer_settings, served_file
-from hyperdflash.preparing.states import lazy_target, splits, training_documents
+from hyperdflash.preparing.dataset import prepare
+from hyperdflash.preparing.job import PrepareJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads
-from hyperdflash.training.components import Parts, make_parts
+from hyperdflash.training.components import make_parts
 
 
 def regenerate(config: DictConfig) -> None:
-    """Fill in what is missing; then read all of it the way a training does, which prints what it will find."""
-    parts = make_parts(config)
-    servers = _servers(config, parts)
-    heads = load_heads(config.target.path)
+    """Fills in missing answers, then writes the dataset, which prints what a training will find."""
+    make_parts(config)
+    job = PrepareJob.of(config)
+    servers = _servers(config, job)
+    heads = load_heads(job.target["path"])
     if servers is not None:
-        _ask(config, parts, heads, servers)
-    training_documents(config, parts, heads, lazy_target(config))
+        _ask(job, heads, servers)
+    print("\n".join(prepare(job, heads).summary()), flush=True)
 
 
-def _servers(config: DictConfig, parts: Parts) -> AnswerServers | None:
-    corpus = parts.corpus
+def _servers(config: DictConfig, job: PrepareJob) -> AnswerServers | None:
+    corpus = job.corpus
     urls = OmegaConf.to_container(config.server) if OmegaConf.is_config(config.server) else config.server
     if corpus.responses == "original":
         raise ValueError("corpus.responses=original keeps the corpus's answers: use corpus.responses=target or server:NAME")
@@ -47,10 +48,10 @@ def _servers(config: DictConfig, parts: Parts) -> AnswerServers | None:
     )
 
 
-def _ask(config: DictConfig, parts: Parts, heads: TargetHeads, servers: AnswerServers) -> None:
+def _ask(job: PrepareJob, heads: TargetHeads, servers: AnswerServers) -> None:
     servers.check()
-    for name, conversations, source in splits(parts):
-        path = served_file(config, source.corpus, parts.tokenizer, fingerprint(heads))
-        print(f"{name}: {len(conversations):,} conversations", flush=True)
+    for name, (corpus, conversations) in job.splits().items():
+        path, found = job.served_file(corpus, fingerprint(heads)), conversations()
+        print(f"{name}: {len(found):,} conversations", flush=True)
         write_json(path.with_suffix(".json"), {"servers": servers.servers, **environment_record(command_of("src.regenerate"))})
-        ask_servers(conversations, servers, parts.tokenizer, answer_settings(config, source.corpus), path)
+        ask_servers(found, servers, job.tokenizer, job.answer_settings(corpus), path)

@@ -1,11 +1,11 @@
-"""Fill a store with target states: every shard once, by however many processes work on it at the same time.
+"""Fills a store with target states: every shard once, by any number of processes at the same time.
 
-    1. documents            -> shards, the same in every process
-    2. a shard not stored   -> claim it (states/leases.py); one that another process has is looked at again later
-    3. one forward a shard  -> taps [N, M, D], written by a thread while the next forward runs
-    4. stored               -> the claim goes
+    1. shards                  the same in every process
+    2. a shard not stored      -> a lease on it (hyperdflash/leases.py); while another process has it: the next shard
+    3. one forward per shard   -> taps [N, M, D], written by a thread while the next forward runs
+    4. stored                  -> the lease is released
 
-A killed capture repeats the shard in its forward and the one being written, nothing else; its claims pass on to who comes next.
+A killed capture repeats the shard in its forward and the one being written, no more; another process takes its leases.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hyperdflash.contracts import Document, TargetStates
+from hyperdflash.contracts import TargetStates
+from hyperdflash.leases import Leases
 from hyperdflash.states.codecs import Codec, rounded
-from hyperdflash.states.datasets import checked
-from hyperdflash.states.leases import Board
-from hyperdflash.states.store import Shard, StateStore, collate, make_shards, states_of
+from hyperdflash.states.readers import checked
+from hyperdflash.states.store import Shard, StateStore, collate, states_of
 from hyperdflash.states.writer import ShardWriter
 from hyperdflash.targets.producer import Producer
 
@@ -30,38 +30,37 @@ TELL_S = 20.0
 
 
 def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> TargetStates:
-    """A shard's states as a cache with ``codec`` would give them, without one: one right-padded batch."""
+    """States of a shard as a cache with ``codec`` gives them, as one right-padded batch; no cache is read or written."""
     taps = {tap: rounded(value, codec) for tap, value in producer.states(shard.sequences, layer_ids).items()}
-    lengths = [len(document.input_ids) for document in shard.documents]
-    final, *layers = (taps[tap].split(lengths) for tap in (None, *layer_ids))
-    rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(lengths), strict=True)
+    final, *layers = (taps[tap].split(shard.lengths) for tap in (None, *layer_ids))
+    rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(shard.documents), strict=True)
     return collate([states_of(document, *states, layer_ids) for document, *states in rows])
 
 
-def claim_of(shard: Shard) -> str:
-    """Name of a shard's claim on the cache's board."""
-    return f"claims/{shard.name}"
+def lease_of(shard: Shard) -> str:
+    """Name of the lease on a shard."""
+    return f"leases/{shard.name}"
 
 
 def capture(
-    documents: Sequence[Document],
+    shards: Sequence[Shard],
     store: StateStore,
     producer: Callable[[], Producer],
     *,
     layer_ids: Sequence[int] = (),
-    documents_per_shard: int = 16,
     progress: bool = True,
     stale_s: float = 60.0,
-) -> list[Shard]:
-    """Make sure that every document's taps are in ``store``; returns when they are, whoever made them. ``producer()`` is
-    called only if a tap is missing; ``stale_s`` as in hyperdflash.states.leases.Board."""
-    shards = make_shards(documents, documents_per_shard)
+) -> None:
+    """Returns when ``store`` holds every tap of every shard, whoever captured it.
+
+    Calls ``producer()`` only when a tap is missing; ``stale_s`` as in hyperdflash.leases.Leases.
+    """
     missing = store.missing_of(shards, layer_ids)
     waiting = deque(shard for shard in shards if missing[shard.name])
     if not waiting:
         if progress:
             print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
-        return shards
+        return
     made_by = checked(producer(), store)
     bar = tqdm(
         total=sum(shard.num_tokens for shard in waiting),
@@ -77,46 +76,45 @@ def capture(
         nonlocal written
         written += size
         bar.set_postfix_str(f"{tqdm.format_sizeof(written, 'B')} written", refresh=False)
-        board.release(claim_of(shard))
+        leases.release(lease_of(shard))
 
-    with bar, Board(store.directory, stale_s) as board:
-        tidy(store, board)
+    with bar, Leases(store.directory, stale_s) as leases:
+        tidy(store, leases)
         with ShardWriter(store, stored) as writer:
-            passed, told = 0, time.monotonic()  # shards in a row that others have
+            passed, reported = 0, time.monotonic()  # shards in a row that other processes have
             while waiting:
                 shard = waiting.popleft()
                 taps = store.missing(shard, layer_ids)
-                if taps and not board.claim(claim_of(shard)):
+                if taps and not leases.acquire(lease_of(shard)):
                     waiting.append(shard)
                     passed += 1
                     if passed >= len(waiting):
                         passed = 0
-                        if progress and time.monotonic() - told > TELL_S:
-                            told = time.monotonic()
-                            bar.write(f"waiting for {len(waiting)} shards; {board.owner(claim_of(shard))} has one of them")
+                        if progress and time.monotonic() - reported > TELL_S:
+                            reported = time.monotonic()
+                            bar.write(f"waiting for {len(waiting)} shards; {leases.owner(lease_of(shard))} has one of them")
                         time.sleep(POLL_S)
                     continue
                 passed = 0
-                if taps and (taps := store.missing(shard, layer_ids)):  # it may have been stored just before the claim
+                if taps and (taps := store.missing(shard, layer_ids)):  # another process may have stored it just before
                     states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
                     writer.put(shard, {tap: states[tap] for tap in taps})
                 else:
-                    board.release(claim_of(shard))
+                    leases.release(lease_of(shard))
                 bar.update(shard.num_tokens)
-        tidy(store, board)
-    return shards
+        tidy(store, leases)
 
 
-def tidy(store: StateStore, board: Board) -> None:
-    """Remove what killed captures left behind, claims and partial files; nothing of a living process is touched."""
-    board.living("claims")
-    remove_abandoned(store.directory.glob("??/*.partial*"), board)
+def tidy(store: StateStore, leases: Leases) -> None:
+    """Removes the leases and partial files of killed captures; touches nothing of a living process."""
+    leases.living("leases")
+    remove_abandoned(store.directory.glob("??/*.partial*"), leases)
 
 
-def remove_abandoned(partials: Iterable[Path], board: Board) -> None:
-    """Remove those of the partial files whose shard no living process claims."""
+def remove_abandoned(partials: Iterable[Path], leases: Leases) -> None:
+    """Removes each partial file on whose shard no living process has a lease."""
     for path in partials:
-        name = f"claims/{path.name.partition('.')[0]}"
-        if board.claim(name):
+        name = f"leases/{path.name.partition('.')[0]}"
+        if leases.acquire(name):
             path.unlink(missing_ok=True)
-            board.release(name)
+            leases.release(name)

@@ -1,6 +1,6 @@
-"""What a cache depends on, written beside its shards as manifest.json, and checked against what a run needs.
+"""What a cache depends on, written beside its shards as manifest.json, and compared with what a run needs.
 
-The file is read by people, so it also says what taps are; it is checked byte by byte, so every change of it is found.
+People read the file, so it also says what taps are. Every byte of it counts, so every change of it is found.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from hyperdflash.files import write_text
 from hyperdflash.settings import one_of
@@ -29,8 +30,8 @@ TAPS = {
 class CacheKey:
     """What cached states depend on, besides the documents themselves.
 
-    ``tokenizer`` and ``mode`` stay empty where documents come as token ids, without text. An engine's states differ from those
-    of the target in process by rounding, so each has caches of its own.
+    ``tokenizer`` and ``mode`` stay empty when documents come as token ids, without text. The states of an engine differ from
+    those of the target in process by rounding, so each has caches of its own.
     """
 
     target: str  # fingerprint of the weights
@@ -39,7 +40,7 @@ class CacheKey:
     hidden_size: int
     dtype: str  # the codec
     tokenizer: str = ""  # fingerprint of its file
-    mode: str = ""  # chat mode that the documents were encoded in
+    mode: str = ""  # chat mode of the documents
     encoding_version: int = 1  # of the chat encoding
     format_version: int = FORMAT_VERSION
     engine: str = IN_PROCESS  # what ran the target
@@ -48,40 +49,33 @@ class CacheKey:
         one_of("cache.dtype", self.dtype, tuple(CODECS))
         one_of("target.engine", self.engine, ENGINES)
 
+    @classmethod
+    def of(cls, content: dict) -> Self:
+        """The inverse of ``content``; other entries are ignored."""
+        return cls(**{name: content[name] for name in cls.__dataclass_fields__ if name in content})
+
     @property
     def content(self) -> dict:
-        """What the manifest and the digest hold; an engine is named where there is one."""
+        """Entries of the manifest and of the digest; an engine is named when there is one."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("engine", IN_PROCESS)}
 
     @property
     def digest(self) -> str:
         """16 hex digits that every file of the cache carries."""
-        return _digest(self.content)
+        return json_digest(self.content)
 
 
 def write_manifest(directory: Path, key: CacheKey) -> None:
     """Several processes may do so at once: they write the same."""
-    write_text(directory / NAME, _text(_content(key)))
+    token = CODECS[key.dtype].bytes_per_token(key.num_paths, key.hidden_size)
+    write_checked(directory / NAME, {**key.content, "bytes_per_token": token, "taps": TAPS})
 
 
 def check_manifest(directory: Path, key: CacheKey) -> None:
-    """ValueError where ``directory`` holds states of another target, codec, encoding or format, or a damaged manifest."""
-    path = directory / NAME
-    damaged = f"{path} is damaged: remove {directory} and capture again"
-    try:
-        text = path.read_bytes().decode()
-        found = json.loads(text)
-        version = found["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{damaged} (not readable as a manifest: {error!r})") from error
-    if version != FORMAT_VERSION:
-        age = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
-        raise ValueError(
-            f"cache {directory} is in {age} format, {version!r} where this version of the code reads {FORMAT_VERSION}: "
-            "give another cache.directory, remove it, or use the version of the code that wrote it"
-        )
-    if text != _text(found) or found.get("checksum") != _digest({k: v for k, v in found.items() if k != "checksum"}):
-        raise ValueError(f"{damaged} (its checksum does not fit)")
+    """ValueError when ``directory`` holds states of another target, codec, encoding or format, or a damaged manifest."""
+    found = read_checked(
+        directory / NAME, FORMAT_VERSION, f"cache {directory}", "give another cache.directory, remove it and capture again"
+    )
     wanted, found = asdict(key), {"engine": IN_PROCESS, **found}
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:
@@ -89,15 +83,37 @@ def check_manifest(directory: Path, key: CacheKey) -> None:
         raise ValueError(f"cache {directory} was written with {pairs}: give another cache.directory or remove it")
 
 
-def _content(key: CacheKey) -> dict:
-    token = CODECS[key.dtype].bytes_per_token(key.num_paths, key.hidden_size)
-    content = {**key.content, "bytes_per_token": token, "taps": TAPS}
-    return {**content, "checksum": _digest(content)}
+def write_checked(path: Path, content: dict) -> None:
+    """Writes ``content`` as JSON with a checksum; the file appears only when complete."""
+    write_text(path, _text({**content, "checksum": json_digest(content)}))
+
+
+def read_checked(path: Path, version: int, what: str, remedy: str) -> dict:
+    """The content of `write_checked`.
+
+    ValueError: the file is damaged, or its ``format_version`` is not ``version``. ``what`` names its owner and ``remedy`` says
+    what to do about another format.
+    """
+    damaged = f"{path} is damaged: remove {path.parent} and capture again"
+    try:
+        text = path.read_bytes().decode()
+        found = json.loads(text)
+        written = found["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{damaged} (not readable as a manifest: {error!r})") from error
+    if written != version:
+        age = "a newer" if isinstance(written, int) and written > version else "another"
+        raise ValueError(f"{what} is in {age} format, {written!r} where this version of the code reads {version}: {remedy}")
+    checksum = found.pop("checksum", None)
+    if checksum != json_digest(found) or text != _text({**found, "checksum": checksum}):
+        raise ValueError(f"{damaged} (its checksum does not fit)")
+    return found
+
+
+def json_digest(content: object) -> str:
+    """16 hex digits of a value that JSON can hold; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _text(content: dict) -> str:
     return json.dumps(content, indent=2) + "\n"
-
-
-def _digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,72 +1,76 @@
-"""How a run meets its cache: one class a mode, one file each in conf/cache. A run's result does not depend on the mode.
+"""How a run gets its states: one class per mode, one file each in conf/cache. The result of a run does not depend on the mode.
 
-Disk      write on a miss, read on a hit; all is captured before training starts
-Offline   read only: no target is loaded, only its heads
-Off       states live, nothing written
-Stream    a byte budget: shards come and go, made here or by capture processes beside the training
+Disk      captures what is missing before the training starts, and reads it
+Offline   reads only: loads no target but its heads
+Off       computes states while it trains and writes none
+Stream    keeps a byte budget on disk: shards come and go, captured here or by capture processes beside the training
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from hyperdflash.contracts import Document
 from hyperdflash.settings import boolean, natural_int, one_of, positive_int, positive_number
 from hyperdflash.states.capture import capture
-from hyperdflash.states.datasets import CachedStates, LiveStates, ShardedStates
-from hyperdflash.states.manifest import ENGINES, IN_PROCESS
+from hyperdflash.states.codecs import CODECS
+from hyperdflash.states.manifest import ENGINES, IN_PROCESS, CacheKey
 from hyperdflash.states.manifest import NAME as MANIFEST
-from hyperdflash.states.store import DTYPES, CacheKey, StateStore, make_shards
+from hyperdflash.states.readers import CachedStates, LiveStates, ShardedStates
+from hyperdflash.states.store import Shard, StateStore
 from hyperdflash.states.stream import StreamedStates, supply
-from hyperdflash.targets.producer import Producer
+
+if TYPE_CHECKING:
+    from hyperdflash.targets.producer import Producer
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMode:
-    """``directory`` holds a folder a target, dtype, chat mode and engine; ``documents_per_shard`` run in one forward and are
-    stored together."""
+    """``directory`` holds a folder per target, dtype, chat mode and engine; ``documents_per_shard`` documents run in one
+    forward and are stored together."""
 
     directory: str
     dtype: str
     documents_per_shard: int
 
     name: ClassVar[str]
+    writes: ClassVar[bool] = False  # to the disk
+    loads_target: ClassVar[bool] = True  # whether this process may load the whole target
+    patience_s: ClassVar[float] = 0.0  # how long to wait for the work of other processes
 
     def __post_init__(self):
-        one_of("cache.dtype", self.dtype, tuple(DTYPES))
+        one_of("cache.dtype", self.dtype, tuple(CODECS))
         positive_int("cache.documents_per_shard", self.documents_per_shard)
 
-    @property
-    def loads_target(self) -> bool:
-        """Whether this process may load the whole target."""
-        return True
-
-    @property
-    def patience_s(self) -> float:
-        """How long to wait for what other processes make."""
-        return 0.0
+    def for_capture(self) -> Self:
+        """The mode of a capture process of this run; ValueError when the mode writes nothing."""
+        if not self.writes:
+            raise ValueError(f"cache={self.name} writes nothing: run `python -m src.capture` with cache=disk or cache=stream")
+        return self
 
     def open(self, key: CacheKey) -> StateStore:
-        """The store of one target, dtype, chat mode and engine. ValueError where it may not be made and there are states by
-        another engine; said where it will be made beside those."""
+        """The store of one target, dtype, chat mode and engine.
+
+        ValueError: the mode does not write and only another engine's states are there. A mode that writes prints that it leaves
+        those alone.
+        """
         name = f"{key.target}-{key.target_dtype}-{key.dtype}-{key.mode}"
         folders = {engine: Path(self.directory) / (name if engine == IN_PROCESS else f"{name}-{engine}") for engine in ENGINES}
         there = [engine for engine, folder in folders.items() if (folder / MANIFEST).exists()]
         if there and key.engine not in there:
             own, other = ("null" if engine == IN_PROCESS else engine for engine in (key.engine, there[0]))
             text = f"{folders[there[0]]} has states of target.engine={other}, which differ in rounding from target.engine={own}"
-            if self.name == "offline":
+            if not self.loads_target and not self.writes:
                 raise ValueError(f"{text}: to train on them give target.engine={other}, as they were captured")
             print(f"{text}: they are left alone, and target.engine={other} would read them", flush=True)
-        return StateStore(folders[key.engine], key, create=self.name in ("disk", "stream"))
+        return StateStore(folders[key.engine], key, create=self.writes)
 
     def states(
         self,
-        documents: Sequence[Document],
+        shards: Sequence[Shard],
         store: StateStore,
         producer: Callable[[], Producer],
         layer_ids: Sequence[int] = (),
@@ -74,29 +78,41 @@ class CacheMode:
         command: str = "python -m src.capture",
         name: str = "data",
     ) -> ShardedStates:
-        """The documents with their states. ``command`` fills a cache that lacks some; ``name`` tells data sets apart."""
+        """The documents of ``shards`` with their states. ``command`` captures missing ones; ``name`` tells readers apart."""
+        raise NotImplementedError
+
+    def fill(
+        self,
+        shards: Sequence[Shard],
+        store: StateStore,
+        producer: Callable[[], Producer],
+        layer_ids: Sequence[int] = (),
+        *,
+        stay: bool = False,
+    ) -> None:
+        """The work of a capture process. ``stay``: it serves readers until somebody ends it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk(CacheMode):
     name: ClassVar[str] = "disk"
+    writes: ClassVar[bool] = True
 
-    def states(self, documents, store, producer, layer_ids=(), *, command="", name="data") -> CachedStates:
-        shards = capture(documents, store, producer, layer_ids=layer_ids, documents_per_shard=self.documents_per_shard)
+    def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> CachedStates:
+        capture(shards, store, producer, layer_ids=layer_ids)
         return CachedStates(store, shards, layer_ids)
+
+    def fill(self, shards, store, producer, layer_ids=(), *, stay=False) -> None:
+        capture(shards, store, producer, layer_ids=layer_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offline(CacheMode):
     name: ClassVar[str] = "offline"
+    loads_target: ClassVar[bool] = False
 
-    @property
-    def loads_target(self) -> bool:
-        return False
-
-    def states(self, documents, store, producer, layer_ids=(), *, command="python -m src.capture", name="data") -> CachedStates:
-        shards = make_shards(documents, self.documents_per_shard)
+    def states(self, shards, store, producer, layer_ids=(), *, command="python -m src.capture", name="data") -> CachedStates:
         missing = sum(map(bool, store.missing_of(shards, layer_ids).values()))
         if missing:
             raise ValueError(
@@ -110,16 +126,18 @@ class Offline(CacheMode):
 class Off(CacheMode):
     name: ClassVar[str] = "off"
 
-    def states(self, documents, store, producer, layer_ids=(), *, command="", name="data") -> LiveStates:
-        shards = make_shards(documents, self.documents_per_shard)
+    def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> LiveStates:
         return LiveStates(store, shards, producer, layer_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream(CacheMode):
-    """``budget_gb`` decimal gigabytes on disk; ``wait_s`` how long a reader waits for a shard; ``in_process`` whether the
-    training process makes shards itself while no capture process is there; ``captures`` that it starts beside itself, and then
-    makes none (launch/captures.py); ``capture_gpus`` theirs, which the training's ranks then do not see."""
+    """``budget_gb`` decimal gigabytes on disk; a reader waits ``wait_s`` seconds for a shard.
+
+    ``in_process``: the training process captures shards itself while there is no capture process. ``captures``: number of
+    capture processes that the training starts; it then captures none itself (launch/captures.py). ``capture_gpus``: their GPUs,
+    which the ranks of the training then do not see.
+    """
 
     budget_gb: float
     wait_s: float
@@ -128,6 +146,7 @@ class Stream(CacheMode):
     capture_gpus: Sequence[int | str] | None = None
 
     name: ClassVar[str] = "stream"
+    writes: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -154,20 +173,14 @@ class Stream(CacheMode):
     def budget_bytes(self) -> int:
         return int(self.budget_gb * 1e9)
 
-    def states(self, documents, store, producer, layer_ids=(), *, command="", name="data") -> StreamedStates:
-        return StreamedStates(
-            store,
-            make_shards(documents, self.documents_per_shard),
-            layer_ids,
-            producer=producer if self.loads_target else None,
-            budget_bytes=self.budget_bytes,
-            wait_s=self.wait_s,
-            name=name,
-        )
+    def for_capture(self) -> Self:
+        return replace(self, in_process=True, captures=0, capture_gpus=None)  # whatever the training says
 
-    def supply(self, documents: Sequence[Sequence[Document]], store, producer, layer_ids=(), *, stay: bool = False) -> int:
-        """Make shards of several data sets as readers need them; returns how many were made when the last reader is gone.
-        ``stay``: never."""
-        shards = [shard for group in documents for shard in make_shards(group, self.documents_per_shard)]
+    def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> StreamedStates:
+        producer = producer if self.loads_target else None
+        settings = {"budget_bytes": self.budget_bytes, "wait_s": self.wait_s, "name": name}
+        return StreamedStates(store, shards, layer_ids, producer=producer, **settings)
+
+    def fill(self, shards, store, producer, layer_ids=(), *, stay=False) -> None:
         patience = {"wait_s": math.inf, "linger_s": math.inf} if stay else {"wait_s": self.wait_s}
-        return supply(shards, store, producer, layer_ids, budget_bytes=self.budget_bytes, **patience)
+        supply(shards, store, producer, layer_ids, budget_bytes=self.budget_bytes, **patience)

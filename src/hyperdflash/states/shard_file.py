@@ -1,13 +1,14 @@
-"""One file of the cache: one tap of one shard, a safetensors file that checks itself.
+"""A safetensors file of records that checks itself: one tap of one shard of the cache, or the index of a dataset.
 
     length      8 bytes, of the header
     header      JSON: names, dtypes, shapes and places of what follows; which cache, shard and tap this is
     offsets     [R + 1] int64: record r has the rows offsets[r] to offsets[r + 1]
+    others      small tensors that are not rows (the index of a dataset)
     checksums   [R + 1] uint64, XXH3: of each record, and last of every byte of the file before that last checksum
-    rows        the tap's tensors, each [N, ...]: record after record
+    rows        tensors [N, ...]: record after record
 
 R records, N tokens. Together the checksums cover every byte. A file is mapped, not read: a record is a view of the page
-cache, and checking it is the one pass over its bytes (XXH3 runs at memory speed). Any safetensors reader opens the file too.
+cache, and a check passes over its bytes once (XXH3 runs at memory speed). Any safetensors reader opens the file too.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,16 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_64, xxh3_64_intdigest
 
+from hyperdflash.files import whole_file
+
 ALIGNMENT = 64  # of the rows, in bytes
 DTYPES = {
     torch.bfloat16: "BF16",
     torch.float32: "F32",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
     torch.uint64: "U64",
     torch.bool: "BOOL",
 }
@@ -45,39 +50,42 @@ class DamagedShard(ValueError):
     """A file of the cache is not what was written."""
 
 
-def write_shard_file(path: Path, rows: Mapping[str, Tensor], lengths: Sequence[int], identity: Mapping[str, str]) -> int:
-    """Write ``rows``, each [N, ...] with N = sum of ``lengths``, under ``path`` at once or not at all; returns the bytes.
+def write_shard_file(
+    path: Path,
+    rows: Mapping[str, Tensor],
+    lengths: Sequence[int],
+    identity: Mapping[str, str],
+    others: Mapping[str, Tensor] | None = None,
+) -> int:
+    """Writes ``rows``, each [N, ...] with N = sum of ``lengths``, whole or not at all; returns the number of bytes.
 
-    ``identity`` is text that ``ShardFile`` wants to find again. Nothing is left behind where writing fails.
+    ``identity`` is text that `ShardFile` expects; ``others`` are tensors of any shape whose
+    bytes are a multiple of 8, checked when the file is opened.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
     views = {name: _bytes(tensor) for name, tensor in rows.items()}
-    sums = [xxh3_64() for _ in lengths]
-    for view in views.values():
-        width = len(view) // int(offsets[-1])
-        for record, start, end in zip(sums, offsets[:-1], offsets[1:], strict=True):
-            record.update(view[start * width : end * width])
-    checksums = np.array([record.intdigest() for record in sums] + [0], dtype="<u8")
-    index = {"offsets": torch.from_numpy(offsets), "checksums": torch.from_numpy(checksums)}
-    head = _header({**index, **rows}, identity, before_rows=offsets.nbytes + checksums.nbytes)
-    checksums[-1] = xxh3_64_intdigest(head + offsets.tobytes() + checksums[:-1].tobytes())
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            for part in (head, offsets.tobytes(), checksums.tobytes(), *views.values()):
-                file.write(part)
-            size = file.tell()
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return size
+    widths = {name: len(view) // int(offsets[-1]) for name, view in views.items()}
+    checksums = np.zeros(len(offsets), dtype="<u8")
+    for record, (start, end) in enumerate(pairwise(offsets.tolist())):
+        digest = xxh3_64()
+        for name, view in views.items():
+            digest.update(view[start * widths[name] : end * widths[name]])
+        checksums[record] = digest.intdigest()
+    index = {"offsets": torch.from_numpy(offsets), **(others or {}), "checksums": torch.from_numpy(checksums)}
+    parts = [_bytes(tensor) for tensor in index.values()]  # a view: the last checksum is filled in below
+    head = _header({**index, **rows}, identity, before_rows=sum(map(len, parts)))
+    checksums[-1] = xxh3_64_intdigest(b"".join([head, *parts])[:-8])
+    with whole_file(path) as file:
+        for part in (head, *parts, *views.values()):
+            file.write(part)
+        return file.tell()
 
 
 class ShardFile:
-    """A mapped, checked file; MissingShard where there is none, DamagedShard where a byte outside the records is wrong."""
+    """A mapped, checked file. MissingShard: it is not there. DamagedShard: a byte outside the records is wrong.
+
+    ``others``: the tensors that are not rows.
+    """
 
     def __init__(self, path: Path, identity: Mapping[str, str]):
         self.path = path
@@ -113,27 +121,33 @@ class ShardFile:
         for name, wanted in identity.items():
             if found[name] != wanted:
                 raise DamagedShard(f"it says {name}={found[name]} where {name}={wanted} belongs")
-        self._offsets = self._array(header.pop("offsets"), start, "<i8")
-        self._checksums = self._array(header.pop("checksums"), start, "<u8")
-        self._rows = {}
+        self.offsets = self._tensor(header.pop("offsets"), start).numpy().copy()
+        self._checksums = self._tensor(header.pop("checksums"), start).numpy().copy()
+        self.others: dict[str, Tensor] = {}
+        self._rows: dict[str, tuple[Tensor, int, int]] = {}
         for name, entry in header.items():
-            shape, dtype, place = entry["shape"], _TORCH[entry["dtype"]], start + entry["data_offsets"][0]
-            tensor = torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=place).view(shape)
-            self._rows[name] = (tensor, place, tensor[0].nbytes)
+            tensor, place = self._tensor(entry, start), start + entry["data_offsets"][0]
+            if place < index_end:
+                self.others[name] = tensor.clone()
+            else:
+                self._rows[name] = (tensor, place, tensor[0].nbytes)
 
-    def _array(self, entry: dict, start: int, dtype: str) -> list[int]:
-        begin, end = entry["data_offsets"]
-        return np.frombuffer(self._view[start + begin : start + end], dtype).tolist()
+    def _tensor(self, entry: dict, start: int) -> Tensor:
+        shape, place = entry["shape"], start + entry["data_offsets"][0]
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=_TORCH[entry["dtype"]])
+        return torch.frombuffer(self._map, dtype=_TORCH[entry["dtype"]], count=count, offset=place).view(shape)
 
     def record(self, index: int) -> dict[str, Tensor]:
         """The rows of one record, views of the file; DamagedShard where they are not what was written."""
         if self._map.size() != self.size:  # touching what was cut off a mapped file would end the process
             raise DamagedShard(f"it had {self.size:,} bytes when it was opened and has {self._map.size():,} now")
-        begin, end = self._offsets[index], self._offsets[index + 1]
+        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         digest = xxh3_64()
         for _, place, width in self._rows.values():
             digest.update(self._view[place + begin * width : place + end * width])
-        if digest.intdigest() != self._checksums[index]:
+        if digest.intdigest() != int(self._checksums[index]):
             raise DamagedShard("the checksum of the record does not fit")
         return {name: tensor[begin:end] for name, (tensor, _, _) in self._rows.items()}
 

@@ -53,33 +53,39 @@ class Shard:
     """Documents that are captured in one forward and stored together."""
 
     name: str
-    documents: tuple[Document, ...]
+    documents: Sequence[Document]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each document."""
+        return [len(document.input_ids) for document in self.documents]
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(document.input_ids) for document in self.documents)
+        return sum(self.lengths)
 
     @property
     def sequences(self) -> list[Tensor]:
-        """Token ids of each document, [T_i] int64: what a producer is given."""
+        """Token ids of each document, [T_i] int64: the input of a producer."""
         return [document.input_ids for document in self.documents]
 
 
 def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list[Shard]:
-    """Group documents of similar length; the result does not depend on the order they come in."""
+    """Groups documents of similar length; the result does not depend on the order of ``documents``."""
     if documents_per_shard < 1:
         raise ValueError(f"cache.documents_per_shard must be at least 1, got {documents_per_shard}")
     ordered = sorted(documents, key=lambda document: (len(document.input_ids), document.id))
-    shards = []
-    for start in range(0, len(ordered), documents_per_shard):
-        group = tuple(ordered[start : start + documents_per_shard])
-        digest = hashlib.sha256()
-        for document in group:
-            digest.update(document.id.encode())
-            digest.update(document.input_ids.numpy().tobytes())
-            digest.update(document.loss_mask.numpy().tobytes())
-        shards.append(Shard(digest.hexdigest()[:20], group))
-    return shards
+    groups = [tuple(ordered[start : start + documents_per_shard]) for start in range(0, len(ordered), documents_per_shard)]
+    return [Shard(_shard_name(group), group) for group in groups]
+
+
+def _shard_name(documents: Sequence[Document]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.id.encode())
+        digest.update(document.input_ids.numpy().tobytes())
+        digest.update(document.loss_mask.numpy().tobytes())
+    return digest.hexdigest()[:20]
 
 
 class StateStore:
@@ -139,9 +145,8 @@ class StateStore:
             rows["input_ids"] = torch.cat([document.input_ids for document in shard.documents])
             rows["loss_mask"] = torch.cat([document.loss_mask for document in shard.documents])
         path = self.path(shard, layer_id)
-        lengths = [len(document.input_ids) for document in shard.documents]
         try:
-            return write_shard_file(path, rows, lengths, self._identity(shard, layer_id))
+            return write_shard_file(path, rows, shard.lengths, self._identity(shard, layer_id))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -1,13 +1,13 @@
-"""States within a byte budget: read as they come, removed as they have been used, made again when needed again.
+"""States within a byte budget: shards are captured before use, removed after use and captured again for the next use.
 
-    demand/<reader>     the shards that a data set of some process needs next, soonest first; gone when a pass is over (`done`)
+    demand/<reader>     the shards that a reader needs next, soonest first; removed at the end of a pass (`release`)
     producers/<pid>     a capture process is there
-    claims/<shard>      somebody makes it; its record holds the bytes that it will take
+    leases/<shard>      a process captures it; its record holds the bytes that it will take
 
-A shard is made where it comes soonest in demand, by a capture process (`supply`) or, where none is there, by the training
-process itself. Before, `make_room` removes the least recently used shards that nobody has in demand, then those needed last,
-never one that is needed sooner than the one to be made: when nothing can go, producers wait. Readers and producers share
-nothing but the cache's directory, so they may start, stop and be killed in any order.
+The shard that is needed soonest is captured first, by a capture process (`supply`) or, when there is none, by the training
+process itself. Before that, `make_room` removes the least recently used shards that nobody needs, then those needed last, and
+never one that is needed sooner than the new one: when nothing may go, producers wait. Readers and producers share nothing but
+the directory of the cache, so they start, stop and are killed in any order.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from hyperdflash.contracts import TargetStates
-from hyperdflash.states.capture import POLL_S, TELL_S, claim_of, remove_abandoned, tidy
+from hyperdflash.leases import Leases
+from hyperdflash.states.capture import POLL_S, TELL_S, lease_of, remove_abandoned, tidy
 from hyperdflash.states.codecs import CODECS
-from hyperdflash.states.datasets import ShardedStates, checked, refuse_workers
-from hyperdflash.states.leases import Board
+from hyperdflash.states.readers import ShardedStates, checked, refuse_workers
 from hyperdflash.states.store import MissingShard, Shard, StateStore
 from hyperdflash.states.writer import ShardWriter, write_taps
 from hyperdflash.targets.producer import Producer
@@ -67,26 +67,26 @@ def stored_shards(store: StateStore) -> dict[str, Stored]:
     return found
 
 
-def demanded(board: Board) -> list[str]:
+def demanded(leases: Leases) -> list[str]:
     """Names of the shards that living readers need, soonest first."""
-    orders = [record["shards"] for record in board.living("demand").values()]
+    orders = [record["shards"] for record in leases.living("demand").values()]
     return list(dict.fromkeys(name for names in zip_longest(*orders) for name in names if name is not None))
 
 
-def make_room(store: StateStore, board: Board, shard: Shard, budget_bytes: int) -> bool:
-    """Remove shards until ``shard``, claimed by this process, fits in; False where that would take what is needed sooner."""
-    claims = board.living("claims")  # before the files: what is in neither list is not there yet
+def make_room(store: StateStore, leases: Leases, shard: Shard, budget_bytes: int) -> bool:
+    """Removes shards until ``shard``, leased by this process, fits in; False when those left are needed sooner."""
+    held = leases.living("leases")  # before the files: a shard in neither list is not there yet
     stored = stored_shards(store)
-    if left := [path for name, found in stored.items() if name not in claims for path in found.partials]:
-        remove_abandoned(left, board)
+    if left := [path for name, found in stored.items() if name not in held for path in found.partials]:
+        remove_abandoned(left, leases)
         stored = stored_shards(store)
-    order = {name: position for position, name in enumerate(demanded(board))}
+    order = {name: position for position, name in enumerate(demanded(leases))}
     # what is being written counts as what it will be, once
-    pending = sum(max(0, record.get("bytes", 0) - stored.get(name, Stored()).size) for name, record in claims.items())
+    pending = sum(max(0, record.get("bytes", 0) - stored.get(name, Stored()).size) for name, record in held.items())
     excess = sum(found.size for found in stored.values()) + pending - budget_bytes
     own = order.get(shard.name, len(order))
-    idle = sorted((name for name in stored if name not in order and name not in claims), key=lambda name: stored[name].used)
-    later = sorted((name for name in stored if order.get(name, -1) > own and name not in claims), key=lambda name: -order[name])
+    idle = sorted((name for name in stored if name not in order and name not in held), key=lambda name: stored[name].used)
+    later = sorted((name for name in stored if order.get(name, -1) > own and name not in held), key=lambda name: -order[name])
     chosen = []
     for name in (*idle, *later):
         if excess <= 0:
@@ -124,9 +124,9 @@ class StreamedStates(ShardedStates):
         self._position = {shard.name: position for position, shard in enumerate(self.shards)}
         self._order: list[str] = []
         self._touched: dict[str, float] = {}
-        self._boards: dict[int, Board] = {}
+        self._leases_of: dict[int, Leases] = {}
 
-    def expect(self, order: Sequence[int], window: int) -> None:
+    def prefetch(self, order: Sequence[int], window: int) -> None:
         sizes = sorted((shard_size(self.store, shard, self.layer_ids) for shard in self.shards), reverse=True)
         needed = sum(sizes[: window + 1])
         if needed > self.budget_bytes:
@@ -137,13 +137,13 @@ class StreamedStates(ShardedStates):
         self._order = [self.shards[position].name for position in order[:HORIZON]]
         self._publish(self._order)
 
-    def done(self) -> None:
+    def release(self) -> None:
         """Withdraws this reader's demand, until it reads again."""
         self._order = []
-        self.board.release(self._demand)
+        self.leases.release(self._demand)
 
     def __getitem__(self, index: int) -> TargetStates:
-        shard, row = self.places[index]
+        shard, row = self.place(index)
         while True:
             try:
                 states = self.store.read(shard, row, self.layer_ids)
@@ -154,23 +154,23 @@ class StreamedStates(ShardedStates):
                 return states
 
     @property
-    def board(self) -> Board:
+    def leases(self) -> Leases:
         """This process's: a loader's worker is another process than the one that made the data set."""
-        if os.getpid() not in self._boards:
-            board = Board(self.store.directory)
-            weakref.finalize(self, board.close)
-            self._boards[os.getpid()] = board
-        return self._boards[os.getpid()]
+        if os.getpid() not in self._leases_of:
+            leases = Leases(self.store.directory)
+            weakref.finalize(self, leases.close)
+            self._leases_of[os.getpid()] = leases
+        return self._leases_of[os.getpid()]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_boards": {}}
+        return {**self.__dict__, "_leases_of": {}}
 
     @property
     def _demand(self) -> str:
         return f"demand/{os.uname().nodename}-{os.getpid()}-{self.name}"
 
     def _publish(self, names: Sequence[str]) -> None:
-        self.board.post(self._demand, shards=list(names))
+        self.leases.post(self._demand, shards=list(names))
 
     def _touch(self, shard: Shard) -> None:
         """Recency of use, for all to see."""
@@ -184,9 +184,9 @@ class StreamedStates(ShardedStates):
         position = self._position[shard.name]
         following = self._order or [s.name for s in self.shards[position : position + READ_AHEAD]]
         self._publish([shard.name, *(name for name in following if name != shard.name)])
-        started = told = time.monotonic()
+        started = reported = time.monotonic()
         while self.store.missing(shard, self.layer_ids):
-            producers = self.board.living("producers")
+            producers = self.leases.living("producers")
             if self.producer is not None and not producers and self._make(shard):
                 return
             now = time.monotonic()
@@ -195,19 +195,19 @@ class StreamedStates(ShardedStates):
                     f"shard {shard.name} did not come in cache.wait_s={self.wait_s:g} s ({len(producers)} capture processes on "
                     f"{self.store.directory}): run `python -m src.capture cache=stream` with these options beside it"
                 )
-            if now - told > TELL_S:
-                told = now
+            if now - reported > TELL_S:
+                reported = now
                 print(f"waiting for shard {shard.name}: {now - started:.0f} s, {len(producers)} capture processes", flush=True)
             time.sleep(POLL_S / 4)
 
     def _make(self, shard: Shard) -> bool:
         """Capture a shard in this process; False where another has it or nothing can go for it now."""
         refuse_workers("cache=stream without a capture process")
-        if not self.board.claim(claim_of(shard), bytes=shard_size(self.store, shard, self.layer_ids)):
+        if not self.leases.acquire(lease_of(shard), bytes=shard_size(self.store, shard, self.layer_ids)):
             return False
         try:
             taps = self.store.missing(shard, self.layer_ids)
-            if taps and not make_room(self.store, self.board, shard, self.budget_bytes):
+            if taps and not make_room(self.store, self.leases, shard, self.budget_bytes):
                 return False
             if taps:
                 made_by = checked(self.producer(), self.store)
@@ -215,7 +215,7 @@ class StreamedStates(ShardedStates):
                 write_taps(self.store, shard, {tap: states[tap] for tap in taps})
             return True
         finally:
-            self.board.release(claim_of(shard))
+            self.leases.release(lease_of(shard))
 
 
 def supply(
@@ -238,21 +238,21 @@ def supply(
         nonlocal written
         written += size
         bar.set_postfix_str(f"{tqdm.format_sizeof(written, 'B')} written", refresh=False)
-        board.release(claim_of(shard))
+        leases.release(lease_of(shard))
 
     bar = tqdm(desc="supply states", unit="tok", unit_scale=True, disable=not progress, mininterval=2)
-    with bar, Board(store.directory) as board, ShardWriter(store, stored) as writer:
-        board.post(f"producers/{os.uname().nodename}-{os.getpid()}")
-        tidy(store, board)
+    with bar, Leases(store.directory) as leases, ShardWriter(store, stored) as writer:
+        leases.post(f"producers/{os.uname().nodename}-{os.getpid()}")
+        tidy(store, leases)
         made_by = checked(producer(), store)
         needed = time.monotonic()
         while True:
-            demand = demanded(board)
+            demand = demanded(leases)
             if any(name in known for name in demand):
                 needed = time.monotonic()
             elif time.monotonic() - needed > (linger_s if made else wait_s):
                 break
-            shard = _next(known, demand, store, board, layer_ids, budget_bytes)
+            shard = _next(known, demand, store, leases, layer_ids, budget_bytes)
             if shard is None:
                 time.sleep(POLL_S * random.uniform(0.5, 1))
                 continue
@@ -270,20 +270,20 @@ def _next(
     known: dict[str, Shard],
     demand: Sequence[str],
     store: StateStore,
-    board: Board,
+    leases: Leases,
     layer_ids: Sequence[int],
     budget_bytes: int,
 ) -> Shard | None:
-    """The soonest shard in demand that is not there, claimed for this process, with room made for it; None: nothing to do."""
+    """The missing shard that is needed soonest, leased by this process, with room for it; None: nothing to do."""
     for shard in (known[name] for name in demand if name in known):
         if not store.missing(shard, layer_ids):
             continue
-        if not board.claim(claim_of(shard), bytes=shard_size(store, shard, layer_ids)):
+        if not leases.acquire(lease_of(shard), bytes=shard_size(store, shard, layer_ids)):
             continue
-        if store.missing(shard, layer_ids) and make_room(store, board, shard, budget_bytes):
+        if store.missing(shard, layer_ids) and make_room(store, leases, shard, budget_bytes):
             return shard
         full = bool(store.missing(shard, layer_ids))
-        board.release(claim_of(shard))
+        leases.release(lease_of(shard))
         if full:
             return None
     return None

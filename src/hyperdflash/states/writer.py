@@ -1,8 +1,8 @@
-"""Store shards in a thread of their own, so that the next forward does not wait for the disk.
+"""Writes shards in a thread of its own, so that the next forward does not wait for the disk.
 
-put(shard, states)  -> at most ``depth`` shards are handed over and not yet stored; put waits when there are more
+put(shard, states)  -> hands a shard over; waits while ``depth`` shards are handed over and not yet stored
 the thread          -> store.write(shard, tap by tap), the final residual last: a shard that has it is complete
-an error there      -> raised by the next put, or by leaving the block, in the thread that calls
+an error there      -> raised by the next put, or at the end of the block, in the calling thread
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Taps = Mapping[int | None, Tensor]
 
 
 def write_taps(store: StateStore, shard: Shard, states: Taps) -> int:
-    """Store taps [N, M, D] of one shard; returns the bytes written."""
+    """Stores taps [N, M, D] of one shard; returns the number of bytes."""
     return sum(store.write(shard, states[tap], tap) for tap in sorted(states, key=lambda tap: tap is None))
 
 
 class ShardWriter:
-    """``after(shard, written)`` is called in the thread once a shard is stored, ``written`` in bytes."""
+    """Calls ``after(shard, written)`` in the thread once a shard is stored, ``written`` in bytes."""
 
     def __init__(self, store: StateStore, after: Callable[[Shard, int], None] = lambda *_: None, depth: int = 1):
         self.store, self.after = store, after
@@ -35,7 +35,7 @@ class ShardWriter:
         self._thread.start()
 
     def put(self, shard: Shard, states: Taps) -> None:
-        """Hand over a shard; waits for room, and raises what went wrong with an earlier one."""
+        """Hands a shard over; waits for room, and raises the error of an earlier shard."""
         self._room.acquire()
         if self._error is not None:
             self._room.release()
@@ -46,7 +46,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        """Stores what was handed over, whatever ended the block."""
+        """Stores every shard that was handed over, whatever ended the block."""
         self._waiting.put(None)
         self._thread.join()
         if kind is None and self._error is not None:

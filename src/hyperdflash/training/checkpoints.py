@@ -9,9 +9,7 @@ without loading. Nothing is unpickled but tensors and plain values.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import signal
 import threading
 import time
@@ -27,8 +25,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from hyperdflash.states.datasets import ShardedStates
-from hyperdflash.states.manifest import CacheKey
+from hyperdflash.files import whole_file
 
 KEEP = 2
 BEST = "best.ckpt"
@@ -65,17 +62,11 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's way to write and read, with a rename at the end and weights only."""
+    """Writes and reads as Lightning does, but whole files, and weights only."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with whole_file(Path(path), sync=True) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
     def load_checkpoint(self, path: str | Path, map_location="cpu", weights_only: bool | None = True) -> dict:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -108,12 +99,6 @@ def newest_checkpoint(directory: Path) -> Path | None:
         print(f"{path} is damaged ({wrong}): using the one before it", flush=True)
         path.replace(path.with_suffix(".damaged"))
     return None
-
-
-def data_digest(key: CacheKey, data: Mapping[str, ShardedStates]) -> str:
-    """16 hex digits of the cache's key and of all documents in order: a shard's name is a digest of ids, tokens and masks."""
-    names = [key.digest, *(f"{name} {shard.name}" for name in sorted(data) for shard in data[name].shards)]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:

@@ -8,11 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.data.chat import MODES
-from hyperdflash.data.corpus import Corpus
-from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.drafting.anchors import BlockSampler
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.config import DrafterConfig
@@ -32,12 +28,10 @@ from hyperdflash.training.module import OptimSettings
 
 @dataclass(frozen=True)
 class Parts:
-    """The instantiated, checked groups of a training configuration; nothing here has read a weight."""
+    """The instantiated, checked groups of a training configuration; nothing here has read a weight or a text."""
 
     target_config: TargetConfig
-    tokenizer: PreTrainedTokenizerBase
-    mask_token_id: int
-    corpus: Corpus
+    mask_token_id: int | None  # None: the tokenizer says it
     conditioning: Conditioning
     reducer: ReducerConfig
     drafter: DrafterConfig | MTPChainConfig
@@ -50,8 +44,8 @@ class Parts:
     def layer_ids(self) -> tuple[int, ...]:
         return () if isinstance(self.drafter, MTPChainConfig) else tuple(self.conditioning.layer_ids)
 
-    def build(self, heads: TargetHeads, target: DictConfig, seed: int) -> nn.Module:
-        """A new drafter; on meta heads its shapes only."""
+    def build(self, heads: TargetHeads, target: DictConfig, seed: int, mask_token_id: int | None = None) -> nn.Module:
+        """A new drafter; on meta heads its shapes only. ``mask_token_id`` None: that of the tokenizer at ``target.path``."""
         if isinstance(self.drafter, MTPChainConfig):
             return MTPChain(load_mtp(target.path, experts=target.experts), self.drafter.num_slots, trainable=True)
         return build_drafter(
@@ -59,7 +53,7 @@ class Parts:
             reducer=self.reducer,
             drafter=self.drafter,
             heads=heads,
-            mask_token_id=self.mask_token_id,
+            mask_token_id=mask_id(target.path, self.mask_token_id) if mask_token_id is None else mask_token_id,
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -69,11 +63,9 @@ def make_parts(config: DictConfig) -> Parts:
     target_config = read_config(config.target.path)
     parts = {
         name: instantiate(config.get(name))  # none of what the method does not read
-        for name in ["corpus", "conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
+        for name in ["conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
     }
-    tokenizer = load_tokenizer(config.target.path)
-    mask_token_id = special_ids(tokenizer, config.target.mask_token_id).mask
-    made = Parts(target_config=target_config, tokenizer=tokenizer, mask_token_id=mask_token_id, **parts)
+    made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
     wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
     if wrong:
         raise ValueError(
@@ -81,7 +73,6 @@ def make_parts(config: DictConfig) -> Parts:
             f"0..{target_config.num_hidden_layers - 1}: give ids in that range"
         )
     natural_int("seed", config.seed)
-    one_of("mode", config.mode, MODES)
     one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
     instantiate(config.cache)
     one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
@@ -90,8 +81,15 @@ def make_parts(config: DictConfig) -> Parts:
     if isinstance(made.drafter, DrafterConfig):
         with torch.device("meta"):
             heads = TargetHeads(target_config)
-        made.build(heads, config.target, config.seed)
+        made.build(heads, config.target, config.seed, mask_token_id=0)
     return made
+
+
+def mask_id(target_path: str, given: int | None) -> int:
+    """The token that fills unknown slots, by the tokenizer at ``target_path``; a training takes it from its dataset."""
+    from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+
+    return special_ids(load_tokenizer(target_path), given).mask
 
 
 def check_trainer(trainer: DictConfig) -> None:

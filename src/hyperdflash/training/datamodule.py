@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hyperdflash.contracts import Blocks, Document, TargetStates
-from hyperdflash.data.stable_hash import content_hash
 from hyperdflash.objectives.objective import LossCounts
-from hyperdflash.states.datasets import ShardedStates
+from hyperdflash.stable_hash import content_hash
+from hyperdflash.states.readers import ShardedStates
 from hyperdflash.states.store import collate
 from hyperdflash.training.epoch_plan import TrainingOrder, part
 
@@ -75,17 +75,13 @@ class TrainingSteps(Dataset):
     def __len__(self) -> int:
         return len(self.order)
 
-    def document(self, index: int) -> Document:
-        shard, row = self.states.places[index]
-        return shard.documents[row]
-
     def ids(self, step: int) -> tuple[str, ...]:
         """Documents of the global batch of ``step``."""
-        return tuple(self.document(index).id for index in self.order.batch(step))
+        return tuple(self.states.document(index).id for index in self.order.batch(step))
 
     def __getitem__(self, step: int) -> StepBatch:
         members = self.order.batch(step)
-        blocks = {index: self._blocks(step, self.document(index)) for index in members}
+        blocks = {index: self._blocks(step, self.states.document(index)) for index in members}
         counts = reduce(add, (self.count(blocks[index]) for index in members))
         parts = [
             part(members, self.rank * self.accumulate + i, self.world_size * self.accumulate) for i in range(self.accumulate)
@@ -126,8 +122,7 @@ class TargetStatesData(L.LightningDataModule):
     ):
         super().__init__()
         self.train_states, self.validation_states = train, validation
-        lengths = [[len(document.input_ids) for document in shard.documents] for shard in train.shards]
-        self.order = TrainingOrder(lengths, batch_size=batch_size * world_size * accumulate, epochs=epochs, seed=seed)
+        self.order = TrainingOrder(train.lengths, batch_size=batch_size * world_size * accumulate, epochs=epochs, seed=seed)
         self.draw, self.count, self.accumulate, self.seed, self.first_step = draw, count, accumulate, seed, first_step
         self._reading = Lock()
 
@@ -140,12 +135,13 @@ class TargetStatesData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
-        sampler = FromStep(self.order, self.first_step, self.train_states.expect)
+        sampler = FromStep(self.order, self.first_step, self.train_states.prefetch)
         return self._ahead(DataLoader(steps, sampler=sampler, batch_size=None, collate_fn=as_it_is))
 
     def val_dataloader(self) -> DataLoader:
         """Every document on one rank; a rank without one replays a text without supervision, which has no rounds."""
-        by_length = sorted(range(len(self.validation_states)), key=self.validation_states.length)
+        lengths = [length for shard in self.validation_states.lengths for length in shard]
+        by_length = sorted(range(len(self.validation_states)), key=lengths.__getitem__)
         mine = by_length[self.trainer.global_rank :: self.trainer.world_size]
         batches = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
         if not mine:
@@ -163,11 +159,11 @@ class TargetStatesData(L.LightningDataModule):
 class FromStep(Sampler[int]):
     """Steps ``first``, ``first`` + 1, ... of ``order``; its length is that of the whole run, which Lightning counts by.
 
-    ``expect`` is told at every window which shards come next, and of how many a window is.
+    Calls ``prefetch`` at every window with the next shards and the number of shards per window.
     """
 
-    def __init__(self, order: TrainingOrder, first: int, expect: Callable[[list[int], int], None]):
-        self.order, self.first, self.expect = order, first, expect
+    def __init__(self, order: TrainingOrder, first: int, prefetch: Callable[[list[int], int], None]):
+        self.order, self.first, self.prefetch = order, first, prefetch
 
     def __len__(self) -> int:
         return len(self.order)
@@ -175,7 +171,7 @@ class FromStep(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         for step in range(self.first, len(self.order)):
             if step == self.first or self.order.opens_window(step):
-                self.expect(self.order.shards_from(step), self.order.window)
+                self.prefetch(self.order.shards_from(step), self.order.window)
             yield step
 
 

@@ -1,17 +1,16 @@
 """One training run from a configuration: parts, data, drafter, trainer, record.
 
 1. parts        everything that is cheap, checked with the drafter's shapes on the meta device: a mistake fails here
-2. directory    a finished run is reported and left alone; a broken one goes on from its last good checkpoint
+2. directory    a finished run is reported and left alone; a broken one continues from its last good checkpoint
 3. ranks        with several devices one process each; steps 4 to 7 are theirs
-4. documents    conversations -> the target's own answers (kept on disk), by rank 0 before the others
-5. states       captured where the cache misses them; the target is loaded only if something is missing
+4. dataset      opened; rank 0 prepares it first when it is missing, and that alone reads text
+5. states       read from the cache; the target is loaded only when a state is missing
 6. fit          best checkpoint by validation tau
 7. record       result.json last: a directory that has it is finished
 """
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -30,14 +30,15 @@ from hyperdflash.identity import decided_by, run_name, train_run_dir, within_run
 from hyperdflash.launch.captures import num_captures
 from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.launch.ranks import Ranks
+from hyperdflash.leases import exclusive
 from hyperdflash.objectives.objective import LossCounts, loss_counts
-from hyperdflash.preparing.states import cached_data, open_mode, open_store
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads
-from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, data_digest, newest_checkpoint, step_of
+from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of
 from hyperdflash.training.components import Parts, make_parts
 from hyperdflash.training.datamodule import TargetStatesData
+from hyperdflash.training.dataset import check_dataset, training_data
 from hyperdflash.training.loggers import make_loggers, wandb_place
 from hyperdflash.training.metrics_csv import MetricsCSV
 from hyperdflash.training.module import DraftingModule
@@ -45,6 +46,8 @@ from hyperdflash.training.progress import StepBar
 from hyperdflash.training.run_index import finished_run
 from hyperdflash.training.validation_record import ValidationRecord
 from hyperdflash.training.warm_start import check_target, load_drafter_weights, parent_of
+
+LOCK_S = 5.0  # the ranks of a killed run end a moment after it
 
 
 def train(config: DictConfig) -> dict:
@@ -56,14 +59,15 @@ def train(config: DictConfig) -> dict:
         check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
+    check_dataset(config)
     if must_launch(config.trainer, num_captures(config)):
         parent_of(config, run)
-        with only_here(run):
+        with run_lock(run):
             launch_ranks(config, run)
         return finished_run(run).record
-    patience_s = open_mode(config).patience_s
-    with only_here(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
-        with ranks.first_alone():
+    patience_s = instantiate(config.cache).patience_s
+    with run_lock(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
+        with ranks.rank_zero_first():
             init_from = parent_of(config, run)
         return fit(config, parts, run, init_from, ranks)
 
@@ -75,14 +79,13 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     heads = training_heads(config)
     if init_from is not None:
         check_target(finished_run(init_from).record["target"], fingerprint(heads), init_from)
-    store = open_store(config, heads)
     directory = run / "checkpoints"
-    with ranks.first_alone():
-        data = cached_data(config, parts, heads, store)
+    with ranks.rank_zero_first():
+        dataset, store, data = training_data(config, heads, parts.layer_ids)
         checkpoint = newest_checkpoint(directory)
     first_step = step_of(checkpoint) if checkpoint else 0
 
-    drafter = parts.build(heads, config.target, config.seed)
+    drafter = parts.build(heads, config.target, config.seed, dataset.mask_token_id)
     if init_from is not None:
         load_drafter_weights(drafter, init_from, store.key.target)
     trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
@@ -97,7 +100,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         meta={
             "target": store.key.target,
             "engine": store.key.engine,
-            "data": data_digest(store.key, data),
+            "data": dataset.digest,
             "steps": len(data_module.order),
             "name": run_name(config),
         },
@@ -109,6 +112,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     if ranks.rank == 0:
         print(f"{run_name(config)}: {trainable:,} trainable parameters, {len(data_module.order):,} steps", flush=True)
         OmegaConf.save(config, run / "config.yaml", resolve=True)
+        write_json(run / "corpus.json", dataset.rows)
         write_json(run / "environment.json", environment_record(command_of("src.train")))
         for logger in loggers or []:
             if isinstance(logger, MetricsCSV):
@@ -125,9 +129,11 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     )
     callbacks = [saver, validation, StepBar()]
     if any(isinstance(logger, WandbLogger) for logger in loggers or []):
+        from hyperdflash.data.tokenizer import load_tokenizer  # shows texts
         from hyperdflash.training.wandb_record import WandbRecord  # imports wandb
 
-        callbacks.append(WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=parts.tokenizer))
+        tokenizer = load_tokenizer(config.target.path)
+        callbacks.append(WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=tokenizer))
     trainer = make_trainer(config.trainer, run, loggers, callbacks, len(data_module.order))
     started = time.monotonic()
     trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
@@ -139,6 +145,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         "seconds": {"fit": time.monotonic() - started, "validation": saver.validation_s},  # since the last resume
         "trainable_parameters": trainable,
         "target": store.key.target,
+        "dataset": {"name": dataset.directory.name, "digest": dataset.digest},
         "init_from": within_runs(init_from) if init_from else None,
         "command": command_of("src.train"),
         "decided_by": decided_by(config),
@@ -225,19 +232,11 @@ class Double(DoublePrecision):
 
 
 @contextmanager
-def only_here(run: Path, *, unless: bool = False) -> Iterator[None]:
-    """ValueError where another process of this machine trains the same run; ``unless`` somebody else has seen to it."""
+def run_lock(run: Path, *, unless: bool = False) -> Iterator[None]:
+    """ValueError when another process trains the same run; ``unless`` somebody else has checked it."""
     if unless:
         yield
         return
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("w") as lock:
-        for _ in range(50):  # a killed run's ranks end a moment after it
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)
-        else:
-            raise ValueError(f"{run} is being trained by another process: wait for it, or stop it first")
+    busy = f"{run} is being trained by another process: wait for it, or stop it first"
+    with exclusive(run, "lock", wait_s=LOCK_S, busy=busy):
         yield

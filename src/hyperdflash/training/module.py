@@ -99,7 +99,7 @@ class DraftingModule(L.LightningModule):
         self._restart_clock()
 
     def on_validation_end(self) -> None:
-        self.trainer.datamodule.validation_states.done()
+        self.trainer.datamodule.validation_states.release()
         self._restart_clock()
 
     def _restart_clock(self) -> None:

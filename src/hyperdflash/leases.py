@@ -1,17 +1,18 @@
-"""Small files by which the processes of one cache know of each other: who works on what, who needs what, who is there.
+"""Leases: small files that tell the processes of one directory who works on what, who needs what and who is there.
 
-    claim(name)     the file is made with O_EXCL, so one process gets it, on whatever host it runs
-    post(name, ..)  a file of this process alone, replaced whole
-    heartbeat       a thread touches what this process owns
-    abandoned       the owner's process is gone (same host), or the file has not been touched for ``stale_s`` by the observer's
-                    own clock (another host, whose clock may differ)
+    acquire(name)   creates the file with O_EXCL, so one process gets it, on whatever host it runs
+    post(name, ..)  writes a file that only this process writes, and replaces it whole
+    heartbeat       a thread touches the files of this process
+    abandoned       the owner's process is gone (same host), or nobody touched the file for ``stale_s`` seconds by the
+                    observer's own clock (another host, whose clock may differ)
 
-The worst that a race or a paused owner can cause is work done twice: what is made is the same and appears whole.
+A race or a paused owner causes at most work done twice: both results are the same and appear whole.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import threading
@@ -23,13 +24,13 @@ from pathlib import Path
 
 from hyperdflash.files import write_text
 
-EMPTY_S = 5.0  # a claim without content: its maker died between two system calls
+EMPTY_S = 5.0  # age of a file without content that counts as abandoned: its owner died between two system calls
 
 
-class Board:
-    """The files of this process below ``directory`` (made when first needed), kept fresh until `close`.
+class Leases:
+    """The files of this process below ``directory``, kept fresh until `close`.
 
-    Names may hold a folder: ``claims/ab12``. ``stale_s`` seconds without a heartbeat make a file of another host abandoned.
+    A name may hold a folder: ``leases/ab12``. ``stale_s`` seconds without a heartbeat make a file of another host abandoned.
     """
 
     def __init__(self, directory: str | Path, stale_s: float = 60.0):
@@ -42,14 +43,14 @@ class Board:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> Leases:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
-    def claim(self, name: str, **record) -> bool:
-        """True where the file is now ours; False where a living process (this one included) has it."""
+    def acquire(self, name: str, **record) -> bool:
+        """True when this process gets the file; False when a living process (this one included) has it."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
@@ -68,13 +69,13 @@ class Board:
         return False
 
     def post(self, name: str, **record) -> None:
-        """Write or replace a file that only this process writes."""
+        """Writes or replaces a file that only this process writes."""
         path = self._path(name)
         write_text(path, _text(record))
         self._own(path)
 
     def release(self, name: str) -> None:
-        """Remove a file of this process; nothing where it has none of that name."""
+        """Removes a file of this process, if it has one of that name."""
         path = self._path(name)
         with self._lock:
             ours = path in self._owned
@@ -83,12 +84,12 @@ class Board:
             path.unlink(missing_ok=True)
 
     def owner(self, name: str) -> str:
-        """Process and host of a file, for messages."""
+        """Process and host that own a file, for messages."""
         record = _record(_read(self._path(name)) or b"")
         return f"process {record['pid']} on {record['host'].partition(' ')[0]}" if record else "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
-        """Name -> record of every file in ``folder`` whose owner is alive; the others are removed."""
+        """Name -> record of every file in ``folder`` whose owner is alive; removes the others."""
         found = {}
         for path in sorted((self.directory / folder).glob("*.json")):
             content = _read(path)
@@ -102,7 +103,7 @@ class Board:
         return found
 
     def close(self) -> None:
-        """Remove this process's files; nothing in a fork of the process that made them."""
+        """Removes the files of this process; does nothing in a fork of the process that made them."""
         if os.getpid() != self._pid:
             return
         self._stop.set()
@@ -132,7 +133,7 @@ class Board:
                     os.utime(path)
 
     def _abandoned(self, path: Path) -> bytes | None:
-        """The file's content where its owner is gone; None where it lives, or where there is no file any more."""
+        """The content of a file whose owner is gone; None when the owner lives or the file is gone."""
         content = _read(path)
         try:
             touched = path.stat().st_mtime_ns
@@ -151,7 +152,7 @@ class Board:
         return content if time.monotonic() - since > limit else None
 
     def _take_away(self, path: Path, content: bytes) -> None:
-        """Remove an abandoned file, unless somebody put another one there since it was read."""
+        """Removes an abandoned file, unless somebody replaced it since it was read."""
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
             path.rename(aside)
@@ -163,20 +164,26 @@ class Board:
 
 
 @contextmanager
-def alone(directory: str | Path, name: str) -> Iterator[None]:
-    """Run a block in one process at a time; the others wait, and say for whom."""
-    with Board(directory) as board:
-        told = time.monotonic()
-        while not board.claim(name):
+def exclusive(directory: str | Path, name: str, *, wait_s: float = math.inf, busy: str = "") -> Iterator[None]:
+    """Runs a block in one process at a time; the others wait and print for whom.
+
+    ValueError with the sentence ``busy`` after ``wait_s`` seconds.
+    """
+    with Leases(directory) as leases:
+        started = reported = time.monotonic()
+        while not leases.acquire(name):
+            now = time.monotonic()
+            if now - started >= wait_s:
+                raise ValueError(busy)
+            if now - reported > 20:
+                reported = now
+                print(f"waiting for {leases.owner(name)}, which has {leases.directory / name}", flush=True)
             time.sleep(0.2)
-            if time.monotonic() - told > 20:
-                told = time.monotonic()
-                print(f"waiting for {board.owner(name)}, which has {board.directory / name}", flush=True)
         yield
 
 
 def host() -> str:
-    """Name of the machine, and of the process-id namespace where there are such: a pid means something only within it."""
+    """Name of the machine and of the process-id namespace: a process id has a meaning only within it."""
     try:
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -211,7 +218,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since boot: tells it from a later one with its number."""
+    """Start of a process in ticks since boot: tells it from a later process with the same number."""
     fields = _stat(pid)
     return fields[19] if fields else None
 

@@ -1,0 +1,78 @@
+"""From a corpus to documents: which rows, whose answers, and what became of every row.
+
+1. rows           conversations of the corpus, training and validation apart          (hyperdflash.data)
+2. answers        the corpus's own, the target's or a server's, as token ids          (hyperdflash.answers)
+3. documents      those with a supervised pair, and a count of every other row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hyperdflash.answers.served_answers import served_documents
+from hyperdflash.contracts import Conversation, Document
+from hyperdflash.data.chat import encode
+from hyperdflash.data.corpus import Corpus
+from hyperdflash.drafting.anchors import eligible_anchors
+from hyperdflash.preparing.job import PrepareJob
+from hyperdflash.targets.load import Target
+
+
+def dataset_documents(
+    job: PrepareJob, target_fingerprint: str, target: Callable[[], Target] | None = None
+) -> tuple[dict[str, list[Document]], dict]:
+    """(documents of each split, what became of every row); prints the latter. Calls the target when an answer is missing."""
+    documents, rows = {}, {}
+    for name, (corpus, conversations) in job.splits().items():
+        found = conversations()
+        documents[name] = _documents(job, corpus, found, target_fingerprint, target)
+        rows[name] = count_rows(found, documents[name], corpus.max_length)
+    rows = {"sources": [stats.as_record() for stats in job.corpus.row_stats], **rows}
+    for stats in job.corpus.row_stats:
+        print("\n".join(stats.lines()))
+    return documents, rows
+
+
+def _documents(
+    job: PrepareJob,
+    corpus: Corpus,
+    conversations: Sequence[Conversation],
+    target_fingerprint: str,
+    target: Callable[[], Target] | None,
+) -> list[Document]:
+    if corpus.responses == "original":
+        documents = [encode(c, job.tokenizer, job.mode, corpus.max_length) for c in conversations]
+    elif corpus.server_model is not None:
+        path, settings = job.served_file(corpus, target_fingerprint), job.answer_settings(corpus)
+        documents = served_documents(conversations, path, job.tokenizer, settings, job.regenerate_command)
+    else:
+        documents = job.target_answers(conversations, target_fingerprint, job.answer_settings(corpus), target)
+    return with_supervised_pair(documents)
+
+
+def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
+    """Documents that can give an anchor; prints how many cannot. ValueError: none can."""
+    kept = [d for d in documents if eligible_anchors(d.loss_mask[None], torch.tensor([len(d.loss_mask)])).any()]
+    if not kept:
+        raise ValueError(
+            f"none of {len(documents)} documents has two supervised tokens in a row, so there is nothing to train on: "
+            "check corpus.stage1 or corpus.stage2, corpus.max_length and the loss mask of the source"
+        )
+    if len(kept) < len(documents):
+        print(f"{len(documents) - len(kept)} of {len(documents)} documents have no two supervised tokens in a row: dropped")
+    return kept
+
+
+def count_rows(conversations: Sequence[Conversation], documents: Sequence[Document], max_length: int) -> dict[str, int]:
+    """``without_document``: conversations that gave none; ``at_max_length``: documents as long as allowed, most of them cut."""
+    given = {document.id.partition("#")[0] for document in documents}
+    return {
+        "conversations": len(conversations),
+        "documents": len(documents),
+        "tokens": sum(len(d.input_ids) for d in documents),
+        "supervised_tokens": sum(int(d.loss_mask.sum()) for d in documents),
+        "at_max_length": sum(len(d.input_ids) >= max_length for d in documents),
+        "without_document": sum(c.id not in given for c in conversations),
+    }

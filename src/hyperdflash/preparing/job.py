@@ -1,0 +1,234 @@
+"""What captures states, and what prepares a dataset: two frozen jobs, each made once from a configuration and checked."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Self
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from hyperdflash.answers.responses import AnswerSettings, answer_conversations
+from hyperdflash.answers.served_answers import served_path
+from hyperdflash.cli import capture_command, command_of, config_name, given_overrides
+from hyperdflash.identity import dataset_decided_by, dataset_name, runs_dir
+from hyperdflash.contracts import ENCODING_VERSION, Conversation, Document
+from hyperdflash.data.chat import MODES
+from hyperdflash.data.corpus import Corpus
+from hyperdflash.data.tokenizer import load_tokenizer, special_ids, tokenizer_fingerprint
+from hyperdflash.engines.producer import engine_producer
+from hyperdflash.leases import exclusive
+from hyperdflash.settings import natural_int, one_of
+from hyperdflash.stable_hash import content_hash
+from hyperdflash.states.manifest import IN_PROCESS
+from hyperdflash.states.modes import CacheMode
+from hyperdflash.states.readers import ShardedStates
+from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import DTYPES, Target, fingerprint
+from hyperdflash.targets.producer import InProcess, Producer
+
+
+class NoTarget(ValueError):
+    """The mode of the cache allows no target in this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesJob:
+    """How the states of documents are captured and kept: of a training, an evaluation or a check.
+
+    ``target`` the group of the configuration; ``capture_command`` fills a cache that lacks states.
+    """
+
+    cache: CacheMode
+    target: Mapping
+    mode: str
+    capture_command: str
+
+    @classmethod
+    def of(cls, config: DictConfig, **more: object) -> Self:
+        one_of("target.dtype", config.target.dtype, tuple(DTYPES))
+        return cls(
+            cache=instantiate(config.cache),
+            target=OmegaConf.to_container(config.target, resolve=True),
+            mode=config.mode,
+            capture_command=capture_command(),
+            **more,
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.target["path"])
+
+    @cached_property
+    def load(self) -> Callable[[], Target]:
+        """Loads the target on the first call; NoTarget when the mode of the cache allows none."""
+
+        @cache
+        def load() -> Target:
+            if not self.cache.loads_target:
+                raise NoTarget(
+                    f"cache={self.cache.name} loads no target here, and answers or states are missing: run "
+                    f"`{self.capture_command}`"
+                )
+            print(f"loading the target from {self.target['path']}", flush=True)
+            return instantiate(self.target)
+
+        return load
+
+    @cached_property
+    def producer(self) -> Callable[[], Producer]:
+        """Computes states; made on the first call."""
+        return self.producer_of(self.load)
+
+    def producer_of(self, target: Callable[[], Target]) -> Callable[[], Producer]:
+        """What computes states: ``target`` in this process, or the servers of ``target.engine``."""
+
+        @cache
+        def make() -> Producer:
+            if self.target.get("engine"):
+                return engine_producer(self.target, engine_checks_dir(), check_command(self.target))
+            return InProcess(target())
+
+        return make
+
+    def key(self, heads: TargetHeads) -> CacheKey:
+        return CacheKey(
+            target=fingerprint(heads),
+            target_dtype=self.target["dtype"],
+            num_paths=heads.num_paths,
+            hidden_size=heads.hidden_size,
+            dtype=self.cache.dtype,
+            tokenizer=tokenizer_fingerprint(self.target["path"]),
+            mode=self.mode,
+            encoding_version=ENCODING_VERSION,
+            engine=self.target.get("engine") or IN_PROCESS,
+        )
+
+    def open_store(self, heads: TargetHeads) -> StateStore:
+        """The cache directory of this target and dtype."""
+        return self.cache.open(self.key(heads))
+
+    def states(
+        self,
+        documents: Sequence[Document],
+        store: StateStore,
+        layer_ids: Sequence[int] = (),
+        producer: Callable[[], Producer] | None = None,
+    ) -> ShardedStates:
+        """Documents with their states, in the order of their shards, not the order given. ``producer`` None: the job's own."""
+        shards = make_shards(documents, self.cache.documents_per_shard)
+        return self.cache.states(shards, store, producer or self.producer, layer_ids, command=self.capture_command)
+
+    def target_answers(
+        self,
+        conversations: Sequence[Conversation],
+        target_fingerprint: str,
+        settings: AnswerSettings,
+        target: Callable[[], Target] | None = None,
+    ) -> list[Document]:
+        """Documents with the target's own answers, kept on disk. Of several processes that need the same ones, one computes
+        them. ``target`` None: the job's own."""
+        wanted = repr((target_fingerprint, settings, [conversation.id for conversation in conversations]))
+        given = (conversations, target or self.load, target_fingerprint, self.tokenizer, settings, answers_dir())
+        if not self.cache.loads_target and not self.cache.writes:  # reads only
+            return answer_conversations(*given)
+        with exclusive(answers_dir(), f"leases/{content_hash(wanted)}"):
+            return answer_conversations(*given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob(StatesJob):
+    """What decides a dataset.
+
+    ``name`` of the dataset and ``decided_by``, the options behind it; ``layer_ids`` the taps to capture; ``seed`` of sampled
+    answers; ``regenerate_command`` asks a server for missing answers.
+    """
+
+    name: str
+    decided_by: Mapping
+    corpus: Corpus
+    seed: int
+    threads: int | None
+    mask_token_id: int
+    layer_ids: tuple[int, ...]
+    regenerate_command: str
+
+    @classmethod
+    def of(cls, config: DictConfig, layer_ids: Sequence[int] = ()) -> Self:
+        """Reads no weight and no row of the corpus; ValueError for a wrong option."""
+        one_of("mode", config.mode, MODES)
+        natural_int("seed", config.seed)
+        tokenizer = load_tokenizer(config.target.path)
+        return super().of(
+            config,
+            name=dataset_name(config),
+            decided_by=dataset_decided_by(config),
+            corpus=instantiate(config.corpus),
+            seed=config.seed,
+            threads=config.trainer.threads,
+            mask_token_id=special_ids(tokenizer, config.target.mask_token_id).mask,
+            layer_ids=tuple(layer_ids),
+            regenerate_command=regenerate_command(),
+        )
+
+    def for_capture(self) -> Self:
+        """The job of a capture process of the same training."""
+        return replace(self, cache=self.cache.for_capture())
+
+    def splits(self) -> dict[str, tuple[Corpus, Callable[[], list[Conversation]]]]:
+        """``train`` as configured; ``validation`` greedy: tau at temperature 0 is defined on the target's own greedy text,
+        whatever a run trains on."""
+        corpus = self.corpus
+        responses = corpus.responses if corpus.server_model is not None else "target"
+        greedy = replace(corpus, responses=responses, temperature=0.0, top_p=1.0)
+        return {"train": (corpus, corpus.train), "validation": (greedy, greedy.validation_conversations)}
+
+    def answer_settings(self, corpus: Corpus) -> AnswerSettings:
+        return AnswerSettings(
+            temperature=corpus.temperature,
+            top_p=corpus.top_p,
+            max_new_tokens=corpus.max_new_tokens,
+            max_length=corpus.max_length,
+            mode=self.mode,
+            seed=self.seed if corpus.temperature > 0 else 0,
+            dtype=self.target["dtype"],
+        )
+
+    def served_file(self, corpus: Corpus, target_fingerprint: str) -> Path:
+        """The answers of ``corpus.responses=server:NAME``."""
+        assert corpus.server_model is not None
+        settings = self.answer_settings(corpus)
+        return served_path(answers_dir(), target_fingerprint, corpus.server_model, self.tokenizer, settings)
+
+
+def answers_dir() -> Path:
+    return runs_dir() / "responses"
+
+
+def engine_checks_dir() -> Path:
+    """Where `python -m src.check_engine` leaves its stamps."""
+    return runs_dir() / "engine_checks"
+
+
+def regenerate_command() -> str:
+    """Asks a server for missing answers."""
+    return f"{command_of('src.regenerate')}{'' if config_name() == 'regenerate' else ' server=http://host:port/v1'}"
+
+
+def check_command(target: Mapping) -> str:
+    """Compares the engine of this job's ``target`` with the target in process."""
+    if HydraConfig.initialized():
+        kept = ("hydra.searchpath=", "target=", "target.", "target/")
+        overrides = [override for override in given_overrides() if override.lstrip("+~").startswith(kept)]
+    else:
+        named = {name: target.get(name) for name in ("path", "dtype", "engine", "states_dir")}
+        overrides = [f"target.{name}={value}" for name, value in named.items() if value is not None]
+        overrides.append(f"target.servers=[{','.join(target['servers'])}]")
+    return shlex.join(["python", "-m", "src.check_engine", *overrides])

@@ -1,0 +1,213 @@
+"""A dataset: every document that a training reads, in the order of its shards, and the fingerprints of their states.
+
+    <runs>/datasets/<name>-<target>/
+        train.safetensors        one record per document (states/shard_file.py): input_ids [N] int32, loss_mask [N] bool;
+        validation.safetensors   others: ids, domain_names, shard_names (text), domains [R], shard_starts [S + 1] int64
+        dataset.json             what documents and states depend on, row statistics, a digest and a checksum; written last
+
+N tokens, R documents and S shards of a split. Both index files are mapped: opening one reads everything but the tokens, and a
+document is checked when it is read. A directory without dataset.json was cut while it was written, and counts as missing.
+
+The states are not copied: the name of a shard, a digest of its documents, finds them in the cache directory. So two datasets
+share the shards that they have in common, several processes capture one shard each, a layer tap is added later without a new
+index, a stream holds some shards at a time, and every byte of a state file is checked where it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import ENCODING_VERSION, Document
+from hyperdflash.states.manifest import FORMAT_VERSION as CACHE_FORMAT
+from hyperdflash.states.manifest import CacheKey, read_checked, write_checked
+from hyperdflash.states.shard_file import DamagedShard, ShardFile, write_shard_file
+from hyperdflash.states.store import Shard
+
+FORMAT_VERSION = 1
+NAME = "dataset.json"
+SPLITS = ("train", "validation")
+REMEDY = "remove the directory and capture again"
+
+
+class Index(Sequence[Document]):
+    """The documents of one split, read from its mapped file; another process that gets it opens the file anew."""
+
+    def __init__(self, path: Path, identity: Mapping[str, str]):
+        self.path, self.identity = path, dict(identity)
+        try:
+            self._file = ShardFile(path, identity)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged or missing: {error}; {REMEDY}") from error
+        others = self._file.others
+        self._ids, self._domain_names = _texts(others["ids"]), _texts(others["domain_names"])
+        self._domains = others["domains"]
+        starts = others["shard_starts"].tolist()
+        self.shards = [
+            IndexedShard(name, Rows(self, start, stop))
+            for name, start, stop in zip(_texts(others["shard_names"]), starts[:-1], starts[1:], strict=True)
+        ]
+
+    def __reduce__(self):
+        return Index, (self.path, self.identity)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, row: int) -> Document:
+        """ValueError when a byte of the document is not what was written."""
+        try:
+            record = self._file.record(row)
+        except DamagedShard as error:
+            raise DamagedShard(f"record {row} ({self._ids[row]}) of {self.path} is damaged: {error}; {REMEDY}") from error
+        domain = self._domain_names[int(self._domains[row])]
+        return Document(self._ids[row], domain, record["input_ids"].long(), record["loss_mask"])
+
+    def lengths(self, start: int, stop: int) -> list[int]:
+        """Tokens of the documents ``start`` to ``stop - 1``; reads none of them."""
+        offsets = self._file.offsets[start : stop + 1]
+        return (offsets[1:] - offsets[:-1]).tolist()
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Document]):
+    """The documents ``start`` to ``stop - 1`` of an index."""
+
+    split: Index
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @overload
+    def __getitem__(self, row: int) -> Document: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Document]: ...
+    def __getitem__(self, row):
+        found = range(self.start, self.stop)[row]
+        return self.split[found] if isinstance(found, int) else [self.split[i] for i in found]
+
+
+class IndexedShard(Shard):
+    """A shard whose documents are read from an index."""
+
+    documents: Rows
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.documents.split.lengths(self.documents.start, self.documents.stop)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """``shards`` of each split in order; ``key`` of their states; ``record``: the content of dataset.json."""
+
+    directory: Path
+    record: dict
+    shards: Mapping[str, Sequence[Shard]]
+
+    @cached_property
+    def key(self) -> CacheKey:
+        return CacheKey.of(self.record["states"])
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the key and of all documents and labels in order."""
+        return self.record["digest"]
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.record["mask_token_id"]
+
+    @property
+    def rows(self) -> dict:
+        """What became of every row: ``sources``, and counts per split."""
+        return self.record["rows"]
+
+    def summary(self) -> list[str]:
+        """One line per split: documents, tokens, and rows that a limit touched."""
+        lines = []
+        for split in SPLITS:
+            count = self.rows[split]
+            text = f"{count['documents']:,} documents, {count['tokens']:,} tokens, {count['supervised_tokens']:,} supervised"
+            touched = (("at_max_length", "as long as max_length"), ("without_document", "conversations without one"))
+            more = ", ".join(f"{count[key]:,} {words}" for key, words in touched if count[key])
+            lines.append(f"{split}: {text}" + (f" ({more})" if more else ""))
+        return lines
+
+
+def is_complete(directory: Path) -> bool:
+    return (directory / NAME).exists()
+
+
+def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: CacheKey, record: Mapping) -> None:
+    """Writes a dataset of the given splits; ``record`` holds ``mask_token_id``, ``rows`` and what else dataset.json shall say.
+
+    One process at a time may call it for one directory.
+    """
+    digest = data_digest(key, shards)
+    directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob("*.partial"):
+        left.unlink()
+    for split, found in shards.items():
+        _write_index(directory / f"{split}.safetensors", found, {"dataset": digest, "split": split})
+    content = {"format_version": FORMAT_VERSION, "digest": digest, "states": key.content, **record}
+    write_checked(directory / NAME, content)
+
+
+def open_dataset(directory: Path) -> Dataset:
+    """ValueError when the dataset is damaged, or when other versions of the format, encoding or cache made it."""
+    record = read_checked(directory / NAME, FORMAT_VERSION, f"dataset {directory}", REMEDY)
+    for name, wanted in (("encoding_version", ENCODING_VERSION), ("format_version", CACHE_FORMAT)):
+        if record["states"][name] != wanted:
+            raise ValueError(
+                f"dataset {directory} was captured with {name}={record['states'][name]} and this version of the code has "
+                f"{wanted}: {REMEDY}"
+            )
+    indices = {
+        split: Index(directory / f"{split}.safetensors", {"dataset": record["digest"], "split": split}) for split in SPLITS
+    }
+    return Dataset(directory, record, {split: index.shards for split, index in indices.items()})
+
+
+def data_digest(key: CacheKey, shards: Mapping[str, Sequence[Shard]]) -> str:
+    """16 hex digits of the key and of all documents in order: the name of a shard is a digest of ids, tokens and masks."""
+    names = [key.digest, *(f"{name} {shard.name}" for name in sorted(shards) for shard in shards[name])]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _write_index(path: Path, shards: Sequence[Shard], identity: Mapping[str, str]) -> None:
+    documents = [document for shard in shards for document in shard.documents]
+    names = sorted({document.domain for document in documents})
+    sizes = torch.tensor([0, *(len(shard.documents) for shard in shards)])
+    others = {
+        "shard_starts": sizes.cumsum(0),
+        "domains": torch.tensor([names.index(document.domain) for document in documents]),
+        "ids": _text([document.id for document in documents]),
+        "domain_names": _text(names),
+        "shard_names": _text([shard.name for shard in shards]),
+    }
+    rows = {
+        "input_ids": torch.cat([document.input_ids.to(torch.int32) for document in documents]),
+        "loss_mask": torch.cat([document.loss_mask for document in documents]),
+    }
+    write_shard_file(path, rows, [len(document.input_ids) for document in documents], identity, others)
+
+
+def _text(words: Sequence[str]) -> Tensor:
+    """Words, none of which holds a zero byte, as uint8: UTF-8 with a zero after each, then zeros up to a multiple of 8."""
+    assert not any("\0" in word for word in words)
+    text = "".join(f"{word}\0" for word in words).encode()
+    return torch.frombuffer(bytearray(text + b"\0" * (-len(text) % 8)), dtype=torch.uint8)
+
+
+def _texts(text: Tensor) -> list[str]:
+    return bytes(text.numpy()).rstrip(b"\0").decode().split("\0")

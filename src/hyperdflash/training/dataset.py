@@ -1,0 +1,86 @@
+"""The dataset and the states of a training. Only a missing dataset makes this process read text, tokenizer or answers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from hyperdflash.cli import capture_command
+from hyperdflash.identity import dataset_dir, dataset_name
+from hyperdflash.states.dataset import Dataset, is_complete, open_dataset
+from hyperdflash.states.modes import CacheMode
+from hyperdflash.states.readers import ShardedStates
+from hyperdflash.states.store import StateStore
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import fingerprint
+
+if TYPE_CHECKING:
+    from hyperdflash.preparing.job import PrepareJob
+
+POLL_S = 0.2
+
+
+def check_dataset(config: DictConfig) -> None:
+    """ValueError for a wrong option of the corpus, when the dataset must be prepared first; reads no weight."""
+    found = dataset_dir(dataset_name(config), "*")
+    if not any(is_complete(directory) for directory in found.parent.glob(found.name)):
+        from hyperdflash.preparing.job import PrepareJob
+
+        PrepareJob.of(config)
+
+
+def training_data(
+    config: DictConfig, heads: TargetHeads, layer_ids: Sequence[int]
+) -> tuple[Dataset, StateStore, dict[str, ShardedStates]]:
+    """The dataset of a training, the store of its states, and the states of each split.
+
+    Prepares the dataset first when it is missing and this process may load the target; otherwise waits ``cache.patience_s``
+    seconds for a capture process, then ValueError with the command to run. Loads the target when a state is missing.
+    """
+
+    @cache
+    def job() -> PrepareJob:
+        from hyperdflash.preparing.job import PrepareJob
+
+        return PrepareJob.of(config, layer_ids)
+
+    directory = dataset_dir(dataset_name(config), fingerprint(heads))
+    mode: CacheMode = instantiate(config.cache)
+    if not is_complete(directory) and mode.loads_target:
+        from hyperdflash.preparing.dataset import prepare
+
+        print(f"{directory} is missing: this process prepares it", flush=True)
+        prepare(job(), heads)
+    _wait_for(directory, mode)
+    dataset = open_dataset(directory)
+    _check_tokenizer(dataset, Path(config.target.path) / "tokenizer.json")
+    print("\n".join(dataset.summary()), flush=True)
+    store = mode.open(dataset.key)
+    states = {
+        name: mode.states(shards, store, lambda: job().producer(), layer_ids, command=capture_command(), name=name)
+        for name, shards in dataset.shards.items()
+    }
+    return dataset, store, states
+
+
+def _wait_for(directory: Path, mode: CacheMode) -> None:
+    started = time.monotonic()
+    while not is_complete(directory):
+        if time.monotonic() - started >= mode.patience_s:
+            raise ValueError(
+                f"cache={mode.name} loads no target here, and the dataset {directory} is missing: run `{capture_command()}`"
+            )
+        time.sleep(POLL_S)
+
+
+def _check_tokenizer(dataset: Dataset, path: Path) -> None:
+    """ValueError when the tokenizer of the target, if it is there, is not the one that encoded the documents."""
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()[:16] != dataset.key.tokenizer:
+        raise ValueError(f"{path} is not the tokenizer of {dataset.directory}: remove that directory and capture again")
