@@ -39,6 +39,7 @@ from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.sources import placed
 from hyperdflash.data.split import Split
 from hyperdflash.settings import natural_int, number_between, positive_int
+from hyperdflash.stable_hash import content_hash, unit_interval
 
 _FORMAT = 3  # of the kept file and of the rules above
 
