@@ -90,7 +90,7 @@ def kill_captures(
     def work(directory: Path) -> None:
         made_by = Counted(producer(), log)
         store = StateStore(directory, key)
-        capture(documents, store, lambda: made_by, layer_ids=(0,), documents_per_shard=PER_SHARD, progress=False)
+        capture(make_shards(documents, PER_SHARD), store, lambda: made_by, layer_ids=(0,), progress=False)
 
     def begin(directory: Path) -> multiprocessing.Process:
         process = fork.Process(target=work, args=(directory,))
