@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.answers.responses import AnswerSettings, answer_conversations
 from hyperdflash.answers.served_answers import served_path
 from hyperdflash.cli import capture_command, command_of, config_name, given_overrides
-from hyperdflash.identity import dataset_decided_by, dataset_name, runs_dir
 from hyperdflash.contracts import ENCODING_VERSION, Conversation, Document
 from hyperdflash.data.chat import MODES
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids, tokenizer_fingerprint
 from hyperdflash.engines.producer import engine_producer
+from hyperdflash.identity import dataset_decided_by, dataset_name, runs_dir
 from hyperdflash.leases import exclusive
 from hyperdflash.settings import natural_int, one_of
 from hyperdflash.stable_hash import content_hash

@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hyperdflash.cli import dataset_name, run_name, train_run_dir
+from hyperdflash.identity import dataset_name, run_name, train_run_dir
 from hyperdflash.preparing.dataset import capture_states
 from hyperdflash.states.dataset import open_dataset
 from hyperdflash.training.job import train
