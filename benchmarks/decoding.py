@@ -24,7 +24,7 @@ from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.loop import Generation, decode
-from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter
+from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.decoding_report import round_times
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.identity import CONF, runs_dir
@@ -49,7 +49,7 @@ class Growth:
 
 def by_batch_size(
     target: Target,
-    drafters: dict[str, LoopDrafter],
+    drafters: dict[str, Proposer],
     prompts: Sequence[Sequence[int]],
     batch_sizes: Sequence[int],
     max_new_tokens: int,
@@ -68,7 +68,7 @@ def by_batch_size(
     return [round_times(name, generations, size) for (name, size), generations in found.items()]
 
 
-def growth(target: Target, drafters: dict[str, LoopDrafter], prompts: Sequence[Sequence[int]]) -> list[Growth]:
+def growth(target: Target, drafters: dict[str, Proposer], prompts: Sequence[Sequence[int]]) -> list[Growth]:
     """Rounds after EARLY and after LATE tokens of the same text, one after the other, method by method and again REPEATS
     times, another one first each time: a slow moment of the machine falls on both places and on all methods alike."""
     parts: dict[tuple[str, int], list] = {(name, place): [] for name in drafters for place in (EARLY, LATE)}
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods = make_methods(config)
     torch.set_num_threads(config.threads)
     target, tokenizer = instantiate(config.target), load_tokenizer(config.target.path)
-    drafters: dict[str, LoopDrafter] = {AUTOREGRESSIVE: Autoregressive()}
+    drafters: dict[str, Proposer] = {AUTOREGRESSIVE: Autoregressive()}
     drafters |= {method.name: method.loop_drafter(config, target.heads) for method in methods}
     domains = [load_eval_prompts(domain)[: options.prompts] for domain in ("math", "code", "chat")]
     prompts = [encode_prompt(prompt, tokenizer) for group in zip(*domains, strict=True) for prompt in group]

@@ -32,12 +32,13 @@ from hyperdflash.contracts import Blocks, TargetStates
 from hyperdflash.drafting.anchors import BlockSampler, make_blocks
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.drafting.drafter import Drafter, build_drafter
+from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.drafter import Drafter
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
 from hyperdflash.objectives.cross_entropy import PositionWeighted
-from hyperdflash.objectives.distillation import KLConfig
-from hyperdflash.objectives.objective import loss_terms, total_loss
+from hyperdflash.objectives.distillation import Distillation
+from hyperdflash.objectives.objective import Objective
 from hyperdflash.targets.heads import TargetHeads
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,8 +67,7 @@ class Setup:
     heads: TargetHeads
     states: TargetStates
     sampler: GivenAnchors
-    kl: KLConfig
-    weights: Tensor
+    objective: Objective
     generator: torch.Generator
 
 
@@ -76,19 +76,20 @@ def training_step(setup: Setup, clock: Callable[[str], None]) -> tuple[Tensor, T
 
     ``clock(name)`` is called when the stage of that name has ended.
     """
-    states, kl = setup.states, setup.kl
+    states = setup.states
     num_slots = setup.drafter.num_slots
     blocks = setup.sampler.sample(states.input_ids, states.loss_mask, states.lengths, num_slots + 1, setup.generator)
     clock("anchors")
     with fast_fp32_products():
-        hidden = setup.drafter.score(states, setup.heads, blocks.anchors, blocks.anchor_mask)
+        slots = setup.drafter.slots(states, setup.heads, blocks.anchors, blocks.anchor_mask)
         clock("draft")
-        terms = loss_terms(hidden, blocks, states.final, setup.heads, weights=setup.weights, kl=kl)
-        loss = total_loss(terms, alpha=kl.alpha, temperature=kl.temperature)
+        logits = setup.drafter.head.logits(slots, setup.heads)
+        sums = setup.objective.sums(logits, blocks, states.final, setup.heads)
+        loss = setup.objective.loss(sums)
         clock("loss")
         loss.backward()
         clock("backward")
-    return loss.detach(), terms.slot_count
+    return loss.detach(), sums.slot_count
 
 
 def drafter_config(shape: StepShape) -> DrafterConfig:
@@ -124,14 +125,11 @@ def build(case: Case, seed: int = 0) -> Setup:
         parameter.data.normal_(0.0, 0.02, generator=generator) if parameter.dim() > 1 else parameter.data.fill_(1.0)
     heads.hc_head.to(dtype)
     heads.norm.to(dtype)
-    drafter = build_drafter(
-        conditioning=PreHcHead(),
-        reducer=Fc(),
-        drafter=drafter_config(shape),
-        heads=heads,
-        mask_token_id=shape.vocab_size - 1,
-        generator=generator,
-    ).to(dtype)
+    drafter = (
+        (drafter_config(shape))
+        .build(DrafterParts(conditioning=PreHcHead(), reducer=Fc(), heads=heads, mask_token_id=shape.vocab_size - 1), generator)
+        .to(dtype)
+    )
     states = TargetStates(
         ids=("bench",),
         domains=("chat",),
@@ -140,15 +138,14 @@ def build(case: Case, seed: int = 0) -> Setup:
         lengths=torch.tensor([shape.num_tokens]),
         final=streams.unflatten(-1, (shape.num_streams, shape.hidden_size)),
     )
+    alpha = 1.0 if case.objective == "kl" else 0.15
+    kl = Distillation(alpha=alpha, positions=num_taught(case), temperature=1.0, teacher="mean_pool")
     return Setup(
         drafter=drafter.train(),
         heads=heads,
         states=states,
         sampler=GivenAnchors(sampler=BlockSampler(num_anchors=shape.num_anchors), anchors=[]),
-        kl=KLConfig(
-            alpha=1.0 if case.objective == "kl" else 0.15, positions=num_taught(case), temperature=1.0, teacher="mean_pool"
-        ),
-        weights=PositionWeighted(gamma=4.0).weights(shape.num_slots),
+        objective=Objective({"cross_entropy": PositionWeighted(gamma=4.0), "kl": kl}),
         generator=generator,
     )
 

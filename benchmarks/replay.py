@@ -39,8 +39,9 @@ from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.loop import decode, loop_rounds
 from hyperdflash.decoding.metrics import tau_of
-from hyperdflash.decoding.proposers import LoopDrafter
-from hyperdflash.decoding.replay import ReplayDrafter, replay
+from hyperdflash.decoding.replay import replay
+from hyperdflash.drafting.draft_model import DraftModel
+from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.files import write_text
 from hyperdflash.identity import CONF, runs_dir
@@ -112,8 +113,8 @@ def keep_drafts(setup: Setup, kept: str) -> None:
 class Drafters:
     """One drafter in the form of replay and in that of the loop, and the layers it taps."""
 
-    module: ReplayDrafter
-    loop: LoopDrafter
+    module: DraftModel
+    loop: Proposer
     layer_ids: tuple[int, ...]
 
 

@@ -21,10 +21,10 @@ from benchmarks.own_step import drafter_config, meta_heads
 from benchmarks.shapes import DTYPES, SHAPES, Case, StepShape
 from benchmarks.step import own_command
 from hyperdflash.drafting.conditioning import PreHcHead
-from hyperdflash.drafting.drafter import build_drafter
+from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.identity import runs_dir
-from hyperdflash.objectives.vocabulary import ROWS, SLICE_BYTES
+from hyperdflash.objectives.sweep import ROWS, SLICE_BYTES
 from hyperdflash.planning.step_memory import StepMemory, StepSizes, step_memory
 from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.tables import markdown_table
@@ -47,7 +47,7 @@ def predicted(case: Case) -> StepMemory:
     """Of a worker: no optimizer, one batch, everything in the case's dtype, the CPU's slices of the vocabulary."""
     shape, size = case.shape, {"fp32": 4, "bf16": 2}[case.dtype]
     config = drafter_config(shape)
-    drafter = build_drafter(conditioning=PreHcHead(), reducer=Fc(), drafter=config, heads=meta_heads(shape), mask_token_id=0)
+    drafter = config.build(DrafterParts(conditioning=PreHcHead(), reducer=Fc(), heads=meta_heads(shape), mask_token_id=0))
     sizes = StepSizes(
         documents=1,
         tokens=shape.num_tokens,

@@ -29,6 +29,9 @@ PARTNERS = {
     ("conditioning", "layers"): ["reducer=fc"],
     ("conditioning", "post_hc_head"): ["reducer=mean"],
     ("drafter", "paper"): ["drafter.hidden_size=null"],
+    ("head", "markov_confidence"): ["objective=confidence"],
+    ("objective", "confidence"): ["head=markov_confidence"],
+    ("objective", "dspark"): ["head=markov_confidence"],
 }
 
 
@@ -43,8 +46,10 @@ def test_the_groups_are_all_here():
             "blocks",
             "reducer",
             "drafter",
+            "head",
             "kl",
             "loss",
+            "objective",
             "optim",
             "trainer",
             "logger",
@@ -88,7 +93,8 @@ def test_every_option_composes_and_instantiates(group, option, compose_config, m
         monkeypatch.setenv("WANDB_MODE", "disabled")
         assert make_loggers(config.logger, tmp_path, "x")
         return
-    config.conditioning.update({"layer_ids": [0, 2]} if "layer_ids" in config.conditioning else {})
+    if "layer_ids" in config.get("conditioning", {}):
+        config.conditioning.layer_ids = [0, 2]
     mask_token_id = config.target.mask_token_id
     config.target.path = str(mini_target)
     if mask_token_id is not None:

@@ -14,7 +14,8 @@ from rich.console import Console
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.decoding.loop import FirstToken, Round, Seconds
-from hyperdflash.decoding.proposers import BlockDrafter, MTPDrafter
+from hyperdflash.drafting.mtp_proposer import MTPProposer
+from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.generation import job as module
 from hyperdflash.generation.api import generate, generate_stream, load_drafter, tokenizer_of
 from hyperdflash.generation.display import RoundPrinter, TextStream
@@ -63,7 +64,7 @@ def test_a_prompt_is_a_string_a_conversation_or_ids(target):
 
 @pytest.mark.parametrize(
     ("overrides", "kind"),
-    [(["drafter.num_layers=1"], BlockDrafter), (["drafter=mtp", "drafter.num_slots=2", "kl=off"], MTPDrafter)],
+    [(["drafter.num_layers=1"], BlockProposer), (["drafter=mtp", "drafter.num_slots=2", "kl=off"], MTPProposer)],
 )
 def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_overrides, tmp_path):
     from hyperdflash.identity import train_run_dir
@@ -77,11 +78,11 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
     drafter = load_drafter(run, target)
     assert isinstance(drafter, kind) and drafter.codec is CODECS["bf16"]
     weights = torch.load(finished_run(run).best_checkpoint, weights_only=True)["state_dict"]
-    held = drafter.block if kind is MTPDrafter else drafter.drafter
-    prefix = "drafter.block." if kind is MTPDrafter else "drafter."
+    held = drafter.block if kind is MTPProposer else drafter.drafter
+    prefix = "drafter.block." if kind is MTPProposer else "drafter."
     assert all(torch.equal(value, weights[prefix + name]) for name, value in held.state_dict().items())
     assert generate(target, drafter, "Say it.", max_new_tokens=8).text
-    if kind is BlockDrafter:
+    if kind is BlockProposer:
         config = compose_config(
             "generate", [f"target.path={target.path}", "prompt=Hi", "method=hyperdflash", "max_new_tokens=4"]
         )

@@ -14,21 +14,21 @@ import torch
 
 import hyperdflash.checks.parity_job as wiring
 import hyperdflash.decoding.loop as loop_module
-import hyperdflash.decoding.replay as replay_module
 import hyperdflash.drafting.drafter as model_module
 from hyperdflash.checks.parity import CHECKS, compare_views
 from hyperdflash.checks.traces import View, every_block, observe_loop, observe_replay, observe_training, training_document
 from hyperdflash.data.chat import encode_prompt, user_rounds
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
-from hyperdflash.decoding.proposers import BlockDrafter, loop_drafter
 from hyperdflash.drafting.conditioning import Layers, PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.drafting.drafter import Drafter, build_drafter
+from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.drafter import Drafter
 from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
-from hyperdflash.objectives.vocabulary import is_argmax
+from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.states.capture import live_states
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.store import make_shards
@@ -62,7 +62,7 @@ class Case:
 
     def loop(self, module=None, drafter=None) -> View:
         module = module or self.module
-        drafter = drafter or loop_drafter(module, self.target.heads)
+        drafter = drafter or module.proposer(self.target.heads)
         stop_ids = {special_ids(self.tokenizer).eos}
         return observe_loop(module, drafter, self.target, self.prompts, max_new_tokens=12, stop_ids=stop_ids)
 
@@ -81,14 +81,14 @@ def tokenizer(mini_target):
 
 
 def block_drafter(target, conditioning, reducer, **changes) -> Drafter:
-    return build_drafter(
-        conditioning=conditioning,
-        reducer=reducer,
-        drafter=DrafterConfig(**SIZES, **changes),
-        heads=target.heads,
-        mask_token_id=7,
-        generator=torch.Generator().manual_seed(0),
-    ).eval()
+    return (
+        DrafterConfig(**SIZES, **changes)
+        .build(
+            DrafterParts(conditioning=conditioning, reducer=reducer, heads=target.heads, mask_token_id=7),
+            torch.Generator().manual_seed(0),
+        )
+        .eval()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +143,12 @@ class SeesItsAnchor(Drafter):
         return super().draft(anchor_ids, anchors, context_kv, visible | later, heads)
 
 
-class ReadsARowMore(BlockDrafter):
+class ReadsARowMore(BlockProposer):
     def _seen(self):
         return slice(0, self._rows + 1)
 
 
-class OnePlaceOff(BlockDrafter):
+class OnePlaceOff(BlockProposer):
     def begin(self, states):
         super().begin(states)
         self._length += 1
@@ -186,7 +186,8 @@ def plant(case: Case, error: str, path: str, patch: pytest.MonkeyPatch) -> View:
         blocks = every_block(case.states, case.module.num_slots)
         return case.training(blocks=replace(blocks, labels=blocks.labels.roll(-1, dims=-1)))
     if error == "labels":
-        patch.setattr(replay_module, "is_argmax", lambda *rows: ~is_argmax(*rows))
+        is_argmax = FactoredLogits.is_argmax
+        patch.setattr(FactoredLogits, "is_argmax", lambda *rows: ~is_argmax(*rows))
         return case.replay()
     if error == "context mask" and path == "loop":
         return case.loop(drafter=ReadsARowMore(case.module, heads))

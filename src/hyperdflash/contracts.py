@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 DOMAINS = ("math", "code", "chat")
@@ -72,7 +73,8 @@ class TargetStates:
     ``input_ids`` [B, T] int64, ``loss_mask`` [B, T] bool, ``lengths`` [B] int64 (tokens of each row that are real),
     ``final`` [B, T, M, D] the residual before the hyper-connection head collapses it,
     ``layers`` [B, T, L, M, D] the outputs of the layers in ``layer_ids`` (layer i is transformers' ``hidden_states[i + 1]``)
-    or None, ``ids`` and ``domains`` one entry a row.
+    or None, ``ids`` and ``domains`` one entry a row. ``next_id`` [B] int64 the token after the last position, None where the
+    text ends there.
     """
 
     ids: tuple[str, ...]
@@ -83,6 +85,13 @@ class TargetStates:
     final: Tensor
     layers: Tensor | None = None
     layer_ids: tuple[int, ...] = ()
+    next_id: Tensor | None = None
+
+    @property
+    def next_ids(self) -> Tensor:
+        """[B, T] int64: x[i + 1] at position i; ``next_id`` at the last one, 0 where that is None."""
+        last = self.input_ids.new_zeros(len(self.input_ids)) if self.next_id is None else self.next_id
+        return torch.cat([self.input_ids[:, 1:], last[:, None]], dim=1)
 
     def rows(self, first: int, stop: int) -> TargetStates:
         """Documents ``first`` to ``stop - 1``, padding included."""
@@ -107,10 +116,58 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class DraftOutput:
-    """``hidden`` [B, A, S, D]: the drafter's final normed states at slots 1..S; the frozen LM head reads them."""
+class BlockLayout:
+    """Which positions of a block see each other, and which token stands before each slot.
 
-    hidden: Tensor
+    ``size`` K. ``visible`` K rows of K: own-block position i attends to position j where ``visible[i][j]``; None where every
+    position sees the whole block. ``parents`` [S]: slot k follows the token at own-block position ``parents[k - 1]`` (0 is the
+    anchor), which is k - 1 in a chain.
+    """
+
+    size: int
+    parents: tuple[int, ...]
+    visible: tuple[tuple[bool, ...], ...] | None = None
+
+    def __post_init__(self):
+        assert len(self.parents) == self.size - 1 and all(0 <= p <= k for k, p in enumerate(self.parents)), self.parents
+        assert self.visible is None or [len(row) for row in self.visible] == [self.size] * self.size, self.visible
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.size - 1
+
+    @classmethod
+    def chain(cls, size: int, kind: Literal["full", "causal"] = "full") -> BlockLayout:
+        """``full``: every position sees the whole block (DFlash). ``causal``: itself and earlier ones (JetSpec, 2606.18394)."""
+        causal = tuple(tuple(j <= i for j in range(size)) for i in range(size))
+        return cls(size, tuple(range(size - 1)), None if kind == "full" else causal)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a drafter returns for A blocks of each document; a draft head turns it into logits.
+
+    ``features`` [B, A, S, F] states of slots 1..S, ``previous`` [B, A, S] int64 the token before each slot (the text's in
+    training and replay, the block's own drafts in the loop), ``layout`` of every block.
+    """
+
+    features: Tensor
+    previous: Tensor
+    layout: BlockLayout
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Draft tokens of one round, n of them.
+
+    ``ids`` [n] int64; ``probs`` [n, V] fp32, the distribution each was drawn from, None where each was certain (q = 1);
+    ``confidence`` [n] fp32, the head's estimate that each draft is accepted if the earlier ones are, None where it has none.
+    """
+
+    ids: Tensor
+    probs: Tensor | None = None
+    confidence: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ DECIDING = [
     "blocks",
     "reducer",
     "drafter",
+    "head",
     "kl",
     "loss",
+    "objective",
     "optim",
     "trainer",
     "mode",
@@ -39,7 +41,7 @@ DECIDING = [
     "init_from",
     "cache.dtype",
 ]
-METHOD = ("conditioning", "reducer", "drafter", "kl", "loss")  # what a method (conf/method) names
+METHOD = ("conditioning", "reducer", "drafter", "head", "kl", "loss", "objective")  # what a method (conf/method) names
 NOT_DECIDING = {
     "target": (
         "device_map",
@@ -90,7 +92,7 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
     for name in DECIDING:
         value = OmegaConf.select(config, name, throw_on_missing=True)
         if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=resolve)
+            value = OmegaConf.to_container(value, resolve=resolve and name != "objective")  # its terms point to kl and loss
             value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
         if name == "target":
             value["path"] = portable(value["path"])

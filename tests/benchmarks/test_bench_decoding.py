@@ -11,7 +11,7 @@ import pytest
 from benchmarks import decoding
 from benchmarks.decoding import EARLY, LATE, REPEATS, SPAN
 from hyperdflash.decoding.loop import FirstToken, Generation, Round, Seconds
-from hyperdflash.decoding.proposers import Autoregressive
+from hyperdflash.drafting.proposer import Autoregressive
 
 
 def generation(anchor: int, tokens: int, seconds: float) -> Generation:

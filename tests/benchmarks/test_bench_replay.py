@@ -6,7 +6,6 @@ from benchmarks.shapes import QUICK, Case
 from hyperdflash.data.chat import user_rounds
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer
-from hyperdflash.decoding.proposers import loop_drafter
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.targets.load import load_target
@@ -40,7 +39,7 @@ def test_as_many_drafts_are_kept_as_the_bench_says(kept, least, most):
 def test_the_loop_and_replay_of_its_texts_agree(mini_target):
     target = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
     module = MTPChain(target.mtp, 3)
-    methods = {"MTP (3)": Drafters(module, loop_drafter(module, target.heads), ())}
+    methods = {"MTP (3)": Drafters(module, module.proposer(target.heads), ())}
     conversations = [user_rounds(prompt)[0] for prompt in load_eval_prompts("math")[:2]]
     (row,) = beside_loop(target, load_tokenizer(mini_target), methods, conversations, max_new_tokens=12)
     assert row["loop_tau"] == pytest.approx(row["replay_tau"]) and row["texts"] == 2

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from hyperdflash.contracts import TargetStates
-from hyperdflash.decoding.proposers import Draft
+from hyperdflash.contracts import Proposal, TargetStates
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.sampling import Sampler, draw, probabilities
 from hyperdflash.targets.session import TargetStep
@@ -92,13 +91,13 @@ class ScriptedDrafter:
         self.seen += states.input_ids[0].tolist()
         self.finals.append(states.final[0, :, 0, 0])
 
-    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Draft:
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
         anchor = len(self.seen)
         assert int(anchor_id) == self.text[anchor]
         self.anchors.append(anchor)
         truth = [self.text[anchor + k] if anchor + k < len(self.text) else 0 for k in range(1, num_slots + 1)]
         drafted = [t if ok else (t + 1) % VOCAB for t, ok in zip(truth, self.right[anchor], strict=False)]
-        return Draft(torch.tensor(drafted, dtype=torch.int64))
+        return Proposal(torch.tensor(drafted, dtype=torch.int64))
 
 
 class MarkovDrafter:
@@ -113,8 +112,8 @@ class MarkovDrafter:
 
     def update(self, states: TargetStates) -> None: ...
 
-    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Draft:
-        return Draft(*sampler.choose(self.tables[:num_slots, int(anchor_id)]))
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
+        return Proposal(*sampler.choose(self.tables[:num_slots, int(anchor_id)]))
 
 
 def markov_joint(table: Tensor, prompt_id: int, temperature: float, top_p: float) -> Tensor:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.contracts import BlockLayout, Rounds, Slots, TargetStates
 from hyperdflash.decoding.agreement import compare_greedy, compare_rounds
 from hyperdflash.decoding.loop import FirstToken, Generation, Round, Seconds
+from hyperdflash.drafting.heads.lm_head import LMDraftHead
 
 
 class Model:
@@ -50,17 +51,17 @@ TEXT = list(range(12))
 
 
 class Drafter:
-    num_slots = 3
+    num_slots, head = 3, LMDraftHead()
 
     def __init__(self, second: int, near: float):
         self.second, self.near = second, near
 
-    def score(self, states, heads, anchors, anchor_mask):
+    def slots(self, states, heads, anchors, anchor_mask):
         hidden = torch.zeros(*anchors.shape, 3, 16)
         for slot in range(3):
             hidden[0, 0, slot, int(anchors) + slot + 1] = 1.0
         hidden[0, 0, 1, self.second] = self.near
-        return hidden
+        return Slots(hidden, torch.zeros(*anchors.shape, 3, dtype=torch.int64), BlockLayout.chain(4))
 
 
 def generation(rounds) -> Generation:
@@ -83,7 +84,7 @@ def rounds_of(anchors, accepted) -> Rounds:
     return Rounds(torch.zeros_like(count), torch.tensor(anchors), count, count + 1, torch.full_like(count, 3), num_slots=3)
 
 
-HEADS = SimpleNamespace(logits=lambda hidden: hidden, dtype=torch.float32)
+HEADS = SimpleNamespace(lm_head=SimpleNamespace(weight=torch.eye(16)), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("near", "tie"), [(0.995, True), (0.98, False)])

@@ -24,8 +24,8 @@ def test_drafts_of_a_replay(mini_target):
     mask = (torch.arange(30)[None] >= 6) & (torch.arange(30)[None] < lengths[:, None])
     for start in (8, 15):
         states = TargetStates(("a", "b"), ("code", "chat"), ids, mask, lengths, final)
-        hidden = drafter.score(states, heads, torch.full((2, 1), start), torch.ones(2, 1, dtype=torch.bool))
-        ids[:, start + 1] = heads.logits(hidden[:, 0, 0]).argmax(-1)
+        slots = drafter.slots(states, heads, torch.full((2, 1), start), torch.ones(2, 1, dtype=torch.bool))
+        ids[:, start + 1] = drafter.head.logits(slots, heads)[:, 0, 0].argmax()
     states = TargetStates(("a", "b"), ("code", "chat"), ids, mask, lengths, final)
     rounds = replay(drafter, states, heads, temperature=0.0)
     assert rounds.accepted.sum() > 0

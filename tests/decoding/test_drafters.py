@@ -10,12 +10,13 @@ import torch
 from hyperdflash.contracts import Document, TargetStates
 from hyperdflash.decoding.agreement import compare_greedy, compare_rounds
 from hyperdflash.decoding.loop import Generation, collect, decode, loop_rounds, speculate
-from hyperdflash.decoding.proposers import Autoregressive, BlockDrafter, MTPDrafter, loop_drafter
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.conditioning import Layers, PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.drafting.drafter import build_drafter
+from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.drafting.mtp_proposer import MTPProposer
+from hyperdflash.drafting.proposer import Autoregressive, BlockProposer
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.targets.generate import generate_batch
@@ -36,14 +37,16 @@ def target(mini_target) -> Target:
 
 
 def block_drafter(target: Target, conditioning=None, reducer=None, **changes):
-    return build_drafter(
-        conditioning=conditioning or PreHcHead(),
-        reducer=reducer or HcGate(),
-        drafter=DrafterConfig(**SIZES, **changes),
-        heads=target.heads,
-        mask_token_id=7,
-        generator=torch.Generator().manual_seed(0),
-    ).eval()
+    return (
+        DrafterConfig(**SIZES, **changes)
+        .build(
+            DrafterParts(
+                conditioning=conditioning or PreHcHead(), reducer=reducer or HcGate(), heads=target.heads, mask_token_id=7
+            ),
+            torch.Generator().manual_seed(0),
+        )
+        .eval()
+    )
 
 
 def captured(target: Target, prompts, generations: list[Generation], layer_ids=()) -> TargetStates:
@@ -114,8 +117,8 @@ CASES = {
 
 
 @torch.inference_mode()
-def walk_drafter(drafter, score, states: TargetStates, heads, start: int, steps: list[int], num_slots: int) -> None:
-    """Propose and update along a text; the logits of every slot must be those of ``score`` from the same anchor."""
+def walk_drafter(drafter, module, states: TargetStates, heads, start: int, steps: list[int], num_slots: int) -> None:
+    """Propose and update along a text; the logits of every slot must be those of ``module`` from the same anchor."""
     drafter.begin(prefix(states, 0, start))
     anchor = start
     for step in steps:
@@ -125,7 +128,8 @@ def walk_drafter(drafter, score, states: TargetStates, heads, start: int, steps:
         ids[0, anchor + 1 : anchor + 1 + num_slots] = draft.ids
         with_drafts = TargetStates(**{**vars(states), "input_ids": ids})
         at = torch.tensor([[anchor]])
-        expected = heads.logits(score.score(with_drafts, heads, at, torch.ones_like(at, dtype=torch.bool)))[0, 0, :num_slots]
+        slots = module.slots(with_drafts, heads, at, torch.ones_like(at, dtype=torch.bool))
+        expected = module.head.logits(slots, heads)[0, 0, :num_slots].dense()
         got = torch.cat(recorder.logits)
         assert torch.allclose(got, expected, atol=1e-4), (anchor, float((got - expected).abs().max()))
         assert torch.equal(draft.ids, expected.argmax(-1))
@@ -138,8 +142,8 @@ def walk_drafter(drafter, score, states: TargetStates, heads, start: int, steps:
 def test_a_block_drafter_drafts_what_training_computes(case, window, target):
     drafter = block_drafter(target, *CASES[case], context_window=window)
     states = text_states(drafter.conditioning.layer_ids)
-    loop = loop_drafter(drafter, target.heads)
-    assert isinstance(loop, BlockDrafter) and loop.layer_ids == tuple(drafter.conditioning.layer_ids)
+    loop = drafter.proposer(target.heads)
+    assert isinstance(loop, BlockProposer) and loop.layer_ids == tuple(drafter.conditioning.layer_ids)
     # 120 + 400 states fill the first buffers; then another, shorter text
     walk_drafter(loop, drafter, states, target.heads, 120, [1, 7, 3, 200, 1, 189, 5], 6)
     walk_drafter(loop, drafter, states, target.heads, 1, [2, 1, 7], 4)
@@ -148,8 +152,8 @@ def test_a_block_drafter_drafts_what_training_computes(case, window, target):
 @pytest.mark.parametrize("start", [1, 5, 40])
 def test_the_mtp_drafter_drafts_what_the_chain_scores(start, target):
     chain = MTPChain(target.mtp, 6)  # window 16
-    loop = loop_drafter(chain, target.heads)
-    assert isinstance(loop, MTPDrafter) and loop.num_slots == 6
+    loop = chain.proposer(target.heads)
+    assert isinstance(loop, MTPProposer) and loop.num_slots == 6
     walk_drafter(loop, chain, text_states(length=120), target.heads, start, [1, 7, 3, 2, 7, 7, 7, 1, 4], 6)
     walk_drafter(loop, chain, text_states(length=120), target.heads, start, [2, 1], 3)
 
@@ -160,7 +164,7 @@ def test_context_is_projected_once_and_appended_in_place(window, target):
     projected, project = [], drafter.project_context
     drafter.project_context = lambda context, positions: projected.extend(positions.tolist()) or project(context, positions)
     states = text_states()
-    loop = BlockDrafter(drafter, target.heads)
+    loop = BlockProposer(drafter, target.heads)
     buffers = []
     with torch.inference_mode():
         loop.begin(prefix(states, 0, 20))
@@ -176,7 +180,7 @@ def test_context_is_projected_once_and_appended_in_place(window, target):
 
 def test_drafts_at_a_temperature_come_from_the_given_probabilities(target):
     states = text_states()
-    for loop in (BlockDrafter(block_drafter(target), target.heads), MTPDrafter(target.mtp, 4, target.heads)):
+    for loop in (BlockProposer(block_drafter(target), target.heads), MTPChain(target.mtp, 4).proposer(target.heads)):
         sampler = Sampler(0.8, 0.9, torch.Generator().manual_seed(0))
         with torch.inference_mode():
             loop.begin(prefix(states, 0, 30))
@@ -199,7 +203,7 @@ def learnt(module, target: Target, states: TargetStates, steps: int):
     labels = states.input_ids.gather(1, positions.clamp(max=states.input_ids.shape[1] - 1).flatten(1)).view(positions.shape)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     for _ in range(steps):
-        logits = target.heads.logits(module.score(states, target.heads, anchors, mask))
+        logits = module.head.logits(module.slots(states, target.heads, anchors, mask), target.heads).dense()
         loss = torch.nn.functional.cross_entropy(logits[inside], labels[inside])
         optimizer.zero_grad()
         loss.backward()
@@ -232,7 +236,7 @@ def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, g
         module, drafter = None, Autoregressive()
     else:
         module = trained_module(method, target, greedy)
-        drafter = loop_drafter(module, target.heads)
+        drafter = module.proposer(target.heads)
     generations = [decode(target.model, drafter, p, max_new_tokens=LIMIT, stop_ids={EOS}) for p in PROMPTS]
     for prompt, expected, generation in zip(PROMPTS, greedy, generations, strict=True):
         assert compare_greedy(target.model, prompt, expected, generation.token_ids) is None
@@ -248,7 +252,7 @@ def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, g
 
 
 def test_a_texts_draws_depend_on_its_generator_alone(target):
-    drafter = MTPDrafter(target.mtp, 3, target.heads)
+    drafter = MTPChain(target.mtp, 3).proposer(target.heads)
 
     def text(prompt: list[int], draws: str) -> tuple[int, ...]:
         sampler = Sampler(temperature=1.0, top_p=0.9, generator=generator_for(draws))
@@ -264,9 +268,9 @@ def test_copies_in_lockstep_decode_the_one_text(target, kind):
     if kind == "AR":
         drafter = Autoregressive()
     elif kind == "MTP":
-        drafter = MTPDrafter(target.mtp, 3, target.heads)
+        drafter = MTPChain(target.mtp, 3).proposer(target.heads)
     else:
-        drafter = BlockDrafter(block_drafter(target, Layers(layer_ids=(0, 2), paths="flat"), Fc()), target.heads)
+        drafter = BlockProposer(block_drafter(target, Layers(layer_ids=(0, 2), paths="flat"), Fc()), target.heads)
 
     def decode(copies: int) -> Generation:
         with TargetSession(target.model, drafter.layer_ids) as session:

@@ -8,8 +8,8 @@ import torch
 from hyperdflash.contracts import Rounds
 from hyperdflash.decoding import acceptance
 from hyperdflash.decoding.loop import FirstToken, collect, loop_rounds, speculate
-from hyperdflash.decoding.proposers import Autoregressive
 from hyperdflash.decoding.replay import walk
+from hyperdflash.drafting.proposer import Autoregressive
 from hyperdflash.targets.sampling import Sampler
 from tests.decoding.scripted import (
     VOCAB,

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperdflash.contracts import TargetStates
-from hyperdflash.decoding import replay as replay_module
+from hyperdflash.contracts import BlockLayout, Slots, TargetStates
 from hyperdflash.decoding.metrics import AcceptanceMetrics
 from hyperdflash.decoding.replay import answers, position_uniforms, replay
+from hyperdflash.drafting.anchors import previous_ids
+from hyperdflash.drafting.heads.lm_head import LMDraftHead
+from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.targets.sampling import probabilities
 
 VOCAB = 5
@@ -20,13 +22,11 @@ VOCAB = 5
 class LogitHeads:
     """H[b, t] [M = 1, D = V] is the target's log-distribution of x[t + 1]."""
 
-    lm_head, dtype = SimpleNamespace(weight=torch.eye(VOCAB)), torch.float32
+    lm_head, dtype, hidden_size = SimpleNamespace(weight=torch.eye(VOCAB)), torch.float32, VOCAB
+    config = SimpleNamespace(vocab_size=VOCAB)
 
     def collapse(self, final: Tensor) -> Tensor:
         return final.squeeze(-2)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden.float()
 
 
 class TableDrafter:
@@ -34,13 +34,14 @@ class TableDrafter:
 
     def __init__(self, table: Tensor):
         self.table, self.num_slots, self.passes = table, table.shape[2], []
+        self.head, self.layout = LMDraftHead(), BlockLayout.chain(self.num_slots + 1)
 
-    def score(self, states: TargetStates, heads: LogitHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+    def slots(self, states: TargetStates, heads: LogitHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
         self.passes.append(anchors.shape[1])
         rows = [int(name[1:]) for name in states.ids]
         hidden = self.table[torch.tensor(rows)[:, None], anchors].clone()
         hidden[~anchor_mask] = float("nan")  # must not be read
-        return hidden
+        return Slots(hidden, previous_ids(states.input_ids, anchors, self.layout), self.layout)
 
 
 def states_of(text: Tensor, spans: list[list[tuple[int, int]]], final: Tensor | None = None) -> TargetStates:
@@ -111,8 +112,8 @@ def test_a_slot_after_a_rejected_one_is_not_read(monkeypatch, temperature, reads
     text, accept = torch.randint(0, VOCAB, (4, 30), generator=generator), torch.rand(4, 30, 6, generator=generator) < 0.6
     states = states_of(text, [[(3, 3 + 6 * row)] for row in range(4)])
     table = 1e3 * table_from(text, accept)  # at T = 1 all of q is on the draft, so that a rejected one has q(x) = 0
-    read, real = [], getattr(replay_module, reads)
-    monkeypatch.setattr(replay_module, reads, lambda rows, *rest: read.append(len(rows)) or real(rows, *rest))
+    read, real = [], getattr(FactoredLogits, reads)
+    monkeypatch.setattr(FactoredLogits, reads, lambda self, ids, *rest: read.append(len(ids)) or real(self, ids, *rest))
     replay(TableDrafter(table), states, LogitHeads(), temperature)
     leading = accept.int().cumprod(dim=-1).sum(dim=-1)
     wanted = sum(min(int(leading[row, a]) + 1, 6, 3 + 6 * row - a) for row in range(4) for a in range(3, 3 + 6 * row))

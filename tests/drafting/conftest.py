@@ -7,7 +7,7 @@ from transformers import DeepseekV4Config
 from hyperdflash.contracts import TargetStates
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.drafting.drafter import build_drafter
+from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.targets.heads import TargetHeads
 
@@ -50,13 +50,9 @@ def build(heads, sizes):
     """build(conditioning=..., reducer=..., any drafter size) -> Drafter; weights large enough to matter."""
 
     def _build(conditioning=None, reducer=None, **changes):
-        return build_drafter(
-            conditioning=conditioning or PreHcHead(),
-            reducer=reducer or HcGate(),
-            drafter=DrafterConfig(**{**sizes, "initializer_range": 0.2, **changes}),
-            heads=heads,
-            mask_token_id=2,
-            generator=torch.Generator().manual_seed(7),
+        return DrafterConfig(**{**sizes, "initializer_range": 0.2, **changes}).build(
+            DrafterParts(conditioning=conditioning or PreHcHead(), reducer=reducer or HcGate(), heads=heads, mask_token_id=2),
+            torch.Generator().manual_seed(7),
         )
 
     return _build

@@ -56,7 +56,7 @@ def qwen3_block(drafter, context, anchor, anchor_id, heads):
 def test_every_block_equals_qwen3_on_the_concatenated_sequence(build, heads, states, rope_theta):
     drafter = build(rope_theta=rope_theta)
     anchors = torch.tensor([[0, 1, 9, 33], [5, 9, 20, 30], [1, 7, 8, 22]])
-    hidden = drafter(states, heads, anchors, torch.ones_like(anchors, dtype=torch.bool)).hidden
+    hidden = drafter.slots(states, heads, anchors, torch.ones_like(anchors, dtype=torch.bool)).features
     context = drafter.context(states, heads)
     for document in range(3):
         for i, anchor in enumerate(anchors[document].tolist()):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hyperdflash.contracts import BlockLayout
 from hyperdflash.drafting import attention
 from hyperdflash.drafting.attention import block_attention, flex_block_attention, flex_mask, reference_block_attention
 from hyperdflash.drafting.layers import rotary_angles, rotate
@@ -50,7 +51,7 @@ SHAPES = [(2, 9, 4, 7, 4, 2, 8), (1, 1, 1, 2, 1, 1, 2), (3, 17, 5, 3, 6, 2, 4), 
 def few_at_a_time(monkeypatch):
     """Eight anchors against spans of context in steps of four."""
     monkeypatch.setitem(attention.CHUNK_BYTES, "cpu", 1)
-    monkeypatch.setattr(attention, "ROUND", 4)
+    monkeypatch.setattr(attention, "SHAPE_MULTIPLE", 4)
 
 
 @pytest.mark.parametrize("window", [None, 1, 6])
@@ -126,7 +127,7 @@ def test_flex_attention_has_the_same_mask(window):
     query, context, own, positions = drawn(5, 2, 150, 20, 7, 4, 2, 16)
     visible = context_mask(positions, torch.arange(150), window)
     query, context, own = query.detach(), tuple(x.detach() for x in context), tuple(x.detach() for x in own)
-    output = flex_block_attention(query, context, own, flex_mask(visible, 7))
+    output = flex_block_attention(query, context, own, flex_mask(visible, BlockLayout.chain(7)))
     torch.testing.assert_close(output, reference_block_attention(query, context, own, visible))
 
 

@@ -7,11 +7,11 @@ from hyperdflash.drafting import attention
 from hyperdflash.drafting.anchors import make_blocks
 from hyperdflash.drafting.flops import step_flops
 from hyperdflash.drafting.reducers.fc import Fc
-from hyperdflash.objectives import objective
-from hyperdflash.objectives.cross_entropy import position_weights
-from hyperdflash.objectives.distillation import KLConfig
-from hyperdflash.objectives.objective import loss_terms, total_loss
-from hyperdflash.objectives.vocabulary import reference_row_losses
+from hyperdflash.objectives import factored_logits, objective
+from hyperdflash.objectives.cross_entropy import PositionWeighted
+from hyperdflash.objectives.distillation import Distillation
+from hyperdflash.objectives.objective import Objective
+from hyperdflash.objectives.row_values import reference_values
 
 
 @pytest.mark.parametrize("changes", [{}, {"hidden_size": 48, "num_heads": 6, "head_dim": 10}], ids=["same width", "own width"])
@@ -19,8 +19,8 @@ from hyperdflash.objectives.vocabulary import reference_row_losses
 def test_the_formula_counts_what_the_reference_multiplies(build, heads, monkeypatch, changes, alpha):
     """torch's own counter over the formulas without slices or spans; every slot supervised, all context seen."""
     monkeypatch.setattr(attention, "block_attention", attention.reference_block_attention)
-    monkeypatch.setattr(objective, "row_losses", reference_row_losses)
-    monkeypatch.setattr(objective, "ROUND", 1)
+    monkeypatch.setattr(factored_logits, "sweep", reference_values)
+    monkeypatch.setattr(objective, "SHAPE_MULTIPLE", 1)
     drafter = build(reducer=Fc(), **changes)
     length, anchors = 128, torch.tensor([[70, 90, 120]])
     ids = torch.randint(3, 64, (1, length))
@@ -29,11 +29,11 @@ def test_the_formula_counts_what_the_reference_multiplies(build, heads, monkeypa
         ids=("a",), domains=("math",), input_ids=ids, loss_mask=loss_mask, lengths=lengths, final=torch.randn(1, length, 4, 32)
     )
     blocks = make_blocks(ids, loss_mask, lengths, anchors, torch.ones_like(anchors, dtype=torch.bool), block_size=7)
-    kl = KLConfig(alpha=alpha, positions=2, temperature=1.0, teacher="mean_pool")
+    kl = Distillation(alpha=alpha, positions=2, temperature=1.0, teacher="mean_pool")
     with FlopCounterMode(display=False) as counter:
-        hidden = drafter.score(states, heads, blocks.anchors, blocks.anchor_mask)
-        terms = loss_terms(hidden, blocks, states.final, heads, weights=position_weights(6, 4.0), kl=kl)
-        total_loss(terms, alpha=alpha, temperature=1.0).backward()
+        logits = drafter.head.logits(drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask), heads)
+        own = Objective({"cross_entropy": PositionWeighted(gamma=4.0), "kl": kl})
+        own.loss(own.sums(logits, blocks, states.final, heads)).backward()
     flops = step_flops(
         drafter.config,
         target_width=32,

@@ -99,7 +99,7 @@ def test_chain_is_the_brute_force_one(window: int, num_slots: int, monkeypatch):
     anchor_mask = torch.ones(3, 30, dtype=torch.bool)
     anchor_mask[1, 18:], anchor_mask[2, 5:] = False, False
     drafter = MTPChain(block, num_slots, indices_per_pass=11, rows_per_pass=32)
-    hidden = drafter.score(states, heads, anchors, anchor_mask)
+    hidden = drafter.slots(states, heads, anchors, anchor_mask).features
     assert hidden.shape == (3, 30, num_slots, 32)
     for row, column in anchor_mask.nonzero().tolist()[::3]:
         anchor = int(anchors[row, column])
@@ -111,21 +111,21 @@ def test_passes_do_not_change_the_answer():
     block, heads, states = make(8)
     anchors = torch.arange(12, 28).expand(3, -1)
     mask = torch.ones_like(anchors, dtype=torch.bool)
-    whole = MTPChain(block, 4).score(states, heads, anchors, mask)
+    whole = MTPChain(block, 4).slots(states, heads, anchors, mask).features
     small = MTPChain(block, 4, indices_per_pass=5, rows_per_pass=1)
-    one_by_one = torch.cat([small.score(states, heads, anchors[:, i : i + 1], mask[:, :1]) for i in range(16)], dim=1)
+    one_by_one = torch.cat([small.slots(states, heads, anchors[:, i : i + 1], mask[:, :1]).features for i in range(16)], dim=1)
     assert torch.allclose(whole, one_by_one, atol=1e-5)
 
 
 def test_a_slot_sees_no_state_of_its_anchor_or_later():
     block, heads, states = make(8, batch=1)
     anchors, mask = torch.tensor([[20]]), torch.ones(1, 1, dtype=torch.bool)
-    before = MTPChain(block, 6).score(states, heads, anchors, mask)
+    before = MTPChain(block, 6).slots(states, heads, anchors, mask).features
     states.final[:, 20:] = 7.0
     states.input_ids[:, 26:] = 0  # slot 6 reads x[25] last
-    assert torch.equal(before, MTPChain(block, 6).score(states, heads, anchors, mask))
+    assert torch.equal(before, MTPChain(block, 6).slots(states, heads, anchors, mask).features)
     states.final[:, 19] = 7.0
-    assert not torch.allclose(before, MTPChain(block, 6).score(states, heads, anchors, mask))
+    assert not torch.allclose(before, MTPChain(block, 6).slots(states, heads, anchors, mask).features)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -144,4 +144,4 @@ def test_refuses():
     with pytest.raises(ValueError, match="at least one drafted step"):
         MTPChain(block, 0)
     with pytest.raises(ValueError, match="position 0"):
-        MTPChain(block, 3).score(states, heads, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))
+        MTPChain(block, 3).slots(states, heads, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))

@@ -10,8 +10,9 @@ def test_position_weights():
     assert position_weights(3, None).tolist() == [1.0, 1.0, 1.0]
     expected = torch.tensor([1.0, math.exp(-0.25), math.exp(-0.5), math.exp(-0.75)])
     torch.testing.assert_close(position_weights(4, 4.0), expected)
-    assert torch.equal(PositionWeighted(gamma=4.0).weights(4), position_weights(4, 4.0))
-    assert PositionWeighted(gamma=None).weights(2).tolist() == [1.0, 1.0]
+    counts = torch.tensor([3, 2, 0, 1])
+    torch.testing.assert_close(PositionWeighted(gamma=4.0).count(counts), (expected * counts).sum())
+    assert PositionWeighted(gamma=None).count(counts) == 6
 
 
 def test_wrong_gamma():

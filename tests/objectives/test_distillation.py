@@ -1,20 +1,20 @@
 import pytest
 import torch
 
-from hyperdflash.objectives.distillation import KLConfig, eq2, teacher_states
+from hyperdflash.objectives.distillation import Distillation, kl_loss, teacher_states
 
 PAPER = dict(alpha=0.15, positions=2, temperature=1.0, teacher="mean_pool")
 
 
-def test_eq2_worked_by_hand():
+def test_the_loss_worked_by_hand():
     kl_sum, kl_count = torch.tensor([0.130812, 0.130812]), torch.tensor([2, 1])
     # 2^2 / 2 * (0.130812 / 2 + 0.130812 / 1)
-    torch.testing.assert_close(eq2(kl_sum, kl_count, 2.0), torch.tensor(0.392436), atol=1e-5, rtol=0)
+    torch.testing.assert_close(kl_loss(kl_sum, kl_count, 2.0), torch.tensor(0.392436), atol=1e-5, rtol=0)
 
 
 def test_positions_without_rows_contribute_nothing():
-    assert eq2(torch.tensor([0.6, 0.0]), torch.tensor([3, 0]), 1.0).item() == pytest.approx(0.1)
-    assert eq2(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0).item() == 0.0
+    assert kl_loss(torch.tensor([0.6, 0.0]), torch.tensor([3, 0]), 1.0).item() == pytest.approx(0.1)
+    assert kl_loss(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0).item() == 0.0
 
 
 @pytest.mark.parametrize("teacher", ["mean_pool", "hc_head"])
@@ -42,12 +42,12 @@ def test_teacher_states_collapse_the_gathered_rows(heads, final, teacher):
 )
 def test_wrong_settings(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        KLConfig(**{**PAPER, **change})
+        Distillation(**{**PAPER, **change})
 
 
 def test_settings_against_the_drafter_and_without_effect():
-    KLConfig(**PAPER).check_slots(6)
+    Distillation(**PAPER).check(6)
     with pytest.raises(ValueError, match=r"kl\.positions must be in 0\.\.6 .* got 7"):
-        KLConfig(**{**PAPER, "positions": 7}).check_slots(6)
+        Distillation(**{**PAPER, "positions": 7}).check(6)
     with pytest.warns(UserWarning, match="no effect"):
-        KLConfig(**{**PAPER, "positions": 0})
+        Distillation(**{**PAPER, "positions": 0})

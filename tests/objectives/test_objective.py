@@ -6,13 +6,26 @@ import torch
 from hyperdflash.contracts import Blocks
 from hyperdflash.drafting.anchors import all_anchors, make_blocks
 from hyperdflash.objectives import objective
-from hyperdflash.objectives.cross_entropy import position_weights
-from hyperdflash.objectives.distillation import KLConfig
-from hyperdflash.objectives.objective import loss_counts, loss_terms, total_loss
+from hyperdflash.objectives.cross_entropy import PositionWeighted, position_weights
+from hyperdflash.objectives.distillation import Distillation
+from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
+from hyperdflash.objectives.objective import Objective
 
-KL = KLConfig(alpha=0.15, positions=2, temperature=1.0, teacher="mean_pool")
+KL = Distillation(alpha=0.15, positions=2, temperature=1.0, teacher="mean_pool")
 OFF = replace(KL, alpha=0.0)
 WEIGHTS = position_weights(6, 4.0)
+
+
+def paper(kl: Distillation = KL) -> Objective:
+    return Objective({"cross_entropy": PositionWeighted(gamma=4.0), "kl": kl})
+
+
+def sums_of(hidden, blocks, final, heads, kl=KL):
+    return paper(kl).sums(target_logits(hidden, heads), blocks, final, heads)
+
+
+def tensors(sums) -> list[torch.Tensor]:
+    return [*sums.term_sums, *sums.term_counts, sums.slot_count, sums.slot_ce_sum, sums.top1]
 
 
 @pytest.fixture
@@ -54,9 +67,9 @@ def naive(hidden, blocks: Blocks, final, heads, weights, kl):
 @pytest.mark.parametrize(("alpha", "positions", "temperature"), [(0.15, 2, 1.0), (1.0, 6, 2.5), (0.5, 1, 0.7), (0, 2, 1.0)])
 def test_against_a_naive_reference(batch, final, heads, teacher, alpha, positions, temperature):
     hidden, blocks = batch
-    kl = KLConfig(alpha=alpha, positions=positions, temperature=temperature, teacher=teacher)
-    terms = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=kl)
-    loss = total_loss(terms, alpha=alpha, temperature=temperature)
+    kl = Distillation(alpha=alpha, positions=positions, temperature=temperature, teacher=teacher)
+    terms = sums_of(hidden, blocks, final, heads, kl)
+    loss = paper(kl).loss(terms)
     expected = naive(hidden, blocks, final, heads, WEIGHTS, kl)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
     gradient, expected_gradient = (torch.autograd.grad(x, hidden)[0] for x in (loss, expected))
@@ -69,15 +82,16 @@ def test_counts_by_hand(batch, final, heads):
     # Document 0: supervised 3-6 and 8-11, anchors 3 4 5 8 9 10; document 1: supervised 3-8, anchors 3..7.
     assert blocks.anchors.tolist() == [[3, 4, 5, 8, 9, 10], [3, 4, 5, 6, 7, 0]]
     perfect = torch.nn.functional.one_hot(blocks.labels, 32).float() * 9
-    terms = loss_terms(perfect, blocks, final, heads, weights=WEIGHTS, kl=KL)
+    terms = sums_of(perfect, blocks, final, heads, KL)
     # Slots before the answer's end, an anchor: 3 2 1 3 2 1 and 5 4 3 2 1.
     assert terms.slot_count.tolist() == [11, 8, 5, 2, 1, 0]
-    assert terms.correct.tolist() == terms.slot_count.tolist()
-    assert terms.kl_count.tolist() == [11, 8]
+    assert terms.top1.tolist() == terms.slot_count.tolist()
+    ce_weight, kl_count = terms.term_counts
+    assert kl_count.tolist() == [11, 8]
     expected = (WEIGHTS * torch.tensor([11, 8, 5, 2, 1, 0])).sum()
-    torch.testing.assert_close(terms.ce_weight, expected)
+    torch.testing.assert_close(ce_weight, expected)
     wrong = torch.nn.functional.one_hot((blocks.labels + 1) % 32, 32).float() * 9
-    assert not loss_terms(wrong, blocks, final, heads, weights=WEIGHTS, kl=KL).correct.any()
+    assert not sums_of(wrong, blocks, final, heads, KL).top1.any()
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
@@ -88,22 +102,22 @@ def test_slot_k_is_taught_by_the_state_before_it(batch, heads, shift):
     says = blocks.anchors[..., None] + torch.arange(6) + shift  # slot index k - 1: a + k - 1 + shift
     hidden = torch.eye(32)[says.clamp(0, 31)] * 32**0.5  # what the norm makes of a unit vector
     kl = replace(KL, positions=5)  # no answer here is long enough for a sixth slot
-    terms = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=kl)
-    each = terms.kl_sum / terms.kl_count
+    terms = sums_of(hidden, blocks, final, heads, kl)
+    each = terms.term_sums[1] / terms.term_counts[1]
     assert (each < 1e-4).all() if shift == 0 else (each > 1.0).all()
 
 
 def test_micro_batches_add_up_to_the_batch(batch, final, heads):
     hidden, blocks = batch
-    whole = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
+    whole = sums_of(hidden, blocks, final, heads, KL)
     parts = None
     for row in (slice(0, 1), slice(1, 2)):
         part = Blocks(**{f.name: getattr(blocks, f.name)[row] for f in fields(blocks)})
-        terms = loss_terms(hidden[row], part, final[row], heads, weights=WEIGHTS, kl=KL)
+        terms = sums_of(hidden[row], part, final[row], heads, KL)
         parts = terms if parts is None else parts + terms
-    for field in fields(whole):
-        torch.testing.assert_close(getattr(parts, field.name), getattr(whole, field.name))
-    losses = [total_loss(terms, alpha=0.15, temperature=1.0) for terms in (whole, parts)]
+    for one, other in zip(tensors(parts), tensors(whole), strict=True):
+        torch.testing.assert_close(one, other)
+    losses = [paper().loss(terms) for terms in (whole, parts)]
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in losses))
 
@@ -112,26 +126,31 @@ def test_an_empty_batch_is_zero_with_a_gradient(batch, final, heads):
     hidden, blocks = batch
     empty = replace(blocks, label_mask=torch.zeros_like(blocks.label_mask))
     for kl in (KL, OFF, replace(KL, teacher="hc_head")):
-        terms = loss_terms(hidden, empty, final, heads, weights=WEIGHTS, kl=kl)
-        loss = total_loss(terms, alpha=kl.alpha, temperature=kl.temperature)
-        assert loss.item() == 0.0 and not terms.slot_count.any() and terms.ce_weight == 0
+        terms = sums_of(hidden, empty, final, heads, kl)
+        loss = paper(kl).loss(terms)
+        assert loss.item() == 0.0 and not terms.slot_count.any() and terms.term_counts[0] == 0
         (gradient,) = torch.autograd.grad(loss, hidden)
         assert not gradient.any()
 
 
 @pytest.fixture
 def row_counts(monkeypatch):
-    """(rows, rows with a teacher) that reached the LM head, call by call, padding included."""
-    counts, real = [], objective.row_losses
-    monkeypatch.setattr(objective, "row_losses", lambda h, x, t, *rest: counts.append((len(h), len(t))) or real(h, x, t, *rest))
+    """(rows, rows with a teacher) that reached the vocabulary, call by call, padding included."""
+    counts, real = [], FactoredLogits.values
+
+    def values(self, labels, against=()):
+        counts.append((len(labels), sum(len(logits.features[0]) for logits, _ in against)))
+        return real(self, labels, against)
+
+    monkeypatch.setattr(FactoredLogits, "values", values)
     return counts
 
 
-def test_only_supervised_rows_reach_the_lm_head(batch, final, heads, row_counts, monkeypatch):
+def test_only_supervised_rows_reach_the_vocabulary(batch, final, heads, row_counts, monkeypatch):
     hidden, blocks = batch
-    monkeypatch.setattr(objective, "ROUND", 1)
-    loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
-    loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=OFF)
+    monkeypatch.setattr(objective, "SHAPE_MULTIPLE", 1)
+    sums_of(hidden, blocks, final, heads, KL)
+    sums_of(hidden, blocks, final, heads, OFF)
     assert row_counts == [(27, 19), (27, 0)]  # 11 + 8 + 5 + 2 + 1 of 72; 11 + 8 for the teacher
 
 
@@ -141,13 +160,13 @@ def test_padded_and_masked_rows_count_for_nothing(batch, final, heads, row_count
     exact, padded, everything = [], [], []
     real = objective._rows
     for found, round_to, supervised_only in ((exact, 1, True), (padded, 32, True), (everything, 1, False)):
-        monkeypatch.setattr(objective, "ROUND", round_to)
+        monkeypatch.setattr(objective, "SHAPE_MULTIPLE", round_to)
         monkeypatch.setattr(
             objective, "_rows", lambda m, n, supervised_only, only=supervised_only: real(m, n, supervised_only=only)
         )
-        terms = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
-        loss = total_loss(terms, alpha=0.15, temperature=1.0)
-        found += [*vars(terms).values(), torch.autograd.grad(loss, hidden)[0]]
+        terms = sums_of(hidden, blocks, final, heads, KL)
+        loss = paper().loss(terms)
+        found += [*tensors(terms), torch.autograd.grad(loss, hidden)[0]]
     assert row_counts == [(27, 19), (64, 32), (72, 24)]
     for one, two, three in zip(exact, padded, everything, strict=True):
         torch.testing.assert_close(two, one)
@@ -157,26 +176,26 @@ def test_padded_and_masked_rows_count_for_nothing(batch, final, heads, row_count
 @pytest.mark.parametrize("kl", [KL, OFF, replace(KL, positions=6)], ids=["paper", "off", "all slots"])
 def test_counts_are_known_before_any_forward_pass(batch, final, heads, kl):
     hidden, blocks = batch
-    counts = loss_counts(blocks, weights=WEIGHTS, kl=kl)
-    terms = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=kl)
-    for field in fields(counts):
-        assert torch.equal(getattr(counts, field.name), getattr(terms, field.name))
+    counts = paper(kl).counts(blocks)
+    terms = sums_of(hidden, blocks, final, heads, kl)
+    assert torch.equal(counts.slot_count, terms.slot_count) and len(counts.term_counts) == len(terms.term_counts)
+    for known, own in zip(counts.term_counts, terms.term_counts, strict=True):
+        assert torch.equal(known, own)
 
 
 def test_micro_batches_divided_by_the_counts_of_the_step_give_its_gradient(batch, final, heads):
     hidden, blocks = batch
-    whole = loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=KL)
-    (expected,) = torch.autograd.grad(total_loss(whole, alpha=0.15, temperature=1.0), hidden)
+    whole = sums_of(hidden, blocks, final, heads, KL)
+    (expected,) = torch.autograd.grad(paper().loss(whole), hidden)
     rows = slice(0, 1), slice(1, 2)
     parts = [Blocks(**{f.name: getattr(blocks, f.name)[row] for f in fields(blocks)}) for row in rows]
-    one, two = (loss_counts(part, weights=WEIGHTS, kl=KL) for part in parts)
+    one, two = (paper().counts(part) for part in parts)
     for row, part in zip(rows, parts, strict=True):  # the graph of one is gone before the next one's forward pass
-        terms = loss_terms(hidden[row], part, final[row], heads, weights=WEIGHTS, kl=KL)
-        total_loss(terms, alpha=0.15, temperature=1.0, counts=one + two).backward()
+        terms = sums_of(hidden[row], part, final[row], heads, KL)
+        paper().loss(terms, one + two).backward()
     torch.testing.assert_close(hidden.grad, expected)
 
 
-def test_too_many_kl_positions(batch, final, heads):
-    hidden, blocks = batch
+def test_too_many_kl_positions():
     with pytest.raises(ValueError, match=r"kl\.positions must be in 0\.\.6"):
-        loss_terms(hidden, blocks, final, heads, weights=WEIGHTS, kl=replace(KL, positions=7))
+        paper(replace(KL, positions=7)).check(6)

@@ -7,11 +7,10 @@ from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.anchors import BlockSampler, all_anchors, make_blocks
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.drafting.drafter import build_drafter
+from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.reducers.hc_gate import HcGate
-from hyperdflash.objectives.cross_entropy import position_weights
-from hyperdflash.objectives.distillation import KLConfig
-from hyperdflash.objectives.objective import loss_terms, total_loss
+from hyperdflash.objectives.cross_entropy import PositionWeighted
+from hyperdflash.objectives.objective import Objective
 
 END = 1
 
@@ -26,30 +25,25 @@ def test_every_full_round_accepts_six_and_the_end_token_is_learnt_in_every_slot(
     states = TargetStates(
         ids=("a", "b"), domains=("math", "math"), input_ids=ids, loss_mask=loss_mask, lengths=lengths, final=final
     )
-    drafter = build_drafter(
-        conditioning=PreHcHead(),
-        reducer=HcGate(),
-        drafter=DrafterConfig(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64, block_size=7),
-        heads=heads,
-        mask_token_id=2,
-        generator=draw,
+    drafter = DrafterConfig(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64, block_size=7).build(
+        DrafterParts(conditioning=PreHcHead(), reducer=HcGate(), heads=heads, mask_token_id=2), draw
     )
     frozen = {name: value.clone() for name, value in heads.state_dict().items()}
-    weights, kl = position_weights(6, 4.0), KLConfig(alpha=0.0, positions=2, temperature=1.0, teacher="mean_pool")
+    objective = Objective({"cross_entropy": PositionWeighted(gamma=4.0)})
     sampler = BlockSampler(num_anchors=12)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=5e-3, weight_decay=0.0)
     for _ in range(250):
         blocks = sampler.sample(ids, loss_mask, lengths, 7, draw)
-        hidden = drafter(states, heads, blocks.anchors, blocks.anchor_mask).hidden
-        loss = total_loss(loss_terms(hidden, blocks, final, heads, weights=weights, kl=kl), alpha=0.0, temperature=1.0)
+        logits = drafter.head.logits(drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask), heads)
+        loss = objective.loss(objective.sums(logits, blocks, final, heads))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     blocks = make_blocks(ids, loss_mask, lengths, *all_anchors(loss_mask, lengths), block_size=7)
     with torch.no_grad():
-        hidden = drafter(states, heads, blocks.anchors, blocks.anchor_mask).hidden
-        drafted = heads.logits(hidden).argmax(dim=-1)
+        slots = drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask)
+        drafted = drafter.head.logits(slots, heads).dense().argmax(dim=-1)
     hits = (drafted == blocks.labels) & blocks.label_mask
     assert torch.equal(hits, blocks.label_mask)
     ends = hits & (blocks.labels == END)

@@ -23,7 +23,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from hyperdflash.decoding.loop import FirstToken, speculate
-from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter
+from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.producer import InProcess
 from hyperdflash.targets.session import TargetSession
@@ -42,7 +42,7 @@ STATES_FAULTS: dict[str, Callable[[Tensor], Tensor]] = {  # [T, W] -> what goes 
 class EngineServer:
     """One engine on a free port of the loopback interface; forwards are serialised, as on one machine."""
 
-    def __init__(self, target: Target, *, drafter: LoopDrafter | None = None, stop_ids: tuple[int, ...] = ()):
+    def __init__(self, target: Target, *, drafter: Proposer | None = None, stop_ids: tuple[int, ...] = ()):
         self.target, self.drafter, self.stop_ids = target, drafter or Autoregressive(), set(stop_ids)
         self.faults: list[str] = []
         self.requests: list[str] = []

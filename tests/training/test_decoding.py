@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.decoding.loop import decode
-from hyperdflash.decoding.proposers import Autoregressive
+from hyperdflash.drafting.proposer import Autoregressive
 from hyperdflash.evaluation import decoding_report
 from hyperdflash.evaluation.agreement import agreement_markdown, agreements
 from hyperdflash.evaluation.conversations import converse

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
-from hyperdflash.decoding.proposers import loop_drafter
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.engines.serving import Sampling, ask, counters
 from hyperdflash.evaluation import engine_evaluation
@@ -32,7 +31,7 @@ def servers(kind, target, mini_target, tmp_path):
     """AR and MTP (2) of the same tiny target."""
     stop = (special_ids(load_tokenizer(mini_target)).eos,)
     make = SGLangServer if kind == "sglang" else lambda *a, **k: VLLMServer(*a, folder=tmp_path, **k)
-    drafter = loop_drafter(MTPChain(target.mtp, 2).eval(), target.heads)
+    drafter = MTPChain(target.mtp, 2).eval().proposer(target.heads)
     with make(target, stop_ids=stop) as plain, make(target, drafter=drafter, stop_ids=stop) as mtp:
         yield {"AR": plain, "MTP2": mtp}
 
@@ -128,7 +127,7 @@ def test_without_a_histogram_there_is_no_figure(config, servers, kind, tmp_path)
 def test_vllm_counters_are_read_as_they_are_written(target, tmp_path, monkeypatch, kind):
     if kind == "sglang":
         pytest.skip("vLLM's")
-    drafter = loop_drafter(MTPChain(target.mtp, 2).eval(), target.heads)
+    drafter = MTPChain(target.mtp, 2).eval().proposer(target.heads)
     with VLLMServer(target, folder=tmp_path, drafter=drafter) as server:
         assert counters(server.url, 5) == {"drafts": 0, "accepted": [0, 0]}
         server.drafts, server.accepted = 7, [5, 3]

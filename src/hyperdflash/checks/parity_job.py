@@ -25,11 +25,13 @@ from hyperdflash.contracts import Conversation
 from hyperdflash.data.chat import encode_prompt, user_rounds
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.evaluation.methods import Method, make_methods, method_of_run
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.tables import jsonable, markdown_table
 from hyperdflash.settings import positive_int, positive_number
+from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.store import collate
 from hyperdflash.targets.load import Target
 
@@ -52,9 +54,9 @@ def check_parity(config: DictConfig) -> dict[str, Parity]:
     conversations = [user_rounds(prompt)[0] for prompt in benchmark.fitting(tokenizer, config.mode)]
     found = {}
     for method in tqdm(methods, desc="parity", unit="method", mininterval=2):
-        views = observe(method, target, conversations, tokenizer, config, benchmark.max_new_tokens, stop_ids)
-        window = getattr(method.parts and method.parts.drafter, "context_window", None)
-        found[method.name] = compare_views(views, target.heads, window, config.tolerance)
+        module = method.drafter(config, target.heads)
+        views = observe(method, module, target, conversations, tokenizer, config, benchmark.max_new_tokens, stop_ids)
+        found[method.name] = compare_views(views, target.heads, module.context_window, config.tolerance)
     write_report(found, config, target, len(conversations))
     for name, parity in found.items():
         if parity.first_difference:
@@ -64,6 +66,7 @@ def check_parity(config: DictConfig) -> dict[str, Parity]:
 
 def observe(
     method: Method,
+    module: DraftModel,
     target: Target,
     conversations: list[Conversation],
     tokenizer,
@@ -72,9 +75,8 @@ def observe(
     stop_ids: set[int],
 ) -> list[View]:
     """Training, replay and loop of one method on ``conversations``, each ending at a user turn."""
-    module = method.drafter(config, target.heads)
     prompts = {c.id: encode_prompt(c, tokenizer, config.mode) for c in conversations}
-    drafter = method.loop_drafter(config, target.heads, module)
+    drafter = module.proposer(target.heads, CODECS[config.cache.dtype])
     loop = observe_loop(module, drafter, target, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
     documents = [training_document(c, loop.texts[c.id][len(prompts[c.id]) :], tokenizer, config.mode) for c in conversations]
     job = StatesJob.of(config)

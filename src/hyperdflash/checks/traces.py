@@ -18,14 +18,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hyperdflash.contracts import Blocks, Conversation, Document, Rounds, TargetStates, Turn
+from hyperdflash.contracts import Blocks, Conversation, Document, Proposal, Rounds, Slots, TargetStates, Turn
 from hyperdflash.data.chat import Mode, encode
 from hyperdflash.decoding.loop import decode, loop_rounds
 from hyperdflash.decoding.metrics import tau_of
-from hyperdflash.decoding.proposers import Draft, LoopDrafter
-from hyperdflash.decoding.replay import ReplayDrafter, answers, replay, walk
+from hyperdflash.decoding.replay import answers, replay, walk
 from hyperdflash.drafting.anchors import all_anchors, make_blocks
+from hyperdflash.drafting.draft_model import DraftModel
+from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.numerics import fast_fp32_products
+from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.sampling import Sampler
@@ -126,7 +128,7 @@ class RecordingSampler(Sampler):
 class ObservedLoop:
     """A drafter of the loop that keeps the states it was given and the logits it drafted from, of one text."""
 
-    def __init__(self, drafter: LoopDrafter, trace: Trace):
+    def __init__(self, drafter: Proposer, trace: Trace):
         self.drafter, self.trace = drafter, trace
         self.num_slots, self.layer_ids, self.codec = drafter.num_slots, drafter.layer_ids, drafter.codec
         self.states: list[TargetStates] = []
@@ -136,7 +138,7 @@ class ObservedLoop:
         self.states, self.draftings = [states], {}
         self.drafter.begin(states)
 
-    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Draft:
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
         recorder = RecordingSampler(sampler.temperature, sampler.top_p, sampler.generator)
         self.trace.reads.clear()
         draft = self.drafter.propose(anchor_id, num_slots, recorder)
@@ -154,7 +156,7 @@ class ObservedLoop:
 
 def observe_loop(
     module: nn.Module,
-    drafter: LoopDrafter,
+    drafter: Proposer,
     target: Target,
     prompts: Mapping[str, Sequence[int]],
     *,
@@ -201,17 +203,17 @@ def observe_training(module: nn.Module, states: TargetStates, heads: TargetHeads
     view = View("training")
     made = blocks or every_block(states, module.num_slots)
     with Trace(module) as trace, torch.enable_grad(), fast_fp32_products():
-        hidden = module.score(states, heads, made.anchors, made.anchor_mask).detach()
+        logits = module.head.logits(module.slots(states, heads, made.anchors, made.anchor_mask), heads)  # [B, A, S]
     view.modules = trace.modules
     accept = torch.zeros(*states.input_ids.shape, module.num_slots, dtype=torch.bool)
     _add_texts(view, states)
     for row, index in made.anchor_mask.nonzero().tolist():
         anchor, kept = int(made.anchors[row, index]), int(made.label_mask[row, index].sum())
         labels = made.labels[row, index, :kept]
-        logits = partial(_logits, heads, hidden[row, index])
-        accept[row, anchor, :kept] = logits()[:kept].argmax(dim=-1) == labels
+        dense = partial(_dense, logits[row, index])
+        accept[row, anchor, :kept] = dense()[:kept].argmax(dim=-1) == labels
         accepted = int(accept[row, anchor].int().cumprod(0).sum())
-        view.draftings[states.ids[row]][anchor] = Drafting(logits, trace.reading(row, index), tuple(labels.tolist()), accepted)
+        view.draftings[states.ids[row]][anchor] = Drafting(dense, trace.reading(row, index), tuple(labels.tolist()), accepted)
     document, start, end = answers(states)
     view.rounds = walk(accept, start, end, document)
     return view
@@ -220,21 +222,22 @@ def observe_training(module: nn.Module, states: TargetStates, heads: TargetHeads
 class ObservedReplay:
     """A drafter of replay that keeps what it was asked and what it answered."""
 
-    def __init__(self, drafter: ReplayDrafter, trace: Trace, view: View):
-        self.drafter, self.trace, self.view, self.num_slots = drafter, trace, view, drafter.num_slots
+    def __init__(self, drafter: DraftModel, trace: Trace, view: View):
+        self.drafter, self.trace, self.view = drafter, trace, view
+        self.num_slots, self.head = drafter.num_slots, drafter.head
 
-    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+    def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
         self.trace.reads.clear()
-        hidden = self.drafter.score(states, heads, anchors, anchor_mask)
+        slots = self.drafter.slots(states, heads, anchors, anchor_mask)
+        logits = self.head.logits(slots, heads)
         _add_texts(self.view, states)
         for row, index in anchor_mask.nonzero().tolist():
-            logits = partial(_logits, heads, hidden[row, index])
-            drafting = Drafting(logits, self.trace.reading(row, index))
+            drafting = Drafting(partial(_dense, logits[row, index]), self.trace.reading(row, index))
             self.view.draftings[states.ids[row]][int(anchors[row, index])] = drafting
-        return hidden
+        return slots
 
 
-def observe_replay(module: ReplayDrafter, states: TargetStates, heads: TargetHeads) -> View:
+def observe_replay(module: DraftModel, states: TargetStates, heads: TargetHeads) -> View:
     """``replay`` at temperature 0."""
     view = View("replay")
     with Trace(module) as trace:
@@ -247,9 +250,9 @@ def observe_replay(module: ReplayDrafter, states: TargetStates, heads: TargetHea
     return view
 
 
-def _logits(heads: TargetHeads, hidden: Tensor) -> Tensor:
-    with torch.no_grad():
-        return heads.logits(hidden)
+@torch.no_grad()
+def _dense(logits: FactoredLogits) -> Tensor:
+    return logits.dense()
 
 
 def _add_texts(view: View, states: TargetStates) -> None:

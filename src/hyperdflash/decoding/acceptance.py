@@ -3,7 +3,7 @@
 Shapes: see contracts.py; n <= S slots were drafted. Slot k of the text is x[a + k]; slots are the last axis.
 
     loop    the text is being written: y ~ q is drafted      ``verify_greedy``, ``verify_sampled``
-    replay  the text is the target's already: x ~ p          ``is_argmax`` (objectives/vocabulary.py), ``sampled_accept``
+    replay  the text is the target's already: x ~ p          ``FactoredLogits.is_argmax``, ``sampled_accept``
 """
 
 from __future__ import annotations

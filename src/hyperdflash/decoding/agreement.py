@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hyperdflash.contracts import Rounds, TargetStates
 from hyperdflash.decoding.loop import Generation
-from hyperdflash.decoding.replay import ReplayDrafter
+from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.targets.heads import TargetHeads
 
 # Largest gap of two logits that rounding can turn, by what the target computes in. A drafter's states are rounded to the
@@ -73,7 +73,7 @@ def compare_greedy(
 def compare_rounds(
     generations: Sequence[Generation],
     replayed: Rounds,
-    drafter: ReplayDrafter,
+    drafter: DraftModel,
     states: TargetStates,
     heads: TargetHeads,
     tolerance: float | None = None,
@@ -103,8 +103,8 @@ def compare_rounds(
             slot = min(count, r.accepted)  # 0-based: the first slot the two judge differently
             row = states.rows(document, document + 1)
             anchor = torch.tensor([[r.anchor]], device=row.input_ids.device)
-            hidden = drafter.score(row, heads, anchor, torch.ones_like(anchor, dtype=torch.bool))
-            logits = heads.logits(hidden[0, 0, slot])
+            slots = drafter.slots(row, heads, anchor, torch.ones_like(anchor, dtype=torch.bool))
+            logits = drafter.head.logits(slots, heads)[0, 0, slot].dense()
             gap = float(logits.max() - logits[r.drafted[slot]])
             differences.append(RoundDifference(document, r.anchor, r.accepted, count, gap, tie=gap <= tolerance))
     return differences

@@ -12,9 +12,10 @@ from html import escape
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.contracts import Rounds, TargetStates
-from hyperdflash.decoding.replay import ReplayDrafter
+from hyperdflash.contracts import Rounds, Slots, TargetStates
+from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.sampling import Sampler
 
 SIGNS = {
     "accepted": ("[", "]"),
@@ -40,16 +41,21 @@ class DraftedRound:
 
 @torch.no_grad()
 def drafted_rounds(
-    drafter: ReplayDrafter, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int
+    drafter: DraftModel, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int
 ) -> list[DraftedRound]:
-    """The greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0)."""
+    """The greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0), as the head
+    proposes them in the loop."""
     mine = rounds.document == row
     anchors = rounds.anchor[mine].to(states.input_ids.device)
     if not len(anchors):
         return []
     one = states.rows(row, row + 1)
-    hidden = drafter.score(one, heads, anchors[None], torch.ones_like(anchors[None], dtype=torch.bool))  # [1, R, S, D]
-    drafted = heads.logits(hidden[0]).argmax(dim=-1).tolist()  # [R, S]
+    slots = drafter.slots(one, heads, anchors[None], torch.ones_like(anchors[None], dtype=torch.bool))  # [1, R, S]
+    drafted = []
+    for index in range(len(anchors)):
+        block = Slots(slots.features[:, index : index + 1], slots.previous[:, index : index + 1], slots.layout)
+        anchor_id = one.input_ids[0, anchors[index : index + 1]]
+        drafted.append(drafter.head.propose(block, heads, anchor_id, Sampler()).ids.tolist())  # [S]
     text = one.input_ids[0].tolist()
     kept = zip(rounds.accepted[mine].tolist(), rounds.emitted[mine].tolist(), rounds.available[mine].tolist(), strict=True)
     return [

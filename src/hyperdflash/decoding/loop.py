@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.contracts import Proposal, Rounds, TargetStates
 from hyperdflash.decoding.acceptance import verify_greedy, verify_sampled
-from hyperdflash.decoding.proposers import Draft, LoopDrafter
+from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.settings import positive_int
 from hyperdflash.states.codecs import Codec, rounded
 from hyperdflash.targets.sampling import Sampler
@@ -100,7 +100,7 @@ class Generation:
 @torch.inference_mode()
 def speculate(
     session: TargetSession,
-    drafter: LoopDrafter,
+    drafter: Proposer,
     prompt_ids: Sequence[int],
     *,
     max_new_tokens: int,
@@ -162,7 +162,7 @@ def speculate(
         going_on = anchor < end and emitted[-1] not in stop_ids
 
 
-def _accept(draft: Draft, logits: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+def _accept(draft: Proposal, logits: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
     """Drafts of n tokens, logits [n + 1, V] -> accepted [], the token after them [1]."""
     if sampler.temperature == 0:
         accepted, following = verify_greedy(draft.ids, logits.argmax(dim=-1))
@@ -214,7 +214,7 @@ def collect(events: Iterable[FirstToken | Round], stop_ids: Collection[int]) -> 
 
 
 def decode(
-    model: PreTrainedModel, drafter: LoopDrafter, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
+    model: PreTrainedModel, drafter: Proposer, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
 ) -> Generation:
     """One whole text in a session of its own; ``settings`` as ``speculate``."""
     with TargetSession(model, drafter.layer_ids) as session:

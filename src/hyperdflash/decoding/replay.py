@@ -3,7 +3,7 @@
 Shapes: see contracts.py. The text is the target's own (greedy at T = 0, sampled at that T and top_p otherwise).
 
     1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
-    2. drafting    every answer position is an anchor: hidden [b, A, S, D] of a few documents at a time
+    2. drafting    every answer position is an anchor: slots [b, A, S] of a few documents at a time
     3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S], slot by
                    slot, since one after a rejected one is never asked for
     4. walk()      from start to end, jumping by what was emitted: Rounds
@@ -17,7 +17,6 @@ bonus token where its drafts reach the end. A decoding loop clips alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,25 +24,10 @@ from torch import Tensor
 
 from hyperdflash.contracts import Rounds, TargetStates
 from hyperdflash.decoding.acceptance import sampled_accept
-from hyperdflash.objectives.vocabulary import is_argmax
+from hyperdflash.drafting.draft_model import DraftModel
+from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.sampling import check_sampling, generator_for, token_probabilities
-
-
-class ReplayDrafter(Protocol):
-    """What replay needs of a drafter."""
-
-    @property
-    def num_slots(self) -> int:
-        """S."""
-
-    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
-        """Draft from ``anchors`` [B, A] int64 -> the states [B, A, S, D] that ``heads.logits`` reads at slots 1..S.
-
-        What stands where ``anchor_mask`` [B, A] is False is ignored. Slot k of anchor a may use the states H[0..a-1],
-        the tokens x[0..a], and, if it is chained, x[a+1..a+k-1]; nothing later.
-        A may be all positions of a document, so a drafter works on a few anchors at a time.
-        """
+from hyperdflash.targets.sampling import check_sampling, generator_for
 
 
 def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +77,7 @@ def walk(accept: Tensor, start: Tensor, end: Tensor, document: Tensor | None = N
 
 @torch.no_grad()
 def replay(
-    drafter: ReplayDrafter,
+    drafter: DraftModel,
     states: TargetStates,
     heads: TargetHeads,
     temperature: float,
@@ -118,27 +102,26 @@ def replay(
         return walk(accept, start, end, document)
 
     mask = _answer_mask(states)
-    vocab_size, width = heads.lm_head.weight.shape
     if temperature > 0:
-        rows = max(1, logits_bytes // (4 * vocab_size))
-        target_p = _target_probabilities(states, heads, mask, temperature, top_p, rows)  # [B, T] of x[i] at i
+        target_p = _target_probabilities(states, heads, mask, temperature, top_p, logits_bytes)  # [B, T] of x[i] at i
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
 
-    def is_kept(drafted: Tensor, row: Tensor, at: Tensor) -> Tensor:
-        """Drafted states [R, D] for the tokens at positions ``at`` [R] of ``row`` [R] -> bool [R]."""
+    def is_kept(drafted: FactoredLogits, row: Tensor, at: Tensor) -> Tensor:
+        """Logits of R slots for the tokens at positions ``at`` [R] of ``row`` [R] -> bool [R]."""
         labels = input_ids[row, at]
         if temperature == 0:
-            return is_argmax(drafted.to(heads.dtype), labels, heads.lm_head.weight)
-        q = _by_rows(lambda h, x: token_probabilities(heads.logits(h), x, temperature, top_p), rows, drafted, labels)
+            return drafted.is_argmax(labels)
+        q = drafted.token_probabilities(labels, temperature, top_p, logits_bytes)
         return sampled_accept(q, target_p[row, at], uniform[row, at])
 
     answered = torch.nn.functional.pad(mask, (0, num_slots))  # [B, T + S]
     all_anchors, all_anchor_mask = _anchors(mask)
-    documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * width))
+    documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * heads.hidden_size))
     for first in range(0, batch, documents):
         anchors, anchor_mask = (x[first : first + documents] for x in (all_anchors, all_anchor_mask))  # [b, A]
-        hidden = drafter.score(states.rows(first, first + documents), heads, anchors, anchor_mask)  # [b, A, S, D]
-        assert hidden.shape[:3] == (*anchors.shape, num_slots), tuple(hidden.shape)
+        slots = drafter.slots(states.rows(first, first + documents), heads, anchors, anchor_mask)
+        assert slots.features.shape[:3] == (*anchors.shape, num_slots), tuple(slots.features.shape)
+        logits = drafter.head.logits(slots, heads)  # [b, A, S]
         row, column = anchor_mask.nonzero(as_tuple=True)  # [R], the blocks whose drafts were all kept so far
         for slot in range(num_slots):
             at = anchors[row, column] + slot + 1
@@ -146,7 +129,7 @@ def replay(
             row, column, at = row[inside], column[inside], at[inside]
             if not len(row):
                 break
-            kept = is_kept(hidden[row, column, slot], first + row, at)
+            kept = is_kept(logits[row, column, slot], first + row, at)
             accept[first + row, at - slot - 1, slot] = kept
             row, column = row[kept], column[kept]
     return walk(accept, start, end, document)
@@ -198,21 +181,17 @@ def _anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _target_probabilities(
-    states: TargetStates, heads: TargetHeads, mask: Tensor, temperature: float, top_p: float, rows: int
+    states: TargetStates, heads: TargetHeads, mask: Tensor, temperature: float, top_p: float, logits_bytes: int
 ) -> Tensor:
     """p(x[i]) read from H[i - 1], at the answers' positions: fp32 [B, T], 0 elsewhere."""
     row, at = mask.nonzero(as_tuple=True)
-    final, labels = states.final[row, at - 1], states.input_ids[row, at]  # [R, M, D], [R]
-
-    def of_rows(h: Tensor, x: Tensor) -> Tensor:
-        hidden = heads.collapse(h.unsqueeze(0)).squeeze(0)
-        return token_probabilities(heads.logits(hidden), x, temperature, top_p)
-
+    size = max(1, logits_bytes // (4 * heads.config.vocab_size))
+    parts = [
+        target_logits(heads.collapse(states.final[i, j - 1].unsqueeze(0)).squeeze(0), heads).token_probabilities(
+            states.input_ids[i, j], temperature, top_p, logits_bytes
+        )
+        for i, j in zip(row.split(size), at.split(size), strict=True)
+    ]
     p = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    p[row, at] = _by_rows(of_rows, rows, final, labels)
+    p[row, at] = torch.cat(parts)
     return p
-
-
-def _by_rows(reduce, rows: int, *tensors: Tensor) -> Tensor:
-    """``reduce`` over slices of at most ``rows`` rows, so that [R, V] never exists as a whole."""
-    return torch.cat([reduce(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)])

@@ -16,18 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperdflash.contracts import Blocks
-from hyperdflash.settings import positive_int
+from hyperdflash.contracts import BlockLayout, Blocks
+from hyperdflash.settings import one_of, positive_int
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSampler:
-    """Random blocks of a training step: at most ``num_anchors`` a document."""
+    """Random blocks of a training step: at most ``num_anchors`` per document. ``layout`` says what slots of a block see of each
+    other: full, all of it (DFlash), or causal, themselves and earlier ones (JetSpec)."""
 
     num_anchors: int
+    layout: str = "full"
 
     def __post_init__(self):
         positive_int("blocks.num_anchors", self.num_anchors)
+        one_of("blocks.layout", self.layout, ("full", "causal"))
 
     def sample(
         self, input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, block_size: int, generator: torch.Generator
@@ -86,6 +89,19 @@ def make_blocks(
     label_mask = label_mask.to(torch.int8).cumprod(dim=-1).bool()  # decoding never drafts past the answer's end
     labels = input_ids.gather(1, inside).view_as(positions).masked_fill(~label_mask, 0)
     return Blocks(anchors=anchors, anchor_mask=anchor_mask, labels=labels, label_mask=label_mask)
+
+
+def previous_ids(input_ids: Tensor, anchors: Tensor, layout: BlockLayout) -> Tensor:
+    """Token before every slot of blocks on a text: [B, T] ids, [B, A] anchors -> [B, A, S] int64, x[a + parent of slot k].
+
+    Past the end of the text anything stands.
+    """
+    if layout.parents == tuple(range(layout.num_slots)):  # made on the device: a copy would wait for it
+        parents = torch.arange(layout.num_slots, device=anchors.device)
+    else:
+        parents = torch.tensor(layout.parents, device=anchors.device)
+    positions = (anchors[..., None] + parents).clamp(max=input_ids.shape[1] - 1)  # [B, A, S]
+    return input_ids.gather(1, positions.flatten(1)).view_as(positions)
 
 
 def coverage(blocks: Blocks, loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

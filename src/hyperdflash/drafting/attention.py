@@ -11,38 +11,47 @@ In training on CUDA ``flex_block_attention`` does the same in one kernel, from t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.contracts import BlockLayout
 from hyperdflash.drafting.layers import RMSNorm, linear, rotate
+from hyperdflash.drafting.visibility import own_mask
 from hyperdflash.numerics import fast_fp32_products
+
+if TYPE_CHECKING:
+    from hyperdflash.drafting.config import DrafterConfig
 
 KeyValue = tuple[Tensor, Tensor]
 Angles = tuple[Tensor, Tensor]
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 scores of a few anchors: stay in the CPU's cache
-ROUND = 64  # lengths are multiples of it: every new shape of a product costs oneDNN a compilation and half a megabyte
+SHAPE_MULTIPLE = 64  # lengths are multiples of it: every new shape of a product costs oneDNN a compilation and half a megabyte
 UNSEEN = -1e30  # a score whose share of any softmax is 0; finite, since an anchor may see no context at all
 
 
-def block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
+def block_attention(
+    query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor, own_visible: Tensor | None = None
+) -> Tensor:
     """One softmax, in fp32, over visible context and own block.
 
     ``query`` [B, A, K, H, E], ``context`` keys and values [B, T, N, E], ``block`` keys and values [B, A, K, N, E],
-    ``visible`` [B, A, T] bool (drafting/visibility.py) -> [B, A, K, H * E].
+    ``visible`` [B, A, T] bool and ``own_visible`` [K, K] bool, None for all (drafting/visibility.py) -> [B, A, K, H * E].
     """
     if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
-        return reference_block_attention(query, context, block, visible)  # a round of decoding: quicker at once
+        return reference_block_attention(query, context, block, visible, own_visible)  # a round of decoding: quicker at once
     query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()  # [B, N, A, R, E]
     context = [x.transpose(1, 2).contiguous() for x in context]  # [B, N, T, E]
     block = [x.permute(0, 3, 1, 2, 4).contiguous() for x in block]  # [B, N, A, K, E]
-    return attend(query, *context, *block, visible).flatten(3)
+    return attend(query, *context, *block, visible, own_visible).flatten(3)
 
 
-def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor) -> Tensor:
+def reference_block_attention(
+    query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor, own_visible: Tensor | None = None
+) -> Tensor:
     """``block_attention`` as the formula reads, all scores at once: [B, N, G, A, K, T] and [B, N, G, A, K, K]."""
     num_kv_heads, num_context = context[0].shape[2], visible.shape[2]
     query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 4, 1, 2, 5) * query.shape[-1] ** -0.5  # [B, N, G, A, K, E]
@@ -50,16 +59,27 @@ def reference_block_attention(query: Tensor, context: KeyValue, block: KeyValue,
     block_key, block_value = (x.permute(0, 3, 1, 2, 4)[:, :, None] for x in block)  # [B, N, 1, A, K, E]
     of_context = (query @ context_key.mT).float().masked_fill(~visible[:, None, None, :, None], float("-inf"))
     of_block = (query @ block_key.mT).float()
+    if own_visible is not None:
+        of_block = of_block.masked_fill(~own_visible, float("-inf"))
     weights = torch.cat([of_context, of_block], dim=-1).softmax(dim=-1).to(block_value.dtype)
     output = weights[..., :num_context] @ context_value + weights[..., num_context:] @ block_value
     return output.permute(0, 3, 4, 1, 2, 5).flatten(3)
 
 
-@torch.compiler.disable  # the span of context is read on the host
-def attend(query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor) -> Tensor:
-    """``query`` [B, N, A, R, E], scaled, of R = G * K rows an anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
-    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T] -> [B, A, K, H, E]."""
-    return _Attention.apply(query, key, value, block_key, block_value, visible)
+@torch.compiler.disable  # on the host, the span of context is read
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_key: Tensor,
+    block_value: Tensor,
+    visible: Tensor,
+    own_visible: Tensor | None = None,
+) -> Tensor:
+    """``query`` [B, N, A, R, E], scaled, of R = G * K rows per anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
+    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T], ``own_visible`` [K, K] -> [B, A, K, H, E]."""
+    hidden = None if own_visible is None else ~own_visible.repeat(query.shape[3] // len(own_visible), 1)  # [R, K]
+    return _Attention.apply(query, key, value, block_key, block_value, visible, hidden)
 
 
 def _by_kv_head(x: Tensor, num_kv_heads: int) -> Tensor:
@@ -73,7 +93,14 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, query: Tensor, key: Tensor, value: Tensor, block_key: Tensor, block_value: Tensor, visible: Tensor
+        ctx,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        block_key: Tensor,
+        block_value: Tensor,
+        visible: Tensor,
+        hidden: Tensor | None,
     ) -> Tensor:
         of_context, spans = torch.empty_like(query), _spans(query, visible)
         context_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -89,6 +116,8 @@ class _Attention(torch.autograd.Function):
                 of_anchors.copy_((weights.to(value.dtype) @ values).view_as(of_anchors))
                 context_sum[:, :, anchors] = log_sum.view_as(context_sum[:, :, anchors])
             scores = (query @ block_key.mT).float()  # [B, N, A, R, K]
+            if hidden is not None:
+                scores.masked_fill_(hidden, UNSEEN)
             log_sum = torch.logaddexp(context_sum, scores.logsumexp(dim=-1))
             weights = scores.sub_(log_sum[..., None]).exp_().to(value.dtype)
             share = (context_sum - log_sum).exp_()[..., None]
@@ -96,7 +125,7 @@ class _Attention(torch.autograd.Function):
         by_group = output.unflatten(3, (-1, block_key.shape[3]))  # [B, N, A, G, K, E]
         output = by_group.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).contiguous()
         ctx.save_for_backward(query, key, value, block_key, block_value, visible, output, log_sum, share)
-        ctx.spans = spans
+        ctx.spans, ctx.hidden = spans, hidden
         return output
 
     @staticmethod
@@ -110,6 +139,8 @@ class _Attention(torch.autograd.Function):
         d_context, context_delta = (share * d_output).to(query.dtype), share * delta
         with fast_fp32_products():
             weights = (query @ block_key.mT).float().sub_(log_sum[..., None]).exp_()
+            if ctx.hidden is not None:
+                weights.masked_fill_(ctx.hidden, 0.0)
             d_block_value = weights.to(value.dtype).mT @ d_output
             d_scores = (d_output @ block_value.mT).float().sub_(delta).mul_(weights).to(query.dtype)
             d_query, d_block_key = d_scores @ block_key, d_scores.mT @ query
@@ -126,7 +157,7 @@ class _Attention(torch.autograd.Function):
                 of_anchors = d_query[:, :, anchors]
                 of_anchors += (d_scores @ keys).view_as(of_anchors)
                 d_key[:, :, span] += d_scores.mT @ rows
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_block_key, d_block_value, None
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_block_key, d_block_value, None, None
 
 
 def _chunk_bytes(tensor: Tensor) -> int:
@@ -134,16 +165,20 @@ def _chunk_bytes(tensor: Tensor) -> int:
 
 
 def _spans(query: Tensor, visible: Tensor) -> list[tuple[slice, slice]]:
-    """A few anchors at a time, and the span of context that at least one of them sees, in eighths of all there is."""
+    """A few anchors at a time, and the span of context that at least one of them sees, in eighths of all there is. On an
+    accelerator all of it, since it would have to be waited for."""
     batch, num_kv_heads, num_anchors, rows, _ = query.shape
     num_context = max(1, visible.shape[2])
     size = max(8, _chunk_bytes(query) // (4 * batch * num_kv_heads * rows * num_context))
     size = 1 << size.bit_length() - 1
-    eighth = -(-num_context // (8 * ROUND)) * ROUND
+    eighth = -(-num_context // (8 * SHAPE_MULTIPLE)) * SHAPE_MULTIPLE
     seen = visible.any(dim=0)  # [A, T]
     spans = []
     for first in range(0, num_anchors, size):
         anchors = slice(first, first + size)
+        if visible.device.type != "cpu":
+            spans.append((anchors, slice(0, num_context)))
+            continue
         columns = seen[anchors].any(dim=0).nonzero().squeeze(1).tolist() or [0]
         spans.append((anchors, slice(columns[0] // eighth * eighth, (columns[-1] // eighth + 1) * eighth)))
     return spans
@@ -157,21 +192,25 @@ def _scores(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
     return scores
 
 
-def attention_mask(visible: Tensor, block_size: int) -> Tensor | BlockMask:
+def attention_mask(visible: Tensor, layout: BlockLayout) -> Tensor | BlockMask:
     """``visible`` [B, A, T] as ``BlockAttention`` wants it, once for all layers: compiled for FlexAttention in training on
     CUDA, as it is elsewhere (decoding's lengths change with every round, each of which would be compiled anew)."""
     if visible.is_cuda and torch.is_grad_enabled():
-        return flex_mask(visible, block_size, torch.compile(create_block_mask))
+        return flex_mask(visible, layout, torch.compile(create_block_mask))
     return visible
 
 
-def flex_mask(visible: Tensor, block_size: int, create: Callable = create_block_mask) -> BlockMask:
-    """``visible`` [B, A, T] and own blocks, for queries [A * K] over keys [T + A * K]."""
+def flex_mask(visible: Tensor, layout: BlockLayout, create: Callable = create_block_mask) -> BlockMask:
+    """``visible`` [B, A, T] and what ``layout`` shows of own blocks, for queries [A * K] over keys [T + A * K]."""
     batch, num_anchors, num_context = visible.shape
+    block_size, own_visible = layout.size, own_mask(layout, visible.device)
 
     def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         of_context = visible[b, q // block_size, kv.clamp(max=num_context - 1)]
-        return torch.where(kv < num_context, of_context, (kv - num_context) // block_size == q // block_size)
+        of_block = (kv - num_context) // block_size == q // block_size
+        if own_visible is not None:
+            of_block = of_block & own_visible[q % block_size, (kv - num_context).clamp(min=0) % block_size]
+        return torch.where(kv < num_context, of_context, of_block)
 
     rows = num_anchors * block_size
     return create(seen, batch, None, rows, num_context + rows, device=visible.device)
@@ -189,8 +228,9 @@ def flex_block_attention(
 class BlockAttention(nn.Module):
     """Projections, q/k norms and RoPE around ``block_attention``; the same k/v weights serve context and block."""
 
-    def __init__(self, config: DrafterConfig, hidden_size: int):
+    def __init__(self, config: DrafterConfig, hidden_size: int, layout: BlockLayout):
         super().__init__()
+        self.layout = layout
         self.head_dim = config.head_dim
         self.q_proj = linear(hidden_size, config.num_heads * config.head_dim)
         self.k_proj = linear(hidden_size, config.num_kv_heads * config.head_dim)
@@ -211,4 +251,4 @@ class BlockAttention(nn.Module):
         query, block = rotate(self.q_norm(query), *angles), self.project(x, angles)
         if isinstance(mask, BlockMask):
             return self.o_proj(flex_block_attention(query, context, block, mask, torch.compile(flex_attention)))
-        return self.o_proj(block_attention(query, context, block, mask))
+        return self.o_proj(block_attention(query, context, block, mask, own_mask(self.layout, mask.device)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,25 +20,28 @@ if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
 
 
-class Conditioning(Protocol):
-    """``name`` as on the command line, ``layer_ids`` the taps that the cache must hold."""
+class Conditioning:
+    """``name`` as on the command line, ``layer_ids`` the taps that the cache must hold; ``reads_next_token``: the streams of
+    position i hold x[i + 1] (``states.next_ids``), so that in the loop the newest state waits for the anchor's token."""
 
     name: str
-    layer_ids: tuple[int, ...]
+    layer_ids: Sequence[int] = ()
+    reads_next_token = False
 
-    def num_streams(self, heads: TargetHeads) -> int: ...
+    def num_streams(self, heads: TargetHeads) -> int:
+        """N."""
+        raise NotImplementedError
 
     def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
         """[B, T, N, D]."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreHcHead:
+class PreHcHead(Conditioning):
     """The residual before the hyper-connection head, all paths (paper, section 2.1)."""
 
     name = "pre_hc_head"
-    layer_ids = ()
 
     def num_streams(self, heads: TargetHeads) -> int:
         return heads.num_paths
@@ -48,11 +51,10 @@ class PreHcHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PostHcHead:
+class PostHcHead(Conditioning):
     """The normed state that the LM head reads, derived from the cached residual."""
 
     name = "post_hc_head"
-    layer_ids = ()
 
     def num_streams(self, heads: TargetHeads) -> int:
         return 1
@@ -63,7 +65,7 @@ class PostHcHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layers:
+class Layers(Conditioning):
     """Outputs of chosen target layers (vanilla DFlash): ``paths`` averaged, or each path a stream of its own."""
 
     layer_ids: Sequence[int]

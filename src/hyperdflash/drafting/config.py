@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from hyperdflash.drafting.conditioning import Conditioning
+from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.drafter import Drafter
 from hyperdflash.settings import boolean, positive_int, positive_number
 
 
@@ -49,6 +54,28 @@ class DrafterConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"drafter.head_dim must be even (RoPE turns pairs), got {self.head_dim}")
+
+    reads_conditioning = True  # conditioning and reducer decide what it sees
+
+    def layer_ids(self, conditioning: Conditioning) -> tuple[int, ...]:
+        """Target layers whose outputs it reads."""
+        return tuple(conditioning.layer_ids)
+
+    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> Drafter:
+        """A new drafter, fp32 on the CPU, drawn from ``generator`` alone (never from the global state).
+
+        With heads on the meta device the result has shapes but no memory, which checks a configuration in milliseconds:
+        ``with torch.device("meta"): heads = TargetHeads(config)``.
+        """
+        with torch.device("meta"):
+            module = Drafter(self, parts)
+        if parts.on_meta:
+            return module
+        if generator is None:
+            raise ValueError("a new drafter needs a torch.Generator to draw its first weights from")
+        module = module.to_empty(device="cpu")
+        module.reset_parameters(parts.heads, generator)
+        return module
 
     @property
     def num_slots(self) -> int:

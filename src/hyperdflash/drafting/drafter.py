@@ -5,9 +5,9 @@ Steps and shapes (legend: contracts.py; D' the drafter's width, N key-value head
     2. reducer, hidden_norm  -> context [B, T, D'], once
     3. project_context       every layer's own keys and values of that context, [B, T, N, E] each
     4. embed_blocks          [x_a, mask, ..., mask] at positions a..a+K-1 -> [B, A, K, D']
-    5. layers, norm          -> hidden [B, A, S, D]; slot 0 is dropped; slot k sits at a + k and predicts x[a + k]
+    5. layers, norm          -> features [B, A, S, D]; slot 0 is dropped; slot k sits at a + k and predicts x[a + k]
 
-``forward`` is training, all anchors of a document at once, and replay, ANCHORS_PER_PASS at a time. A decoding loop calls the
+``slots`` is training, all anchors of a document at once, and replay, ANCHORS_PER_PASS at a time. A decoding loop calls the
 same steps one by one and keeps the result of step 3 for the states it has seen.
 """
 
@@ -20,15 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyperdflash.contracts import DraftOutput, TargetStates
-from hyperdflash.drafting.attention import ROUND, Angles, BlockAttention, BlockMask, KeyValue, attention_mask
-from hyperdflash.drafting.conditioning import Conditioning
-from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.contracts import BlockLayout, Slots, TargetStates
+from hyperdflash.drafting.anchors import previous_ids
+from hyperdflash.drafting.attention import SHAPE_MULTIPLE, Angles, BlockAttention, BlockMask, KeyValue, attention_mask
+from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.layers import RMSNorm, SwiGLU, linear, rotary_angles
-from hyperdflash.drafting.reducers.reducer import ReducerConfig
+from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.drafting.visibility import context_mask
+from hyperdflash.states.codecs import CODECS, Codec
 
 if TYPE_CHECKING:
+    from hyperdflash.drafting.config import DrafterConfig
     from hyperdflash.targets.heads import TargetHeads
 
 
@@ -36,10 +38,10 @@ ANCHORS_PER_PASS = 256  # of a document, without gradients
 
 
 class DraftLayer(nn.Module):
-    def __init__(self, config: DrafterConfig, hidden_size: int):
+    def __init__(self, config: DrafterConfig, hidden_size: int, layout: BlockLayout):
         super().__init__()
         self.input_layernorm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = BlockAttention(config, hidden_size)
+        self.self_attn = BlockAttention(config, hidden_size, layout)
         self.post_attention_layernorm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(hidden_size, config.intermediate_size)
 
@@ -51,26 +53,20 @@ class DraftLayer(nn.Module):
 class Drafter(nn.Module):
     """Holds trainable parameters only: no buffers, and the target's frozen heads are passed to each call."""
 
-    def __init__(
-        self,
-        *,
-        config: DrafterConfig,
-        conditioning: Conditioning,
-        reducer: ReducerConfig,
-        heads: TargetHeads,
-        mask_token_id: int,
-    ):
+    def __init__(self, config: DrafterConfig, parts: DrafterParts):
         super().__init__()
+        heads = parts.heads
         hidden_size = config.hidden_size or heads.hidden_size
         vocab_size = heads.config.vocab_size
-        if not 0 <= mask_token_id < vocab_size:
-            raise ValueError(f"mask_token_id must be in 0..{vocab_size - 1}, got {mask_token_id}")
+        if not 0 <= parts.mask_token_id < vocab_size:
+            raise ValueError(f"mask_token_id must be in 0..{vocab_size - 1}, got {parts.mask_token_id}")
         self.config = config
-        self.conditioning = conditioning
-        self.mask_token_id = mask_token_id
-        self.reducer = reducer.build(conditioning, heads, hidden_size)
+        self.conditioning = parts.conditioning
+        self.mask_token_id = parts.mask_token_id
+        self.layout = BlockLayout.chain(config.block_size, parts.layout)
+        self.reducer = parts.reducer.build(parts.conditioning, heads, hidden_size)
         self.hidden_norm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
-        self.layers = nn.ModuleList(DraftLayer(config, hidden_size) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(DraftLayer(config, hidden_size, self.layout) for _ in range(config.num_layers))
         if config.compile:
             for layer in self.layers:
                 layer.compile()
@@ -78,16 +74,19 @@ class Drafter(nn.Module):
         same_width = hidden_size == heads.hidden_size
         self.embed_proj = None if same_width else linear(heads.hidden_size, hidden_size)
         self.out_proj = None if same_width else linear(hidden_size, heads.hidden_size)
+        self.head = parts.head.build(heads)
 
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
-        """Matrices normal(0, initializer_range), norms 1, then the reducer's own rule."""
-        for module in self.modules():
+        """Matrices normal(0, initializer_range), norms 1, then the reducer's own rule and the head's."""
+        own = [module for name, module in self.named_modules() if name.split(".")[0] != "head"]
+        for module in own:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
         self.reducer.reset_parameters(heads, generator)
+        self.head.reset_parameters(generator, self.config.initializer_range)
 
     @property
     def num_slots(self) -> int:
@@ -95,28 +94,39 @@ class Drafter(nn.Module):
         return self.config.num_slots
 
     @property
+    def layer_ids(self) -> tuple[int, ...]:
+        """Target layers whose outputs it reads."""
+        return self.config.layer_ids(self.conditioning)
+
+    @property
+    def context_window(self) -> int | None:
+        """The newest states that a block sees; None for all."""
+        return self.config.context_window
+
+    def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> BlockProposer:
+        """The loop's form of this drafter; weights are shared."""
+        return BlockProposer(self, heads, codec)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
 
-    def forward(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> DraftOutput:
-        """All blocks of whole documents: ``anchors`` [B, A] int64, ``anchor_mask`` [B, A] bool (False: output is 0)."""
+    def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
+        """All blocks of whole documents: ``anchors`` [B, A] int64, ``anchor_mask`` [B, A] bool (False: features are 0)."""
         context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
         positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
         context_kv = self.project_context(context, positions)
 
         def draft(at: Tensor) -> Tensor:
             visible = context_mask(at, positions, self.config.context_window)
-            return self.draft(states.input_ids.gather(1, at), at, context_kv, visible, heads).hidden
+            return self.draft(states.input_ids.gather(1, at), at, context_kv, visible, heads)
 
         if torch.is_grad_enabled():
-            hidden = draft(anchors)
+            features = draft(anchors)
         else:  # replay: every position of an answer is an anchor
-            hidden = torch.cat([draft(at) for at in anchors.split(ANCHORS_PER_PASS, dim=1)], dim=1)
-        return DraftOutput(hidden=hidden.masked_fill(~anchor_mask[..., None, None], 0.0))
-
-    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
-        """[B, A] -> [B, A, S, D]: what training and replay ask of any drafter."""
-        return self(states, heads, anchors, anchor_mask).hidden
+            features = torch.cat([draft(at) for at in anchors.split(ANCHORS_PER_PASS, dim=1)], dim=1)
+        features = features.masked_fill(~anchor_mask[..., None, None], 0.0)
+        return Slots(features, previous_ids(states.input_ids, anchors, self.layout), self.layout)
 
     def context(self, states: TargetStates, heads: TargetHeads, length: int | None = None) -> Tensor:
         """[B, T, D']: reduced and normed, shared by all layers; with ``length`` cut to it or filled up with anything.
@@ -138,22 +148,22 @@ class Drafter(nn.Module):
 
     def draft(
         self, anchor_ids: Tensor, anchors: Tensor, context_kv: list[KeyValue], visible: Tensor, heads: TargetHeads
-    ) -> DraftOutput:
-        """One pass over blocks with token ``anchor_ids`` [B, A] at positions ``anchors`` [B, A].
+    ) -> Tensor:
+        """One pass over blocks with token ``anchor_ids`` [B, A] at positions ``anchors`` [B, A] -> features [B, A, S, D].
 
         ``visible`` [B, A, T] bool says which context states each block may read.
         """
         x = self.embed_blocks(anchor_ids, heads)
         positions = anchors[..., None] + torch.arange(self.config.block_size, device=anchors.device)  # [B, A, K]
         angles = self._angles(positions)
-        mask = attention_mask(visible, self.config.block_size)
+        mask = attention_mask(visible, self.layout)
         for layer, context in zip(self.layers, context_kv, strict=True):
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, angles, context, mask, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, angles, context, mask)
         hidden = self.norm(x[:, :, 1:])  # [B, A, S, D']
-        return DraftOutput(hidden=hidden if self.out_proj is None else self.out_proj(hidden))
+        return hidden if self.out_proj is None else self.out_proj(hidden)
 
     def _angles(self, positions: Tensor) -> Angles:
         """Of all layers: rounded to the drafter's dtype once."""
@@ -172,29 +182,4 @@ def _seen_length(anchors: Tensor, num_tokens: int) -> int:
 
     On an accelerator all of them, since it would have to be waited for.
     """
-    return -(-max(1, int(anchors.max())) // ROUND) * ROUND if anchors.device.type == "cpu" else num_tokens
-
-
-def build_drafter(
-    *,
-    conditioning: Conditioning,
-    reducer: ReducerConfig,
-    drafter: DrafterConfig,
-    heads: TargetHeads,
-    mask_token_id: int,
-    generator: torch.Generator | None = None,
-) -> Drafter:
-    """A new drafter, fp32 on the CPU, drawn from ``generator`` alone (never from the global state).
-
-    With heads on the meta device the result has shapes but no memory, which checks a configuration in milliseconds:
-    ``with torch.device("meta"): heads = TargetHeads(config)``.
-    """
-    with torch.device("meta"):
-        module = Drafter(config=drafter, conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=mask_token_id)
-    if heads.embed_tokens.weight.is_meta:
-        return module
-    if generator is None:
-        raise ValueError("build_drafter needs a torch.Generator to draw the drafter's first weights from")
-    module = module.to_empty(device="cpu")
-    module.reset_parameters(heads, generator)
-    return module
+    return -(-max(1, int(anchors.max())) // SHAPE_MULTIPLE) * SHAPE_MULTIPLE if anchors.device.type == "cpu" else num_tokens

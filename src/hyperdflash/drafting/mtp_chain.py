@@ -25,11 +25,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hyperdflash.contracts import TargetStates
+from hyperdflash.contracts import BlockLayout, Slots, TargetStates
+from hyperdflash.drafting.anchors import previous_ids
+from hyperdflash.drafting.conditioning import Conditioning
+from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.heads.head import DraftHead
+from hyperdflash.drafting.heads.lm_head import LMDraftHead
+from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.settings import positive_int
+from hyperdflash.states.codecs import CODECS, Codec
 from hyperdflash.targets.adapter import NativeMTP
 from hyperdflash.targets.heads import TargetHeads
 
+INITIALIZER_RANGE = 0.02  # of a new head's weights
 GROUP = 16  # anchors a row: more share keys better but score more masked ones; 8 to 32 are alike in speed
 
 
@@ -43,6 +51,17 @@ class MTPChainConfig:
     def __post_init__(self):
         positive_int("drafter.num_slots", self.num_slots)
 
+    def layer_ids(self, conditioning: Conditioning) -> tuple[int, ...]:
+        return ()
+
+    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> MTPChain:
+        head = parts.head.build(parts.heads)
+        if parts.on_meta:  # the block's shapes are the target's own: there is nothing to check
+            return MTPChain(NativeMTP(), self.num_slots, head=head, trainable=True)
+        if generator is not None:
+            head.reset_parameters(generator, INITIALIZER_RANGE)
+        return MTPChain(parts.load_mtp(), self.num_slots, head=head, trainable=True)
+
 
 class MTPChain(nn.Module):
     """``MTP (num_slots)``. ``trainable`` sets gradients on ``block``, which should then be the caller's own copy.
@@ -55,6 +74,7 @@ class MTPChain(nn.Module):
         block: NativeMTP,
         num_slots: int,
         *,
+        head: DraftHead | None = None,
         trainable: bool = False,
         indices_per_pass: int = 512,
         rows_per_pass: int = 2048,
@@ -63,14 +83,28 @@ class MTPChain(nn.Module):
         if num_slots < 1:
             raise ValueError(f"MTP needs at least one drafted step, got {num_slots}")
         self.block = block.requires_grad_(trainable)
+        self.head = LMDraftHead() if head is None else head
+        self.layout = BlockLayout.chain(num_slots + 1, "causal")
         self.num_slots = num_slots
         self.indices_per_pass = indices_per_pass
         self.groups_per_pass = max(1, rows_per_pass // GROUP)
 
-    def score(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
-        """anchors [B, A] int64 -> [B, A, S, D], read by ``heads.logits``."""
+    layer_ids = ()
+    context_window = None
+
+    def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> MTPProposer:
+        """The loop's form of this chain; weights are shared."""
+        return MTPProposer(self, heads, codec)
+
+    def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
+        """``anchors`` [B, A] int64, ``anchor_mask`` [B, A] bool (False: anything stands there)."""
+        previous = previous_ids(states.input_ids, anchors, self.layout)
+        return Slots(self._features(states, heads, anchors, anchor_mask), previous, self.layout)
+
+    def _features(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
+        """[B, A] -> [B, A, S, D]."""
         if not bool(anchor_mask.any()):
-            return heads.lm_head.weight.new_zeros(*anchors.shape, self.num_slots, heads.hidden_size, dtype=heads.dtype)
+            return torch.zeros(*anchors.shape, self.num_slots, heads.hidden_size, dtype=heads.dtype, device=anchors.device)
         if int(anchors[anchor_mask].min()) < 1:
             raise ValueError("MTP drafts from the state before its anchor; an anchor at position 0 has none")
         last = anchors.masked_fill(~anchor_mask, -1).amax(dim=1, keepdim=True).clamp(min=1)

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from hyperdflash.contracts import Document
 from hyperdflash.decoding.agreement import RoundDifference, compare_rounds
 from hyperdflash.decoding.metrics import document_counts
-from hyperdflash.decoding.replay import ReplayDrafter, concat_rounds, replay
+from hyperdflash.decoding.replay import concat_rounds, replay
+from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.evaluation.methods import Method
 from hyperdflash.evaluation.turn_rows import as_generation
 from hyperdflash.report.bootstrap import MEAN, Estimate, pooled_ratio, resample_prompts
@@ -51,7 +52,7 @@ class Agreement:
 
 
 def agreements(
-    rows: Sequence[dict], methods: Sequence[Method], modules: dict[str, ReplayDrafter], target: Target, config: DictConfig
+    rows: Sequence[dict], methods: Sequence[Method], modules: dict[str, DraftModel], target: Target, config: DictConfig
 ) -> list[Agreement]:
     """Every method with a drafter, given by name in ``modules``; every temperature in ``rows``."""
     found = []
@@ -70,7 +71,7 @@ def agreements(
 
 def _agreement(
     method: Method,
-    drafter: ReplayDrafter,
+    drafter: DraftModel,
     turns: Sequence[tuple[str, str, dict]],
     temperature: float,
     target: Target,

@@ -23,8 +23,8 @@ from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.agreement import compare_greedy
 from hyperdflash.decoding.loop import decode
-from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter
-from hyperdflash.decoding.replay import ReplayDrafter
+from hyperdflash.drafting.draft_model import DraftModel
+from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.agreement import agreement_markdown, agreements
 from hyperdflash.evaluation.conversations import answer_all
 from hyperdflash.evaluation.decoding_report import report
@@ -61,14 +61,14 @@ def evaluate_by_decoding(config: DictConfig) -> Path:
 def decode_all(
     config: DictConfig,
     methods: Sequence[Method],
-    modules: dict[str, ReplayDrafter],
+    modules: dict[str, DraftModel],
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Path:
     """rows.jsonl of every method on every prompt; ``modules``: a method's drafter by its name."""
     benchmark: Prompts = instantiate(config.benchmarks)
     stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
-    drafters: dict[str, LoopDrafter] = {AR: Autoregressive()}
+    drafters: dict[str, Proposer] = {AR: Autoregressive()}
     drafters |= {m.name: m.loop_drafter(config, target.heads, modules[m.name]) for m in methods}
     rows = read_rows(Path(config.out) / "rows.jsonl")
     asked = Counter((row["mode"], row["benchmark"]) for row in rows if "generate" in row)

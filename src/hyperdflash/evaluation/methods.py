@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.cli import given_overrides
-from hyperdflash.decoding.proposers import LoopDrafter, loop_drafter
-from hyperdflash.decoding.replay import ReplayDrafter
+from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.identity import CONF, METHOD, decided_by, runs_dir
 from hyperdflash.report.sweep_runs import flat
 from hyperdflash.settings import positive_int
@@ -53,19 +53,19 @@ class Method:
     def layer_ids(self) -> tuple[int, ...]:
         return () if self.parts is None else self.parts.layer_ids
 
-    def drafter(self, config: DictConfig, heads: TargetHeads) -> ReplayDrafter:
+    def drafter(self, config: DictConfig, heads: TargetHeads) -> DraftModel:
         """Ready to draft, in eval mode, on the heads' device."""
         if self.run is None:
             module = MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps)
         else:
             module = self.parts.build(heads, config.target, seed=0)
             load_drafter_weights(module, self.run, fingerprint(heads))
-        return module.eval().to(heads.lm_head.weight.device)
+        return module.eval().to(heads.embed_tokens.weight.device)
 
-    def loop_drafter(self, config: DictConfig, heads: TargetHeads, module: ReplayDrafter | None = None) -> LoopDrafter:
+    def loop_drafter(self, config: DictConfig, heads: TargetHeads, module: DraftModel | None = None) -> Proposer:
         """The form of ``drafter`` that decoding takes, on states of the cache's dtype; ``module`` where it is made already."""
         module = self.drafter(config, heads) if module is None else module
-        return loop_drafter(module, heads, CODECS[config.cache.dtype])
+        return module.proposer(heads, CODECS[config.cache.dtype])
 
 
 def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, DictConfig]:

@@ -21,7 +21,8 @@ from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.loop import FirstToken, Generation, Round, collect, speculate
-from hyperdflash.decoding.proposers import Autoregressive, LoopDrafter, MTPDrafter
+from hyperdflash.drafting.mtp_chain import MTPChain
+from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.generation.display import TextStream
 from hyperdflash.settings import positive_int
 from hyperdflash.targets import load
@@ -58,7 +59,7 @@ def load_target(
     return load.load_target(path=path, dtype=dtype, attention=attention, experts=experts, **settings)
 
 
-def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> LoopDrafter:
+def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> Proposer:
     """``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), or the directory of a finished training run.
 
     ValueError where the run is not finished or was trained on another target's weights.
@@ -68,14 +69,14 @@ def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> L
     if source == "ar":
         return Autoregressive()
     if source == "mtp":
-        return MTPDrafter(target.mtp, positive_int("num_slots", num_slots), target.heads)
+        return MTPChain(target.mtp, positive_int("num_slots", num_slots)).proposer(target.heads)
     method, training = method_of_run(source, target.path)
     return method.loop_drafter(training, target.heads)
 
 
 def generate_stream(
     target: Target,
-    drafter: LoopDrafter,
+    drafter: Proposer,
     prompt: str | Conversation | Sequence[int],
     *,
     max_new_tokens: int = 128,
@@ -111,7 +112,7 @@ def generate_stream(
             yield Piece(stream.push(added, last=count == max_new_tokens or added[-1] in stop_ids), event)
 
 
-def generate(target: Target, drafter: LoopDrafter, prompt: str | Conversation | Sequence[int], **settings) -> Answer:
+def generate(target: Target, drafter: Proposer, prompt: str | Conversation | Sequence[int], **settings) -> Answer:
     """The whole answer; ``settings`` as ``generate_stream``."""
     return answer_of(list(generate_stream(target, drafter, prompt, **settings)), target)
 

@@ -1,4 +1,4 @@
-"""Position weights of the draft slots' cross-entropy."""
+"""Position-weighted cross-entropy of the draft slots with the text."""
 
 from __future__ import annotations
 
@@ -7,26 +7,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperdflash.settings import positive_number
+from hyperdflash.objectives.factored_logits import FactoredLogits
+from hyperdflash.objectives.term import SlotBatch, SumCount, Term
+from hyperdflash.settings import number_between, positive_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionWeighted:
-    """``gamma`` of w_k = exp(-(k - 1) / gamma); null weighs every slot alike."""
+class PositionWeighted(Term):
+    """sum w_k CE / sum w_k over supervised slots, with ``gamma`` of w_k; null weighs every slot alike."""
 
     gamma: float | None
+    weight: float = 1.0
+
+    name = "cross_entropy"
 
     def __post_init__(self):
         if self.gamma is not None:
             positive_number("loss.gamma", self.gamma)
+        number_between("loss.weight", self.weight, 0.0, float("inf"))
 
-    def weights(self, num_slots: int) -> Tensor:
-        """[S] fp32."""
-        return position_weights(num_slots, self.gamma)
+    def count(self, slot_count: Tensor) -> Tensor:
+        return (position_weights(len(slot_count), self.gamma, slot_count.device) * slot_count).sum()
+
+    def __call__(self, logits: FactoredLogits, batch: SlotBatch) -> SumCount:
+        of_slot = batch.per_slot(batch.values.cross_entropy)
+        weights = position_weights(len(of_slot), self.gamma, of_slot.device)
+        return SumCount((weights.to(of_slot) * of_slot).sum(), self.count(batch.slot_count))
 
 
-def position_weights(num_slots: int, gamma: float | None) -> Tensor:
+def position_weights(num_slots: int, gamma: float | None, device: torch.device | str = "cpu") -> Tensor:
     """w_k = exp(-(k - 1) / gamma) for k = 1..S, [S] fp32: an early miss throws away everything after it (DFlash)."""
     if gamma is None:
-        return torch.ones(num_slots)
-    return torch.exp(-torch.arange(num_slots) / gamma)
+        return torch.ones(num_slots, device=device)
+    return torch.exp(-torch.arange(num_slots, device=device) / gamma)

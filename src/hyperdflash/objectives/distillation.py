@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hyperdflash.objectives.factored_logits import FactoredLogits
+from hyperdflash.objectives.term import Reading, SlotBatch, SumCount, Term
 from hyperdflash.settings import natural_int, number_between, one_of, positive_number
 
 if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
 
+TEACHERS = ("mean_pool", "hc_head")
+
 
 @dataclass(frozen=True, kw_only=True)
-class KLConfig:
+class Distillation(Term):
     """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD, ``teacher`` how the paths collapse.
 
     mean_pool is the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed.
@@ -30,20 +34,39 @@ class KLConfig:
     temperature: float
     teacher: str
 
+    name = "kl"
+
     def __post_init__(self):
         number_between("kl.alpha", self.alpha, 0.0, 1.0)
         natural_int("kl.positions", self.positions)
         positive_number("kl.temperature", self.temperature)
-        one_of("kl.teacher", self.teacher, ("mean_pool", "hc_head"))
+        one_of("kl.teacher", self.teacher, TEACHERS)
         if self.alpha > 0 and self.positions == 0:
             warnings.warn(f"kl.alpha={self.alpha} has no effect: kl.positions is 0", stacklevel=2)
 
-    def check_slots(self, num_slots: int) -> None:
-        """Against the drafter that will be trained."""
+    @property
+    def weight(self) -> float:
+        return self.alpha
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.teacher, self.temperature, self.positions, kl=True)
+
+    def check(self, num_slots: int, has_confidence: bool = False) -> None:
         if self.positions > num_slots:
             raise ValueError(
                 f"kl.positions must be in 0..{num_slots} (the drafter's slots, drafter.block_size - 1), got {self.positions}"
             )
+
+    def count(self, slot_count: Tensor) -> Tensor:
+        return slot_count[: self.positions]
+
+    def __call__(self, logits: FactoredLogits, batch: SlotBatch) -> SumCount:
+        kl = batch.per_slot(batch.divergences(self.reading).kl)
+        return SumCount(kl[: self.positions], self.count(batch.slot_count))
+
+    def mean(self, total: SumCount) -> Tensor:
+        return kl_loss(total.sum, total.count, self.temperature)
 
 
 @torch.no_grad()
@@ -57,7 +80,7 @@ def teacher_states(final: Tensor, documents: Tensor, positions: Tensor, heads: T
     return heads.collapse(batch, teacher).reshape(*rows.shape[:-2], rows.shape[-1])
 
 
-def eq2(kl_sum: Tensor, kl_count: Tensor, temperature: float) -> Tensor:
+def kl_loss(kl_sum: Tensor, kl_count: Tensor, temperature: float) -> Tensor:
     """T^2 / P * sum_k kl_sum_k / kl_count_k with P = len(kl_sum); a position without rows contributes 0."""
     if len(kl_sum) == 0:
         return kl_sum.sum()

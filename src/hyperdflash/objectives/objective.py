@@ -1,14 +1,15 @@
-"""The training objective, Eq. 3: L = L_CE + alpha L_KL, kept as sums until one final division.
+"""The training objective, a weighted sum of terms (Eq. 3 is cross-entropy + alpha KL), kept as sums until one final division.
 
-1. loss_counts  masks of one micro-batch on one rank -> LossCounts, before any forward pass
-2. loss_terms   hidden [B, A, S, D] of it -> LossTerms (sums with gradients, and the same counts)
-3. +            over micro-batches or ranks: sums and counts add up, so the division can come last
-4. total_loss   the only division -> scalar. Where a step has several micro-batches or ranks, each divides its own sums by
-                the counts of all of them, and the gradients add up to those of the whole
+1. counts   masks of one micro-batch on one rank -> LossCounts, before any forward pass
+2. sums     logits [B, A, S] of it -> LossSums (sums with gradients, and the same counts)
+3. +        over micro-batches or ranks: sums and counts add up, so the division can come last
+4. loss     the only division -> scalar. Where a step has several micro-batches or ranks, each divides its own sums by the
+            counts of all of them, and the gradients add up to those of the whole
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
@@ -17,112 +18,140 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdflash.contracts import Blocks
-from hyperdflash.objectives.distillation import KLConfig, eq2, teacher_states
-from hyperdflash.objectives.vocabulary import ROUND, row_losses
+from hyperdflash.objectives.distillation import teacher_states
+from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
+from hyperdflash.objectives.row_values import Against
+from hyperdflash.objectives.sweep import SHAPE_MULTIPLE
+from hyperdflash.objectives.term import SlotBatch, SumCount, Term
 
 if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
+
+
+def _sum_of(one: object, other: object) -> object:
+    return tuple(a + b for a, b in zip(one, other, strict=True)) if isinstance(one, tuple) else one + other
 
 
 @dataclass(frozen=True)
 class LossCounts:
     """What the sums are divided by; known from the masks alone. Adding two is the counts of both batches together.
 
-    ``ce_weight`` scalar, the sum of w_k over supervised slots; ``kl_count`` [P] int64, zeros where KL is off;
-    ``slot_count`` [S] int64 supervised slots.
+    ``slot_count`` [S] int64 supervised slots; ``term_counts`` the divisors of each active term, in order.
     """
 
-    ce_weight: Tensor
-    kl_count: Tensor
     slot_count: Tensor
+    term_counts: tuple[Tensor, ...]
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return type(self)(**{f.name: _sum_of(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
 @dataclass(frozen=True)
-class LossTerms(LossCounts):
-    """Sums beside their counts; adding two is the loss terms of both batches together.
+class LossSums(LossCounts):
+    """Sums beside their counts; adding two is the sums of both batches together.
 
-    ``ce_sum`` scalar, sum over supervised slots of w_k * CE, and ``kl_sum`` [P], both with gradients;
-    for logging: ``slot_ce_sum`` [S] unweighted CE, ``correct`` [S] int64 labels with the largest logit.
+    ``term_sums`` of each active term, in order, with gradients; for logging: ``slot_ce_sum`` [S] unweighted cross-entropy,
+    ``top1`` [S] int64 labels with the largest logit.
     """
 
-    ce_sum: Tensor
-    kl_sum: Tensor
+    term_sums: tuple[Tensor, ...]
     slot_ce_sum: Tensor
-    correct: Tensor
+    top1: Tensor
 
 
-def loss_counts(blocks: Blocks, *, weights: Tensor, kl: KLConfig) -> LossCounts:
-    """Counts of ``loss_terms`` with the same arguments; ``weights`` [S]."""
-    slot_count = blocks.label_mask.sum(dim=(0, 1))
-    kl_count = slot_count[: kl.positions] if kl.alpha > 0 else torch.zeros_like(slot_count[: kl.positions])
-    return LossCounts(ce_weight=(weights.to(slot_count.device) * slot_count).sum(), kl_count=kl_count, slot_count=slot_count)
+@dataclass(frozen=True)
+class Objective:
+    """``terms`` by name, as the configuration lists them; null leaves one out, and a weight of 0 leaves it uncomputed."""
+
+    terms: Mapping[str, Term | None]
+
+    def __post_init__(self):
+        object.__setattr__(self, "terms", {name: term for name, term in self.terms.items() if term is not None})
+        if not self.active:
+            raise ValueError("an objective needs a term with a weight above 0: run with objective=paper")
+
+    @property
+    def active(self) -> tuple[Term, ...]:
+        return tuple(term for term in self.terms.values() if term.weight > 0)
+
+    def check(self, num_slots: int, has_confidence: bool = False) -> None:
+        """ValueError where a term does not fit the drafter, or where nothing would train the head's confidence."""
+        for term in self.terms.values():
+            term.check(num_slots, has_confidence)
+        if has_confidence and not any(term.name == "confidence" for term in self.active):
+            raise ValueError(
+                "the draft head has a confidence and no term of the objective trains it: run with objective=dspark, or with "
+                "head=markov"
+            )
+
+    def counts(self, blocks: Blocks) -> LossCounts:
+        """Counts of ``sums`` for the same blocks."""
+        slot_count = blocks.label_mask.sum(dim=(0, 1))
+        return LossCounts(slot_count, tuple(term.count(slot_count) for term in self.active))
+
+    def sums(self, logits: FactoredLogits, blocks: Blocks, final: Tensor, heads: TargetHeads) -> LossSums:
+        """``logits`` [B, A, S] of the drafted slots, ``final`` [B, T, M, D] target residuals.
+
+        Only supervised (anchor, slot) rows reach the vocabulary; the teacher's states exist only for the slots that a term
+        reads. Without any row every sum is 0 and still has a gradient.
+        """
+        num_anchors, num_slots = blocks.labels.shape[1:]
+        readings = [term.reading for term in self.active if term.reading is not None]
+        limits = {r.source: num_slots if r.positions is None else min(r.positions, num_slots) for r in readings}
+        # Finding the supervised rows would wait for an accelerator, so all slots are read there and the others struck out.
+        on_host = blocks.label_mask.device.type == "cpu"
+        rows, counted, ends = _rows(blocks.label_mask, sorted(set(limits.values())), supervised_only=on_host)
+        block, slot = rows // num_slots, rows % num_slots
+        before = blocks.anchors.flatten()[block] + slot  # a + k - 1, with slots counted from 0
+        before = before.clamp(max=final.shape[1] - 1)  # of uncounted rows
+        logits, labels = logits.take(rows), blocks.labels.flatten()[rows]
+        against = []
+        for source, limit in limits.items():
+            teacher, temperature, _ = source
+            own = slice(0, ends[limit])
+            states = teacher_states(final, block[own] // num_anchors, before[own], heads, teacher)
+            asked = [r for r in readings if r.source == source]
+            wanted = Against(temperature=temperature, kl=any(r.kl for r in asked), overlap=any(r.overlap for r in asked))
+            against.append((target_logits(states, heads), wanted))
+        values = logits.values(labels, against)
+        slot_count = blocks.label_mask.sum(dim=(0, 1))
+        batch = SlotBatch(labels, slot, counted, slot_count, values, dict(zip(limits, values.against, strict=True)))
+        found = [term(logits, batch) for term in self.active]
+        top1 = values.top1 & counted
+        return LossSums(
+            slot_count=slot_count,
+            term_counts=tuple(one.count for one in found),
+            term_sums=tuple(one.sum for one in found),
+            slot_ce_sum=batch.per_slot(values.cross_entropy.detach()),
+            top1=torch.zeros_like(slot_count).index_add(0, slot, top1.long()),
+        )
+
+    def loss(self, sums: LossSums, counts: LossCounts | None = None) -> Tensor:
+        """The weighted sum of the terms' means. An empty batch gives 0.
+
+        ``counts`` of the whole step where ``sums`` are one micro-batch or one rank of it; else the sums' own.
+        """
+        counts = counts or sums
+        parts = zip(self.active, sums.term_sums, counts.term_counts, strict=True)
+        return sum(term.weight * term.mean(SumCount(total, count)) for term, total, count in parts)
 
 
-def loss_terms(
-    hidden: Tensor, blocks: Blocks, final: Tensor, heads: TargetHeads, *, weights: Tensor, kl: KLConfig
-) -> LossTerms:
-    """``hidden`` [B, A, S, D] drafted states, ``final`` [B, T, M, D] target residuals, ``weights`` [S].
+def _rows(label_mask: Tensor, limits: Sequence[int], *, supervised_only: bool) -> tuple[Tensor, Tensor, dict[int, int]]:
+    """What reaches the vocabulary: R flat indices into [B, A, S], whether each counts [R] bool, and how many of the first rows
+    are of slots up to each of ``limits``, ascending.
 
-    Only supervised (anchor, slot) rows reach the LM head; the teacher's states exist only for slots up to
-    ``kl.positions`` and only where ``kl.alpha`` is above 0. Without any row every sum is 0 and still has a gradient.
-    """
-    num_anchors, num_slots = blocks.labels.shape[1:]
-    kl.check_slots(num_slots)
-    num_taught = kl.positions if kl.alpha > 0 else 0
-    # Finding the supervised rows would wait for an accelerator, so all slots are read there and the others struck out.
-    on_host = hidden.device.type == "cpu"
-    rows, counted, num_early = _rows(blocks.label_mask, num_taught, supervised_only=on_host)
-    block, slot = rows // num_slots, rows % num_slots
-    early_block, early_slot = block[:num_early], slot[:num_early]
-    before = blocks.anchors.flatten()[early_block] + early_slot  # a + k - 1, with slots counted from 0
-    before = before.clamp(max=final.shape[1] - 1)  # of uncounted rows
-    ce, kl_of_row, hits = row_losses(
-        hidden.flatten(0, 2).index_select(0, rows).to(heads.dtype),
-        blocks.labels.flatten()[rows],
-        teacher_states(final, early_block // num_anchors, before, heads, kl.teacher),
-        heads.lm_head.weight,
-        kl.temperature,
-    )
-    ce, hits = ce.masked_fill(~counted, 0.0), hits & counted
-    kl_of_row = kl_of_row.masked_fill(~counted[:num_early], 0.0)
-
-    slot_ce_sum = ce.new_zeros(num_slots).index_add(0, slot, ce)
-    counts = loss_counts(blocks, weights=weights, kl=kl)
-    return LossTerms(
-        **vars(counts),
-        ce_sum=(weights.to(slot_ce_sum) * slot_ce_sum).sum(),
-        kl_sum=ce.new_zeros(kl.positions).index_add(0, early_slot, kl_of_row),
-        slot_ce_sum=slot_ce_sum.detach(),
-        correct=torch.zeros_like(counts.slot_count).index_add(0, slot, hits.long()),
-    )
-
-
-def total_loss(terms: LossTerms, *, alpha: float, temperature: float, counts: LossCounts | None = None) -> Tensor:
-    """Eq. 3: weighted mean cross-entropy + alpha times Eq. 2. An empty batch gives 0.
-
-    ``counts`` of the whole step where ``terms`` are one micro-batch or one rank of it; else the terms' own.
-    """
-    counts = counts or terms
-    cross_entropy = terms.ce_sum / counts.ce_weight.masked_fill(counts.ce_weight == 0, 1.0)
-    return cross_entropy + alpha * eq2(terms.kl_sum, counts.kl_count, temperature)
-
-
-def _rows(label_mask: Tensor, num_taught: int, *, supervised_only: bool) -> tuple[Tensor, Tensor, int]:
-    """What the LM head reads: R flat indices into [B, A, S], whether each counts [R] bool, and how many have a teacher.
-
-    First the slots up to ``num_taught`` of all blocks, then the others.
+    First the slots up to the first limit of all blocks, then those up to the next one, then the others.
     """
     index = torch.arange(label_mask.numel(), device=label_mask.device).view_as(label_mask)
-    rows, counted = [], []
-    for part in (slice(None, num_taught), slice(num_taught, None)):
-        of_part, counts = index[..., part].flatten(), label_mask[..., part].flatten()
+    rows, counted, ends = [], [], {}
+    for first, last in zip([0, *limits], [*limits, None], strict=True):
+        of_part, counts = index[..., first:last].flatten(), label_mask[..., first:last].flatten()
         if supervised_only:
             of_part = of_part[counts]
-            padding = (0, -len(of_part) % ROUND)
+            padding = (0, -len(of_part) % SHAPE_MULTIPLE)
             of_part, counts = F.pad(of_part, padding), F.pad(torch.ones_like(of_part, dtype=torch.bool), padding)
         rows.append(of_part)
         counted.append(counts)
-    return torch.cat(rows), torch.cat(counted), len(rows[0])
+        if last is not None:
+            ends[last] = sum(map(len, rows))
+    return torch.cat(rows), torch.cat(counted), ends

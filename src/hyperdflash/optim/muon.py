@@ -6,7 +6,7 @@ so that one learning rate serves matrices here and everything else under AdamW. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     everything else: embeddings, heads, norms, biases, gates, hyper-connections. Decoupled weight decay
     on matrices and tables alone.
 
+    ``tables`` names embedding-like parameters beside those that ``TABLES`` knows by name.
     One optimiser with two kinds of groups, so that one schedule and one state serve both.
     """
 
@@ -54,20 +55,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
         named_parameters: Iterable[tuple[str, Tensor]],
         *,
         lr: float,
+        tables: Collection[Tensor] = (),
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-10,
     ):
-        matrices, tables, vectors = [], [], []
+        matrices, found, vectors = [], [], []
+        given = {id(table) for table in tables}
         for name, p in named_parameters:
-            if p.ndim < 2 or any(part in name for part in self.SCALARS):
+            if id(p) in given:
+                found.append(p)
+            elif p.ndim < 2 or any(part in name for part in self.SCALARS):
                 vectors.append(p)
             else:
-                (tables if any(part in name for part in self.TABLES) else matrices).append(p)
+                (found if any(part in name for part in self.TABLES) else matrices).append(p)
         groups = [
             {"params": matrices, "muon": True, "weight_decay": weight_decay},
-            {"params": tables, "muon": False, "weight_decay": weight_decay},
+            {"params": found, "muon": False, "weight_decay": weight_decay},
             {"params": vectors, "muon": False, "weight_decay": 0.0},
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps}

@@ -99,8 +99,7 @@ def make_plan(config: DictConfig) -> Plan:
     import torch
     from hydra.utils import instantiate
 
-    from hyperdflash.drafting.config import DrafterConfig
-    from hyperdflash.drafting.drafter import build_drafter
+    from hyperdflash.drafting.draft_model import DrafterParts
     from hyperdflash.drafting.flops import step_flops
     from hyperdflash.launch.launcher import num_ranks
     from hyperdflash.planning.plan import Plan
@@ -115,7 +114,7 @@ def make_plan(config: DictConfig) -> Plan:
     conditioning, reducer, drafter, blocks, kl, optim = (
         instantiate(config[name]) for name in ("conditioning", "reducer", "drafter", "blocks", "kl", "optim")
     )
-    if not isinstance(drafter, DrafterConfig):
+    if not drafter.reads_conditioning:
         raise ValueError(
             "src.plan plans for a block drafter, got drafter=mtp: leave it out, its states and answers are the same"
         )
@@ -123,7 +122,7 @@ def make_plan(config: DictConfig) -> Plan:
     sizes = v4_sizes(model)
     with torch.device("meta"):
         heads = TargetHeads(model)
-    module = build_drafter(conditioning=conditioning, reducer=reducer, drafter=drafter, heads=heads, mask_token_id=0)
+    module = drafter.build(DrafterParts(conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=0))
     trainable = sum(p.numel() for p in module.parameters())
     reducer_weights = sum(p.numel() for p in module.reducer.parameters() if p.dim() > 1)
     autocast = "mixed" in str(config.trainer.precision)

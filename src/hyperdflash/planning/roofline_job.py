@@ -17,7 +17,6 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, Per
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import entry_point
-from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
 from hyperdflash.report.figures import dress, headed_figure, label_lines, look, save_figure
@@ -31,7 +30,7 @@ def setting_of(config: DictConfig) -> Setting:
     if not OmegaConf.is_list(config.batch):
         raise ValueError(f"batch must be a list such as [1,8], got {config.batch!r}")
     drafter = instantiate(config.drafter)
-    if not isinstance(drafter, DrafterConfig):
+    if not drafter.reads_conditioning:
         raise ValueError("drafter must be a block drafter's sizes (drafter=paper); the MTP block's are the model's own")
     one_of("gpu", config.gpu, tuple(config.gpus))
     return Setting(

@@ -45,7 +45,7 @@ class StepSizes:
     state_bytes: int = 2
     head_bytes: int = 2
     batches_held: int = 2
-    loss_states: int = 4096  # objectives/vocabulary.py, ROWS and SLICE_BYTES on CUDA
+    loss_states: int = 4096  # objectives/sweep.py, ROWS and SLICE_BYTES on CUDA
     loss_slice_bytes: int = 256 << 20
     runtime_bytes: int = 1 << 30  # CUDA's context, libraries' workspaces, communication buffers: an assumption
     gate_tokens: int = 1024  # drafting/reducers/hc_gate.py, TOKENS

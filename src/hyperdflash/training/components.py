@@ -11,12 +11,10 @@ from torch import nn
 
 from hyperdflash.drafting.anchors import BlockSampler
 from hyperdflash.drafting.conditioning import Conditioning
-from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.drafting.drafter import build_drafter
-from hyperdflash.drafting.mtp_chain import MTPChain, MTPChainConfig
+from hyperdflash.drafting.draft_model import DrafterParts, DraftModelConfig
+from hyperdflash.drafting.heads.head import HeadConfig
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
-from hyperdflash.objectives.cross_entropy import PositionWeighted
-from hyperdflash.objectives.distillation import KLConfig
+from hyperdflash.objectives.objective import Objective
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
 from hyperdflash.targets.adapter import TargetConfig
 from hyperdflash.targets.heads import TargetHeads
@@ -32,30 +30,30 @@ class Parts:
 
     target_config: TargetConfig
     mask_token_id: int | None  # None: the tokenizer says it
-    conditioning: Conditioning
-    reducer: ReducerConfig
-    drafter: DrafterConfig | MTPChainConfig
+    conditioning: Conditioning | None
+    reducer: ReducerConfig | None
+    drafter: DraftModelConfig
+    head: HeadConfig
     blocks: BlockSampler
-    kl: KLConfig
-    loss: PositionWeighted
+    objective: Objective
     optim: OptimSettings
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
-        return () if isinstance(self.drafter, MTPChainConfig) else tuple(self.conditioning.layer_ids)
+        return self.drafter.layer_ids(self.conditioning)
 
     def build(self, heads: TargetHeads, target: DictConfig, seed: int, mask_token_id: int | None = None) -> nn.Module:
         """A new drafter; on meta heads its shapes only. ``mask_token_id`` None: that of the tokenizer at ``target.path``."""
-        if isinstance(self.drafter, MTPChainConfig):
-            return MTPChain(load_mtp(target.path, experts=target.experts), self.drafter.num_slots, trainable=True)
-        return build_drafter(
+        parts = DrafterParts(
             conditioning=self.conditioning,
             reducer=self.reducer,
-            drafter=self.drafter,
+            head=self.head,
+            layout=self.blocks.layout,
             heads=heads,
             mask_token_id=mask_id(target.path, self.mask_token_id) if mask_token_id is None else mask_token_id,
-            generator=torch.Generator().manual_seed(seed),
+            load_mtp=lambda: load_mtp(target.path, experts=target.experts),
         )
+        return self.drafter.build(parts, torch.Generator().manual_seed(seed))
 
 
 def make_parts(config: DictConfig) -> Parts:
@@ -63,7 +61,7 @@ def make_parts(config: DictConfig) -> Parts:
     target_config = read_config(config.target.path)
     parts = {
         name: instantiate(config.get(name))  # none of what the method does not read
-        for name in ["conditioning", "reducer", "drafter", "blocks", "kl", "loss", "optim"]
+        for name in ["conditioning", "reducer", "drafter", "head", "blocks", "objective", "optim"]
     }
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
     wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
@@ -77,11 +75,10 @@ def make_parts(config: DictConfig) -> Parts:
     instantiate(config.cache)
     one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
     check_trainer(config.trainer)
-    made.kl.check_slots(made.drafter.num_slots)
-    if isinstance(made.drafter, DrafterConfig):
-        with torch.device("meta"):
-            heads = TargetHeads(target_config)
-        made.build(heads, config.target, config.seed, mask_token_id=0)
+    with torch.device("meta"):
+        heads = TargetHeads(target_config)
+    drafter = made.build(heads, config.target, config.seed, mask_token_id=0)
+    made.objective.check(drafter.num_slots, drafter.head.has_confidence)
     return made
 
 

@@ -31,7 +31,6 @@ from hyperdflash.launch.captures import num_captures
 from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.launch.ranks import Ranks
 from hyperdflash.leases import exclusive
-from hyperdflash.objectives.objective import LossCounts, loss_counts
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads
@@ -93,8 +92,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     module = DraftingModule(
         drafter=drafter,
         heads=heads,
-        weights=parts.loss,
-        kl=parts.kl,
+        objective=parts.objective,
         optim=parts.optim,
         clip=config.trainer.gradient_clip_val,
         meta={
@@ -168,20 +166,16 @@ def make_data(
     config: DictConfig, parts: Parts, data: dict, num_slots: int, world_size: int, first_step: int = 0
 ) -> TargetStatesData:
     """``data`` with the training order and blocks of a configuration."""
-    weights = parts.loss.weights(num_slots)
 
     def draw(document: Document, generator: torch.Generator) -> Blocks:
         length = torch.tensor([len(document.input_ids)])
         return parts.blocks.sample(document.input_ids[None], document.loss_mask[None], length, num_slots + 1, generator)
 
-    def count(blocks: Blocks) -> LossCounts:
-        return loss_counts(blocks, weights=weights, kl=parts.kl)
-
     return TargetStatesData(
         data["train"],
         data["validation"],
         draw=draw,
-        count=count,
+        count=parts.objective.counts,
         batch_size=parts.optim.batch_size,
         accumulate=config.trainer.accumulate_grad_batches,
         epochs=config.trainer.max_epochs,

@@ -1,6 +1,6 @@
 """The LightningModule: a frozen target's heads, a trainable drafter, one objective, replayed tau as validation.
 
-    StepBatch -> for each micro-batch: drafted hidden -> sums, divided by the counts of the global batch -> gradients
+    StepBatch -> for each micro-batch: drafted slots -> logits -> sums, divided by the counts of the global batch -> gradients
               -> gradients summed over ranks -> clipped -> one optimiser step
     validation: replay at T = 0 over the target's own answers -> tau, survival and conditional acceptance a slot
 
@@ -13,7 +13,6 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from operator import truediv
 from pathlib import Path
 
 import lightning as L
@@ -25,9 +24,7 @@ from hyperdflash.decoding.metrics import AcceptanceMetrics
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.anchors import coverage
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
-from hyperdflash.objectives.cross_entropy import PositionWeighted
-from hyperdflash.objectives.distillation import KLConfig
-from hyperdflash.objectives.objective import LossTerms, loss_terms, total_loss
+from hyperdflash.objectives.objective import LossSums, Objective
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.settings import number_between, one_of, positive_int, positive_number
 from hyperdflash.targets.heads import TargetHeads
@@ -62,7 +59,7 @@ class OptimSettings:
 
 
 class DraftingModule(L.LightningModule):
-    """``drafter`` has ``score(states, heads, anchors, anchor_mask) -> [B, A, S, D]`` and ``num_slots``.
+    """``drafter`` is a ``DraftModel`` (drafting/draft_model.py).
 
     ``clip`` the largest norm of a step's gradient, None for any. A step makes its own backward passes and update
     (Lightning's manual optimisation), so that sums of all micro-batches and ranks meet in one division.
@@ -73,19 +70,17 @@ class DraftingModule(L.LightningModule):
         *,
         drafter: nn.Module,
         heads: TargetHeads,
-        weights: PositionWeighted,
-        kl: KLConfig,
+        objective: Objective,
         optim: OptimSettings,
         clip: float | None,
         meta: dict | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
-        kl.check_slots(drafter.num_slots)
+        objective.check(drafter.num_slots, drafter.head.has_confidence)
         self.drafter = drafter
         self.target_heads = heads.requires_grad_(False).eval()
-        self.kl, self.optim, self.clip = kl, optim, clip
-        self.register_buffer("weights", weights.weights(drafter.num_slots), persistent=False)  # moves with the module
+        self.objective, self.optim, self.clip = objective, optim, clip
         self.meta = meta or {}
         self.last_checkpoint: Path | None = None
         self.acceptance = AcceptanceMetrics(drafter.num_slots)
@@ -109,16 +104,17 @@ class DraftingModule(L.LightningModule):
         """Nothing here waits for an accelerator but the steps that log."""
         step, optimiser = self.global_step, self.optimizers()
         optimiser.zero_grad()
-        losses, terms = [], []
+        losses, sums = [], []
         for number, micro in enumerate(batch.micro, start=1):
             with self._gradients_stay_here(number < len(batch.micro)), fast_fp32_products():
                 blocks = micro.blocks
-                hidden = self.drafter.score(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
-                part = loss_terms(hidden, blocks, micro.states.final, self.target_heads, weights=self.weights, kl=self.kl)
-                loss = total_loss(part, alpha=self.kl.alpha, temperature=self.kl.temperature, counts=batch.counts)
+                slots = self.drafter.slots(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
+                logits = self.drafter.head.logits(slots, self.target_heads)
+                part = self.objective.sums(logits, blocks, micro.states.final, self.target_heads)
+                loss = self.objective.loss(part, batch.counts)
                 self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over ranks; the sum is wanted
             losses.append(loss.detach())
-            terms.append(part)
+            sums.append(part)
             self._tokens = self._tokens + micro.states.lengths.sum() * micro.blocks.anchor_mask.any()
         loss = torch.stack(losses).sum()
         norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.clip or math.inf)
@@ -129,7 +125,7 @@ class DraftingModule(L.LightningModule):
         optimiser.step()
         self.lr_schedulers().step()
         if (step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_step(step, batch, loss, norm, terms)
+            self._log_step(step, batch, loss, norm, sums)
 
     def _gradients_stay_here(self, stay: bool):
         """Gradients travel between ranks with the last micro-batch alone."""
@@ -147,26 +143,31 @@ class DraftingModule(L.LightningModule):
             f"checkpoint is {self.last_checkpoint or 'none, the run had just begun'}: lower optim.lr, or look at the documents"
         )
 
-    def _log_step(self, step: int, batch: StepBatch, loss: Tensor, norm: Tensor, terms: list[LossTerms]) -> None:
+    def _log_step(self, step: int, batch: StepBatch, loss: Tensor, norm: Tensor, parts: list[LossSums]) -> None:
         """Sums of all ranks in one message, divided by the counts of the global batch."""
         coverages = [torch.stack(coverage(m.blocks, m.states.loss_mask, m.states.lengths)) for m in batch.micro]
-        sums = torch.stack([torch.stack([t.slot_ce_sum.sum(), t.correct.sum().double()]) for t in terms]).sum(0)
-        own = [loss[None], sums, torch.stack(coverages).sum(0), self._tokens[None]]
-        own.append(torch.stack([t.kl_sum.detach() for t in terms]).sum(0))
+        own = torch.stack([torch.stack([part.slot_ce_sum.sum(), part.top1.sum().double()]) for part in parts]).sum(0)
+        own = [loss[None], own, torch.stack(coverages).sum(0), self._tokens[None]]
+        logged_terms = [
+            (term.name, place) for place, term in enumerate(self.objective.active) if term.reading is not None
+        ]  # cross-entropy is logged without its weights
+        own += [torch.stack([part.term_sums[place].detach() for part in parts]).sum(0).flatten() for _, place in logged_terms]
         sums = self.trainer.strategy.reduce(torch.cat([value.double() for value in own]), reduce_op="sum").tolist()
-        loss, ce_sum, correct, covered, supervised, tokens, *kl_sum = sums
+        loss, ce_sum, top1, covered, supervised, tokens, *rest = sums
         slots = max(1, int(batch.counts.slot_count.sum()))
         logged = {
             "train/loss": loss,
             "train/ce": ce_sum / slots,
-            "train/accuracy": correct / slots,
+            "train/accuracy": top1 / slots,
             "train/coverage": covered / max(1, supervised),
             "train/grad_norm": float(norm),
             "train/tokens_per_s": tokens / max(time.monotonic() - self._since, 1e-9),
         }
-        if self.kl.alpha > 0:
-            counts = batch.counts.kl_count.clamp(min=1).tolist()
-            logged["train/kl"] = sum(map(truediv, kl_sum, counts)) / len(counts)
+        for name, place in logged_terms:
+            counts = batch.counts.term_counts[place].flatten().tolist()
+            own, rest = rest[: len(counts)], rest[len(counts) :]
+            means = [total / count for total, count in zip(own, counts, strict=True) if count]
+            logged[f"train/{name}"] = sum(means) / max(1, len(counts))
         self.check_finite()
         self._write(logged, step)
         self._restart_clock()
@@ -202,7 +203,8 @@ class DraftingModule(L.LightningModule):
         if self.optim.name == "adamw":
             optimiser = torch.optim.AdamW(self.drafter.parameters(), fused=True, **shared)
         else:
-            optimiser = MuonWithAdamW(self.drafter.named_parameters(), **shared)
+            tables = [module.weight for module in self.drafter.modules() if isinstance(module, nn.Embedding)]
+            optimiser = MuonWithAdamW(self.drafter.named_parameters(), tables=tables, **shared)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.optim.factor(step, total))
         return [optimiser], [schedule]

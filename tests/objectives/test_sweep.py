@@ -4,9 +4,25 @@ import math
 import pytest
 import torch
 
-from hyperdflash.objectives import vocabulary
-from hyperdflash.objectives.vocabulary import _groups, is_argmax, reference_row_losses, row_losses
+from hyperdflash.objectives import sweep as sweep_module
+from hyperdflash.objectives.row_values import Against, reference_values
+from hyperdflash.objectives.sweep import _groups, is_largest, sweep
 from tests.made_tensors import MadeTensors
+
+
+def row_losses(hidden, labels, teacher, lm_head, temperature=1.0, values=sweep):
+    """CE [R], KL [E] and top-1 [R] with one table and one teacher."""
+    found = values(hidden, labels, [lm_head.detach()], [Against(teacher, temperature, kl=True)])
+    return found.cross_entropy, found.against[0].kl, found.top1
+
+
+def reference_row_losses(*arguments):
+    return row_losses(*arguments, values=reference_values)
+
+
+def is_argmax(hidden, labels, lm_head):
+    return is_largest(hidden, labels, [lm_head])
+
 
 BOTH = pytest.mark.parametrize("losses", [reference_row_losses, row_losses])
 
@@ -14,8 +30,8 @@ BOTH = pytest.mark.parametrize("losses", [reference_row_losses, row_losses])
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch):
     """Seven rows a pass and 256 tokens a slice, so that small shapes have several of both."""
-    monkeypatch.setitem(vocabulary.ROWS, "cpu", 7)
-    monkeypatch.setitem(vocabulary.SLICE_BYTES, "cpu", 1)
+    monkeypatch.setitem(sweep_module.ROWS, "cpu", 7)
+    monkeypatch.setitem(sweep_module.SLICE_BYTES, "cpu", 1)
 
 
 def drawn(seed: int, rows: int, taught: int, width: int, vocab: int, dtype: torch.dtype, scale: float = 1.0):
@@ -97,13 +113,14 @@ def test_a_table_in_bf16_is_widened_once_for_all_rows():
 
 
 def test_groups_hold_every_row_once_and_no_more_states_than_they_may():
-    for num_rows, num_taught, size, copies in itertools.product((0, 1, 6, 40), (0, 1, 6, 40), (2, 7, 16), (2, 3)):
-        num_taught = min(num_rows, num_taught)
-        rows = torch.arange(num_rows)
-        groups = list(_groups(rows, rows, rows[:num_taught], size, copies))
-        for part, wanted in zip(zip(*groups, strict=True), (rows, rows, rows[:num_taught]), strict=True):
-            assert torch.equal(torch.cat(part), wanted)
-        assert groups and all(len(h) + (copies - 1) * len(t) <= max(size, copies) for h, _, t in groups)
+    for num_rows, num_taught, size, temperature in itertools.product((0, 1, 6, 40), (0, 1, 6, 40), (2, 7, 16), (1.0, 2.0)):
+        for more in (0, num_taught // 2):
+            teachers = [Against(torch.zeros(min(num_rows, n), 1), temperature, kl=True) for n in (num_taught, more)]
+            groups = list(_groups(num_rows, teachers, size))
+            rows = torch.arange(num_rows)
+            assert torch.equal(torch.cat([rows[own] for own in groups]), rows)
+            states = [len(rows[own]) + sum(a.copies * len(a.teacher[own]) for a in teachers) for own in groups]
+            assert groups and all(n <= max(size, 1 + sum(a.copies for a in teachers)) for n in states)
 
 
 def test_autocast_decides_the_products_dtype():

@@ -1,0 +1,86 @@
+"""What every drafter is: settings that build it, and a module that training, replay, the loop and the checks ask.
+
+Nothing outside this folder asks of which kind a drafter is: it answers for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hyperdflash.contracts import BlockLayout, Slots, TargetStates
+from hyperdflash.drafting.conditioning import Conditioning
+from hyperdflash.drafting.heads.head import DraftHead, HeadConfig
+from hyperdflash.drafting.heads.lm_head import LMHead
+from hyperdflash.drafting.reducers.reducer import ReducerConfig
+from hyperdflash.states.codecs import Codec
+
+if TYPE_CHECKING:
+    from hyperdflash.drafting.proposer import Proposer
+    from hyperdflash.targets.adapter import NativeMTP
+    from hyperdflash.targets.heads import TargetHeads
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterParts:
+    """What a drafter is built from beside its own settings; each kind takes what it needs, and the rest may be None.
+
+    ``layout`` full or causal; ``load_mtp`` reads the target's MTP block.
+    """
+
+    conditioning: Conditioning | None
+    reducer: ReducerConfig | None
+    heads: TargetHeads
+    mask_token_id: int
+    head: HeadConfig = field(default_factory=LMHead)
+    layout: str = "full"
+    load_mtp: Callable[[], NativeMTP] | None = None
+
+    @property
+    def on_meta(self) -> bool:
+        """Shapes alone are wanted."""
+        return self.heads.embed_tokens.weight.is_meta
+
+
+class DraftModel(Protocol):
+    """A drafter's module; an ``nn.Module`` whose parameters train.
+
+    ``num_slots`` S, ``layer_ids`` the target layers it reads, ``context_window`` how many of the newest states a block sees
+    (None: all), ``layout`` of its blocks, ``head`` that turns its slots into logits.
+    """
+
+    num_slots: int
+    layer_ids: tuple[int, ...]
+    context_window: int | None
+    layout: BlockLayout
+    head: DraftHead
+
+    def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
+        """Draft from ``anchors`` [B, A] int64 on a known text.
+
+        What stands where ``anchor_mask`` [B, A] is False is ignored. Slot k of anchor a may use the states H[0..a-1],
+        the tokens x[0..a], and, if it is chained, x[a+1..a+k-1]; nothing later.
+        A may be all positions of a document, so a drafter works on a few anchors at a time.
+        """
+        ...
+
+    def proposer(self, heads: TargetHeads, codec: Codec = ...) -> Proposer:
+        """Its form in the draft-verify loop; weights are shared."""
+        ...
+
+
+class DraftModelConfig(Protocol):
+    """``num_slots`` S; ``reads_conditioning``: whether conditioning and reducer decide anything."""
+
+    num_slots: int
+    reads_conditioning: bool
+
+    def layer_ids(self, conditioning: Conditioning | None) -> tuple[int, ...]: ...
+
+    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> nn.Module:
+        """A new ``DraftModel``; on meta heads its shapes alone."""
+        ...

@@ -1,0 +1,30 @@
+"""``lm_head``: the target's own frozen LM head, all slots at once (DFlash); no parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from hyperdflash.contracts import Proposal, Slots
+from hyperdflash.drafting.heads.head import DraftHead
+from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
+from hyperdflash.targets.sampling import Sampler
+
+if TYPE_CHECKING:
+    from hyperdflash.targets.heads import TargetHeads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMHead:
+    def build(self, heads: TargetHeads) -> LMDraftHead:
+        return LMDraftHead()
+
+
+class LMDraftHead(DraftHead):
+    def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
+        return target_logits(slots.features, heads)
+
+    def propose(self, slots: Slots, heads: TargetHeads, anchor_id: Tensor, sampler: Sampler) -> Proposal:
+        return Proposal(*sampler.choose(self.logits(slots, heads).dense()[0, 0]))

@@ -1,0 +1,91 @@
+"""The native MTP block in the draft-verify loop: one chained step per slot.
+
+Shapes: see contracts.py with B = 1; n <= S slots are asked for, P states are new, C the width of the block's single key head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import BlockLayout, Proposal, Slots, TargetStates
+from hyperdflash.states.codecs import CODECS, Codec
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.sampling import Sampler
+
+if TYPE_CHECKING:
+    from hyperdflash.drafting.mtp_chain import MTPChain
+
+ONE_SLOT = BlockLayout.chain(2)
+
+
+class MTPProposer:
+    """The native MTP block chained: drafts what ``MTPChain`` gives to replay, with keys kept from round to round.
+
+    An index needs the token after its own, so the newest state waits for the anchor; the first step of a round runs all
+    waiting states at once, its last row being slot 1. Keys of target states stay, those of chained steps are dropped.
+    """
+
+    layer_ids = ()
+
+    def __init__(self, chain: MTPChain, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
+        self.block, self.head, self.num_slots, self.heads, self.codec = chain.block, chain.head, chain.num_slots, heads, codec
+        self._window = chain.block.sliding_window
+        self._keys: Tensor | None = None  # target-made, of the last window - 1 indices: [1, 1, k, C]
+        self._length = 0
+        self._waiting: tuple[Tensor, Tensor] | None = None  # H [1, P, M, D] and x [1, P] of the last P positions
+
+    def begin(self, states: TargetStates) -> None:
+        self._keys = None
+        self._length = states.input_ids.shape[1]
+        self._waiting = states.final[:, -self._window :], states.input_ids[:, -self._window :]  # earlier keys are out of sight
+
+    def update(self, states: TargetStates) -> None:
+        assert self._waiting is None, "propose and update alternate"
+        self._length += states.input_ids.shape[1]
+        self._waiting = states.final, states.input_ids
+
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
+        final, token_ids = self._waiting
+        self._waiting = None
+        following = torch.cat([token_ids[:, 1:], anchor_id.expand(len(token_ids), 1)], dim=1)
+        residual, keys = self._step(final, following, self._length - final.shape[1], self._keys)
+        self._keys = keys
+        proposals, token_id = [], anchor_id
+        for slot in range(1, num_slots + 1):
+            if slot > 1:
+                drafted = token_id.expand(len(residual), 1)
+                residual, keys = self._step(residual, drafted, self._length + slot - 2, keys)
+            residual = residual[:, -1:]
+            features = self.block.head(residual)[:1, None]  # [1, 1, 1, D]
+            slots = Slots(features, token_id.view(1, 1, 1), ONE_SLOT)
+            proposals.append(self.head.propose(slots, self.heads, token_id, sampler))
+            token_id = proposals[-1].ids
+        return joined(proposals)
+
+    def _step(self, final: Tensor, next_ids: Tensor, first_index: int, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Indices i = first_index.. : H[i] [1, P, M, D], x[i + 1] [1, P], the keys before -> residual [1, P, M, D], keys."""
+        num_new, num_before = final.shape[1], 0 if keys is None else keys.shape[2]
+        index = torch.arange(first_index, first_index + num_new, device=final.device)
+        embeds = self.heads.embed(next_ids)
+        mask = None  # a single row sees all that is kept
+        if num_new > 1:
+            key_index = torch.arange(first_index - num_before, first_index + num_new, device=final.device)
+            keep = (key_index <= index[:, None]) & (key_index > index[:, None] - self._window)
+            mask = embeds.new_zeros(keep.shape).masked_fill(~keep, float("-inf"))[None, None]
+        residual, new = self.block.run(final, embeds, index[None], mask, keys)
+        keys = new if keys is None else torch.cat([keys, new], dim=2)
+        return residual, keys[:, :, max(0, keys.shape[2] - self._window + 1) :]
+
+
+def joined(proposals: list[Proposal]) -> Proposal:
+    """Proposals of consecutive slots as one."""
+
+    def parts(name: str) -> Tensor | None:
+        values = [getattr(proposal, name) for proposal in proposals]
+        return None if values[0] is None else torch.cat(values)
+
+    return Proposal(*(parts(f.name) for f in fields(Proposal)))

@@ -1,0 +1,146 @@
+"""Drafters of the draft-verify loop, one text at a time: begin, propose, update.
+
+Shapes: see contracts.py with B = 1; n <= S slots are asked for, P states are new.
+
+    begin(states)       the prompt: x[0..a-1] with H[0..a-1], rounded by ``codec``
+    propose(x[a], n)    drafts of x[a+1..a+n]; the anchor's own state does not exist yet
+    update(states)      what was accepted: x[a..] with H[a..], ending before the next anchor
+
+Where the loop decodes copies of the text in lockstep, states have that many rows; the first row's drafts count.
+Each keeps keys and values of its own context: new states are projected once and appended in place, so a round costs what
+its new states and its attention cost, whatever the length of the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from hyperdflash.contracts import Proposal, Slots, TargetStates
+from hyperdflash.drafting.attention import KeyValue
+from hyperdflash.states.codecs import CODECS, Codec
+from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.sampling import Sampler
+
+if TYPE_CHECKING:
+    from hyperdflash.drafting.drafter import Drafter
+
+
+class Proposer(Protocol):
+    """What the loop needs of a drafter. One text at a time; ``begin`` starts the next one.
+
+    ``num_slots`` S, the most tokens per round; ``layer_ids`` the target layers it reads; ``codec`` what its states are
+    rounded by (the cache's it was trained on).
+    """
+
+    num_slots: int
+    layer_ids: tuple[int, ...]
+    codec: Codec
+
+    def begin(self, states: TargetStates) -> None: ...
+
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
+        """``anchor_id`` [1] int64 -> 1..``num_slots`` drafts."""
+
+    def update(self, states: TargetStates) -> None: ...
+
+
+class Autoregressive:
+    """No drafts: every round is one plain step of the target."""
+
+    num_slots = 0
+    layer_ids = ()
+    codec = CODECS["bf16"]
+
+    def begin(self, states: TargetStates) -> None:
+        pass
+
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
+        return Proposal(anchor_id[:0])
+
+    def update(self, states: TargetStates) -> None:
+        pass
+
+
+class BlockProposer:
+    """DFlash and HyperDFlash: all slots in one pass over [x_a, mask, ...] and the context's keys and values.
+
+    Where the conditioning joins a state with the token after it, the newest state waits for the anchor's token.
+    """
+
+    def __init__(self, drafter: Drafter, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
+        self.drafter, self.heads, self.codec = drafter, heads, codec
+        self.num_slots, self.layer_ids = drafter.num_slots, drafter.layer_ids
+        self._window = drafter.context_window
+        self._waits = drafter.conditioning.reads_next_token
+        self._waiting: TargetStates | None = None  # the newest state, until the token after it is known
+        self._length = 0  # states taken in, the waiting one left out
+        self._rows = 0  # of them in the buffers: the last ones
+        self._buffers: list[KeyValue] = []  # per layer: [1, capacity, N, E] twice
+
+    def begin(self, states: TargetStates) -> None:
+        self._length = self._rows = 0
+        self._waiting = None
+        if self._buffers and self._buffers[0][0].shape[0] != len(states.input_ids):
+            self._buffers = []
+        self.update(states)
+
+    def update(self, states: TargetStates) -> None:
+        if self._waits:
+            assert self._waiting is None, "propose and update alternate"
+            num_known = states.input_ids.shape[1] - 1
+            known, self._waiting = _positions(states, slice(0, num_known)), _positions(states, slice(num_known, None))
+            if num_known:
+                self._append(replace(known, next_id=states.input_ids[:, -1]))
+        else:
+            self._append(states)
+
+    def _append(self, states: TargetStates) -> None:
+        num_new = states.input_ids.shape[1]
+        positions = torch.arange(self._length, self._length + num_new, device=states.final.device)
+        new = self.drafter.project_context(self.drafter.context(states, self.heads), positions)
+        self._make_room(new, num_new)
+        for buffer, rows in zip(self._buffers, new, strict=True):
+            for kept, added in zip(buffer, rows, strict=True):
+                kept[:, self._rows : self._rows + num_new] = added
+        self._length += num_new
+        self._rows += num_new
+
+    def _make_room(self, like: list[KeyValue], num_new: int) -> None:
+        """Buffers twice as large as needed where they are full, so that copying costs a constant per state."""
+        if self._buffers and self._rows + num_new <= self._buffers[0][0].shape[1]:
+            return
+        seen = self._seen()
+        kept = seen.stop - seen.start
+        grown = [tuple(x.new_empty(x.shape[0], max(256, 2 * (kept + num_new)), *x.shape[2:]) for x in pair) for pair in like]
+        for old, new in zip(self._buffers, grown, strict=False):
+            for source, copy in zip(old, new, strict=True):
+                copy[:, :kept] = source[:, seen]
+        self._buffers, self._rows = grown, kept
+
+    def _seen(self) -> slice:
+        """The rows that the next block attends to: all, or the window's."""
+        return slice(0 if self._window is None else max(0, self._rows - self._window), self._rows)
+
+    def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._append(replace(waiting, next_id=anchor_id.expand(len(waiting.input_ids))))
+        seen = self._seen()
+        context = [(keys[:, seen], values[:, seen]) for keys, values in self._buffers]
+        copies = context[0][0].shape[0]
+        anchors = torch.full((copies, 1), self._length, device=anchor_id.device)
+        visible = torch.ones(copies, 1, seen.stop - seen.start, dtype=torch.bool, device=anchor_id.device)
+        features = self.drafter.draft(anchor_id.expand(copies, 1), anchors, context, visible, self.heads)[:1, :, :num_slots]
+        slots = Slots(features, anchor_id.expand(1, 1, features.shape[2]), self.drafter.layout)
+        return self.drafter.head.propose(slots, self.heads, anchor_id, sampler)
+
+
+def _positions(states: TargetStates, which: slice) -> TargetStates:
+    """The positions ``which`` of every row."""
+    along_text = ("input_ids", "loss_mask", "final", "layers")
+    values = {f.name: getattr(states, f.name) for f in fields(states) if f.name in along_text}
+    return replace(states, **{name: value if value is None else value[:, which] for name, value in values.items()})

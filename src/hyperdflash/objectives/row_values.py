@@ -1,0 +1,66 @@
+"""What a sweep over the vocabulary gives for each row, and the formulas on whole logits that it is held against.
+
+R rows, of which the first E have a teacher; shapes otherwise as in contracts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Against:
+    """A teacher of the first E rows, ``teacher`` [E, F] features, at ``temperature``, and which divergences are wanted."""
+
+    teacher: Tensor | None = None
+    temperature: float = 1.0
+    kl: bool = False
+    overlap: bool = False
+
+    @property
+    def copies(self) -> int:
+        """States that a row of it adds: the teacher's, and where T is not 1 the student's at T."""
+        return 1 if self.temperature == 1.0 else 2
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """``kl`` and ``overlap`` [E], each None where it was not asked for."""
+
+    kl: Tensor | None
+    overlap: Tensor | None
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """``cross_entropy`` [R] nats, ``top1`` [R] bool (the label has the largest logit; a tie counts), ``against`` in order."""
+
+    cross_entropy: Tensor
+    top1: Tensor
+    against: tuple[Divergences, ...]
+
+
+def reference_values(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: Sequence[Against] = ()) -> RowValues:
+    """``sweep`` as its formulas read, on whole logits [R, V]."""
+    table = torch.cat([t.to(features.dtype) for t in tables], dim=1)
+    logits = wide(features @ table.T)
+    top1 = logits.gather(1, labels[:, None]).squeeze(1) == logits.amax(dim=-1)
+    divergences = []
+    for a in against:
+        log_q = F.log_softmax(logits[: len(a.teacher)] / a.temperature, dim=-1)  # [E, V]
+        teacher = wide(a.teacher.detach().to(features.dtype) @ table.detach().T)
+        log_p = F.log_softmax(teacher / a.temperature, dim=-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+        overlap = torch.minimum(log_p.exp(), log_q.exp()).sum(dim=-1)
+        divergences.append(Divergences(kl if a.kl else None, overlap if a.overlap else None))
+    return RowValues(F.cross_entropy(logits, labels, reduction="none"), top1, tuple(divergences))
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
