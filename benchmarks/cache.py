@@ -18,7 +18,7 @@ from benchmarks import cache_codecs, cache_rates, cache_scale
 from benchmarks.cache_formats import FORMATS
 from benchmarks.cache_rates import LEAST_SHARE, rates
 from benchmarks.result import environment, option_parser, write_result
-from hyperdflash.report.figures import COLOURS, DPI
+from hyperdflash.report.figures import COLORS, DPI
 
 # name -> module with measure(options) -> dict and table(record) -> lines of Markdown
 PARTS = {"formats": cache_rates, "scale": cache_scale, "codecs": cache_codecs}
@@ -59,12 +59,12 @@ def formats_figure(record: dict, path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     for order, (key, label) in enumerate(RATES):
         places = [i + 0.27 * (1 - order) for i in range(len(names))]
-        left.barh(places, [r[key] / 1e3 for r in found], height=0.25, color=COLOURS[order], label=label)
+        left.barh(places, [r[key] / 1e3 for r in found], height=0.25, color=COLORS[order], label=label)
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.set_xlabel("GB/s, files in the page cache")
     figure.legend(loc="outside upper left", ncols=len(RATES), fontsize=9, frameon=False)
     for place, r in enumerate(found):
-        right.barh(place, r["share"], height=0.5, color=COLOURS[2], alpha=1.0 if r["share"] >= LEAST_SHARE else 0.4)
+        right.barh(place, r["share"], height=0.5, color=COLORS[2], alpha=1.0 if r["share"] >= LEAST_SHARE else 0.4)
         right.text(r["share"], place, f" {r['share']:.0%}", va="center", fontsize=9)
     right.axvline(LEAST_SHARE, color="black", linewidth=1.2)
     right.set_xlabel(f"shuffled records / sequential read (line: {LEAST_SHARE:.0%})")

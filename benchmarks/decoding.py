@@ -28,9 +28,9 @@ from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.decoding_report import round_times
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.identity import CONF, runs_dir
-from hyperdflash.planning.cost import RoundTimes, write_cost_report
+from hyperdflash.planning.cost import RoundTimes, read_times, write_cost_report, write_times
 from hyperdflash.record import environment_record, script_command, write_json
-from hyperdflash.report.records import AUTOREGRESSIVE, read_records, write_records
+from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.targets.load import Target
 
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.render:
         setting = json.loads((options.out / "environment.json").read_text())["setting"]
-        write_cost_report(read_records(options.out / "times.jsonl", RoundTimes), options.out, setting)
+        write_cost_report(read_times(options.out / "times.jsonl"), options.out, setting)
         return
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("evaluate", [f"methods=[{options.methods}]", *options.overrides])
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Target {config.target.path} ({target.fingerprint}), {len(prompts)} prompts, {config.threads} threads, CPU, T = 0"
     )
     times = by_batch_size(target, drafters, prompts, options.batch_sizes, options.max_new_tokens, stop_ids)
-    written = [write_records(options.out / "times.jsonl", times), *write_cost_report(times, options.out, setting)]
+    written = [write_times(options.out / "times.jsonl", times), *write_cost_report(times, options.out, setting)]
     if options.long_prompts:
         text = growth_markdown(growth(target, drafters, prompts[: options.long_prompts]))
         (options.out / "growth.md").write_text(f"{setting}.\n\n{text}")

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.tables import OWN, PEER
 from benchmarks.verdict import Growth, Threshold
-from hyperdflash.report.figures import COLOURS, DPI, MARKERS
+from hyperdflash.report.figures import COLORS, DPI, MARKERS
 
 SIDE = {OWN: 0, PEER: 1}
 
@@ -35,7 +35,7 @@ def growth_figure(found: list[Growth], path: Path) -> Path:
         along = [g for g in found if g.axis == name]
         for g in along:
             index = SIDE.get(g.side, 2)
-            style = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.5, "markersize": 4}
+            style = {"color": COLORS[index], "marker": MARKERS[index], "linewidth": 1.5, "markersize": 4}
             for axis, values, slope in (
                 (panels[0][column], [1e3 * s for s in g.seconds], g.time_exponent),
                 (panels[1][column], [b / 1e6 for b in g.added], g.memory_exponent),
@@ -59,7 +59,7 @@ def _bars(axis: Axes, found: list[Threshold]) -> None:
     width = 0.8 / len(dtypes)
     for bar in found:
         place = shapes.index(bar.case.shape.name) + width * (dtypes.index(bar.case.dtype) - (len(dtypes) - 1) / 2)
-        colour = COLOURS[dtypes.index(bar.case.dtype)]
+        colour = COLORS[dtypes.index(bar.case.dtype)]
         if bar.value is None:
             axis.text(place, 0, "n/a", ha="center", va="bottom", fontsize=8, color=colour)
         else:
@@ -70,7 +70,7 @@ def _bars(axis: Axes, found: list[Threshold]) -> None:
     axis.set_xticks(range(len(shapes)), shapes, fontsize=8)
     axis.set_xlim(-0.5, len(shapes) - 0.5)
     axis.spines[["top", "right"]].set_visible(False)
-    handles = [axis.bar([0], [0], color=COLOURS[i], label=dtype) for i, dtype in enumerate(dtypes)]
+    handles = [axis.bar([0], [0], color=COLORS[i], label=dtype) for i, dtype in enumerate(dtypes)]
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
     axis.legend(handles=handles, fontsize=8, frameon=False, title="pale: threshold not met", title_fontsize=8, **beside)
 

@@ -65,7 +65,7 @@ def servers_of(engine: DictConfig) -> dict[str, str]:
 
 
 def num_slots(method: str) -> int:
-    """Drafts a round: 0 for AR."""
+    """Drafts per round: 0 for AR."""
     return 0 if method == AUTOREGRESSIVE else int(MTP.fullmatch(method)[1])
 
 
@@ -109,7 +109,7 @@ def check_method(method: str, server: str, answer: Served) -> None:
 
 
 def seed_of(draws: str) -> int:
-    """Of a request: what is asked decides it, not what was asked before."""
+    """A request's seed: what is asked decides it, not what was asked before."""
     return int.from_bytes(hashlib.blake2b(draws.encode(), digest_size=8).digest(), "big") >> 33
 
 

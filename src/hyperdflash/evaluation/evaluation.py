@@ -3,7 +3,7 @@
 1. methods      native MTP with n steps, or finished runs by the index
 2. prompts      held-out; the target answers them at each temperature (kept on disk)
 3. states       captured with every layer any method reads
-4. replay       one pass a method and batch -> rounds -> counts a prompt
+4. replay       one pass per method and batch -> rounds -> counts per prompt
 5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
 """
 

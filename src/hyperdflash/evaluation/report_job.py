@@ -110,7 +110,7 @@ def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Membe
 
 
 def _unnamed(job: Job) -> str:
-    """Of a run that cannot be found by its name: vanilla's taps are part of it, and follow the target's depth."""
+    """Why a run cannot be found by its name: vanilla's taps are part of it, and follow the target's depth; else empty."""
     conditioning = job.decided["conditioning"] or {}
     if conditioning.get("layer_ids", ()) is not None:
         return ""

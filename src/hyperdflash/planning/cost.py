@@ -1,7 +1,7 @@
 """Where the time of a round goes: drafter, verification, the rest; and the speedup that these terms predict.
 
-    tokens a round of a row   tau = emitted tokens / (rounds * rows)
-    predicted speedup         tau * T_ar / (T_draft + T_verify + T_rest), medians of a round; T_ar AR's sum of the three over
+    tokens per round and row  tau = emitted tokens / (rounds * rows)
+    predicted speedup         tau * T_ar / (T_draft + T_verify + T_rest), medians over rounds; T_ar AR's sum of the three over
                               its own tau, which is 1 unless rows have ended
     measured speedup          tokens/s over AR's tokens/s, sums over all rounds
     both                      against AR at the same batch size
@@ -22,7 +22,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from hyperdflash.report.figures import COLOURS, headed_figure, save_figure
+from hyperdflash.files import write_text
+from hyperdflash.report.figures import COLORS, headed_figure, save_figure
 from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.results import csv_text
 from hyperdflash.report.tables import GAP, Table, jsonable, markdown, number_text, or_gap
@@ -30,8 +31,8 @@ from hyperdflash.settings import positive_int
 
 # field, name, color, color of a number on it
 TERMS = (
-    ("draft_ms", "T_draft", COLOURS[3], "#222222"),
-    ("verify_ms", "T_verify", COLOURS[1], "#ffffff"),
+    ("draft_ms", "T_draft", COLORS[3], "#222222"),
+    ("verify_ms", "T_verify", COLORS[1], "#ffffff"),
     ("rest_ms", "T_rest", "#BBBBBB", "#222222"),
 )
 
@@ -40,7 +41,7 @@ TERMS = (
 class RoundTimes:
     """One method at one batch size, R rounds and N prefills.
 
-    ``draft``, ``verify``, ``rest`` [R] float64 seconds of a round, all rows together; ``emitted`` [R] int64 tokens that all
+    ``draft``, ``verify``, ``rest`` [R] float64 seconds of each round, all rows together; ``emitted`` [R] int64 tokens that all
     ``batch_size`` rows gained in it; ``first_token`` [N] float64 seconds from the prompt to the first token.
     """
 
@@ -60,22 +61,29 @@ class RoundTimes:
         if not len(self.draft) == len(self.verify) == len(self.rest) == rounds:
             raise ValueError(
                 f"{self}: {rounds} rounds beside {len(self.draft)} draft, {len(self.verify)} verify and {len(self.rest)} rest "
-                "times; each needs one entry a round"
+                "times; each needs one entry per round"
             )
 
     def __str__(self) -> str:
         return f"{self.method} at batch size {self.batch_size}"
 
-    def to_record(self) -> dict:
-        """Plain JSON values."""
-        arrays = {f.name: np.asarray(getattr(self, f.name)).tolist() for f in fields(self)[2:]}
-        return {"method": self.method, "batch_size": self.batch_size} | arrays
 
-    @classmethod
-    def from_record(cls, record: dict) -> RoundTimes:
-        """The inverse of ``to_record``."""
-        arrays = {name: np.array(values) for name, values in record.items() if isinstance(values, list)}
-        return cls(**(record | arrays))
+def write_times(path: Path, times: Sequence[RoundTimes]) -> Path:
+    """Writes one JSON object per line, so that reports can be written again without measuring."""
+    records = ({f.name: np.asarray(getattr(t, f.name)).tolist() for f in fields(t)} for t in times)
+    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    return path
+
+
+def read_times(path: Path) -> list[RoundTimes]:
+    """Reads what ``write_times`` wrote; ValueError with the line that is none."""
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            found.append(RoundTimes(**{k: np.array(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}))
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} holds no round times ({error}): measure again, or drop it") from error
+    return found
 
 
 @dataclass(frozen=True)

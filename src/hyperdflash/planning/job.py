@@ -28,7 +28,7 @@ TURNS = {"mt-bench": 2}  # user turns of a benchmark's prompts; the others have 
 
 
 def target_config(config: DictConfig) -> TargetConfig:
-    """Of the checkpoint; DeepSeek-V4-Flash's released one while that is not there yet."""
+    """The checkpoint's configuration; DeepSeek-V4-Flash's released one while the checkpoint is not there yet."""
     from hyperdflash.targets.load import read_config
 
     folder = config_folder(config.target.path)
@@ -50,7 +50,7 @@ def v4_sizes(model: TargetConfig) -> V4Sizes:
 
 
 def num_examples(mixture: dict | list) -> int:
-    """Of one stage: {domain: count}, or entries with a ``count``, or with the ``fill_to`` that they bring it to."""
+    """Examples of one stage: {domain: count}, or entries with a ``count``, or with the ``fill_to`` that they bring it to."""
     if isinstance(mixture, dict):
         return sum(mixture.values())
     total = 0

@@ -1,11 +1,11 @@
 """What a training will need, by arithmetic: tokens, cache, memory, steps, rates, hours, and how to share the GPUs.
 
-    1. tokens      examples x mean tokens, a stage                        -> cache bytes for each codec
-    2. a step      documents x mean tokens x bytes a token                -> what every rank must read a second
+    1. tokens      examples x mean tokens, per stage                      -> cache bytes for each codec
+    2. a step      documents x mean tokens x bytes per token              -> what every rank must read per second
     3. memory      planning/step_memory.py at the longest document      -> does a rank fit
     4. hours       capture, then each stage; or both at once (cache=stream), the target re-read every epoch
 
-Rates are assumptions that the caller gives (share of a GPU's peak, or tokens a second as measured) and that the report prints;
+Rates are assumptions that the caller gives (share of a GPU's peak, or measured tokens per second) and that the report prints;
 what is counted needs none. ``problems`` has one line for each thing that does not fit, with the override that would fix it.
 """
 
@@ -19,8 +19,8 @@ from hyperdflash.planning.plan_inputs import GIB, Machine, Measuring, Rates, Sta
 
 @dataclass(frozen=True)
 class Share:
-    """``serve`` GPUs run the target, ``train`` the drafter, at once: tokens a second each side can do, and hours of each stage,
-    whose pace the slower side sets."""
+    """``serve`` GPUs run the target, ``train`` the drafter, at once: tokens per second that each side can do, and hours of
+    each stage, whose pace the slower side sets."""
 
     serve: int
     train: int
@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def tokens(self) -> float:
-        """To capture, once."""
+        """Tokens to capture, once."""
         return sum(stage.tokens for stage in self.stages)
 
     def cache_bytes(self, codec: str) -> float:
@@ -56,39 +56,39 @@ class Plan:
 
     @property
     def step_s(self) -> float:
-        """Of computing."""
+        """Seconds of computing in one step."""
         peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
         return max(self.rates.least_step_s, self.training.step_flops / peak)
 
     def step_read_bytes(self, stage: Stage) -> float:
-        """All ranks together, a step."""
+        """Bytes of states that all ranks read per step."""
         per_token = self.target.state_bytes(self.training.codec)
         return self.training.ranks * self.training.documents * stage.mean_tokens * per_token
 
     def read_gb_s(self, stage: Stage) -> float:
-        """That keeps the GPUs from waiting for states."""
+        """Reading rate that keeps the GPUs from waiting for states."""
         return self.step_read_bytes(stage) / self.step_s / 1e9
 
     @property
     def copies(self) -> int:
-        """Of the target on the machine; 0 where it does not fit."""
+        """Copies of the target that the machine holds; 0 where it does not fit."""
         return self.machine.gpus // self.target.serving_gpus(self.machine)
 
     @property
     def capture_per_copy(self) -> float:
-        """Tokens a second of one copy in prefill: as given, or 2 FLOPs an active parameter and token."""
+        """Tokens per second of one copy in prefill: as given, or 2 FLOPs per active parameter and token."""
         if self.rates.capture_tokens_per_s:
             return self.rates.capture_tokens_per_s
         peak = self.machine.gpu_tflops * 1e12 * (1 if self.target.in_process else self.target.serving_gpus(self.machine))
         return peak * self.rates.target_utilization / (2 * self.target.active)
 
     def capture_rate(self, copies: int) -> float:
-        """Tokens a second of ``copies`` of the target, as far as the way from them to the cache carries that."""
+        """Tokens per second of ``copies`` of the target, as far as the way from them to the cache carries that."""
         return min(copies * self.capture_per_copy, self.rates.processes * (self.rates.transport_tokens_per_s or math.inf))
 
     @property
     def process_rate(self) -> float:
-        """Tokens a second of one process that asks one copy for states."""
+        """Tokens per second of one process that asks one copy for states."""
         return min(self.capture_per_copy, self.rates.transport_tokens_per_s or math.inf)
 
     def answer_hours(self, *stages: Stage) -> float:

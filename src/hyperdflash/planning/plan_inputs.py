@@ -65,7 +65,7 @@ class TargetSize:
     """``weights_bytes`` as an engine holds them, ``loaded_bytes`` as this project does, ``disk_bytes`` of the checkpoint;
     ``client_bytes`` of host memory in one process that asks an engine for states.
     ``engine`` makes the states; None: this project, the layers one after the other on all GPUs that they need, so one GPU works
-    at a time. ``active`` parameters a token, stored streams of ``width`` a token: M, and M a layer tap."""
+    at a time. ``active`` parameters per token, stored streams of ``width`` per token: M, and M more per layer tap."""
 
     name: str
     weights_bytes: float
@@ -84,14 +84,14 @@ class TargetSize:
         return self.engine is None
 
     def state_bytes(self, codec: str) -> float:
-        """Of one token: every path of every tap; fp8 has a fp32 scale a token and path."""
+        """Bytes of one token's states: every path of every tap; fp8 has an fp32 scale per token and path."""
         paths = self.num_paths * (1 + self.taps)
         each = {"fp32": 4 * self.width, "bf16": 2 * self.width, "fp8": self.width + 4}[codec]
         return paths * each + IDS_BYTES
 
     @property
     def json_bytes(self) -> int:
-        """Of a token of an answer on disk, at most: its digits and its mask's, each with a comma and a blank."""
+        """Bytes of one answer token on disk, at most: its digits and its mask's, each with a comma and a blank."""
         return len(str(self.vocab_size - 1)) + 1 + 2 * 2
 
     def served_gpus(self, machine: Machine) -> int:
@@ -125,7 +125,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """``documents`` a rank and step (gradient accumulation included), ``step_flops`` of one rank's step; ``cache`` the mode;
+    """``documents`` per rank and step (gradient accumulation included), ``step_flops`` of one rank's step; ``cache`` the mode;
     ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs; ``checkpoint_bytes`` of all
     that a run keeps.
     """

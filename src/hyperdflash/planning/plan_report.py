@@ -1,7 +1,7 @@
 """A Plan as Markdown and as plain data; and what each command of docs/deepseek_v4_flash.md takes, a count times a rate.
 
     server, check_engine       a copy of the target as an engine holds it; prompts read by it
-    regenerate, capture        planning/plan.py, a stage at a time
+    regenerate, capture        planning/plan.py, stage by stage
     train                      steps at the slower of computing and reading, or at both where reading does not overlap
     parity, evaluate           answer tokens / tokens per round, a forward of the target in this process each, or by an engine
 

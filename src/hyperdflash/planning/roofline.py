@@ -3,10 +3,10 @@
 Legend: n tokens of a row verified in one forward (the anchor and n - 1 drafts), b rows, C tokens of context in the cache;
 D, E, H, F, V, m as in ``V4Sizes``. Counted, a forward:
 
-    matrices         every weight once, whatever n and b, in the checkpoint's format; 2 FLOPs a weight and token
-    routed experts   the distinct ones: of N experts with k a token, t tokens drawing uniformly and independently touch
-                     N (1 - (1 - k/N)^t) a layer, in hash-routed layers alike (Flash: 6, 39, 81 of 256 for t = 1, 7, 16)
-    cache            a row's window, its compressed entries (at most ``index_topk`` a query in sparse layers, no overlap
+    matrices         every weight once, whatever n and b, in the checkpoint's format; 2 FLOPs per weight and token
+    routed experts   the distinct ones: of N experts with k per token, t tokens drawing uniformly and independently touch
+                     N (1 - (1 - k/N)^t) per layer, in hash-routed layers alike (Flash: 6, 39, 81 of 256 for t = 1, 7, 16)
+    cache            a row's window, its compressed entries (at most ``index_topk`` per query in sparse layers, no overlap
                      between queries assumed) and the indexer's keys; scores and weighted sums 4 H E FLOPs a query and entry
     time             max(bytes / bandwidth, FLOPs / peak) of each part; parts one after the other
 
@@ -92,7 +92,7 @@ def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts:
 def mtp_drafting(sizes: V4Sizes, slots: int, tau: float, batch: int, context: int) -> list[Work]:
     """``slots`` chained steps of the MTP block; the first reads the ``tau`` tokens that the last round added to each row.
 
-    Every step reads the whole block, a draw of experts and the LM head again, which scores one token a row.
+    Every step reads the whole block, a draw of experts and the LM head again, which scores one token per row.
     """
     D, m = sizes.hidden_size, sizes.hc_mult
     works = []
@@ -106,9 +106,9 @@ def mtp_drafting(sizes: V4Sizes, slots: int, tau: float, batch: int, context: in
 
 
 def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, reducer: str, tau: float, batch: int, context: int) -> list[Work]:
-    """One pass of a block drafter in BF16: K slots a row through all layers, S of them through the LM head.
+    """One pass of a block drafter in BF16: K slots per row through all layers, S of them through the LM head.
 
-    Before it, the ``tau`` states a row that the last round added go through the reducer and every layer's key and value
+    Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
     projections. Attention over ``context``, or the drafter's window of it.
     """
     one_of("reducer", reducer, ("hc_gate", "fc"))
@@ -190,7 +190,7 @@ def round_time(
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is asked of the roofline: ``batches`` rows a forward, ``context`` tokens a row, up to ``max_tokens`` verified."""
+    """A question to the roofline: ``batches`` rows per forward, ``context`` tokens per row, up to ``max_tokens`` verified."""
 
     model: str
     sizes: V4Sizes
@@ -216,7 +216,7 @@ class Setting:
         return verification(self.sizes, n, batch, self.context, same_experts)
 
     def ratio(self, n: int, batch: int, same_experts: bool = False) -> float:
-        """Time of verifying n tokens a row over that of one."""
+        """Time of verifying n tokens per row over that of one."""
         times = (total_seconds(self.works(t, batch, same_experts), self.gpu) for t in (n, 1))
         return next(times) / next(times)
 
@@ -231,7 +231,7 @@ class Setting:
     def __str__(self) -> str:
         gpus = f"{self.gpu.count} x {self.gpu.name.upper()}"
         rates = f"{self.gpu.bandwidth_tb_s:g} TB/s, {self.gpu.fp8_tflops:g} FP8 and {self.gpu.bf16_tflops:g} BF16 TFLOP/s each"
-        return f"{self.model} on {gpus} ({rates}), {self.context:,} tokens of context a row"
+        return f"{self.model} on {gpus} ({rates}), {self.context:,} tokens of context per row"
 
 
 def _multiplied(weights: Weights, tokens: float) -> Work:

@@ -73,17 +73,9 @@ def roofline_record(setting: Setting) -> dict:
             row |= {"gigabytes": _gigabytes(works), "gigaflops": _gigaflops(works), "ms": 1e3 * total_seconds(works, gpu)}
             row |= {"over_one": setting.ratio(n, batch), "over_one_same_experts": setting.ratio(n, batch, True)}
             verification.append(row)
+    terms = ("draft_s", "verify_s", "ar_s", "drafter_share", "speedup")
     rounds = [
-        {
-            "method": method.name,
-            "batch": batch,
-            "same_experts": same,
-            "draft_s": found.draft_s,
-            "verify_s": found.verify_s,
-            "ar_s": found.ar_s,
-            "drafter_share": found.drafter_share,
-            "speedup": found.speedup,
-        }
+        {"method": method.name, "batch": batch, "same_experts": same} | {name: getattr(found, name) for name in terms}
         for method in setting.methods
         for batch in setting.batches
         for same in (False, True)

@@ -26,8 +26,8 @@ from hyperdflash.drafting.config import DrafterConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StepSizes:
-    """One step of one rank. ``tokens`` T of the longest document (padding counts), ``anchors`` A a document, ``tapped`` states
-    of width D a token (M, and M more a layer tap), ``streams`` those that the reducer reads; bytes of the dtypes as above."""
+    """One step of one rank. ``tokens`` T of the longest document (padding counts), ``anchors`` A per document, ``tapped``
+    states of width D per token (M, and M more per layer tap); bytes of the dtypes as above."""
 
     documents: int
     tokens: int
@@ -38,7 +38,7 @@ class StepSizes:
     tapped: int
     trainable: int
     num_taught: int
-    optimizer_bytes: int = 8  # AdamW: two fp32 moments a weight
+    optimizer_bytes: int = 8  # AdamW: two fp32 moments per weight
     weight_bytes: int = 4
     flow_bytes: int = 4
     compute_bytes: int = 2

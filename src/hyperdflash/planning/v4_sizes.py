@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hyperdflash.settings import positive_int
 
-# bytes a weight, scales included: MXFP4 has one byte for 32 weights, FP8 one for 128 x 128
+# bytes per weight, scales included: MXFP4 has one byte for 32 weights, FP8 one for 128 x 128
 BYTES = {"fp4": 0.5 + 1 / 32, "fp8": 1 + 1 / 128**2, "bf16": 2.0, "fp32": 4.0, "int64": 8.0}
 SPARSE_RATIO = 4  # the compress ratio whose layers have two series and an indexer (official inference code: overlap)
 
@@ -57,12 +57,12 @@ class V4Sizes:
 
     @property
     def residual_bytes(self) -> int:
-        """Of a token before its paths collapse, in bf16."""
+        """Bytes of one token's residual before its paths collapse, in bf16."""
         return 2 * self.hc_mult * self.hidden_size
 
     @property
     def expert_weights(self) -> int:
-        """Of one routed expert: gate, up and down."""
+        """Weights of one routed expert: gate, up and down."""
         return 3 * self.hidden_size * self.moe_intermediate_size
 
     @property
@@ -77,7 +77,7 @@ class V4Sizes:
         return self.index_head_dim + 4
 
     def distinct_experts(self, tokens: float) -> float:
-        """Expected number a layer touches for ``tokens`` that route uniformly and independently."""
+        """Expected number of experts that one layer reads for ``tokens`` that route uniformly and independently."""
         return self.n_routed_experts * (1 - (1 - self.num_experts_per_tok / self.n_routed_experts) ** tokens)
 
 
@@ -147,13 +147,13 @@ def target_weights(sizes: V4Sizes) -> list[Weights]:
 
 
 def total_parameters(sizes: V4Sizes) -> int:
-    """Of the target; its MTP block, router biases and hash tables not counted."""
+    """Parameters of the target, without its MTP block, router biases and hash tables."""
     experts = len(sizes.layer_ratios) * sizes.n_routed_experts * sizes.expert_weights
     return sizes.vocab_size * sizes.hidden_size + experts + sum(w.count for w in target_weights(sizes))
 
 
 def active_parameters(sizes: V4Sizes) -> int:
-    """That multiply one token; the embedding is looked up."""
+    """Parameters that multiply one token; the embedding is looked up."""
     experts = len(sizes.layer_ratios) * sizes.num_experts_per_tok * sizes.expert_weights
     return experts + sum(w.count for w in target_weights(sizes))
 

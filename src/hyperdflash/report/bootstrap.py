@@ -22,7 +22,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class PromptCounts:
-    """Sums a prompt, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
+    """Sums per prompt, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
 
     ``survived`` rounds with accepted >= k; ``reached`` rounds with accepted >= k - 1 whose text has a slot k.
     """
@@ -61,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each resample drew each prompt, a domain at a time (legend: n prompts of that domain).
+    """How often each resample drew each prompt, domain by domain (legend: n prompts of that domain).
 
     ``members`` domain -> [n] rows of its prompts; ``weights`` domain -> [R, n] float64, each row sums to n.
     """
@@ -75,7 +75,7 @@ class Resamples:
 
 
 def resample_prompts(domains: Sequence[str], num_resamples: int = 2000, seed: int = 0) -> Resamples:
-    """Draws within each of ``domains`` (one a prompt) as many prompts as it has."""
+    """Draws within each of ``domains`` (one per prompt) as many prompts as it has."""
     if not len(domains):
         raise ValueError("nothing to resample: got no prompts; run the evaluation on at least one prompt")
     if MEAN in domains:
@@ -91,14 +91,14 @@ def resample_prompts(domains: Sequence[str], num_resamples: int = 2000, seed: in
 
 @dataclass(frozen=True)
 class Ratio:
-    """A pooled ratio a group: ``value`` [G, ...] on the prompts as they are, ``resampled`` [R, G, ...]."""
+    """A pooled ratio per group: ``value`` [G, ...] on the prompts as they are, ``resampled`` [R, G, ...]."""
 
     groups: tuple[str, ...]
     value: np.ndarray
     resampled: np.ndarray
 
     def estimates(self) -> dict[str, Estimate] | dict[str, tuple[Estimate, ...]]:
-        """An Estimate a group; a tuple of S of them where the ratio has slots."""
+        """An Estimate per group; a tuple of S of them where the ratio has slots."""
         low, high = interval(self.resampled)
         if self.value.ndim == 1:
             return {g: Estimate(*map(float, row)) for g, *row in zip(self.groups, self.value, low, high, strict=True)}
@@ -113,7 +113,7 @@ class Ratio:
         return Ratio(self.groups, self.value - other.value, self.resampled - other.resampled)
 
     def over(self, other: Ratio) -> Ratio:
-        """Paired quotient a domain, and the plain mean of these (not the quotient of the means)."""
+        """Paired quotient per domain, and the plain mean of these (not the quotient of the means)."""
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
         value = _divide(self.value[:-1], other.value[:-1])
         resampled = _divide(self.resampled[:, :-1], other.resampled[:, :-1])
@@ -125,7 +125,7 @@ class Ratio:
 
 
 def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> Ratio:
-    """sum(numerator) / sum(denominator) a domain and the plain mean of these: [N] or [N, S] each.
+    """sum(numerator) / sum(denominator) per domain and the plain mean of these: [N] or [N, S] each.
 
     A domain whose denominator is 0 (every answer one token, a slot never reached) is NaN and so is the plain mean.
     """

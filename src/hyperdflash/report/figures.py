@@ -20,7 +20,7 @@ from hyperdflash.report.bootstrap import LEVEL, MEAN, Estimate
 from hyperdflash.report.results import Results
 
 # Okabe and Ito's palette: told apart with any common color blindness; markers repeat the distinction in print
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANELS = (
     ("survival", "Survival: at least k drafts accepted"),
@@ -115,7 +115,7 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
 
 def look(index: int) -> tuple[str, str]:
     """Color and marker; beyond the palette a color comes again with another marker."""
-    return COLOURS[index % len(COLOURS)], MARKERS[(index + 3 * (index // len(COLOURS))) % len(MARKERS)]
+    return COLORS[index % len(COLORS)], MARKERS[(index + 3 * (index // len(COLORS))) % len(MARKERS)]
 
 
 def error_bars(axis: Axes, x: Sequence[float], estimates: Sequence[Estimate], index: int, joined: bool = True) -> None:
@@ -124,7 +124,7 @@ def error_bars(axis: Axes, x: Sequence[float], estimates: Sequence[Estimate], in
     value, low, high = np.array([(e.value, e.low, e.high) for e in estimates]).T
     # a percentile interval may lie to one side of the value; error bars take lengths
     reach = np.nan_to_num(np.stack([np.maximum(value - low, 0), np.maximum(high - value, 0)]))
-    style = ("-" if index < len(COLOURS) else "--") if joined else "none"
+    style = ("-" if index < len(COLORS) else "--") if joined else "none"
     bars = {"markersize": 5, "linewidth": 1.6, "elinewidth": 0.8, "capsize": 1.8}
     axis.errorbar(x, value, yerr=reach, color=color, marker=marker, linestyle=style, **bars)
 

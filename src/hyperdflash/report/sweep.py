@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -69,20 +70,23 @@ class SweepReport:
     def targets(self) -> tuple[str, ...]:
         return tuple(self.prompts)
 
+    @cached_property
+    def of_target(self) -> dict[str, Results]:
+        return {target: self.results.at(target=target) for target in self.targets}
+
     def at(self, target: str) -> tuple[Cell, ...]:
         return tuple(cell for cell in self.cells if cell.target == target)
 
     def get(self, cell: Cell, metric: str, group: str = MEAN, slot: int | None = None, over: str = "") -> Estimate:
         """Over seeds, or over prompts where the cell has one seed, unless ``over`` says."""
-        return self.results.at(target=cell.target).get(cell.label, metric, group, slot, over or cell.over)
+        return self.of_target[cell.target].get(cell.label, metric, group, slot, over or cell.over)
 
     def curve(self, cell: Cell, metric: str = CURVE) -> list[Row]:
         """By step."""
-        own = (cell.target, cell.label, metric)
-        return [row for row in self.results.rows if (row.target, row.method, row.metric) == own and row.slot is not None]
+        return [row for row in self.of_target[cell.target].rows if (row.method, row.metric) == (cell.label, metric)]
 
     def verdict(self, cell: Cell) -> str:
-        """AHEAD or BEHIND only where both intervals leave out 0; with one seed the prompts' alone, and said so."""
+        """AHEAD or BEHIND only where both intervals leave out 0; with one seed the prompts' decides and the word says so."""
         alone = len(cell.shared) < 2
         parts = [self.get(cell, MINUS_BASELINE, over=over) for over in (("prompts",) if alone else ("prompts", "seeds"))]
         word = AHEAD if all(e.low > 0 for e in parts) else BEHIND if all(e.high < 0 for e in parts) else EVEN

@@ -42,7 +42,7 @@ def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
 
 
 def _line(report: SweepReport, cell: Cell, index: int, name: str) -> Line:
-    here = report.results.at(target=cell.target)
+    here = report.of_target[cell.target]
     rates = (here.slots(cell.label, metric, cell.over) for metric in ("survival", "conditional"))
     return Line(name, index, report.get(cell, "tau").value, *rates)
 

@@ -87,7 +87,7 @@ def _steps(cells: Sequence[Cell], report: SweepReport) -> list[Block]:
 def _positions(cells: Sequence[Cell], report: SweepReport) -> Table:
     rows = []
     for cell in cells:
-        here = report.results.at(target=cell.target)
+        here = report.of_target[cell.target]
         for metric in ("survival", "conditional"):
             values = [number_text(100 * e.value, 1) for e in here.slots(cell.label, metric, cell.over)]
             rows.append([cell.label if metric == "survival" else "", metric, *values])
