@@ -43,10 +43,7 @@ def entry_point(config_name: str) -> Callable:
                 except InstantiationException as error:
                     raise CompactHydraException(as_started(f"error: {_innermost(error)}")) from None
                 except ModuleNotFoundError as error:
-                    if error.name not in EXTRAS:
-                        raise
-                    install = f"run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
-                    raise CompactHydraException(f"error: {error.name} is not installed: {install}") from None
+                    raise CompactHydraException(f"error: {not_installed(error)}") from None
                 except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
                     if os.environ.get("HYDRA_FULL_ERROR"):
                         raise
@@ -90,6 +87,13 @@ def given_overrides() -> list[str]:
         return []
     given = HydraConfig.get().overrides
     return [*(o for o in given.hydra if o.startswith("hydra.searchpath=")), *given.task]
+
+
+def not_installed(error: ModuleNotFoundError) -> str:
+    """One sentence about a missing library of pyproject.toml's extras; any other error is raised again."""
+    if error.name not in EXTRAS:
+        raise error
+    return f"{error.name} is not installed: run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
 
 
 def command_of(module: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from hyperdflash.evaluation import report_job as entry
 from hyperdflash.evaluation.report_job import make_report
+from hyperdflash.report import sweep_figures
 from hyperdflash.report.figures import save_figure
 from hyperdflash.report.html import write_page
 from tests.report.fake_runs import fake_sweep, noisy
@@ -43,7 +43,7 @@ window.addEventListener("load", () => {
 def page(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     figure = Figure(figsize=(2, 1))
-    monkeypatch.setattr(entry, "sweep_figures", lambda report, out: [save_figure(figure, out / "picture.png")])
+    monkeypatch.setattr(sweep_figures, "sweep_figures", lambda report, out: [save_figure(figure, out / "picture.png")])
     words = ["sweep=conditioning", "method=hyperdflash,pre_fc,dflash", "target=tiny,deep", "seed=0,1"]
     fake_sweep(words, lambda job: noisy(RATES[job.choices["method"]], int(job.choices["seed"])))
     make_report([*words, "num_resamples=50", f"html={tmp_path}/page.html"])

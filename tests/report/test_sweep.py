@@ -17,16 +17,17 @@ from omegaconf import OmegaConf
 from hyperdflash.evaluation import report_job as entry
 from hyperdflash.evaluation.report_job import make_report
 from hyperdflash.launch.sweep_plan import plan_sweep
+from hyperdflash.report import sweep_figures
 from hyperdflash.report.bootstrap import MEAN
 from hyperdflash.report.results import MINUS_BASELINE
 from hyperdflash.report.sweep import AHEAD, BEHIND, CURVE, EVEN, over_seeds, verdict_lines
-from hyperdflash.report.sweep_figures import sweep_figures
 from hyperdflash.report.sweep_runs import read_curve
 from tests.report.fake_runs import fake_run, fake_sweep, noisy
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml"))
 RATES = {"0.15": 0.6, "0.2": 0.7, "0.5": 0.4}
+DRAW = sweep_figures.sweep_figures
 KL = ["sweep=kl", "kl.alpha=0.15,0.2,0.5"]
 
 
@@ -34,7 +35,7 @@ KL = ["sweep=kl", "kl.alpha=0.15,0.2,0.5"]
 def runs(monkeypatch, tmp_path) -> Path:
     """An empty place for runs; figures take seconds and are drawn in one test alone."""
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
-    monkeypatch.setattr(entry, "sweep_figures", lambda report, out: [])
+    monkeypatch.setattr(sweep_figures, "sweep_figures", lambda report, out: [])
     return tmp_path
 
 
@@ -102,7 +103,7 @@ def test_hydra_expands_a_sweep_into_the_same_jobs(runs, tmp_path):
 
 
 def test_the_report_of_a_sweep(runs, capsys, monkeypatch):
-    monkeypatch.setattr(entry, "sweep_figures", sweep_figures)
+    monkeypatch.setattr(sweep_figures, "sweep_figures", DRAW)
     fake_sweep(KL, kl_rate)
     report, out = make_report([*KL, "num_resamples=200"])
     cells = {cell.choices["kl.alpha"]: cell for cell in report.cells}
@@ -303,6 +304,16 @@ def test_a_mistake_is_one_sentence(words, sentence, runs, monkeypatch, capsys):
     assert entry.main() == 1
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+
+
+def test_without_matplotlib_the_error_says_what_to_install(runs, monkeypatch, capsys):
+    fake_sweep(["sweep=teacher", "seed=0"], lambda job: 0.5)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "hyperdflash.report.sweep_figures")
+    monkeypatch.delitem(sys.modules, "hyperdflash.report.figures")
+    monkeypatch.setattr(sys, "argv", ["report", "sweep=teacher", "seed=0", "num_resamples=20"])
+    assert entry.main() == 1
+    assert capsys.readouterr().err == "error: matplotlib is not installed: run `pip install 'hyperdflash[figures]'`\n"
 
 
 def test_a_curve_counts_steps_done_and_needs_no_file(tmp_path):

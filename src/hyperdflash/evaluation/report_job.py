@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hyperdflash.cli import not_installed
 from hyperdflash.files import write_text
 from hyperdflash.identity import runs_dir
 from hyperdflash.launch.sweep_plan import Job, SweepPlan, plan_sweep
 from hyperdflash.report.html import write_page
 from hyperdflash.report.sweep import SweepReport, label_of, summarize_sweep, verdict_lines
-from hyperdflash.report.sweep_figures import sweep_figures
 from hyperdflash.report.sweep_runs import Member, TrainedRun, flat, members_by_difference, read_run, refusal
 from hyperdflash.report.sweep_tables import sweep_blocks
 from hyperdflash.report.tables import markdown
@@ -29,6 +29,8 @@ OWN = {"runs": "", "out": "", "html": "", "baseline": "", "num_resamples": "2000
 
 def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
     """Writes sweep.md, the record as sweep.csv, figures and dashboard.html; returns the report and their folder."""
+    from hyperdflash.report.sweep_figures import sweep_figures
+
     own, rest = dict(OWN), []
     for word in words:
         key, _, value = word.partition("=")
@@ -127,5 +129,8 @@ def main() -> int:
         make_report([word for word in sys.argv[1:] if word not in ("-m", "--multirun")])
     except (ValueError, HydraException) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {not_installed(error)}", file=sys.stderr)
         return 1
     return 0
