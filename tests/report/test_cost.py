@@ -85,7 +85,7 @@ def test_refuses(measured):
         costs([*measured, measured[0]])
     with pytest.raises(ValueError, match="no round times"):
         costs([])
-    with pytest.raises(ValueError, match="each needs one entry a round"):
+    with pytest.raises(ValueError, match="each needs one entry per round"):
         times("X", 1, [0.1], [0.1, 0.2], [0.1], [1])
     with pytest.raises(ValueError, match="0 rounds and 3 prefills"):
         times("X", 1, [], [], [], [])
