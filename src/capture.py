@@ -1,7 +1,7 @@
 """Fill the cache with the states that a training would need, and train nothing.
 
 python -m src.capture experiment=stage1
-python -m src.capture experiment=stage2 conditioning=layers reducer=fc
+python -m src.capture experiment=stage2 method=dflash
 python -m src.capture cache=stream cache.budget_gb=50 experiment=stage1       beside trainings: what they need, as they need it
                                       (`python -m src.train cache=stream cache.captures=N` starts N of these itself)
 

@@ -33,6 +33,8 @@ def run(*arguments: str, runs: Path) -> subprocess.CompletedProcess:
         (["kl.alfa=0.1"], "Key 'alfa' is not in struct"),
         (["kl.alpha=much"], "kl.alpha must be in [0, 1], got 'much'"),
         (["conditioning=layers"], "reducer=fc"),
+        (["method=mtp"], "method=mtp_finetuned fine-tunes it"),
+        (["method=mtp_finetuned", "drafter=tiny"], "give conditioning=NAME reducer=NAME"),
         (["experiment=stage2"], "run `python -m src.train experiment=stage1"),
     ],
 )

@@ -47,7 +47,7 @@ def entry_point(config_name: str) -> Callable:
                 except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
                     if os.environ.get("HYDRA_FULL_ERROR"):
                         raise
-                    raise CompactHydraException(as_started(f"error: {error}")) from None
+                    raise CompactHydraException(as_started(f"error: {_sentence(error)}")) from None
 
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
 
@@ -115,6 +115,13 @@ def capture_command() -> str:
     """Fills a read-only cache: this command without training, and with a cache that is written."""
     command = command_of("src.capture" if config_name() == "train" else f"src.{config_name()}")
     return command.replace(" cache=offline", "")
+
+
+def _sentence(error: Exception) -> str:
+    """Without what OmegaConf puts around it: which interpolation it resolved, and where."""
+    if not isinstance(error, OmegaConfBaseException):
+        return str(error)
+    return str(error).splitlines()[0].split("while resolving interpolation: ")[-1]
 
 
 def _innermost(error: BaseException) -> str:

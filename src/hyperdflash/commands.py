@@ -77,6 +77,8 @@ def train(config: DictConfig) -> float:
     """Returns the best validation tau, which a sweeper such as Optuna maximizes."""
     from hyperdflash.training.job import train
 
+    if OmegaConf.select(config, "method.native_steps"):
+        raise ValueError("method=mtp is the target's block as shipped: nothing to train; method=mtp_finetuned fine-tunes it")
     return train(config)["val_tau"]
 
 

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.drafting.layer_ids import layer_ids_of
 from hyperdflash.files import asset, portable, resource
@@ -141,8 +142,14 @@ def train_run_dir(config: DictConfig) -> Path:
 
 def source_names(config: DictConfig) -> list[str]:
     """Conditioning and reducer by name, or the drafter's name where it reads neither."""
-    groups = ("conditioning", "reducer") if reads_conditioning(config.drafter) else ("drafter",)
-    return [class_name(config[group]) for group in groups]
+    if not reads_conditioning(config.drafter):
+        return [class_name(config.drafter)]
+    if "conditioning" not in config or "reducer" not in config:
+        raise ValueError(
+            f"drafter {class_name(config.drafter)} reads a conditioning through a reducer, and the method names none: give "
+            "conditioning=NAME reducer=NAME, or another method"
+        )
+    return [class_name(config.conditioning), class_name(config.reducer)]
 
 
 def reads_conditioning(drafter: DictConfig) -> bool:
@@ -175,7 +182,15 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+def _name_of_job(*, _root_: DictConfig) -> str:
+    """For Hydra, which ends a whole multirun where a job's directory has no name; the job itself then says what is wrong."""
+    try:
+        return run_name(_root_)
+    except (ValueError, OmegaConfBaseException):
+        return "unnamed"
+
+
+OmegaConf.register_new_resolver("run_name", _name_of_job, replace=True)
 # ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
 OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
 # ${asset:tiny}: the shipped folder, from wherever the command runs

@@ -38,6 +38,14 @@ def test_a_job_of_two_ranks_and_one_that_fails_and_both_again(runs_here, prepare
     assert "nothing to do" in again.stdout and "1 jobs: 1 finished, 0 not" in again.stderr
 
 
+def test_a_job_whose_name_cannot_be_resolved_stops_no_other(mini_target, tmp_path):
+    """Vanilla DFlash with more layers than the target has places for taps; the other job's mistake is found after its name."""
+    done = sweep(tmp_path, f"target.path={mini_target}", "method=dflash", "drafter.num_layers=6,1", "kl.alpha=1.5")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = done.stderr[done.stderr.index("2 jobs: 0 finished, 2 not") :]
+    assert "error: num_taps must be in 1..1 for a target of 4 layers" in said and "kl.alpha must be in [0, 1], got 1.5" in said
+
+
 @pytest.mark.slow
 def test_four_jobs_of_two_ranks_in_four_directories(runs_here, prepared_overrides, tmp_path):
     runs = runs_here(tmp_path / "runs")

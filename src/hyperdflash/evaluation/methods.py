@@ -100,10 +100,11 @@ def methods_of(entry: str | DictConfig, config: DictConfig) -> list[Method]:
     if Path(entry).is_dir():
         return [method_of_run(entry, config.target.path)[0]]
     defined = compose_method(entry, config.training)
-    if "native_steps" in defined.method:
-        return [Method(f"{defined.method.title} ({n})", native_steps=n, option=entry) for n in defined.method.native_steps]
+    title, native_steps = (OmegaConf.select(defined, f"method.{key}") for key in ("title", "native_steps"))
+    if native_steps:
+        return [Method(f"{title} ({steps})", native_steps=steps, option=entry) for steps in native_steps]
     method = method_of_run(find_run(entry, defined, config).directory, config.target.path)[0]
-    return [replace(method, name=f"{defined.method.title} ({method.parts.drafter.num_slots})", option=entry)]
+    return [replace(method, name=f"{title or entry} ({method.parts.drafter.num_slots})", option=entry)]
 
 
 def compose_method(name: str, words: str = "") -> DictConfig:
@@ -126,8 +127,10 @@ def training_words(name: str, words: str) -> list[str]:
 
 
 def stated_options(config: DictConfig) -> dict[str, object]:
-    """Dotted option -> value of what decides a training, without options that follow from others (interpolations)."""
-    return {name: value for name, value in flat(decided_by(config, resolve=False)).items() if "${" not in str(value)}
+    """Dotted option -> value of what decides a training, without options that follow from others (interpolations); an
+    objective's terms are such references in every record."""
+    decided = flat(decided_by(config, resolve=False))
+    return {name: value for name, value in decided.items() if "${" not in str(value) or name.startswith("objective.")}
 
 
 def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:

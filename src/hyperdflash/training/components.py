@@ -14,6 +14,7 @@ from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.draft_model import DrafterParts, DraftModelConfig
 from hyperdflash.drafting.heads.head import HeadConfig
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
+from hyperdflash.identity import source_names
 from hyperdflash.objectives.objective import Objective
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
 from hyperdflash.targets.adapter import TargetConfig
@@ -59,6 +60,7 @@ class Parts:
 def make_parts(config: DictConfig) -> Parts:
     """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
     target_config = read_config(config.target.path)
+    source_names(config)  # ValueError where a drafter misses the conditioning or the reducer that it reads
     parts = {
         name: instantiate(config.get(name))  # none of what the method does not read
         for name in ["conditioning", "reducer", "drafter", "head", "blocks", "objective", "optim"]
