@@ -140,12 +140,16 @@ def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:
     """
     defined.target, defined.cache.dtype = config.target, config.cache.dtype
     defined.target.path = str(config.target.path)  # stated, even where it follows from the environment
-    wanted = stated_options(defined)
-    parts = tuple(f"{part}." for part in METHOD if part != "drafter")
-    needed = {n for n in wanted if n.startswith(parts) or n in (*METHOD, *NEEDED)}
+    stated = wanted = stated_options(defined)
+    left_open = flat(decided_by(defined, resolve=False)).keys() - stated.keys()
     with contextlib.suppress(OmegaConfBaseException):  # what follows from other options may not fit this target
-        wanted = flat(decided_by(defined)) | wanted
-    found = RunIndex().nearest(wanted, needed)
+        wanted, left_open = flat(decided_by(defined)) | stated, ()
+
+    def needed(option: str) -> bool:
+        part = option.partition(".")[0]
+        return option in NEEDED or part == "objective" or (part in METHOD and part != "drafter" and option in stated)
+
+    found = RunIndex().nearest(wanted, needed, left_open)
     if not found:
         words = [*training_words(name, config.training), *_given("target", "cache")]
         raise ValueError(

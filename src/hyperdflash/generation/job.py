@@ -32,7 +32,7 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
 
     stated = stated_options(compose_method(method))
     needed = {n: v for n, v in stated.items() if n.partition(".")[0] in ("conditioning", "reducer") or n == "drafter.option"}
-    fitting = [run for run in RunIndex() if run.record["target"] == target.fingerprint and not run.differences(needed)]
+    fitting = [run for run in RunIndex() if run.record["target"] == target.fingerprint and run.agrees(needed)]
     if not fitting:
         raise ValueError(
             f"method={method} has no finished run on this target in {runs_dir() / 'train'}: run "

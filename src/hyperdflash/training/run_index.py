@@ -7,7 +7,7 @@ runs/train/<run>/config.yaml      its whole configuration, resolved
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,10 +42,15 @@ class FinishedRun:
         """The run whose weights this one started from; relative in the record where both lie in one runs folder."""
         return self.directory.absolute().parents[1] / self.record["init_from"] if self.record["init_from"] else None
 
-    def differences(self, wanted: Mapping[str, object]) -> dict[str, tuple]:
-        """Dotted option -> (this run's value, the wanted one), where the two differ."""
-        own = self.decided
-        return {n: (own.get(n), value) for n, value in wanted.items() if n not in own or own[n] != value}
+    def agrees(self, options: Mapping[str, object]) -> bool:
+        """Whether the run has all ``options``, whatever others it has."""
+        return options.items() <= self.decided.items()
+
+    def differences(self, wanted: Mapping[str, object], ignored: Collection[str] = ()) -> dict[str, tuple]:
+        """Dotted option -> (this run's value, the wanted one), where the two differ; None where one has no such option."""
+        names = [name for name in {**self.decided, **wanted} if name not in ignored]
+        pairs = {name: (self.decided.get(name), wanted.get(name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def finished_run(directory: str | Path) -> FinishedRun:
@@ -68,9 +73,11 @@ class RunIndex:
     def __iter__(self) -> Iterator[FinishedRun]:
         return (finished_run(path.parent) for path in sorted(self.folder.glob("*/result.json")))
 
-    def nearest(self, wanted: Mapping[str, object], needed: Collection[str]) -> list[tuple[FinishedRun, dict[str, tuple]]]:
-        """Runs that agree with ``wanted`` (dotted option -> value) in all of ``needed``, each with its other differences: the
-        fewest first, of equally many the newest first."""
-        found = [(run, run.differences(wanted)) for run in self]
-        fitting = [(run, differing) for run, differing in found if not differing.keys() & set(needed)]
+    def nearest(
+        self, wanted: Mapping[str, object], needed: Callable[[str], bool], ignored: Collection[str] = ()
+    ) -> list[tuple[FinishedRun, dict[str, tuple]]]:
+        """Runs that agree with ``wanted`` (dotted option -> value) in every ``needed`` option, each with its other differences:
+        the fewest first, of equally many the newest first."""
+        found = [(run, run.differences(wanted, ignored)) for run in self]
+        fitting = [(run, differing) for run, differing in found if not any(map(needed, differing))]
         return sorted(fitting, key=lambda pair: (len(pair[1]), -pair[0].finished_s))

@@ -16,14 +16,14 @@ from hyperdflash.record import write_json
 from hyperdflash.report.sweep_runs import flat
 from hyperdflash.training.run_index import RunIndex, finished_run
 
-SHARED = ("target", "conditioning", "reducer", "drafter", "head", "seed", "mode", "recipe")  # by a run and its parent
+SHARED = ("stage", "target", "conditioning", "reducer", "drafter", "head", "seed", "mode", "recipe")  # by a run and its parent
 FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
 
 def find_stage1(config: DictConfig) -> Path:
     """The finished stage-1 run with this target, conditioning, reducer, drafter, head and seed; prints what else differs."""
-    wanted = {name: value for name, value in flat(decided_by(config)).items() if name not in FOLLOWING} | {"stage": 1}
-    found = RunIndex().nearest(wanted, {name for name in wanted if name.partition(".")[0] in (*SHARED, "stage")})
+    wanted = flat(decided_by(config)) | {"stage": 1}
+    found = RunIndex().nearest(wanted, lambda name: name.partition(".")[0] in SHARED, FOLLOWING)
     if not found:
         overrides = [o for o in shlex.split(command_of("src.train"))[3:] if not o.startswith(("experiment=", "init_from="))]
         command = shlex.join(["python", "-m", "src.train", "experiment=stage1", *overrides])
