@@ -27,6 +27,7 @@ OPTIONS = [(group, option) for group, option in ALL if group not in OTHER_ENTRY_
 # An option that needs another beside it.
 PARTNERS = {
     ("conditioning", "layers"): ["reducer=fc"],
+    ("conditioning", "taps_and_tokens"): ["reducer=fc"],
     ("conditioning", "post_hc_head"): ["reducer=mean"],
     ("drafter", "paper"): ["drafter.hidden_size=null"],
     ("head", "markov_confidence"): ["objective=confidence"],

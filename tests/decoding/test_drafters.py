@@ -14,11 +14,15 @@ from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.conditioning import Layers, PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.heads.lm_head import LMHead
+from hyperdflash.drafting.heads.markov import Markov
+from hyperdflash.drafting.heads.markov_confidence import MarkovConfidence
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.drafting.proposer import Autoregressive, BlockProposer
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
+from hyperdflash.drafting.taps_and_tokens import TapsAndTokens
 from hyperdflash.targets.generate import generate_batch
 from hyperdflash.targets.load import Target, load_target
 from hyperdflash.targets.producer import InProcess
@@ -36,17 +40,16 @@ def target(mini_target) -> Target:
     return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
 
 
-def block_drafter(target: Target, conditioning=None, reducer=None, **changes):
-    return (
-        DrafterConfig(**SIZES, **changes)
-        .build(
-            DrafterParts(
-                conditioning=conditioning or PreHcHead(), reducer=reducer or HcGate(), heads=target.heads, mask_token_id=7
-            ),
-            torch.Generator().manual_seed(0),
-        )
-        .eval()
+def block_drafter(target: Target, conditioning=None, reducer=None, head=None, layout="full", **changes):
+    parts = DrafterParts(
+        conditioning=conditioning or PreHcHead(),
+        reducer=reducer or HcGate(),
+        head=head or LMHead(),
+        layout=layout,
+        heads=target.heads,
+        mask_token_id=7,
     )
+    return DrafterConfig(**SIZES, **changes).build(parts, torch.Generator().manual_seed(0)).eval()
 
 
 def captured(target: Target, prompts, generations: list[Generation], layer_ids=()) -> TargetStates:
@@ -113,6 +116,15 @@ class Recorder(Sampler):
 CASES = {
     "pre_hc_head": (PreHcHead(), HcGate()),
     "layers": (Layers(layer_ids=[0, 3]), Fc()),
+    "taps and tokens": (TapsAndTokens(layer_ids=[0, 3]), Fc()),
+}
+
+
+VARIANTS = {
+    "dflash": dict(conditioning=CASES["layers"][0], reducer=Fc()),
+    "markov": dict(head=Markov(rank=8)),
+    "causal": dict(layout="causal"),
+    "taps and tokens": dict(conditioning=CASES["taps and tokens"][0], reducer=Fc(), head=MarkovConfidence(rank=8)),
 }
 
 
@@ -147,6 +159,15 @@ def test_a_block_drafter_drafts_what_training_computes(case, window, target):
     # 120 + 400 states fill the first buffers; then another, shorter text
     walk_drafter(loop, drafter, states, target.heads, 120, [1, 7, 3, 200, 1, 189, 5], 6)
     walk_drafter(loop, drafter, states, target.heads, 1, [2, 1, 7], 4)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "dflash"])
+def test_heads_and_layouts_draft_in_the_loop_what_training_computes(variant, target):
+    drafter = block_drafter(target, **VARIANTS[variant])
+    for table in drafter.head.parameters():
+        table.data.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
+    states = text_states(drafter.layer_ids)
+    walk_drafter(drafter.proposer(target.heads), drafter, states, target.heads, 20, [1, 7, 3, 200, 1], 6)
 
 
 @pytest.mark.parametrize("start", [1, 5, 40])
@@ -218,15 +239,16 @@ def greedy(target) -> list[list[int]]:
     return [done[row] for row in range(len(PROMPTS))]
 
 
-METHODS = ["autoregressive", "mtp", "hyperdflash", "dflash"]
+METHODS = ["autoregressive", "mtp", "hyperdflash", "dflash", "markov", "markov mtp", "causal", "taps and tokens"]
 
 
 def trained_module(method: str, target: Target, greedy):
     plain = [Generation(tuple(ids), "length", None, ()) for ids in greedy]
-    if method == "mtp":
-        chain = MTPChain(copy.deepcopy(target.mtp), 3, trainable=True)
+    if method in ("mtp", "markov mtp"):
+        head = Markov(rank=8).build(target.heads) if method == "markov mtp" else None
+        chain = MTPChain(copy.deepcopy(target.mtp), 3, head=head, trainable=True)
         return learnt(chain, target, captured(target, PROMPTS, plain), steps=12)
-    drafter = block_drafter(target, *(CASES["layers"] if method == "dflash" else (None, None)))
+    drafter = block_drafter(target, **VARIANTS.get(method, {}))
     return learnt(drafter, target, captured(target, PROMPTS, plain, drafter.conditioning.layer_ids), steps=12)
 
 

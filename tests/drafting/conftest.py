@@ -8,6 +8,7 @@ from hyperdflash.contracts import TargetStates
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.targets.heads import TargetHeads
 
@@ -47,12 +48,18 @@ def sizes() -> dict[str, int]:
 
 @pytest.fixture
 def build(heads, sizes):
-    """build(conditioning=..., reducer=..., any drafter size) -> Drafter; weights large enough to matter."""
+    """build(conditioning=, reducer=, head=, layout=, any drafter size) -> Drafter; weights large enough to matter."""
 
-    def _build(conditioning=None, reducer=None, **changes):
-        return DrafterConfig(**{**sizes, "initializer_range": 0.2, **changes}).build(
-            DrafterParts(conditioning=conditioning or PreHcHead(), reducer=reducer or HcGate(), heads=heads, mask_token_id=2),
-            torch.Generator().manual_seed(7),
+    def _build(conditioning=None, reducer=None, head=None, layout="full", **changes):
+        parts = DrafterParts(
+            conditioning=conditioning or PreHcHead(),
+            reducer=reducer or HcGate(),
+            head=head or LMHead(),
+            layout=layout,
+            heads=heads,
+            mask_token_id=2,
         )
+        config = DrafterConfig(**{**sizes, "initializer_range": 0.2, **changes})
+        return config.build(parts, torch.Generator().manual_seed(7))
 
     return _build

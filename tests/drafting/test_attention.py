@@ -5,7 +5,7 @@ from hyperdflash.contracts import BlockLayout
 from hyperdflash.drafting import attention
 from hyperdflash.drafting.attention import block_attention, flex_block_attention, flex_mask, reference_block_attention
 from hyperdflash.drafting.layers import rotary_angles, rotate
-from hyperdflash.drafting.visibility import context_mask
+from hyperdflash.drafting.visibility import context_mask, own_mask
 from tests.made_tensors import MadeTensors
 
 
@@ -120,6 +120,45 @@ def test_memory_is_linear_in_anchors(monkeypatch):
             block_attention(query, context, own, visible).sum().backward()
         largest.append(made.nbytes)
     assert max(largest) <= 1 << 20 < 64 * 7 * 2 * 1024 * 4
+
+
+CAUSAL = BlockLayout.chain(7, "causal")
+TREE = BlockLayout(7, (0, 0, 1, 1, 2, 2), tuple(tuple(j in path for j in range(7)) for path in ({0}, {0, 1}, {0, 2},
+                   {0, 1, 3}, {0, 1, 4}, {0, 2, 5}, {0, 2, 6})))  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [CAUSAL, TREE], ids=["causal", "tree"])
+def test_a_layout_hides_own_positions_in_every_attention(few_at_a_time, layout):
+    """Output and gradients against the reference, which masks whole scores; FlexAttention has the same mask."""
+    query, context, own, positions = drawn(7, 2, 150, 20, 7, 4, 2, 16)
+    visible, shown = context_mask(positions, torch.arange(150)), own_mask(layout, "cpu")
+    assert shown.tolist() == [list(row) for row in layout.visible]
+    towards = torch.randn(2, 20, 7, 64, generator=torch.Generator().manual_seed(3))
+    found = []
+    for attend in (block_attention, reference_block_attention):
+        output = attend(query, context, own, visible, shown)
+        found.append([output, *torch.autograd.grad((output * towards).sum(), (query, *context, *own))])
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0][0], block_attention(query, context, own, visible))
+    query, context, own = query.detach(), [x.detach() for x in context], [x.detach() for x in own]
+    flexed = flex_block_attention(query, context, own, flex_mask(visible, layout))
+    torch.testing.assert_close(flexed, found[1][0])
+
+
+def test_an_accelerator_reads_all_of_the_context_without_asking_the_host():
+    """On the meta device a host read raises: replay's attention must not contain one."""
+    query, context, own, positions = drawn(8, 2, 150, 20, 7, 4, 2, 16)
+    visible = context_mask(positions, torch.arange(150)).to("meta")
+    query, context, own = (
+        query.detach().to("meta"),
+        [x.detach().to("meta") for x in context],
+        [x.detach().to("meta") for x in own],
+    )
+    with torch.no_grad():
+        query = query.repeat(1, 40, 1, 1, 1)
+        own, visible = [x.repeat(1, 40, 1, 1, 1) for x in own], visible.repeat(1, 40, 1)
+        assert block_attention(query, tuple(context), tuple(own), visible).shape == (2, 800, 7, 64)
 
 
 @pytest.mark.parametrize("window", [None, 6])

@@ -5,6 +5,8 @@ import torch
 
 from hyperdflash.drafting.conditioning import Layers, PostHcHead, PreHcHead
 from hyperdflash.drafting.layer_ids import default_layer_ids
+from hyperdflash.drafting.reducers.fc import Fc
+from hyperdflash.drafting.taps_and_tokens import TapsAndTokens
 
 
 def test_pre_hc_head_is_the_cached_residual(states, heads):
@@ -62,3 +64,34 @@ def test_default_layer_ids():
     for layers, taps in ((8, 6), (3, 2), (43, 0)):
         with pytest.raises(ValueError, match="num_taps must be in 1"):
             default_layer_ids(layers, taps)
+
+
+def test_taps_stand_beside_the_embedding_of_the_next_token(states, heads):
+    source = TapsAndTokens(layer_ids=[0, 5])
+    streams = source.gather(states, heads)
+    assert source.num_streams(heads) == 3 and streams.shape == (3, 40, 3, 32)
+    assert torch.equal(streams[:, :, :2], Layers(layer_ids=[0, 5]).gather(states, heads))
+    assert torch.equal(streams[:, :-1, 2], heads.embed(states.input_ids[:, 1:]).to(streams.dtype))
+    known = replace(states, next_id=torch.tensor([7, 8, 9]))
+    assert torch.equal(source.gather(known, heads)[:, -1, 2], heads.embed(known.next_id).to(streams.dtype))
+
+
+def test_without_the_tokens_the_drafter_is_that_of_the_layers(build, heads, states):
+    """At token_scale 0 with the same weights for the taps."""
+    anchors, mask = torch.tensor([[9, 20], [9, 29], [8, 22]]), torch.ones(3, 2, dtype=torch.bool)
+    plain = build(Layers(layer_ids=[0, 5]), Fc())
+    joined = build(TapsAndTokens(layer_ids=[0, 5], token_scale=0.0), Fc())
+    weights = plain.state_dict()
+    weights["reducer.fc.weight"] = torch.cat([weights["reducer.fc.weight"], torch.randn(32, 32)], dim=1)
+    joined.load_state_dict(weights)
+    expected, got = (module.slots(states, heads, anchors, mask).features for module in (plain, joined))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_block_sees_its_anchors_token_in_the_context_and_no_later_one(build, heads, states):
+    drafter = build(TapsAndTokens(layer_ids=[0, 5]), Fc(), num_layers=1)
+    context = drafter.context(states, heads)
+    ids = states.input_ids.clone()
+    ids[:, 20] = (ids[:, 20] + 1) % 64
+    changed = (drafter.context(replace(states, input_ids=ids), heads) != context).any(dim=-1)
+    assert changed[:, 19].all() and changed.sum() == 3  # position 19 alone, which anchor 20 sees and anchor 19 does not

@@ -96,6 +96,26 @@ def test_slots_see_each_other_in_both_directions(build, heads, states):
     assert (after != before).any(dim=-1).all()
 
 
+def test_in_a_causal_layout_slots_see_earlier_ones_alone(build, heads, states):
+    drafter = build(num_layers=1, layout="causal")
+    kv = drafter.project_context(drafter.context(states, heads), torch.arange(40))
+    visible = torch.arange(40) < ANCHORS[..., None]
+    ids = states.input_ids.gather(1, ANCHORS)
+    before, embed = drafter.draft(ids, ANCHORS, kv, visible, heads), drafter.embed_blocks
+
+    def disturbed(anchor_ids, heads):
+        x = embed(anchor_ids, heads)
+        x[:, :, 4] += 1.0
+        return x
+
+    drafter.embed_blocks = disturbed
+    after = drafter.draft(ids, ANCHORS, kv, visible, heads)
+    changed = (after != before).any(dim=-1)
+    assert not changed[..., :3].any() and changed[..., 3:].all()  # slots 1 to 3, and 4 to 6
+    full = build(num_layers=1).slots(states, heads, ANCHORS, MASK).features
+    assert not torch.allclose(full[..., 0, :], before[..., 0, :])
+
+
 def test_batch_padding_and_anchor_padding_do_not_matter(build, heads, states):
     drafter = build()
     whole = drafter.slots(states, heads, ANCHORS, MASK).features

@@ -162,9 +162,13 @@ class _Softmax:
         self.log_sum = self.top.to(torch.float64, copy=True)
         self.label_logit = self.top[self.student].clone()
         for asked, target, own in places:
-            zeros = self.mean.new_zeros(target.stop - target.start)
+            zeros = self.log_sum.new_zeros(target.stop - target.start)
             mean = torch.zeros_like(self.mean[target]) if asked.overlap and with_gradients else None
-            self.pairs.append(_Pair(asked, target, own, zeros.double(), zeros, zeros.clone(), mean))
+            self.pairs.append(
+                _Pair(
+                    asked, target, own, zeros, zeros.to(self.mean.dtype, copy=True), zeros.to(self.mean.dtype, copy=True), mean
+                )
+            )
 
     def logits(self, table_rows: Tensor) -> Tensor:
         """[n, v] of a slice [v, F], each state's at its own temperature."""

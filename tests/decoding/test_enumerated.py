@@ -1,0 +1,77 @@
+"""Speculative sampling with a Markov head, summed over every draft: the emitted tokens have the target's distribution."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hyperdflash.contracts import BlockLayout, Slots
+from hyperdflash.decoding.acceptance import residual, sampled_accept
+from hyperdflash.drafting.heads.markov import MarkovHead
+from hyperdflash.targets.sampling import Sampler, probabilities
+
+V = 4
+HEADS = SimpleNamespace(lm_head=SimpleNamespace(weight=torch.eye(V)), dtype=torch.float32, hidden_size=V)
+
+
+@dataclass(frozen=True)
+class Forced(Sampler):
+    """Draws given tokens, one per call, from the distribution that the head asks it to draw from."""
+
+    tokens: list[int] = field(default_factory=list)
+
+    def choose(self, logits):
+        return torch.tensor([self.tokens.pop(0)]), self.probabilities(logits)
+
+
+def markov_block(num_slots: int, seed: int = 0) -> tuple[MarkovHead, Slots]:
+    draw = torch.Generator().manual_seed(seed)
+    head = MarkovHead(V, 3)
+    for table in head.parameters():
+        table.data.normal_(0.0, 1.5, generator=draw)
+    features = torch.randn(1, 1, num_slots, V, generator=draw)
+    return head, Slots(features, torch.zeros(1, 1, num_slots, dtype=torch.int64), BlockLayout.chain(num_slots + 1))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
+def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p):
+    """Three tokens of one round with two drafts, the target a Markov chain: exact up to fp32."""
+    head, slots = markov_block(2)
+    p = probabilities(torch.randn(V, V, generator=torch.Generator().manual_seed(5)), temperature, top_p).double()
+    anchor, emitted = 1, torch.zeros(V, V, V, dtype=torch.float64)
+    for draft in itertools.product(range(V), repeat=2):
+        sampler = Forced(temperature, top_p, None, list(draft))
+        proposal = head.propose(slots, HEADS, torch.tensor([anchor]), sampler)
+        assert tuple(proposal.ids.tolist()) == draft
+        q = proposal.probs.double()
+        drawn, before = q[0, draft[0]] * q[1, draft[1]], (anchor, draft[0])
+        if drawn == 0:
+            continue
+        kept = [min(1.0, float(p[before[k], draft[k]] / q[k, draft[k]])) for k in range(2)]
+        rest = [residual(p[before[k]], q[k]) for k in range(2)]
+        rest = [r / r.sum() for r in rest]
+        # rejected at slot 1, at slot 2, or not at all; what the round leaves open the target says itself
+        emitted += drawn * (1 - kept[0]) * rest[0][:, None, None] * p[:, :, None] * p[None]
+        emitted[draft[0]] += drawn * kept[0] * (1 - kept[1]) * rest[1][:, None] * p
+        emitted[draft[0], draft[1]] += drawn * kept[0] * kept[1] * p[draft[1]]
+    expected = p[anchor][:, None, None] * p[:, :, None] * p[None]
+    torch.testing.assert_close(emitted, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_replay_accepts_with_the_probability_that_the_loop_does():
+    """Slot 2 after an accepted slot 1 = the text's token: E_p[min(1, q / p)] over texts is sum min(p, q), teacher-forced."""
+    head, slots = markov_block(2)
+    p = probabilities(torch.randn(V, V, generator=torch.Generator().manual_seed(5)), 1.0).double()
+    for first in range(V):
+        forced = Slots(slots.features, torch.tensor([1, first]).view(1, 1, 2), slots.layout)
+        q = head.logits(forced, HEADS)[0, 0, 1].dense().double().softmax(-1)
+        sampler = Forced(1.0, 1.0, None, [first, 0])
+        loop_q = head.propose(slots, HEADS, torch.tensor([1]), sampler).probs[1].double()
+        torch.testing.assert_close(q, loop_q, rtol=1e-5, atol=1e-7)
+        uniform = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:-1, None]
+        accepted = sampled_accept(q[None], p[first][None], uniform).double().mean(dim=0)  # of each text token
+        torch.testing.assert_close((p[first] * accepted).sum(), torch.minimum(p[first], q).sum(), rtol=0, atol=1e-4)

@@ -1,0 +1,106 @@
+"""Terms beside the paper's: total variation and confidence by hand, and each at its neutral setting."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hyperdflash.drafting.anchors import all_anchors, make_blocks
+from hyperdflash.objectives.confidence import Confidence
+from hyperdflash.objectives.cross_entropy import PositionWeighted, position_weights
+from hyperdflash.objectives.distillation import Distillation
+from hyperdflash.objectives.factored_logits import target_logits
+from hyperdflash.objectives.objective import Objective
+from hyperdflash.objectives.total_variation import TotalVariation
+
+PAPER = {
+    "cross_entropy": PositionWeighted(gamma=4.0),
+    "kl": Distillation(alpha=0.15, positions=2, temperature=1.0, teacher="mean_pool"),
+}
+
+
+@pytest.fixture
+def batch(final):
+    draw = torch.Generator().manual_seed(2)
+    ids = torch.randint(0, 32, (2, 12), generator=draw)
+    loss_mask = (torch.arange(12) >= 3).expand(2, 12)
+    lengths = torch.tensor([12, 9])
+    blocks = make_blocks(ids, loss_mask, lengths, *all_anchors(loss_mask, lengths), block_size=7)
+    return torch.randn(*blocks.labels.shape, 32, generator=draw, requires_grad=True), blocks
+
+
+def accepted(hidden, blocks, final, heads):
+    """sum over v of min(p, q) of every supervised slot: {(document, block, slot): scalar}."""
+    found = {}
+    for b, i, k in blocks.label_mask.nonzero().tolist():
+        state = final[b, int(blocks.anchors[b, i]) + k].float()
+        p = heads.logits(heads.collapse(state[None, None])[0, 0]).softmax(-1)
+        found[b, i, k] = torch.minimum(p, heads.logits(hidden[b, i, k]).softmax(-1)).sum()
+    return found
+
+
+@pytest.mark.parametrize("gamma", [None, 4.0])
+def test_total_variation_is_the_rejection_rate(batch, final, heads, gamma):
+    hidden, blocks = batch
+    objective = Objective({"tv": TotalVariation(weight=2.0, gamma=gamma)})
+    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+    weights = position_weights(6, gamma)
+    rates = accepted(hidden, blocks, final, heads)
+    expected = 2.0 * sum(weights[k] * (1 - a) for (_, _, k), a in rates.items()) / sum(weights[k] for _, _, k in rates)
+    torch.testing.assert_close(loss, expected)
+    gradients = (torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_confidence_is_trained_towards_acceptance_and_moves_nothing_else(batch, final, heads):
+    hidden, blocks = batch
+    confidence = torch.randn(blocks.labels.shape, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    logits = target_logits(hidden, heads).with_confidence(confidence)
+    objective = Objective({"confidence": Confidence(gamma=None)})
+    loss = objective.loss(objective.sums(logits, blocks, final, heads))
+    rates = accepted(hidden.detach(), blocks, final, heads)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = sum(bce(confidence[place], rate) for place, rate in rates.items()) / len(rates)
+    torch.testing.assert_close(loss, expected)
+    own, of_states = torch.autograd.grad(loss, [confidence, hidden], allow_unused=True)
+    torch.testing.assert_close(own, torch.autograd.grad(expected, confidence)[0])
+    assert of_states is None
+
+
+def test_a_weight_of_zero_is_the_objective_without_the_term(batch, final, heads):
+    hidden, blocks = batch
+    found = []
+    for terms in (PAPER, PAPER | {"tv": TotalVariation(weight=0.0), "confidence": None}):
+        objective = Objective(terms)
+        loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+        found.append((loss, torch.autograd.grad(loss, hidden)[0]))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_terms_with_teachers_of_other_slots_share_one_sweep(batch, final, heads):
+    """KL of the first two slots by one teacher and of five by another, TV of all: the same sums as one by one."""
+    hidden, blocks = batch
+    more = {"other": replace(PAPER["kl"], positions=5, temperature=2.0, teacher="hc_head"), "tv": TotalVariation(weight=0.7)}
+    logits = target_logits(hidden, heads)
+    together = Objective(PAPER | more)
+    joint = together.sums(logits, blocks, final, heads)
+    for place, term in enumerate(together.active):
+        alone = Objective({"one": term}).sums(logits, blocks, final, heads)
+        torch.testing.assert_close(joint.term_sums[place], alone.term_sums[0])
+        assert torch.equal(joint.term_counts[place], alone.term_counts[0])
+    counts = together.counts(blocks)
+    assert all(torch.equal(a, b) for a, b in zip(counts.term_counts, joint.term_counts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("terms", "has_confidence", "sentence"),
+    [
+        ({"confidence": Confidence()}, False, "needs a draft head that has a confidence"),
+        (PAPER, True, "no term of the objective trains it: run with objective=dspark"),
+    ],
+)
+def test_a_confidence_and_its_term_need_each_other(terms, has_confidence, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Objective(terms).check(6, has_confidence)
+    with pytest.raises(ValueError, match="needs a term with a weight above 0"):
+        Objective({"tv": TotalVariation(weight=0.0)})
