@@ -241,6 +241,16 @@ def test_report_imports_no_torch():
     assert not wrong, "\n".join(wrong)
 
 
+def test_one_file_outside_the_target_names_the_lm_heads_weight_and_none_asks_for_a_drafters_kind():
+    """Everything else reads logits of a draft head, and asks a drafter instead of its class."""
+    rooms = ("objectives", "drafting", "decoding", "checks", "training", "evaluation", "generation")
+    files = [path for room in rooms for path in sorted((PACKAGE / room).rglob("*.py"))]
+    naming = [path.name for path in files if re.search(r"lm_head\.weight|\.lm_head\b(?! import)", text_of(path))]
+    assert naming == ["factored_logits.py"]
+    kinds = r"isinstance\([^)]*\b(?:Drafter|DrafterConfig|MTPChain|MTPChainConfig|BlockProposer|MTPProposer)\b"
+    assert not [str(path.relative_to(ROOT)) for path in files if re.search(kinds, text_of(path))]
+
+
 def test_no_path_of_a_machine():
     wrong = []
     for path in repository_files():
