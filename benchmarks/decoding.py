@@ -1,6 +1,6 @@
 """Where the time of a round goes by batch size, and whether it grows with the text. Needs the runs that an evaluation needs.
 
-    python -m benchmarks.decoding --out experiments/<date>-bench-decoding
+    python -m benchmarks.decoding
 
 1. batch sizes   B rows in lockstep at equal lengths (the same prompt B times, T = 0), all methods prompt by prompt in turn
 2. growth        texts that no end token stops: median rounds after 100 and after 1,000 new tokens, measured in turn
@@ -8,11 +8,8 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -20,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tqdm import tqdm
 
+from benchmarks.result import environment, option_parser, write_result
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
@@ -27,11 +25,10 @@ from hyperdflash.decoding.loop import Generation, decode
 from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.decoding_report import round_times
 from hyperdflash.evaluation.methods import make_methods
-from hyperdflash.identity import CONF, runs_dir
-from hyperdflash.planning.cost import RoundTimes, read_times, write_cost_report, write_times
-from hyperdflash.record import environment_record, script_command, write_json
+from hyperdflash.identity import CONF
+from hyperdflash.planning.cost import RoundTimes, cost_figure, cost_markdown, costs
 from hyperdflash.report.measure import AUTOREGRESSIVE
-from hyperdflash.report.tables import markdown_table
+from hyperdflash.report.tables import jsonable, markdown_table
 from hyperdflash.targets.load import Target
 
 EARLY, LATE, SPAN = 100, 1000, 48  # new tokens: the rounds of the SPAN tokens after EARLY and after LATE are compared
@@ -90,7 +87,7 @@ def growth(target: Target, drafters: dict[str, Proposer], prompts: Sequence[Sequ
     return [Growth(name, medians[name, EARLY], medians[name, LATE]) for name in drafters]
 
 
-def growth_markdown(found: Sequence[Growth]) -> str:
+def growth_lines(found: Sequence[Growth]) -> list[str]:
     """The same forward of the target stands in every method's T_verify; its growth is AR's."""
     rows = []
     for g in found:
@@ -101,24 +98,19 @@ def growth_markdown(found: Sequence[Growth]) -> str:
     note = (
         f"Milliseconds, medians over the rounds of {SPAN} tokens after {EARLY} and after {LATE} new ones; batch size 1, T = 0."
     )
-    return "\n".join([*markdown_table(header, rows), "", note, ""])
+    return [*markdown_table(header, rows), "", note]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-decoding")
+    parser = option_parser("decoding", __doc__)
     parser.add_argument("--prompts", type=int, default=4, help="of each domain")
     parser.add_argument("--long-prompts", type=int, default=3, help="texts of 1,000 tokens; 0: no growth")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--methods", default="mtp,dflash,hyperdflash", help="names of conf/method or runs' directories")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
-    parser.add_argument("--render", action="store_true", help="make cost.* again from the rounds in OUT, without measuring")
     options = parser.parse_args(arguments)
-    if options.render:
-        setting = json.loads((options.out / "environment.json").read_text())["setting"]
-        write_cost_report(read_times(options.out / "times.jsonl"), options.out, setting)
-        return
+    measured_in = environment("decoding", arguments)
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("evaluate", [f"methods=[{options.methods}]", *options.overrides])
         methods = make_methods(config)
@@ -135,15 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Target {config.target.path} ({target.fingerprint}), {len(prompts)} prompts, {config.threads} threads, CPU, T = 0"
     )
     times = by_batch_size(target, drafters, prompts, options.batch_sizes, options.max_new_tokens, stop_ids)
-    written = [write_times(options.out / "times.jsonl", times), *write_cost_report(times, options.out, setting)]
+    found = costs(times)
+    record = {"setting": setting, "costs": [asdict(cost) | {"ratio": cost.ratio} for cost in found]}
+    lines = cost_markdown(found, setting).splitlines()
     if options.long_prompts:
-        text = growth_markdown(growth(target, drafters, prompts[: options.long_prompts]))
-        (options.out / "growth.md").write_text(f"{setting}.\n\n{text}")
-        written.append(options.out / "growth.md")
-    command = script_command("benchmarks.decoding", arguments)
-    write_json(options.out / "environment.json", {"setting": setting} | environment_record(command))
-    print((options.out / "cost.md").read_text())
-    print(f"wrote {', '.join(path.name for path in written)} in {options.out}")
+        grown = growth(target, drafters, prompts[: options.long_prompts])
+        record["growth"] = [asdict(one) for one in grown]
+        lines += ["", "## Growth", "", *growth_lines(grown)]
+    write_result(options.out, "decoding", jsonable(record), lines, measured_in)
+    cost_figure(found, options.out / "decoding.png", setting)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What replay costs: beside the matrix products of drafting from all positions, and beside decoding the same texts.
 
-    python -m benchmarks.replay --out experiments/<date>-bench-replay
+    python -m benchmarks.replay
     python -m benchmarks.replay --prompts 0        # without the loop, which needs the runs that an evaluation needs
 
 1. products  the drafter, the document and the vocabulary of the training step's bench (benchmarks/shapes.py), every position
@@ -9,18 +9,15 @@
              and once half of them, about what trained drafters have on the tiny target
 2. loop      every method writes its greedy texts; their states are taken in one forward of the target and replayed
 
-T = 0. Times are of the processor (time.process_time) on one thread, each after one of its kind that is not counted. Writes
-replay.md and replay.json.
+T = 0. Times are of the processor (time.process_time) on one thread, each after one of its kind that is not counted.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -31,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.flops import Product, products
 from benchmarks.own_step import TORCH_DTYPES, Setup, build
 from benchmarks.peak import product_rates
+from benchmarks.result import environment, option_parser, write_result
 from benchmarks.shapes import DTYPES, SHAPES, Case, StepShape
 from hyperdflash.checks.traces import training_document
 from hyperdflash.contracts import Conversation
@@ -43,17 +41,15 @@ from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.evaluation.methods import make_methods
-from hyperdflash.files import write_text
-from hyperdflash.identity import CONF, runs_dir
+from hyperdflash.identity import CONF
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
-from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.capture import live_states
 from hyperdflash.states.store import make_shards
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.producer import InProcess
 
-BAR = 1.5  # replay's time, times that of its products, at most
+MOST = 1.5  # replay's time, times that of its products, at most
 
 
 def replayed(shape: StepShape) -> StepShape:
@@ -183,23 +179,22 @@ def markdown(rows: Sequence[dict]) -> str:
         [
             *(r["shape"], r["dtype"], r["kept"], str(r["anchors"]), f"{r['gflop']:.1f}"),
             *(f"{1e3 * r['replay_s']:.0f}", f"{1e3 * r['matmul_s']:.0f}", f"{r['peak_ratio']:.2f}", f"{r['ratio']:.2f}"),
-            "met" if r["ratio"] <= BAR else "**not met**",
+            "met" if r["ratio"] <= MOST else "**not met**",
         ]
         for r in rows
     ]
     header = ["Shape", "dtype", "drafts kept", "anchors", "GFLOP", "replay, ms", "products, ms"]
-    header += ["replay / FLOPs at peak", "replay / products", f"at most {BAR}"]
-    note = f"Products of all slots of all blocks, drafting and LM head, those that replay leaves out too. Bar: {BAR}."
+    header += ["replay / FLOPs at peak", "replay / products", f"at most {MOST}"]
+    note = f"Products of all slots of all blocks, drafting and LM head, those that replay leaves out too. Threshold: {MOST}."
     return "\n".join([*markdown_table(header, cells), "", note]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=runs_dir() / "bench-replay")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = option_parser("replay", __doc__, rounds=7)
     parser.add_argument("--prompts", type=int, default=8, help="of each domain, for the loop; 0: no loop")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the evaluation's configuration, e.g. target=deep")
     options = parser.parse_args(arguments)
+    measured_in = environment("replay", arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -208,16 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods = methods_of(config, target) if options.prompts else {}
     cases = [(shape, dtype, kept) for shape in (SHAPES[0], SHAPES[2]) for dtype in DTYPES for kept in ("half", "all")]
     rows = [measure(*case, options.rounds, 0.02) for case in tqdm(cases, desc="replay", unit="case", mininterval=2)]
-    texts, loop = [markdown(rows)], []
+    lines, loop = markdown(rows).splitlines(), []
     if methods:
         prompts = [p for domain in ("math", "code", "chat") for p in load_eval_prompts(domain)[: options.prompts]]
         conversations = [user_rounds(prompt)[0] for prompt in prompts]
         loop = beside_loop(target, load_tokenizer(config.target.path), methods, conversations, max_new_tokens=96)
-        texts.append(loop_markdown(loop))
-    record = {"rows": rows, "loop": loop, **environment_record(script_command("benchmarks.replay", arguments))}
-    write_json(options.out / "replay.json", record)
-    write_text(options.out / "replay.md", "\n".join(texts))
-    print(*texts, sep="\n")
+        lines += ["", *loop_markdown(loop).splitlines()]
+    write_result(options.out, "replay", {"rows": rows, "loop": loop}, lines, measured_in)
 
 
 if __name__ == "__main__":

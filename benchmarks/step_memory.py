@@ -1,32 +1,29 @@
 """The planner's memory model (planning/step_memory.py) against measured peaks of real training steps.
 
-    python -m benchmarks.step_memory --out experiments/<date>-plan
+    python -m benchmarks.step_memory
 
 Each case is a process of its own (benchmarks/own_step.py): resident memory at its largest, less what imports take, beside the
-model's sum for the same sizes. Writes step_memory.md and step_memory.json.
+model's sum for the same sizes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.duel import Terms, duel
 from benchmarks.own_step import drafter_config, meta_heads
+from benchmarks.result import environment, option_parser, write_result
 from benchmarks.shapes import DTYPES, SHAPES, Case, StepShape
 from benchmarks.step import own_command
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.reducers.fc import Fc
-from hyperdflash.identity import runs_dir
 from hyperdflash.objectives.sweep import ROWS, SLICE_BYTES
 from hyperdflash.planning.step_memory import StepMemory, StepSizes, step_memory
-from hyperdflash.record import environment_record, script_command, write_json
 from hyperdflash.report.tables import markdown_table
 
 BASE = replace(SHAPES[0], name="T2048 A128 V32k", num_tokens=2048, num_anchors=128)
@@ -106,21 +103,17 @@ def markdown(rows: Sequence[dict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=runs_dir() / "step-memory")
+    parser = option_parser("step_memory", __doc__)
     parser.add_argument("--render", action="store_true", help="today's model beside the measurements that --out has")
     options = parser.parse_args(arguments)
-    record = options.out / "step_memory.json"
+    measured_in = environment("step_memory", arguments)
     if options.render:
-        measured = json.loads(record.read_text())["rows"]
+        measured = json.loads((options.out / "step_memory.json").read_text())["rows"]
         shapes = {shape.name: shape for shape in CASES}
         rows = [row_of(Case(shapes[row["shape"]], row["dtype"], "own"), row["measured"]) for row in measured]
     else:
         rows = compare(CASES, Terms(rounds=2, warm_up=1))
-    command = script_command("benchmarks.step_memory", arguments)
-    write_json(record, {"rows": rows, **environment_record(command)})
-    (options.out / "step_memory.md").write_text(markdown(rows))
-    print(markdown(rows))
+    write_result(options.out, "step_memory", {"rows": rows}, markdown(rows).splitlines(), measured_in)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_growth_alternates_between_early_and_late(monkeypatch):
     assert {calls[2][1] > LATE, calls[2 + len(measured) // REPEATS][1] > LATE} == {True, False}
     assert [g.method for g in found] == ["AR", "X"]
     assert found[0].early == pytest.approx((10, 20, 1)) and found[0].late == pytest.approx((20, 40, 1))
-    assert "| AR | 10.00 | 20.00 | 1.00 | 20.00 | 40.00 | 1.00 | 1.97 | 2.00 | 1.91 |" in decoding.growth_markdown(found)
+    assert "| AR | 10.00 | 20.00 | 1.00 | 20.00 | 40.00 | 1.00 | 1.97 | 2.00 | 1.91 |" in decoding.growth_lines(found)
 
 
 def test_a_small_run_records_its_rounds_and_its_command(mini_target, tmp_path, monkeypatch, capsys):
@@ -58,14 +58,14 @@ def test_a_small_run_records_its_rounds_and_its_command(mini_target, tmp_path, m
     overrides = [f"target.path={mini_target}", "methods=[{name: M, native_steps: 2}]", "threads=1"]
     monkeypatch.setattr(sys, "argv", ["decoding.py", *options.split(), *overrides])
     decoding.main()
-    environment = json.loads((out / "environment.json").read_text())
-    assert environment["command"].startswith(f"python -m benchmarks.decoding --out {out} --prompts 1")
-    assert "'methods=[{name: M, native_steps: 2}]'" in environment["command"]
-    times = [json.loads(line) for line in (out / "times.jsonl").read_text().splitlines()]
-    assert [(t["method"], t["batch_size"]) for t in times] == [("AR", 1), ("M", 1), ("AR", 2), ("M", 2)]
-    assert all(sum(t["emitted"]) <= 3 * 5 * t["batch_size"] for t in times)
-    assert "| M |" in (out / "growth.md").read_text()
-    before = (out / "cost.md").read_text()
-    (out / "cost.md").unlink()
-    decoding.main(["--out", str(out), "--render"])
-    assert (out / "cost.md").read_text() == before
+    record = json.loads((out / "decoding.json").read_text())
+    command = record["environment"]["command"]
+    assert command.startswith(f"python -m benchmarks.decoding --out {out} --prompts 1")
+    assert "'methods=[{name: M, native_steps: 2}]'" in command
+    costs = record["costs"]
+    assert [(t["method"], t["batch_size"]) for t in costs] == [("AR", 1), ("M", 1), ("AR", 2), ("M", 2)]
+    assert all(t["tau"] * t["rounds"] <= 3 * 5 for t in costs)  # tokens per row after the first ones
+    assert [grown["method"] for grown in record["growth"]] == ["AR", "M"]
+    text = (out / "decoding.md").read_text()
+    assert text.count("| M |") == 3 and f"`{command}`" in text
+    assert (out / "decoding.png").read_bytes().startswith(b"\x89PNG")
