@@ -71,10 +71,10 @@ demo: .venv/.done ## the whole job: answers, states, both stages of each method,
 	done; done
 	$(PY) -m src.evaluate out=$(RUNS)/demo
 
-pretrain: .venv/.done ## train the tiny target that ships in assets/tiny
+pretrain: .venv/.done ## train the tiny target that ships in assets/tiny anew, into runs/targets/tiny
 	$(PY) -m src.pretrain
 
-card: .venv/.done ## measure the tiny target
+card: .venv/.done ## measure the tiny target, into runs/card/tiny
 	$(PY) -m src.card
 
 # A peer in an environment of its own: its pins are not this project's, and it must not see this project's code.

@@ -18,12 +18,11 @@ from hyperdflash.data.chat import encode
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.targets.load import load_target
 from tiny_target.card.answers import Answer, answer_figures, parses
-from tiny_target.card.bars import Bar, bars, largest_rise
-from tiny_target.card.ngram import KneserNey
 from tiny_target.card.paths import PathStatistics, head_gates, path_cosines, teacher_divergence
-from tiny_target.card.rendering import fenced, markdown, table
+from tiny_target.card.rendering import Threshold, fenced, largest_rise, markdown, thresholds
 from tiny_target.card.text import (
     XZ_PRESET,
+    KneserNey,
     bits_per_byte,
     group_of,
     heldout_groups,
@@ -210,7 +209,7 @@ def test_path_figures_are_plain_means_over_tokens(target):
         PathStatistics().figures()
 
 
-# answers and bars
+# answers and thresholds
 
 
 def test_answer_figures_by_hand():
@@ -253,10 +252,10 @@ def card() -> dict:
 
 
 def failed(found: dict) -> list[str]:
-    return [bar.name for bar in bars(found) if not bar.met]
+    return [one.name for one in thresholds(found) if not one.met]
 
 
-def test_bars_hold_at_their_limits_and_fall_just_past_them():
+def test_thresholds_hold_at_their_limits_and_fall_just_past_them():
     assert failed(card()) == []
     worse = card()
     worse["text"]["chat"]["target"] = 0.95  # equal to the 5-gram: not below
@@ -277,11 +276,11 @@ def test_bars_hold_at_their_limits_and_fall_just_past_them():
     ]
     without = card()
     without["training"] = None
-    assert len(bars(without)) == len(bars(card())) - 1
+    assert len(thresholds(without)) == len(thresholds(card())) - 1
 
 
-def test_a_missing_figure_meets_no_bar_and_a_rise_is_found():
-    assert not Bar("x", ">=", 0.0, None).met and Bar("x", "<", 1.0, None).written(None) == "n/a"
+def test_a_missing_figure_reaches_no_threshold_and_a_rise_is_found():
+    assert not Threshold("x", ">=", 0.0, None).met and Threshold("x", "<", 1.0, None).written(None) == "n/a"
     assert largest_rise([0.9, 0.5, 0.6]) == pytest.approx(0.1) and largest_rise([0.9, 0.5]) == pytest.approx(-0.4)
     assert largest_rise([0.9]) is None and largest_rise([0.9, None]) is None
 
@@ -289,6 +288,6 @@ def test_a_missing_figure_meets_no_bar_and_a_rise_is_found():
 def test_the_markdown_is_a_function_of_the_json():
     text = markdown(json.loads(json.dumps(card())))
     assert "Made by `python -m src.card` at git revision abc; target fingerprint `f`." in text
-    assert f"{len(bars(card()))} of {len(bars(card()))} bars are met" in text
+    assert f"{len(thresholds(card()))} of {len(thresholds(card()))} thresholds are met" in text
     assert "| bits per byte below xz, code | < 1.000 | 0.900 | yes |" in text
-    assert fenced("```\n1\n```")[0] == "````text" and table(["a", "b"], [["x|y", "1"]])[-1] == "| x\\|y | 1 |"
+    assert fenced("```\n1\n```")[0] == "````text"

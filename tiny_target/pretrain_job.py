@@ -19,10 +19,10 @@ from tiny_target.pretraining import pretrain
 
 
 def pretrain_target(config: DictConfig) -> None:
-    """Writes the trained target into ``config.recipe.out``; a killed run goes on from its last checkpoint."""
+    """Writes the trained target into ``config.out``; a killed run goes on from its last checkpoint."""
     torch.set_num_threads(config.threads)
     settings, recipe = instantiate(config.settings), config.recipe
-    run, out = runs_dir() / "pretrain" / recipe.name, Path(recipe.out)
+    run, out = runs_dir() / "pretrain" / recipe.name, Path(config.out)
     conversations = load_embedded("train", cache_dir=Path(config.corpus_dir))
     texts = (turn.content for conversation in conversations for turn in conversation.turns)
     tokenizer = train_tokenizer(texts, vocab_size=recipe.vocab_size)

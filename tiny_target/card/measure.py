@@ -1,4 +1,4 @@
-"""A target's model card: what it is, what it can do, and which bars it meets.
+"""A target's model card: what it is, what it can do, and which thresholds it reaches.
 
 1. text         held-out documents -> nats of the target and a 5-gram, bytes of xz; path statistics of the same forwards
 2. answers      greedy, to the committed prompts (kept on disk, shared with src.evaluate where the limits agree)
@@ -43,11 +43,19 @@ from hyperdflash.targets.deepseek_v4.build import count_parameters
 from hyperdflash.targets.load import Target, load_mtp, read_config
 from hyperdflash.targets.producer import InProcess
 from tiny_target.card.answers import Answer, answer_figures
-from tiny_target.card.bars import bars
-from tiny_target.card.ngram import KneserNey, check_order
 from tiny_target.card.paths import PathStatistics
-from tiny_target.card.rendering import bar_rows, markdown
-from tiny_target.card.text import GROUPS, bits_per_byte, group_of, heldout_groups, nats_sum, state_batches, xz_bytes
+from tiny_target.card.rendering import markdown, threshold_rows, thresholds
+from tiny_target.card.text import (
+    GROUPS,
+    KneserNey,
+    bits_per_byte,
+    check_order,
+    group_of,
+    heldout_groups,
+    nats_sum,
+    state_batches,
+    xz_bytes,
+)
 from tiny_target.corpus.embedded import load_embedded, text_bytes
 
 SETTINGS = ("mode", "text_bytes", "prime_bytes", "ngram_order", "mtp_steps", "samples", "batch_tokens", "threads")
@@ -98,13 +106,14 @@ def make_card(config: DictConfig) -> dict:
         },
         "seconds": seconds,
     }
-    card["bars"] = [
-        {"name": b.name, "relation": b.relation, "asked": b.asked, "measured": b.measured, "met": b.met} for b in bars(card)
+    card["thresholds"] = [
+        {"name": t.name, "relation": t.relation, "asked": t.asked, "measured": t.measured, "met": t.met}
+        for t in thresholds(card)
     ]
-    out = Path(config.out)
+    out = Path(config.out) if config.out else runs_dir() / "card" / target.path.name
     write_json(out / "model_card.json", card)
     (out / "model_card.md").write_text(markdown(card), encoding="utf-8")
-    _print_bars(card)
+    _print_thresholds(card)
     print(f"wrote {out}/model_card.json and {out}/model_card.md in {sum(seconds.values()):.0f} s")
     return card
 
@@ -259,12 +268,12 @@ def _description(target: Target, tokenizer_size: int) -> dict:
     }
 
 
-def _print_bars(card: dict) -> None:
+def _print_thresholds(card: dict) -> None:
     shown = Table(title=f"Model card of {card['target']['path']}", title_justify="left")
-    shown.add_column("bar")
+    shown.add_column("threshold")
     for name in ("asked", "measured", "met"):
         shown.add_column(name, justify="right")
-    for name, asked, measured, met in bar_rows(card):
+    for name, asked, measured, met in threshold_rows(card):
         shown.add_row(name, asked, measured, "[green]yes[/]" if met == "yes" else "[bold red]no[/]")
     Console().print(shown)
 
