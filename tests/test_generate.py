@@ -84,7 +84,7 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
     assert generate(target, drafter, "Say it.", max_new_tokens=8).text
     if kind is BlockProposer:
         config = compose_config(
-            "generate", [f"target.path={target.path}", "prompt=Hi", "method=hyperdflash", "max_new_tokens=4"]
+            "generate", [f"target.path={target.path}", "prompt=Hi", "drafted_by=hyperdflash", "max_new_tokens=4"]
         )
         shown = io.StringIO()
         answer_prompt(config, Console(file=shown))
@@ -115,9 +115,10 @@ def test_what_is_no_finished_run_is_refused(target, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["method=dflash"], "method must be hyperdflash or mtp or ar, got 'dflash'"),
-        (["method=ar", "run=x"], "run=x brings its own drafter"),
-        (["method=hyperdflash"], "no finished run on this target"),
+        (["drafted_by=dflash"], r"method=dflash has no finished run on this target .* run `python -m src\.train method=dflash"),
+        (["drafted_by=nobody"], "'nobody' is neither a run's directory nor a method; methods are dflash, "),
+        (["drafted_by=ar", "run=x"], "run=x brings its own drafter"),
+        (["drafted_by=hyperdflash"], "no finished run on this target"),
         (["max_new_tokens=0"], "max_new_tokens must be a positive integer"),
         (["temperature=-1"], "temperature must be 0"),
         (["mode=loud"], "chat mode must be one of"),
@@ -157,11 +158,11 @@ PROMPTS = [
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_reaches_the_command_as_it_was_typed(prompt, monkeypatch, compose_config):
     seen = []
-    monkeypatch.setattr(sys, "argv", ["generate", f"prompt={prompt}", "seed=1"])
+    monkeypatch.setattr(sys, "argv", ["generate", f"prompt={prompt}", "seed=1", "method=ar"])
     monkeypatch.setattr(module, "run_command", lambda: seen.extend(sys.argv[1:]))
     module.main()
     config = compose_config("generate", seen)
-    assert config.prompt == prompt and config.seed == 1
+    assert config.prompt == prompt and config.seed == 1 and config.drafted_by == "ar"
 
 
 def test_what_is_quoted_already_stays():

@@ -213,7 +213,7 @@ def test_a_sweeps_jobs_are_grouped_and_named_by_their_choice(compose_config, mon
     place = wandb_place(config)
     assert (place["group"], place["job_type"]) == ("kl", "kl.alpha=0.5")
     assert place["tags"] == ["stage1", "tiny", "pre_hc_head-hc_gate", "sweep:kl"]
-    flat = wandb_axes(compose_config("train", ["method=dflash_flat"]))
+    flat = wandb_axes(compose_config("train", ["method=dflash_flat", "kl=paper"]))
     assert flat["method"] == "layers_flat-fc" and flat["axis_kl_alpha"] == 0.15
     assert wandb_axes(compose_config("train", ["method=mtp_finetuned"]))["method"] == "mtp_chain"
     assert set(WANDB_AXES) <= flat.keys() | {"axis_gamma"}

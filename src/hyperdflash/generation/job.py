@@ -46,10 +46,10 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     from hydra.utils import instantiate
     from transformers.utils import logging
 
-    method = config.method or ("hyperdflash" if config.run else "mtp")
+    method = config.drafted_by or ("hyperdflash" if config.run else "mtp")
     if OmegaConf.is_missing(config, "prompt"):
         raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
-    if config.run and config.method not in (None, "hyperdflash"):
+    if config.run and config.drafted_by not in (None, "hyperdflash"):
         raise ValueError(f"run={config.run} brings its own drafter, method={method} another: leave one of them out")
     for name in ("num_slots", "max_new_tokens", "threads"):
         positive_int(name, config[name])
@@ -99,5 +99,6 @@ def run_command(config: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = map(quoted, sys.argv[1:])
+    # Hydra reads method=NAME as an option of conf/method, which a training has and this command has not
+    sys.argv[1:] = [quoted(re.sub("^method=", "drafted_by=", argument)) for argument in sys.argv[1:]]
     run_command()
