@@ -207,7 +207,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(
 
 def test_no_two_processes_train_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "LOCK_S", 0)
-    with runs.run_lock(tmp_path / "run"), pytest.raises(ValueError, match="another process"), runs.run_lock(tmp_path / "run"):
+    with (
+        runs.exclusive_run(tmp_path / "run"),
+        pytest.raises(ValueError, match="another process"),
+        runs.exclusive_run(tmp_path / "run"),
+    ):
         pytest.fail("two at once")
 
 

@@ -16,10 +16,8 @@ source is read from its first row again.
 
 from __future__ import annotations
 
-import fcntl
 import heapq
 import json
-import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +36,8 @@ from hyperdflash.data.row_stats import BEYOND, DUPLICATE, HELD_OUT, RowStats
 from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.sources import placed
 from hyperdflash.data.split import Split
+from hyperdflash.files import whole_file
+from hyperdflash.leases import exclusive
 from hyperdflash.settings import natural_int, number_between, positive_int
 from hyperdflash.stable_hash import content_hash, unit_interval
 
@@ -163,9 +163,7 @@ def select(
     Processes that want the same one wait for each other: one reads the source.
     """
     path = directory / f"{_readable(source)}-{_key(source, domain, choice)}.jsonl"
-    directory.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(directory, f"leases/{path.stem}"):
         found = _read(path, num_train, num_heldout)
         if found is None:
             _write(path, source, domain, choice, num_train, num_heldout, progress)
@@ -213,7 +211,6 @@ def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldo
     unique = {False: 0, True: 0}
     seen: set[int] = set()
     rows = placed(source, domain, stats=stats)
-    partial = path.with_suffix(".partial")
     with TemporaryFile() as train, TemporaryFile() as heldout:
         sides = {False: _Lowest(num_train, train), True: _Lowest(num_heldout, heldout)}
         for place, conversation in tqdm(rows, desc=f"reading {source}", unit="row", mininterval=2, disable=not progress):
@@ -237,13 +234,10 @@ def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldo
             **{"train": len(sides[False]), "all_train": len(sides[False]) == unique[False]},
             **{"heldout": len(sides[True]), "all_heldout": len(sides[True]) == unique[True]},
         }
-        with partial.open("wb") as file:
+        with whole_file(path, sync=True) as file:
             file.write(json.dumps(head).encode() + b"\n")
             for side in sides.values():
                 file.writelines(side.lines())
-            file.flush()
-            os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def stats_of(selection: Selection, taken: int) -> RowStats:

@@ -2,7 +2,7 @@
 
     <runs>/datasets/<name>-<target>/
         train.safetensors        one record per document (states/shard_file.py): input_ids [N] int32, loss_mask [N] bool;
-        validation.safetensors   others: ids, domain_names, shard_names (text), domains [R], shard_starts [S + 1] int64
+        validation.safetensors   others: ids, domain_names, shard_names (text), domains [R] uint8, shard_starts [S + 1]
         dataset.json             what documents and states depend on, row statistics, a digest and a checksum; written last
 
 N tokens, R documents and S shards of a split. Both index files are mapped: opening one reads everything but the tokens, and a
@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +47,9 @@ class Index(Sequence[Document]):
         except ValueError as error:
             raise ValueError(f"{path} is damaged or missing: {error}; {REMEDY}") from error
         others = self._file.others
-        self._ids, self._domain_names = _texts(others["ids"]), _texts(others["domain_names"])
-        self._domains = others["domains"]
+        self._ids = others["ids"].numpy()  # text, not 300,000 strings: they would take 20 MB
+        self._id_ends = np.flatnonzero(self._ids == 0)[: len(self._file.offsets) - 1]
+        self._domains, self._domain_names = others["domains"], _texts(others["domain_names"])
         starts = others["shard_starts"].tolist()
         self.shards = [
             IndexedShard(name, Rows(self, start, stop))
@@ -59,16 +60,19 @@ class Index(Sequence[Document]):
         return Index, (self.path, self.identity)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._id_ends)
+
+    def id(self, row: int) -> str:
+        return bytes(self._ids[self._id_ends[row - 1] + 1 if row else 0 : self._id_ends[row]]).decode()
 
     def __getitem__(self, row: int) -> Document:
         """ValueError when a byte of the document is not what was written."""
         try:
             record = self._file.record(row)
         except DamagedShard as error:
-            raise DamagedShard(f"record {row} ({self._ids[row]}) of {self.path} is damaged: {error}; {REMEDY}") from error
+            raise DamagedShard(f"record {row} ({self.id(row)}) of {self.path} is damaged: {error}; {REMEDY}") from error
         domain = self._domain_names[int(self._domains[row])]
-        return Document(self._ids[row], domain, record["input_ids"].long(), record["loss_mask"])
+        return Document(self.id(row), domain, record["input_ids"].long(), record["loss_mask"])
 
     def lengths(self, start: int, stop: int) -> list[int]:
         """Tokens of the documents ``start`` to ``stop - 1``; reads none of them."""
@@ -87,13 +91,8 @@ class Rows(Sequence[Document]):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    @overload
-    def __getitem__(self, row: int) -> Document: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Document]: ...
-    def __getitem__(self, row):
-        found = range(self.start, self.stop)[row]
-        return self.split[found] if isinstance(found, int) else [self.split[i] for i in found]
+    def __getitem__(self, row: int) -> Document:
+        return self.split[range(self.start, self.stop)[row]]
 
 
 class IndexedShard(Shard):
@@ -190,7 +189,7 @@ def _write_index(path: Path, shards: Sequence[Shard], identity: Mapping[str, str
     sizes = torch.tensor([0, *(len(shard.documents) for shard in shards)])
     others = {
         "shard_starts": sizes.cumsum(0),
-        "domains": torch.tensor([names.index(document.domain) for document in documents]),
+        "domains": _padded(bytes(names.index(document.domain) for document in documents)),
         "ids": _text([document.id for document in documents]),
         "domain_names": _text(names),
         "shard_names": _text([shard.name for shard in shards]),
@@ -203,10 +202,14 @@ def _write_index(path: Path, shards: Sequence[Shard], identity: Mapping[str, str
 
 
 def _text(words: Sequence[str]) -> Tensor:
-    """Words, none of which holds a zero byte, as uint8: UTF-8 with a zero after each, then zeros up to a multiple of 8."""
+    """Words, none of which holds a zero byte, as uint8: UTF-8 with a zero after each."""
     assert not any("\0" in word for word in words)
-    text = "".join(f"{word}\0" for word in words).encode()
-    return torch.frombuffer(bytearray(text + b"\0" * (-len(text) % 8)), dtype=torch.uint8)
+    return _padded("".join(f"{word}\0" for word in words).encode())
+
+
+def _padded(content: bytes) -> Tensor:
+    """uint8, with zeros up to a multiple of 8."""
+    return torch.frombuffer(bytearray(content + b"\0" * (-len(content) % 8)), dtype=torch.uint8)
 
 
 def _texts(text: Tensor) -> list[str]:

@@ -128,7 +128,7 @@ class ShardFile:
         for name, entry in header.items():
             tensor, place = self._tensor(entry, start), start + entry["data_offsets"][0]
             if place < index_end:
-                self.others[name] = tensor.clone()
+                self.others[name] = tensor
             else:
                 self._rows[name] = (tensor, place, tensor[0].nbytes)
 

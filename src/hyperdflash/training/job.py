@@ -61,11 +61,14 @@ def train(config: DictConfig) -> dict:
     check_dataset(config)
     if must_launch(config.trainer, num_captures(config)):
         parent_of(config, run)
-        with run_lock(run):
+        with exclusive_run(run):
             launch_ranks(config, run)
         return finished_run(run).record
     patience_s = instantiate(config.cache).patience_s
-    with run_lock(run, unless=is_rank()), Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
+    with (
+        exclusive_run(run, unless=is_rank()),
+        Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks,
+    ):
         with ranks.rank_zero_first():
             init_from = parent_of(config, run)
         return fit(config, parts, run, init_from, ranks)
@@ -226,7 +229,7 @@ class Double(DoublePrecision):
 
 
 @contextmanager
-def run_lock(run: Path, *, unless: bool = False) -> Iterator[None]:
+def exclusive_run(run: Path, *, unless: bool = False) -> Iterator[None]:
     """ValueError when another process trains the same run; ``unless`` somebody else has checked it."""
     if unless:
         yield

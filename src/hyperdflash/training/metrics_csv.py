@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from argparse import Namespace
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from hyperdflash.files import whole_file
 
 
 class MetricsCSV(Logger):
@@ -72,13 +74,10 @@ class MetricsCSV(Logger):
         return list(reader.fieldnames), list(reader)
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with whole_file(self.path, sync=True) as file:
+            file.write(text.getvalue().encode())
         self._columns = columns
