@@ -93,11 +93,14 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
     for name in DECIDING:
         value = OmegaConf.select(config, name, throw_on_missing=True)
         if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=resolve and name != "objective")  # its terms point to kl and loss
+            value = OmegaConf.to_container(value, resolve=resolve)
             value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
         if name == "target":
             value["path"] = portable(value["path"])
         values[name] = _plain(value)
+    for name, term in values["objective"]["terms"].items():  # a term that is a whole group points to it, resolved or not
+        pointed = [f"${{{group}}}" for group in ("loss", "kl") if term == values[group]]
+        values["objective"]["terms"][name] = pointed[0] if pointed else term
     if not reads_conditioning(config.drafter):
         values["conditioning"] = values["reducer"] = None
     if config.init_from:
