@@ -178,6 +178,15 @@ def test_a_directory_that_is_no_target(tmp_path):
         read_config(tmp_path)
 
 
+def test_an_unknown_kind_of_target_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(
+        ValueError, match=r"holds a llama model, wanted one of deepseek_v4: give another target\.path"
+    ) as caught:
+        read_config(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_greedy_answers_equal_one_full_forward_a_token(target):
     """Ragged prompts in lockstep against the plainest reference."""
     prompts = [ids(1, n, seed=n)[0].tolist() for n in (3, 17, 9, 17, 30)]
