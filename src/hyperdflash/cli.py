@@ -65,7 +65,8 @@ def entry_point(config_name: str) -> Callable:
 
 def quiet_libraries() -> None:
     """What Lightning and transformers say about hardware and progress at every start is not this run's news."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    quiet = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "matplotlib")
+    for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",

@@ -9,11 +9,13 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from hyperdflash.files import write_text
 
+STARTS = "run.json"
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "wandb", "safetensors")
 
 
@@ -57,3 +59,15 @@ def environment_record(command: str) -> dict:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def add_start(run: Path, command: str) -> None:
+    """Appends this start to run/run.json: its time in UTC and ``environment_record``; earlier starts stay as they are."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(run / STARTS, {"starts": [*read_starts(run), {"time": now, **environment_record(command)}]})
+
+
+def read_starts(run: Path) -> list[dict]:
+    """The records of ``add_start``, first start first; empty where the run has none."""
+    path = run / STARTS
+    return json.loads(path.read_text())["starts"] if path.exists() else []

@@ -256,7 +256,7 @@ def test_runs_that_differ_in_more_are_refused_and_other_code_is_marked(runs, tmp
     broken = elsewhere / "broken"
     broken.mkdir()
     (broken / "result.json").write_text("{}")
-    environment = elsewhere / made[1].name / "environment.json"
+    environment = elsewhere / made[1].name / "run.json"
     environment.write_text(environment.read_text().replace("a" * 10, "b" * 10))
     report, out = make_report([*words, f"runs={elsewhere}", "num_resamples=50"])
     assert report.left_out["faster"] == "differs in more than the axes: optim.lr is 0.01 where the sweep has 0.003"

@@ -107,7 +107,7 @@ def test_an_offline_run_is_complete(two_stages):
             summary[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
     best = json.loads((run / "validation.json").read_text())
     assert summary["best/tau"] == best["tau"] and summary["best/survival_1"] == best_summary(best)["best/survival_1"]
-    assert json.loads((files / "environment.json").read_text())["git_revision"] == config["git_revision"]
+    assert json.loads((files / "run.json").read_text())["starts"][-1]["git_revision"] == config["git_revision"]
     assert [record.exit.exit_code for record in kept if record.HasField("exit")] == [0]
 
 

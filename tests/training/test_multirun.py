@@ -28,7 +28,7 @@ def test_a_job_of_two_ranks_and_one_that_fails_and_both_again(runs_here, prepare
     assert done.returncode == 1
     (run,) = (path.parent for path in (runs / "train").glob("*/result.json"))
     assert (run / "ranks" / "1.log").exists() and "-kl0.15-" in run.name
-    command = json.loads((run / "environment.json").read_text())["command"].split()
+    command = json.loads((run / "run.json").read_text())["starts"][0]["command"].split()
     assert "kl.alpha=0.15" in command and "trainer=ddp_cpu" in command  # the job's own command, not the sweep's
     said = done.stderr[done.stderr.index("2 jobs: 1 finished, 1 not") :]
     assert "kl.alpha must be in [0, 1], got 1.5" in said and "/train/stage1-pre_hc_head-hc_gate-kl1.5-" in said

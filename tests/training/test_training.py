@@ -37,7 +37,7 @@ def test_two_stages_and_an_evaluation(compose_config, mini_overrides, tmp_path, 
     run = train_run_dir(config)
     record = json.loads((run / "result.json").read_text())
     assert record["init_from"].startswith("train/stage1-pre_hc_head-hc_gate")
-    environment = json.loads((run / "environment.json").read_text())
+    (environment,) = json.loads((run / "run.json").read_text())["starts"]
     assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/tau", "val/survival_1", "val/survival_6", "train/ce", "train/kl", "train/tokens_per_s"} <= set(header)

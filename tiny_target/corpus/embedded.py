@@ -100,7 +100,7 @@ def select(candidates: Iterable[Candidate], train_bytes: int | None, *, by_shing
     """
     ordered = sorted(candidates, key=lambda item: (content_hash(item.conversation.id), item.folded))
     if by_shingles:
-        keep = first_of_each((item.folded for item in ordered), progress=progress)
+        keep = first_of_each([item.folded for item in ordered], progress=progress)
     else:
         seen: set[str] = set()
         keep = [not (item.folded in seen or seen.add(item.folded)) for item in ordered]

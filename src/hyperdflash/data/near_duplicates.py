@@ -11,7 +11,7 @@ import builtins
 import keyword
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -65,7 +65,7 @@ def _mix_constants() -> tuple[np.ndarray, np.ndarray]:
     return odd, generator.integers(0, 2**63, _ROWS * _BANDS, dtype=np.uint64)
 
 
-def first_of_each(folded: Iterable[str], *, progress: bool = False) -> list[bool]:
+def first_of_each(folded: Sequence[str], *, progress: bool = False) -> list[bool]:
     """For each folded text, in order: True where no earlier kept text is a near-duplicate of it."""
     multiplier, shift = _mix_constants()
     seen: set[str] = set()

@@ -1,6 +1,6 @@
 """Finished training runs as a sweep's report reads them: what decided them, counts per validation prompt, tau by step.
 
-1. run directory   result.json, validation.json, metrics.csv, environment.json  ->  TrainedRun
+1. run directory   result.json, validation.json, metrics.csv, run.json  ->  TrainedRun
 2. members         a run and its place in the sweep: choices by axis, seed, target  ->  Member
 3. what differs    dotted options in which runs differ that the axes do not name
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperdflash.record import read_starts
 from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import COUNTS, Sample
 
@@ -85,7 +86,7 @@ def read_run(directory: Path) -> TrainedRun:
         domains=tuple(row["domain"] for row in prompts),
         counts=counts,
         curve=read_curve(directory),
-        code=_code(directory / "environment.json"),
+        code=_code(directory),
         parent=parent,
     )
 
@@ -179,11 +180,10 @@ def marks(members: Sequence[Member]) -> dict[Path, str]:
     return found
 
 
-def _code(path: Path) -> str:
-    if not path.exists():
-        return "unknown"
-    record = json.loads(path.read_text())
-    return f"code {record.get('training_code', 'unknown')}, torch {record['packages']['torch']}"
+def _code(directory: Path) -> str:
+    """The code of every start, in order: one that was resumed under other code names both."""
+    starts = [f"code {start['training_code']}, torch {start['packages']['torch']}" for start in read_starts(directory)]
+    return " then ".join(dict.fromkeys(starts)) or "unknown"
 
 
 def _json(path: Path, otherwise: str) -> dict:

@@ -31,7 +31,7 @@ from hyperdflash.launch.captures import num_captures
 from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.launch.ranks import Ranks
 from hyperdflash.leases import exclusive
-from hyperdflash.record import environment_record, write_json
+from hyperdflash.record import add_start, write_json
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of
@@ -114,7 +114,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         print(f"{run_name(config)}: {trainable:,} trainable parameters, {len(data_module.order):,} steps", flush=True)
         OmegaConf.save(config, run / "config.yaml", resolve=True)
         write_json(run / "corpus.json", dataset.rows)
-        write_json(run / "environment.json", environment_record(command_of("src.train")))
+        add_start(run, command_of("src.train"))
         for logger in loggers or []:
             if isinstance(logger, MetricsCSV):
                 logger.restart_at(first_step)
@@ -209,7 +209,6 @@ def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Call
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        enable_progress_bar=False,
         enable_checkpointing=False,
     )
 

@@ -55,10 +55,10 @@ def make_loggers(config: DictConfig, run: Path, name: str, **wandb_init) -> list
         wanted = os.environ.get("WANDB_MODE")
         offline = wanted == "offline" or config.wandb == "offline" or (config.wandb == "auto" and not logged_in())
         if wanted != "disabled":
-            import wandb  # noqa: F401  (an extra: Lightning's own error does not name the module)
+            import wandb  # an extra: Lightning's own error does not name the module
 
             where = {"project": config.project, "save_dir": run, "offline": offline, "id": _wandb_id(run)}
-            loggers.append(StepWandb(name=name, **where, **wandb_init))
+            loggers.append(StepWandb(name=name, settings=wandb.Settings(silent=True), **where, **wandb_init))
     return loggers or False
 
 

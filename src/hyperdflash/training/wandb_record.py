@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.decoding.drafted import drafted_rounds, drafts_html, drafts_text
+from hyperdflash.record import STARTS, read_starts
 from hyperdflash.states.store import CacheKey
 from hyperdflash.training.loggers import wandb_axes
 from hyperdflash.training.run_index import finished_run
@@ -39,7 +40,7 @@ class WandbRecord(L.Callback):
         wandb_run = _wandb_run(trainer)
         if wandb_run is None:
             return
-        environment = json.loads((self.run / "environment.json").read_text())
+        environment = read_starts(self.run)[-1]
         wandb_run.config.update(
             {
                 **OmegaConf.to_container(self.config, resolve=True),
@@ -54,7 +55,8 @@ class WandbRecord(L.Callback):
             allow_val_change=True,
         )
         wandb_run.define_metric("val/tau", step_metric="trainer/global_step", summary="max")
-        wandb_run.save(self.run / "environment.json", base_path=self.run, policy="now")  # holds the diff
+        wandb_run.save(self.run / STARTS, base_path=self.run, policy="now")  # holds the diff
+        print(_where(wandb_run), flush=True)
         if self.parent is not None and self.config.logger.artifacts:
             _use(wandb_run, _artifact(self.parent))
 
@@ -134,6 +136,11 @@ def best_summary(record: dict) -> dict[str, float]:
         if reached:
             summary[f"best/conditional_{k + 1}"] = survived / reached
     return summary
+
+
+def _where(wandb_run: wandb.Run) -> str:
+    """Where W&B keeps the run: the one line that it prints."""
+    return f"W&B: offline, to upload: wandb sync {Path(wandb_run.dir).parent}" if wandb_run.offline else f"W&B: {wandb_run.url}"
 
 
 def _artifact(run: Path) -> wandb.Artifact:
