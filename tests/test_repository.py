@@ -133,9 +133,10 @@ def code_of_readme() -> str:
 
 
 def make_dry_run(target: str) -> list[str]:
-    """Commands that ``make target`` would run. Runs under ``make test`` too, so without what that make hands down."""
+    """Commands that ``make target`` would run after ``make setup``; without what the make of ``make test`` hands down."""
     environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "RUNS"}}
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    command = ["make", "-n", "-o", ".venv/.done", target]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
