@@ -8,6 +8,7 @@ end          best tau and acceptance a domain as summary; the best checkpoint as
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -55,7 +56,7 @@ class WandbRecord(L.Callback):
             allow_val_change=True,
         )
         wandb_run.define_metric("val/tau", step_metric="trainer/global_step", summary="max")
-        wandb_run.save(self.run / STARTS, base_path=self.run, policy="now")  # holds the diff
+        shutil.copy(self.run / STARTS, wandb_run.dir)  # holds the diff; W&B uploads the folder
         print(_where(wandb_run), flush=True)
         if self.parent is not None and self.config.logger.artifacts:
             _use(wandb_run, _artifact(self.parent))
