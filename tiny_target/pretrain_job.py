@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from hyperdflash.data.chat import encode
-from hyperdflash.data.tokenizer import train_tokenizer
 from hyperdflash.identity import runs_dir
 from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, save_target, tiny_config
 from tiny_target.corpus.embedded import load_embedded
 from tiny_target.pretraining import pretrain
+from tiny_target.tokenizer import train_tokenizer
 
 
 def pretrain_target(config: DictConfig) -> None:

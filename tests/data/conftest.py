@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperdflash.data.tokenizer import train_tokenizer
+from tiny_target.tokenizer import train_tokenizer
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n",

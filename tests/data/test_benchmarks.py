@@ -195,7 +195,7 @@ def test_the_configuration(compose_config, folder, monkeypatch):
         ({"per_benchmark": 0}, r"per_benchmark must be a positive integer"),
         ({"seed": -1}, r"seed must be an integer of at least 0"),
         ({"max_length": 0}, r"max_length must be a positive integer"),
-        ({"path": "nowhere"}, r"benchmarks\.path=nowhere is no folder: make it with `python -m src\.fetch_benchmarks"),
+        ({"path": "nowhere"}, r"benchmarks\.path=nowhere is not a folder: make it with `python -m src\.fetch_benchmarks"),
     ],
 )
 def test_wrong_fields_are_named(changed, sentence):
@@ -206,7 +206,7 @@ def test_wrong_fields_are_named(changed, sentence):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{}", "line 2 of .*mbpp.jsonl is no JSON object with `turns`"),
+        ("{}", "line 2 of .*mbpp.jsonl is not a JSON object with `turns`"),
         ('{"turns": ["cut', "line 2 of .*mbpp.jsonl"),
         ("[1]", "line 2 of .*mbpp.jsonl"),
         ('{"turns": []}', "row 2 of mbpp has turns"),

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.near_duplicates import first_of_each, fold_code, fold_text
-from hyperdflash.data.split import heldout_kind, is_heldout_module, is_heldout_text
+from hyperdflash.stable_hash import fold_text
 from tiny_target.corpus import embedded
 from tiny_target.corpus.definitions import FunctionDefinition, scan
 from tiny_target.corpus.embedded import Candidate, chat_candidates, code_candidates, load_embedded, math_candidates, select
+from tiny_target.corpus.near_duplicates import first_of_each, fold_code
 from tiny_target.corpus.packages import corpus_files, python_files
 from tiny_target.corpus.problem_templates import templates
+from tiny_target.corpus.split import heldout_kind, is_heldout_module, is_heldout_text
 from tiny_target.corpus.topics import Topic, explain_topic
 
 ROOT = Path(__file__).resolve().parents[2]

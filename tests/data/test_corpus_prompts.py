@@ -9,10 +9,10 @@ import pytest
 
 from hyperdflash.contracts import DOMAINS, Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
-from hyperdflash.data.overlap import seen_share
-from hyperdflash.data.prompts import as_prompt, load_eval_prompts, reference_answers
+from hyperdflash.data.prompts import load_eval_prompts, reference_answers
 from tiny_target.corpus import __main__ as command
-from tiny_target.corpus.eval_prompts import final_number, write_prompts
+from tiny_target.corpus.eval_prompts import as_prompt, final_number, write_prompts
+from tiny_target.corpus.overlap import seen_share
 
 
 def test_committed_prompts_are_enough_and_end_at_a_user_turn(tokenizer):

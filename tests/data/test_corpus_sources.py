@@ -128,7 +128,7 @@ def test_a_cut_file_is_one_sentence(tmp_path, name):
         pq.write_table(pa.table({"turns": [["a"]] * 50}), path)
         data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(ValueError, match=rf"{name} cannot be read on behind (its start|{name}:\d+) .*fetch it again") as caught:
+    with pytest.raises(ValueError, match=rf"{name} cannot be read behind (its start|{name}:\d+) .*fetch it again") as caught:
         list(stream(path, "chat"))
     assert "\n" not in str(caught.value)
 

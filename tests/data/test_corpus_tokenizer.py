@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from hyperdflash.data.tokenizer import SPECIAL_TOKENS, SpecialIds, load_tokenizer, special_ids, train_tokenizer
+from hyperdflash.data.tokenizer import SPECIAL_TOKENS, SpecialIds, load_tokenizer, special_ids
+from tiny_target.tokenizer import train_tokenizer
 
 
 def test_control_tokens_have_fixed_ids_and_survive_saving(tokenizer, tmp_path):

@@ -102,7 +102,9 @@ def test_a_damaged_kept_file_is_named_with_what_to_do(tmp_path, damage, line):
     source = write(tmp_path / "rows.jsonl", ROWS)
     found, sides = chosen(source, tmp_path / "kept")
     found.path.write_bytes(damage(found.path.read_bytes()))
-    with pytest.raises(ValueError, match=r"the kept selection .* is damaged .*: remove it, it is made again") as caught:
+    with pytest.raises(
+        ValueError, match=r"the selection .* is damaged .*: remove it, and the next run makes it again"
+    ) as caught:
         chosen(source, tmp_path / "kept")
     assert line in str(caught.value) and str(found.path) in str(caught.value) and "\n" not in str(caught.value)
     found.path.unlink()

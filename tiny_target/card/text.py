@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hyperdflash.contracts import Conversation, Document
-from hyperdflash.data.split import heldout_kind
 from hyperdflash.settings import positive_int
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.taps import tap_residual
 from tiny_target.corpus.embedded import text_bytes
+from tiny_target.corpus.split import heldout_kind
 
 GROUPS = ("math seen", "math unseen", "code", "chat")
 XZ_PRESET = 9 | lzma.PRESET_EXTREME

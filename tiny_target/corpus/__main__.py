@@ -16,13 +16,13 @@ from hyperdflash.contracts import DOMAINS, Conversation
 from hyperdflash.data.benchmark_rows import BENCHMARKS
 from hyperdflash.data.benchmarks import benchmark_prompts
 from hyperdflash.data.decontaminate import held_prompts
-from hyperdflash.data.overlap import NGRAM, seen_share
 from hyperdflash.data.prompts import eval_prompts_file
-from hyperdflash.data.split import heldout_kind
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.stable_hash import content_hash
 from tiny_target.corpus.embedded import load_embedded, text_bytes
 from tiny_target.corpus.eval_prompts import write_prompts
+from tiny_target.corpus.overlap import NGRAM, seen_share
+from tiny_target.corpus.split import heldout_kind
 
 DEFAULT_TOKENIZER = Path("assets/tiny")
 

@@ -21,19 +21,18 @@ from pathlib import Path
 
 from hyperdflash import stable_hash
 from hyperdflash.contracts import DOMAINS, Conversation
-from hyperdflash.data import near_duplicates, split
 from hyperdflash.data.corpus import Corpus
-from hyperdflash.data.near_duplicates import first_of_each, fold_code, fold_text
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.rows import from_row, to_row
-from hyperdflash.data.split import SPLITS, Split, is_heldout_module, is_heldout_text
 from hyperdflash.settings import natural_int
-from hyperdflash.stable_hash import content_hash, unit_interval
+from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
 from tiny_target.corpus.code_tasks import code_task
 from tiny_target.corpus.definitions import Definition, FunctionDefinition, default_workers, scan
 from tiny_target.corpus.explanations import explain_function, explain_namespace
+from tiny_target.corpus.near_duplicates import first_of_each, fold_code
 from tiny_target.corpus.packages import corpus_files, installed_versions
 from tiny_target.corpus.problem_templates import Template, templates
+from tiny_target.corpus.split import SPLITS, Split, is_heldout_module, is_heldout_text
 from tiny_target.corpus.topics import Topic, explain_topic, reference_topics
 from tiny_target.corpus.word_problems import as_conversation, problems
 
@@ -142,7 +141,7 @@ def default_cache_dir() -> Path:
 def cache_key() -> str:
     """Hash of the code and words that decide the content, of the Python version and of the versions of all packages read."""
     files = [path for path in sorted(Path(__file__).parent.glob("[!_]*.*")) if path.suffix in (".py", ".toml")]
-    files += [Path(module.__file__) for module in (near_duplicates, split, stable_hash)]
+    files.append(Path(stable_hash.__file__))
     texts = {path: path.read_text(encoding="utf-8") for path in files}
     parsed = [ast.dump(ast.parse(text)) if path.suffix == ".py" else text for path, text in texts.items()]
     return content_hash(json.dumps([parsed, sys.version_info[:3], installed_versions()]))

@@ -1,6 +1,6 @@
-"""Writes the evaluation prompts: held-out conversations cut before their last answer, with a maths problem's number.
+"""Writes the evaluation prompts: held-out conversations cut before their last answer, with the number that solves a math one.
 
-``python -m tiny_target.corpus --write-prompts`` makes the file that hyperdflash.data.prompts reads; half of its maths prompts
+``python -m tiny_target.corpus --write-prompts`` makes the file that hyperdflash.data.prompts reads; half of its math prompts
 are from seen and half from unseen templates.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hyperdflash.contracts import DOMAINS, Conversation
-from hyperdflash.data.prompts import as_prompt, eval_prompts_file
+from hyperdflash.data.prompts import eval_prompts_file
 from hyperdflash.data.rows import to_row
-from hyperdflash.data.split import heldout_kind
+from tiny_target.corpus.split import heldout_kind
 
 PROMPTS_PER_DOMAIN = 320
 
@@ -22,13 +23,23 @@ _ANSWER = re.compile(r"The answer is (-?\d+)\.")
 
 
 def final_number(answer: str) -> int | None:
-    """The number in "The answer is n."; None where an answer does not say it."""
+    """Returns the number in "The answer is n."; None where an answer has no such sentence."""
     found = _ANSWER.findall(answer)
     return int(found[-1]) if found else None
 
 
+def as_prompt(conversation: Conversation) -> Conversation:
+    """Cuts a conversation behind its last user turn; ValueError where it has none."""
+    turns = conversation.turns
+    while turns and turns[-1].role != "user":
+        turns = turns[:-1]
+    if not turns:
+        raise ValueError(f"conversation {conversation.id} has no user turn; a prompt needs one; drop it from the prompts")
+    return replace(conversation, turns=turns)
+
+
 def choose_prompts(heldout: Iterable[Conversation], per_domain: int = PROMPTS_PER_DOMAIN) -> list[Conversation]:
-    """The first ``per_domain`` whole conversations of each domain, maths half and half by kind of template."""
+    """Returns the first ``per_domain`` conversations of each domain; math takes half from each kind of template."""
     quota = {"code": per_domain, "chat": per_domain, "seen": per_domain // 2, "unseen": per_domain - per_domain // 2}
     chosen = []
     for conversation in heldout:
@@ -46,7 +57,7 @@ def choose_prompts(heldout: Iterable[Conversation], per_domain: int = PROMPTS_PE
 
 
 def write_prompts(heldout: Iterable[Conversation], path: Path | None = None, per_domain: int = PROMPTS_PER_DOMAIN) -> int:
-    """Write the prompts' file; returns the number of rows."""
+    """Writes the file of prompts; returns its number of rows."""
     chosen = choose_prompts(heldout, per_domain)
     lines = []
     for conversation in chosen:

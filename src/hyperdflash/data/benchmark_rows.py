@@ -1,7 +1,7 @@
-"""The paper's seven benchmarks: where each lies on the hub, and how a row becomes user turns.
+"""The paper's seven benchmarks: where each one is on the hub, and how a row becomes user turns.
 
-Wording follows the evaluation scripts of DFlash and its successors (DeepSpec's eval_datasets, z-lab/dflash), so that prompts
-are the ones published acceptance lengths are measured on:
+The wording follows the evaluation scripts of DFlash and its successors (DeepSpec's eval_datasets, z-lab/dflash), so that the
+prompts equal those of the published acceptance lengths:
 
     GSM8K, MATH-500, AIME25   question + "\\nPlease reason step by step, and put your final answer within \\boxed{}."
     HumanEval                 "Write a solution to the following problem and make sure that it passes the tests:" + fenced code
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_MATHS_AFTER = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+_MATH_AFTER = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 _HUMANEVAL_BEFORE = "Write a solution to the following problem and make sure that it passes the tests:\n```python\n"
 _LCB_BEFORE = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a correct "
@@ -30,8 +30,8 @@ _LCB_FILES = [f"hf://datasets/livecodebench/code_generation_lite/test{n}.jsonl" 
 
 @dataclass(frozen=True)
 class BenchmarkRows:
-    """One benchmark. ``load`` are ``datasets.load_dataset``'s arguments, ``rows`` how many prompts were published,
-    ``turns`` a row -> its user turns, ``before`` and ``after`` the wording around a turn's question."""
+    """One benchmark. ``load`` holds the arguments of ``datasets.load_dataset``, ``rows`` the published number of prompts;
+    ``turns`` maps a row to its user turns; ``before`` and ``after`` are the wording around a turn's question."""
 
     title: str
     group: str
@@ -42,7 +42,7 @@ class BenchmarkRows:
     after: str = ""
 
     def question(self, turn: str) -> str:
-        """A user turn without the wording around it."""
+        """Returns a user turn without the wording around it."""
         return self._until_after(turn.removeprefix(self.before))
 
     def _until_after(self, text: str) -> str:
@@ -61,15 +61,15 @@ def _livecodebench(row: Mapping) -> list[str]:
     return [f"{_LCB_BEFORE}{row['question_content']}{_LCB_AFTER}{wanted}\n{code}\n\n{footer}"]
 
 
-def _maths(title: str, rows: int, column: str, **load: str) -> BenchmarkRows:
-    return BenchmarkRows(title, "Math", rows, load, _worded(column, after=_MATHS_AFTER), after=_MATHS_AFTER)
+def _math(title: str, rows: int, column: str, **load: str) -> BenchmarkRows:
+    return BenchmarkRows(title, "Math", rows, load, _worded(column, after=_MATH_AFTER), after=_MATH_AFTER)
 
 
-# in the paper's order; the names are those of the local files
+# In the paper's order; the keys are the names of the local files.
 BENCHMARKS = {
-    "gsm8k": _maths("GSM8K", 1319, "question", path="openai/gsm8k", name="main", split="test"),
-    "math500": _maths("MATH-500", 500, "problem", path="HuggingFaceH4/MATH-500", split="test"),
-    "aime25": _maths("AIME25", 30, "problem", path="MathArena/aime_2025", split="train"),
+    "gsm8k": _math("GSM8K", 1319, "question", path="openai/gsm8k", name="main", split="test"),
+    "math500": _math("MATH-500", 500, "problem", path="HuggingFaceH4/MATH-500", split="test"),
+    "aime25": _math("AIME25", 30, "problem", path="MathArena/aime_2025", split="train"),
     "humaneval": BenchmarkRows(
         "HumanEval", "Code", 164,
         {"path": "openai/openai_humaneval", "split": "test"},
@@ -80,7 +80,7 @@ BENCHMARKS = {
         {"path": "google-research-datasets/mbpp", "name": "sanitized", "split": "test"},
         _worded("prompt"),
     ),
-    # its repository has a loading script, which `datasets` no longer runs: the raw files, release 6
+    # The raw files of release 6: `datasets` does not run the loading script of this repository.
     "livecodebench": BenchmarkRows(
         "LiveCodeBench", "Code", 1055,
         {"path": "json", "data_files": _LCB_FILES, "split": "train"},
@@ -95,11 +95,14 @@ BENCHMARKS = {
 
 
 def load_turns(name: str, path: str | Path | None = None) -> list[list[str]]:
-    """User turns of every row of benchmark ``name``, in file order: from ``path``/<name>.jsonl, or from the hub (None)."""
+    """Returns the user turns of each row of benchmark ``name`` in order, from ``path``/<name>.jsonl or from the hub (None).
+
+    ValueError where the source cannot be read or a row has no turns.
+    """
     turns = _from_hub(name) if path is None else _from_file(Path(path) / f"{name}.jsonl")
     for number, row in enumerate(turns, start=1):
         if not (isinstance(row, list) and row and all(isinstance(turn, str) and turn.strip() for turn in row)):
-            raise ValueError(f"row {number} of {name} has turns {str(row)[:60]!r}: wanted a list of texts, one a user turn")
+            raise ValueError(f"row {number} of {name} has turns {str(row)[:60]!r}: wanted a list of texts, one per user turn")
     return turns
 
 
@@ -109,7 +112,7 @@ def _from_hub(name: str) -> list[list[str]]:
     source = BENCHMARKS[name]
     try:
         rows = load_dataset(**source.load)
-    except Exception as error:  # the hub's client and its HTTP library raise a dozen unrelated kinds
+    except Exception as error:  # the hub's client and its HTTP library raise many unrelated exceptions
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no message'}"
         raise ValueError(
             f"cannot load {source.title} from the hub ({reason}): run `python -m src.fetch_benchmarks FOLDER` where the hub "
@@ -127,8 +130,8 @@ def _from_hub(name: str) -> list[list[str]]:
 def _from_file(file: Path) -> list[list[str]]:
     if not file.is_file():
         raise ValueError(
-            f'no {file.name} in {file.parent}: write it there, a row {{"turns": [text, ...]}} a prompt '
-            "(`python -m src.fetch_benchmarks FOLDER` makes all seven from the hub), or set benchmarks.path=null for the hub"
+            f'no {file.name} in {file.parent}: write it there, one row {{"turns": [text, ...]}} per prompt '
+            "(`python -m src.fetch_benchmarks FOLDER` writes all seven from the hub), or set benchmarks.path=null for the hub"
         )
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
@@ -137,6 +140,6 @@ def _from_file(file: Path) -> list[list[str]]:
                 rows.append(json.loads(line)["turns"])
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
-                    f'line {number} of {file} is no JSON object with `turns`: wanted {{"turns": [text, ...]}}'
+                    f'line {number} of {file} is not a JSON object with `turns`: wanted {{"turns": [text, ...]}}'
                 ) from None
     return rows

@@ -1,9 +1,9 @@
 """Prompts of the paper's seven benchmarks, from the hub or from local files.
 
-``python -m src.fetch_benchmarks FOLDER`` writes ``FOLDER/<name>.jsonl`` with a ``turns`` field, for machines without network.
+``python -m src.fetch_benchmarks FOLDER`` writes ``FOLDER/<name>.jsonl`` with a ``turns`` field, for machines without a network.
 
-A prompt is a conversation of user turns only: the answers between them are the target's own
-(answers.responses.answer_conversations). Its ``domain`` is the benchmark's name, its ``id`` <name>/<hash of its turns>.
+A prompt is a conversation of user turns only: the target writes the answers between them
+(hyperdflash.answers.responses). Its ``domain`` is the benchmark's name, its ``id`` <name>/<hash of its turns>.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def benchmark_prompts(name: str, path: str | Path | None = None) -> list[Conversation]:
-    """All prompts of one benchmark, in file order; a text that comes again gets the id ``...-2``."""
+    """Returns all prompts of one benchmark in file order; the second prompt of equal text gets the id ``...-2``."""
     rows = load_turns(name, path)
     if len(rows) != BENCHMARKS[name].rows:
         log.warning("%s has %d prompts here, %d were published", BENCHMARKS[name].title, len(rows), BENCHMARKS[name].rows)
@@ -45,8 +45,11 @@ def benchmark_prompts(name: str, path: str | Path | None = None) -> list[Convers
 
 @dataclass(frozen=True, kw_only=True)
 class PaperBenchmarks(Prompts):
-    """``names`` of the benchmarks, asked in the paper's order; at most ``per_benchmark`` prompts of each (None: all), chosen
-    by ``seed`` so that a larger number only adds to a smaller one's; ``path`` of a folder of <name>.jsonl, None for the hub."""
+    """Prompts of the benchmarks ``names``, in the paper's order.
+
+    ``per_benchmark`` limits the prompts of each (None: all); ``seed`` chooses them so that a larger limit only adds prompts.
+    ``path`` is a folder of <name>.jsonl, None for the hub.
+    """
 
     names: Sequence[str]
     per_benchmark: int | None
@@ -65,7 +68,7 @@ class PaperBenchmarks(Prompts):
         natural_int("benchmarks.seed", self.seed)
         if self.path is not None and not Path(self.path).is_dir():
             raise ValueError(
-                f"benchmarks.path={self.path} is no folder: make it with `python -m src.fetch_benchmarks {self.path}`, "
+                f"benchmarks.path={self.path} is not a folder: make it with `python -m src.fetch_benchmarks {self.path}`, "
                 "or set benchmarks.path=null for the hub"
             )
 
@@ -74,7 +77,7 @@ class PaperBenchmarks(Prompts):
         return {name: benchmark_prompts(name, self.path) for name in BENCHMARKS if name in self.names}
 
     def conversations(self) -> list[Conversation]:
-        """The chosen prompts, benchmark by benchmark, each in file order."""
+        """Returns the chosen prompts, benchmark by benchmark, each in file order."""
         return [prompt for prompts in self._all.values() for prompt in self._choose(prompts)]
 
     def _choose(self, prompts: list[Conversation]) -> list[Conversation]:
@@ -85,7 +88,7 @@ class PaperBenchmarks(Prompts):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m src.fetch_benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where <name>.jsonl go")
+    parser.add_argument("folder", type=Path, help="folder for the files <name>.jsonl")
     parser.add_argument("--names", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)

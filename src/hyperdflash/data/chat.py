@@ -1,16 +1,17 @@
-"""DeepSeek-V4's chat encoding and the loss mask (it ships no template; nothing inserts line breaks).
+"""DeepSeek-V4's chat encoding and the loss mask. DeepSeek ships no template; the encoding adds no line breaks.
 
     non_think    <bos>{system}<User>{user}<Assistant></think>{answer}<eos>
     think_high   <bos>{system}<User>{user}<Assistant><think>{reasoning}</think>{answer}<eos>
 
 1. check the roles: an optional system turn, then user and assistant in turn
-2. each piece of text -> ids, with control tokens spelled inside the text kept as plain characters
-3. join with control tokens; supervised: what an assistant writes and its end token, never the header before it
+2. encode each piece of text; a control token spelled inside the text stays plain characters
+3. join the pieces with control tokens; supervise what an assistant writes and its end token, never the header before it
+   -> input_ids [T] int64, loss_mask [T] bool
 
-Earlier answers always use the ``</think>`` header and lose their reasoning. An assistant turn carries reasoning as
-``<think>{reasoning}</think>{answer}`` at the start of its content; without it the reasoning is empty.
+All answers but the last use the ``</think>`` header and lose their reasoning. The content of an assistant turn holds
+reasoning as ``<think>{reasoning}</think>{answer}``; without these tags the reasoning is empty.
 
-Where the model itself answers several user turns, ``encode_rounds`` gives what each adds to the history, and
+For a target that answers several user turns itself, ``encode_rounds`` returns what each turn adds to the history, and
 ``without_reasoning`` what a later turn sees of a think_high answer.
 """
 
@@ -32,19 +33,19 @@ MODES = ("non_think", "think_high")
 
 
 class _Encoder:
-    """Text pieces -> ids for one tokenizer, never a control token."""
+    """Encodes plain text with one tokenizer; the ids never include a control token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        # a fast tokenizer's Rust object is several times quicker than the wrapper around it
+        # The Rust object of a fast tokenizer is several times faster than its wrapper.
         self._encode = getattr(tokenizer, "backend_tokenizer", tokenizer).encode
-        # the mask is never written by the encoding, so any id stands in for a missing one
+        # The encoding never writes the mask, so any id can stand for an absent one.
         self.ids: SpecialIds = special_ids(tokenizer, mask_id=None if "<｜mask｜>" in tokenizer.get_vocab() else 0)
         self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
         longest_first = sorted(filter(None, self.added.values()), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, longest_first)))
 
     def text(self, text: str) -> list[int]:
-        """Ids of ``text``. A control token spelled in it is cut after its first character, which no merge can undo."""
+        """Encodes ``text``; cuts a control token spelled in it after its first character, so that no merge joins it."""
         ids: list[int] = []
         start = 0
         for match in self.control.finditer(text):
@@ -53,7 +54,7 @@ class _Encoder:
         return ids + self._plain(text[start:])
 
     def _plain(self, text: str) -> list[int]:
-        # a cut can leave a second, shorter control token inside the rest ("<" + "<think>"): cut again
+        # A cut can leave a second, shorter control token in the rest ("<" + "<think>"), which is cut too.
         match = self.control.search(text)
         if match and len(text) > 1:
             return self._plain(text[: match.start() + 1]) + self._plain(text[match.start() + 1 :])
@@ -69,7 +70,7 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> _Encoder:
 
 
 def split_reasoning(content: str) -> tuple[str, str]:
-    """``<think>reasoning</think>answer`` -> (reasoning, answer); ("", content) for anything else."""
+    """Splits ``<think>reasoning</think>answer`` into (reasoning, answer); returns ("", content) for other content."""
     if content.startswith("<think>") and "</think>" in content:
         reasoning, _, answer = content.removeprefix("<think>").partition("</think>")
         return reasoning, answer
@@ -91,7 +92,7 @@ def _check(conversation: Conversation, mode: str) -> None:
 
 
 def _pieces(turns: Sequence[Turn], encoder: _Encoder, mode: Mode) -> list[tuple[list[int], bool]]:
-    """(ids, supervised) pieces in order, from the first token to the last turn's end."""
+    """Returns (ids, supervised) pieces in order, from the first token to the end of the last turn."""
     ids = encoder.ids
     pieces: list[tuple[list[int], bool]] = [([ids.bos], False)]
     for index, turn in enumerate(turns):
@@ -116,7 +117,10 @@ def encode(
     mode: Mode = "non_think",
     max_length: int | None = None,
 ) -> Document:
-    """``Document`` with ``input_ids`` and ``loss_mask`` [T], T cut at ``max_length`` tokens."""
+    """Encodes a conversation: ``input_ids`` [T] int64 and ``loss_mask`` [T] bool, cut at ``max_length`` tokens.
+
+    ValueError for roles that do not alternate.
+    """
     _check(conversation, mode)
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1 token or None, got {max_length}")
@@ -132,12 +136,12 @@ def encode(
 
 
 def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[int]:
-    """Ids of a conversation that ends at a user turn, followed by the assistant's header of ``mode``."""
+    """Returns the ids of a conversation that ends at a user turn, followed by the assistant's header of ``mode``."""
     _check(conversation, mode)
     if conversation.turns[-1].role != "user":
         raise ValueError(
             f"conversation {conversation.id} ends at an assistant turn; a prompt ends at a user turn; "
-            "cut it with hyperdflash.data.prompts.as_prompt"
+            "remove the turns behind its last user turn"
         )
     encoder = _encoder(tokenizer)
     ids = [index for piece, _ in _pieces(conversation.turns, encoder, mode) for index in piece]
@@ -146,15 +150,18 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
 
 
 def encode_answer(text: str, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[int]:
-    """Ids of an answer's text after the header of ``mode``, without an end token: in think_high the first ``</think>`` is the
-    control token, every other control token spelled in it plain characters."""
+    """Returns the ids of an answer's text behind the header of ``mode``, without an end token.
+
+    In think_high the first ``</think>`` is the control token; every other control token spelled in the text is plain
+    characters.
+    """
     encoder = _encoder(tokenizer)
     reasoning, closed, answer = text.partition("</think>") if mode == "think_high" else ("", "", text)
     return [*encoder.text(reasoning), *([encoder.ids.think_end] if closed else []), *encoder.text(answer)]
 
 
 def user_rounds(conversation: Conversation) -> list[Conversation]:
-    """[system +] user turn, user turn, ... each as a conversation of its own; any answers in between are left out."""
+    """Returns one conversation per user turn, the first with the system turn before it; drops the answers in between."""
     rounds, before = [], []
     for turn in conversation.turns:
         if turn.role == "assistant":
@@ -167,16 +174,16 @@ def user_rounds(conversation: Conversation) -> list[Conversation]:
 
 
 def encode_rounds(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[list[int]]:
-    """Ids that each user turn adds, ending in the assistant's header of ``mode``; the first starts with the begin token.
+    """Returns the ids that each user turn adds, the assistant's header of ``mode`` included; the first has the begin token.
 
-    The prompt of round n is the history of the rounds before it, then ``encode_rounds(...)[n]``.
+    The prompt of user turn n is the history of the turns before it, then ``encode_rounds(...)[n]``.
     """
     first, *later = [encode_prompt(one, tokenizer, mode) for one in user_rounds(conversation)]
     return [first, *(ids[1:] for ids in later)]
 
 
 def without_reasoning(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A think_high prompt and its finished answer, as a later turn sees them.
+    """Returns a think_high prompt and its finished answer as a later turn sees them.
 
     ``...<Assistant><think>`` + ``{reasoning}</think>{answer}<eos>`` becomes ``...<Assistant></think>{answer}<eos>``; an
     answer that never closed its reasoning leaves ``...<Assistant></think><eos>``.
@@ -184,23 +191,23 @@ def without_reasoning(prompt: Sequence[int], answer: Sequence[int], tokenizer: P
     special = _encoder(tokenizer).ids
     if prompt[-1] != special.think:
         raise ValueError(f"a think_high prompt ends in <think>, got token {prompt[-1]}: encode it with mode think_high")
-    said = _after_reasoning(answer, special.think_end) if special.think_end in answer else [special.eos]
-    return [*prompt[:-1], special.think_end, *said]
+    answered = _after_reasoning(answer, special.think_end) if special.think_end in answer else [special.eos]
+    return [*prompt[:-1], special.think_end, *answered]
 
 
 def history_after(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[int]:
-    """A prompt and its finished answer, as a later turn sees them; in think_high ``without_reasoning``."""
+    """Returns a prompt and its finished answer as a later turn sees them; think_high removes the reasoning."""
     return without_reasoning(prompt, answer, tokenizer) if mode == "think_high" else [*prompt, *answer]
 
 
 def _after_reasoning(ids: Sequence[int], think_end: int) -> list[int]:
-    """What follows the last end of a reasoning; everything where there is none."""
+    """Returns the ids behind the last ``think_end``; all ids where there is none."""
     kept = list(ids)
     return kept[len(kept) - kept[::-1].index(think_end) :] if think_end in kept else kept
 
 
 def answer_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Text of generated ids: up to the end token, after the reasoning if there is any, control tokens left out."""
+    """Decodes generated ids up to the end token, without reasoning and control tokens."""
     special = _encoder(tokenizer).ids
     kept = [int(index) for index in ids]
     if special.eos in kept:

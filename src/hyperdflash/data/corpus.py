@@ -1,6 +1,6 @@
-"""The interface of a corpus: the conversations of a training stage, and how their answers come about.
+"""The interface of a corpus: the conversations of a training stage, and who writes their answers.
 
-Options: hyperdflash.data.streamed (hub data sets and files) and whatever a configuration names by ``_target_``.
+Options: hyperdflash.data.streamed (hub data sets and files), and any class that a configuration names by ``_target_``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ SERVER = "server:"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A source of conversations, as ``corpus=...`` names one; a subclass reads it.
+    """A source of conversations, the option ``corpus=...``; a subclass reads it.
 
-    ``stage`` 1 or 2 chooses the mixture ``stage1`` or ``stage2``; ``responses`` are written by the target or taken as they
-    are; ``temperature``, ``top_p``, ``max_new_tokens`` (per turn) say how the target answers, ``max_length`` cuts a document.
-    ``responses: server:NAME`` are the target's, made by a server that has it as model NAME (python -m src.regenerate).
-    ``row_stats`` says after ``train()`` what became of each source's rows.
+    ``stage`` 1 or 2 chooses the mixture ``stage1`` or ``stage2``. ``responses`` is "target" (the target writes the answers),
+    "original" (the source's answers stay) or "server:NAME" (a server that serves the target as model NAME writes them,
+    python -m src.regenerate). ``temperature``, ``top_p`` and ``max_new_tokens`` (per turn) set how the target answers;
+    ``max_length`` tokens bound a document. ``train()`` fills ``row_stats`` with the counts of each source's rows.
     """
 
     stage: int
@@ -43,14 +43,14 @@ class Corpus:
 
     @property
     def server_model(self) -> str | None:
-        """NAME of ``responses: server:NAME``."""
+        """NAME of ``responses: server:NAME``; None for other responses."""
         name = self.responses.removeprefix(SERVER) if isinstance(self.responses, str) else ""
         return name if name and name != self.responses else None
 
     def train(self) -> list[Conversation]:
-        """The conversations of this stage, in the order of a fixed function of the corpus's settings."""
+        """Returns the conversations of this stage, in an order that the corpus's settings determine."""
         raise NotImplementedError
 
     def validation_conversations(self) -> list[Conversation]:
-        """Held-out conversations of this stage, none of them in ``train()`` of either stage."""
+        """Returns held-out conversations of this stage, none of them in ``train()`` of either stage."""
         raise NotImplementedError

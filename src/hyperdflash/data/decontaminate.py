@@ -1,11 +1,10 @@
-"""Training conversations that hold a benchmark's prompt are left out, counted by benchmark.
+"""Removes training conversations that hold a benchmark's prompt, and counts them by benchmark.
 
-1. words        runs of letters, digits and underscores, in lower case; a benchmark's own wording around a question
-                (hyperdflash.data.benchmark_rows) is not part of it
-2. n-grams      13 words, the common choice since GPT-3 (Brown et al. 2020, appendix C); a prompt of 5 to 12 words is one
-                n-gram as a whole
-3. contained    a conversation shares an n-gram if any of its turns has it; a prompt under 5 words only if a turn is that
-                prompt, with its wording or without
+1. words      runs of letters, digits and underscores, in lower case, without the wording that a benchmark puts around its
+              question (hyperdflash.data.benchmark_rows)
+2. n-grams    13 words, the common choice since GPT-3 (Brown et al. 2020, appendix C); a prompt of 5 to 12 words is one n-gram
+3. match      a conversation holds a prompt if one of its turns has one of the prompt's n-grams; a prompt under 5 words must
+              equal a whole turn, with the benchmark's wording or without it
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from hyperdflash.contracts import Conversation
 from hyperdflash.data.benchmark_rows import BENCHMARKS
-from hyperdflash.data.overlap import ngram_hashes, rolling_hashes
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +28,32 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
+    """Returns the words of ``text`` in lower case, in order."""
     return _WORD.findall(text.lower())
 
 
+def rolling_hashes(ids: Sequence[int], longest: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (n, uint64 [T - n + 1]) for n up to ``longest`` or T: the hash of the n-gram that starts at each of ``ids`` [T].
+
+    Each step extends the hashes of the step before.
+    """
+    tokens = np.asarray(ids, dtype=np.uint64)
+    mixed = np.zeros(len(tokens), dtype=np.uint64)
+    for n in range(1, min(longest, len(tokens)) + 1):
+        mixed = mixed[: len(tokens) - n + 1]
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+        mixed += tokens[n - 1 :] + np.uint64(1)
+        yield n, mixed
+
+
+def ngram_hashes(ids: Sequence[int], n: int) -> np.ndarray:
+    """Returns the unique uint64 hashes of the n-grams of ``ids`` [T], at most T - n + 1 of them."""
+    found = [hashes for length, hashes in rolling_hashes(ids, n) if length == n]
+    return np.unique(found[0]) if found else np.empty(0, dtype=np.uint64)
+
+
 class PromptNgrams:
-    """The n-grams of benchmark prompts (conversations whose ``domain`` is the benchmark)."""
+    """The n-grams of benchmark prompts (conversations whose ``domain`` is the benchmark's name)."""
 
     def __init__(self, prompts: Iterable[Conversation]):
         self._ids: dict[str, int] = {}  # word -> 1, 2, ...; 0 is every word that no prompt has
@@ -58,7 +77,7 @@ class PromptNgrams:
         self._all = {n: np.unique(np.concatenate(list(by_name.values()))) for n, by_name in self._by_benchmark.items()}
 
     def held_by(self, conversations: Sequence[Conversation]) -> list[str | None]:
-        """For each conversation the benchmark whose prompt it holds (one of them where there are several), or None."""
+        """Returns per conversation the name of a benchmark whose prompt it holds, or None."""
         held: list[str | None] = [None] * len(conversations)
         ids: list[int] = []
         owner: list[int] = []  # index of the conversation that each of ``ids`` belongs to
@@ -69,7 +88,7 @@ class PromptNgrams:
                 if len(found) <= self._longest_whole:
                     held[index] = held[index] or self._whole.get(tuple(found))
                 ids += [self._ids.get(word, 0) for word in found]
-                ids.append(0)  # no n-gram reaches over a turn's end
+                ids.append(0)  # no n-gram crosses the end of a turn
             owner += [index] * (len(ids) - start)
         for n, hashes in rolling_hashes(ids, NGRAM):
             if n in self._all:
@@ -81,14 +100,14 @@ class PromptNgrams:
 
 
 def _is_in(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which of ``hashes`` are in the sorted ``known``: np.isin would sort both every time."""
+    """Returns a mask of the ``hashes`` that are in the sorted ``known``; np.isin would sort both on every call."""
     return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
 
 
 def held_prompts(
     conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training", progress: bool = True
 ) -> list[str | None]:
-    """For each conversation the benchmark whose prompt it holds, or None."""
+    """Returns per conversation the name of a benchmark whose prompt it holds, or None."""
     ngrams = PromptNgrams(prompts)
     held: list[str | None] = []
     with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc", mininterval=2, disable=not progress) as bar:
@@ -101,7 +120,7 @@ def held_prompts(
 def decontaminate(
     conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training", progress: bool = True
 ) -> list[Conversation]:
-    """``conversations`` without those that hold a prompt of ``prompts``; one log line says how many, by benchmark."""
+    """Returns the ``conversations`` that hold none of ``prompts``; logs how many were removed per benchmark."""
     names = held_prompts(conversations, prompts, what=what, progress=progress)
     kept = [conversation for conversation, name in zip(conversations, names, strict=True) if name is None]
     held = Counter(name for name in names if name is not None)

@@ -1,11 +1,11 @@
-"""Which prompts are asked under a length limit, decided here and nowhere else: nothing is cut.
+"""Decides which prompts fit a length limit; no prompt is cut.
 
-A prompt fits where its own tokens and all its answers, each as long as allowed, stay within the limit:
+A prompt fits if its own tokens and all its answers, each of the largest length, stay within the limit:
 
     tokens of its user turns with their headers + user turns * max_new_tokens <= max_length
 
-So no answer ever ends because of ``max_length``, and which prompts are asked depends on neither the target nor the
-temperature. A prompt that does not fit is left out as a whole, counted and named.
+So no answer ever ends at ``max_length``, and the choice depends on neither the target nor the temperature. A prompt that does
+not fit is left out as a whole; the log counts and names it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hyperdflash.contracts import Conversation
 from hyperdflash.data.chat import Mode, encode_rounds
 
 log = logging.getLogger(__name__)
-_NAMED = 20  # ids in one log line; the rest as a number
+_NAMED = 20  # ids in one log line; the line counts the others
 
 
 class LengthSplit(NamedTuple):
-    """Prompt ids in the order given; ``left_out`` with the tokens that each would need."""
+    """Prompt ids in their order; ``left_out`` maps each to the tokens that it needs."""
 
     fitting: list[str]
     left_out: dict[str, int]
@@ -34,7 +34,7 @@ class LengthSplit(NamedTuple):
 def split_by_length(
     encoded: Iterable[tuple[str, Sequence[Sequence[int]]]], max_length: int, max_new_tokens: int
 ) -> LengthSplit:
-    """Split (prompt id, ids of each of its user turns) by the rule above."""
+    """Splits pairs of a prompt's id and the token ids of its user turns by the rule above."""
     split = LengthSplit([], {})
     for name, rounds in encoded:
         needed = sum(map(len, rounds)) + len(rounds) * max_new_tokens
@@ -52,7 +52,10 @@ def fitting_prompts(
     max_length: int,
     max_new_tokens: int,
 ) -> list[Conversation]:
-    """Those that fit, in order; one log line for each domain that loses any; ValueError where a domain loses all."""
+    """Returns the conversations that fit, in order; one log line per domain with some left out.
+
+    ValueError where a domain loses all.
+    """
     split = split_by_length(((c.id, encode_rounds(c, tokenizer, mode)) for c in conversations), max_length, max_new_tokens)
     domain_of = {conversation.id: conversation.domain for conversation in conversations}
     asked = Counter(domain_of.values())
@@ -62,10 +65,10 @@ def fitting_prompts(
         if lost == asked[domain]:
             raise ValueError(
                 f"none of the {lost} prompts of {domain} fits max_length={max_length} with max_new_tokens={max_new_tokens} "
-                f"an answer; the longest needs {most}: raise benchmarks.max_length or lower benchmarks.max_new_tokens"
+                f"per answer; the longest needs {most}: raise benchmarks.max_length or lower benchmarks.max_new_tokens"
             )
         log.warning(
-            "benchmark %s: %d of %d prompts left out: longer than max_length=%d with max_new_tokens=%d an answer "
+            "benchmark %s: %d of %d prompts left out: longer than max_length=%d with max_new_tokens=%d per answer "
             "(the longest needs %d): %s",
             *(domain, lost, asked[domain], max_length, max_new_tokens, most, named(names)),
         )
@@ -74,6 +77,6 @@ def fitting_prompts(
 
 
 def named(ids: Sequence[str]) -> str:
-    """``a, b, c and 4 more``"""
+    """Joins ids for a message: ``a, b, c and 4 more``."""
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     return ", ".join(ids[:_NAMED]) + more

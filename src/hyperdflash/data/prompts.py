@@ -1,13 +1,13 @@
 """The committed evaluation prompts: held-out conversations cut before their last answer.
 
-Written by ``python -m tiny_target.corpus --write-prompts`` and read everywhere else, so that an evaluation does not depend on
-which packages are installed. Maths prompts are half from seen and half from unseen templates and keep their answer.
+``python -m tiny_target.corpus --write-prompts`` writes the file, and evaluations read it, so that they do not depend on the
+installed packages. Half of the math prompts are from seen and half from unseen templates; each row has the right answer.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,18 +22,8 @@ from hyperdflash.settings import positive_int
 
 
 def eval_prompts_file() -> Path:
-    """Where the committed evaluation prompts lie."""
+    """Returns the path of the committed evaluation prompts."""
     return resource("assets") / "eval_prompts.jsonl"
-
-
-def as_prompt(conversation: Conversation) -> Conversation:
-    """The conversation up to its last user turn."""
-    turns = conversation.turns
-    while turns and turns[-1].role != "user":
-        turns = turns[:-1]
-    if not turns:
-        raise ValueError(f"conversation {conversation.id} has no user turn; a prompt needs one; drop it from the prompts")
-    return replace(conversation, turns=turns)
 
 
 @lru_cache(maxsize=4)
@@ -44,20 +34,21 @@ def _rows(path: Path) -> tuple[dict, ...]:
 
 
 def load_eval_prompts(domain: str | None = None, path: Path | None = None) -> list[Conversation]:
-    """Held-out prompts, each ending at a user turn; of one domain, or of all."""
+    """Returns held-out prompts of one domain or of all, each ending at a user turn."""
     if domain is not None and domain not in DOMAINS:
         raise ValueError(f"domain must be one of {', '.join(DOMAINS)} or None, got {domain!r}")
     return [from_row(row) for row in _rows(path or eval_prompts_file()) if domain in (None, row["domain"])]
 
 
 def reference_answers(path: Path | None = None) -> dict[str, int]:
-    """Conversation id -> the right final number, for the maths prompts."""
+    """Returns the right final number of each math prompt by conversation id."""
     return {row["id"]: row["answer"] for row in _rows(path or eval_prompts_file()) if "answer" in row}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What the options of ``benchmarks`` share: ``max_new_tokens`` an answer, ``max_length`` a prompt with all its answers."""
+    """The base of every option of ``benchmarks``: ``max_new_tokens`` per answer, ``max_length`` tokens per prompt with all its
+    answers."""
 
     max_new_tokens: int
     max_length: int
@@ -67,17 +58,17 @@ class Prompts:
             positive_int(f"benchmarks.{name}", getattr(self, name))
 
     def conversations(self) -> list[Conversation]:
-        """The prompts, each ending at a user turn; whatever answers stand in them, the target gives its own."""
+        """Returns the prompts, each ending at a user turn; the target replaces any answers in them."""
         raise NotImplementedError
 
     def fitting(self, tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[Conversation]:
-        """Those of ``conversations()`` that fit ``max_length`` (data.lengths); the others are logged with their ids."""
+        """Returns the ``conversations()`` that fit ``max_length`` (hyperdflash.data.lengths); logs the ids of the others."""
         return fitting_prompts(self.conversations(), tokenizer, mode, self.max_length, self.max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutPrompts(Prompts):
-    """``per_domain`` of the committed prompts of each domain, maths about half from unseen templates."""
+    """``per_domain`` of the committed prompts of each domain; about half of the math prompts are from unseen templates."""
 
     per_domain: int
 
@@ -86,7 +77,7 @@ class HeldoutPrompts(Prompts):
         positive_int("benchmarks.per_domain", self.per_domain)
 
     def conversations(self) -> list[Conversation]:
-        """Prompts in file order; ValueError where the file has fewer than asked for."""
+        """Returns prompts in file order; ValueError where the file has fewer than ``per_domain``."""
         chosen = []
         for domain in DOMAINS:
             prompts = load_eval_prompts(domain)

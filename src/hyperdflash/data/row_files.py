@@ -1,7 +1,7 @@
-"""Rows of a local file, whatever is wrong inside it: JSONL, JSONL compressed with zstd, Parquet.
+"""Reads the rows of a local JSONL, zstd-compressed JSONL or Parquet file, damaged rows included.
 
-A row comes with its place (``rows.jsonl:12``, lines and rows counted from 1). What cannot be read as a row comes as a
-``MalformedRow`` in its place, and the next row follows; a file that cannot be read on at all is a ``ValueError``.
+Every row has a place (``rows.jsonl:12``, counted from 1). A row that cannot be read is yielded as a ``MalformedRow``, and the
+next row follows; ValueError where the rest of the file cannot be read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_row_file(source: str | Path) -> bool:
 
 
 def file_rows(path: str | Path) -> Iterator[tuple[str, object]]:
-    """(place, row or ``MalformedRow``) of every row in the file's order; a batch of rows is in memory at a time."""
+    """Yields (place, row or ``MalformedRow``) in the file's order, with one batch of rows in memory at a time."""
     path = Path(path)
     read = parquet_rows if path.suffix == ".parquet" else json_rows
     place = "its start"
@@ -36,11 +36,11 @@ def file_rows(path: str | Path) -> Iterator[tuple[str, object]]:
             yield place, row
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read on behind {place} ({reason}): it is cut or damaged, fetch it again") from None
+        raise ValueError(f"{path} cannot be read behind {place} ({reason}): it is cut or damaged, fetch it again") from None
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """A line a row; empty lines are no rows."""
+    """Yields one row per line that is not empty."""
     if path.suffix == ".zst":
         with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as lines:
             yield from _parsed_lines(lines, path.name)
@@ -55,7 +55,7 @@ def _parsed_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, object]]:
         number += 1
         place = f"{name}:{number}"
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            while line and not line.endswith(b"\n"):  # the rest of it, a piece at a time
+            while line and not line.endswith(b"\n"):  # skip the rest, one piece at a time
                 line = file.readline(MAX_LINE_BYTES)
             yield place, MalformedRow(f"line above {MAX_LINE_BYTES:,} bytes")
         elif line.strip():
@@ -72,7 +72,7 @@ def _parsed_line(line: bytes) -> object:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """The known columns of every row."""
+    """Yields the known columns of every row."""
     with pq.ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if name in COLUMNS]
         number = 0

@@ -1,11 +1,11 @@
-"""What became of a source's rows: every row read is either taken or counted under one reason."""
+"""Counts a source's rows: every row read is either taken or dropped for one reason."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-NAMED = 5  # places kept per reason
+NAMED = 5  # places listed per reason
 
 DUPLICATE = "asks the same as another row"
 HELD_OUT = "on the held-out side"
@@ -16,8 +16,8 @@ NOT_MALFORMED = (DUPLICATE, HELD_OUT, BEYOND, BENCHMARK)
 
 @dataclass
 class RowStats:
-    """``read`` rows of ``source``, of which ``taken`` are used; ``dropped`` counts the others by reason, and ``places`` names
-    the first of each reason that speaks of a single row (malformed, too short or too long)."""
+    """``read`` rows of ``source``, of which ``taken`` are used; ``dropped`` counts the others by reason. ``places`` lists the
+    first rows of each reason that concerns a single row (malformed, too short, too long)."""
 
     source: str
     read: int = 0
@@ -26,12 +26,13 @@ class RowStats:
     places: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, place: str | None = None) -> None:
+        """Counts one dropped row."""
         self.dropped[reason] += 1
         if place is not None and len(named := self.places.setdefault(reason, [])) < NAMED:
             named.append(place)
 
     def move(self, count: int, reason: str) -> None:
-        """``count`` of the rows taken were dropped after all."""
+        """Counts ``count`` taken rows as dropped."""
         if count:
             self.taken -= count
             self.dropped[reason] += count
@@ -41,7 +42,7 @@ class RowStats:
         return RowStats(self.source, self.read, self.taken, Counter(self.dropped), places)
 
     def as_record(self) -> dict:
-        """For JSON; ``RowStats.of_record`` is the inverse."""
+        """Returns a record for JSON; ``RowStats.of_record`` is the inverse."""
         dropped = dict(self.dropped.most_common())
         return {"source": self.source, "read": self.read, "taken": self.taken, "dropped": dropped, "places": self.places}
 
@@ -50,7 +51,7 @@ class RowStats:
         return cls(**(record | {"dropped": Counter(record["dropped"])}))
 
     def lines(self) -> list[str]:
-        """``source: 20 rows read, 12 taken`` and a line per reason, with the places of the first rows."""
+        """Returns ``source: 20 rows read, 12 taken`` and one line per reason, with the places of the first rows."""
         lines = [f"{self.source}: {self.read:,} rows read, {self.taken:,} taken"]
         for reason, count in sorted(self.dropped.items(), key=lambda item: (item[0] in NOT_MALFORMED, -item[1], item[0])):
             named = self.places.get(reason, [])

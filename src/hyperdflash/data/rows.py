@@ -1,8 +1,8 @@
-"""One row <-> one conversation.
+"""Converts rows to conversations and back.
 
-1. a row of any of these schemas: ``conversations: [{role, content}]`` (or ``{from, value}``, as ShareGPT has them),
-   ``instruction`` + ``output``, or ``turns`` (a benchmark's user turns) -> ``Conversation``; its id hashes its turns
-2. any other row -> ``MalformedRow``, whose message is the reason it is counted under
+1. a row with ``conversations: [{role, content}]`` (or ShareGPT's ``{from, value}``), with ``instruction`` and ``output``, or
+   with ``turns`` (a benchmark's user turns) -> ``Conversation``, whose id is the hash of its turns
+2. any other row -> ``MalformedRow``, whose message is the reason that the statistics count
 3. ``Conversation`` <-> the JSON row of this project's own files: ``id``, ``domain``, ``turns: [{role, content}]``
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.stable_hash import content_hash
 
-COLUMNS = ("conversations", "instruction", "output", "turns")  # all that ``parse_row`` reads
+COLUMNS = ("conversations", "instruction", "output", "turns")  # everything that ``parse_row`` reads
 
 
 class MalformedRow(Exception):
-    """A row that is no conversation; the message is the reason it is counted under."""
+    """A row that is not a conversation; the message is the reason that the statistics count."""
 
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -36,7 +36,7 @@ def _text(value: object, what: str) -> str:
 
 
 def _turn(message: dict) -> Turn:
-    # Parquet has all columns in every row, so a key of the other schema may be there and empty
+    # A Parquet row has all columns, so a key of the other schema can be present and empty.
     role = message.get("role") or message.get("from")
     if not isinstance(role, str) or role not in _ROLES:
         raise MalformedRow("missing or unknown role")
@@ -48,7 +48,7 @@ def _turns(row: dict) -> list[Turn]:
     if row.get("conversations") is not None:
         messages = row["conversations"]
         if isinstance(messages, dict) and all(isinstance(column, list) for column in messages.values()):
-            # how `datasets` gives a list of messages whose card calls it a sequence: a list a field
+            # `datasets` returns messages that the card declares as a sequence with one list per field.
             messages = [dict(zip(messages, message, strict=False)) for message in zip(*messages.values(), strict=False)]
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise MalformedRow("conversations is not a list of messages")
@@ -59,13 +59,13 @@ def _turns(row: dict) -> list[Turn]:
     if row.get("turns") is not None:
         if not isinstance(row["turns"], list):
             raise MalformedRow("turns is not a list")
-        # only the first: a benchmark's later questions follow the model's own answers, which no row holds
+        # Only the first: a benchmark's later questions follow the model's own answers, which no row has.
         return [Turn("user", _text(turn, "turn")) for turn in row["turns"][:1]]
     raise MalformedRow("no known fields")
 
 
 def parse_row(row: object, domain: str) -> Conversation:
-    """One row of any known schema; ``MalformedRow`` with the reason for anything else."""
+    """Parses a row of any known schema; raises ``MalformedRow`` with the reason for other rows."""
     if not isinstance(row, dict):
         raise MalformedRow("row is not an object")
     turns = _turns(row)
@@ -79,12 +79,12 @@ def parse_row(row: object, domain: str) -> Conversation:
 
 
 def to_row(conversation: Conversation, **more) -> dict:
-    """A conversation as a JSON row, ``more`` fields between its domain and its turns."""
+    """Returns a conversation as a JSON row, with ``more`` fields between its domain and its turns."""
     turns = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
     return {"id": conversation.id, "domain": conversation.domain, **more, "turns": turns}
 
 
 def from_row(row: dict) -> Conversation:
-    """The inverse of ``to_row``."""
+    """Parses what ``to_row`` returns."""
     turns = tuple(Turn(turn["role"], turn["content"]) for turn in row["turns"])
     return Conversation(row["id"], row["domain"], turns)

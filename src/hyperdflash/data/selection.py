@@ -1,17 +1,17 @@
-"""Which rows of a source are used, and in which order: decided by what a row asks, never by where it stands.
+"""Selects and orders the rows of a source by what each row asks, never by its position.
 
-1. length     conversations with fewer than ``min_chars`` or more than ``max_chars`` characters are left out
-2. asked      the texts of system and user turns, normalised (NFKC, case, white space). Rows that ask the same are one row,
-              whatever they answer: under ``responses: target`` they become the same document. The one with the lowest id stays
-3. side       held out or training, by the hash of the first user turn, normalised the same way and with its digits folded, so
-              that rows that ask the same are on one side
-4. rank       a hash of ``seed`` and what is asked orders each side; the lowest ranks are taken, in that order
+1. length      drop conversations with fewer than ``min_chars`` or more than ``max_chars`` characters
+2. question    the texts of system and user turns, normalized (NFKC, case, white space). Rows with the same question are one
+               row whatever their answers, since under ``responses: target`` they become one document: the lowest id stays
+3. side        held out or training, by the hash of the first user turn, normalized and with folded digits, so that rows with
+               the same question are on one side
+4. rank        a hash of ``seed`` and the question orders each side; the lowest ranks are taken, in that order
 
-So shuffling a source changes nothing, and a bigger number takes the same rows and more.
+So shuffling a source changes nothing, and a larger number takes the same rows and more.
 
-In memory: a hash a row read (to see duplicates), rank, id and place of the rows that are taken so far; texts wait in a spool
-file on disk. A finished selection is kept as JSONL and read from there ever after; an unfinished one leaves nothing, and the
-source is read from its first row again.
+Memory holds one hash per row read (for duplicates), and rank, id and place of the rows taken so far; a spool file on disk holds
+the texts. A finished selection is a JSONL file that later runs read; an unfinished one leaves nothing, and the next run reads
+the source from its first row.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from tqdm import tqdm
 
 from hyperdflash.contracts import Conversation
-from hyperdflash.data.near_duplicates import fold_text
 from hyperdflash.data.row_files import is_row_file
 from hyperdflash.data.row_stats import BEYOND, DUPLICATE, HELD_OUT, RowStats
 from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.sources import placed
-from hyperdflash.data.split import Split
 from hyperdflash.files import whole_file
 from hyperdflash.leases import exclusive
 from hyperdflash.settings import natural_int, number_between, positive_int
-from hyperdflash.stable_hash import content_hash, unit_interval
+from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
 
-_FORMAT = 3  # of the kept file and of the rules above
+_FORMAT = 3  # of the selection file and of the rules above
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What decides a selection besides the source: ``seed`` the ranks, ``heldout`` the share of rows that no training sees,
-    ``min_chars`` and ``max_chars`` the length of a conversation, all turns together."""
+    """What determines a selection besides its source: ``seed`` of the ranks, ``heldout`` the share of rows that no training
+    sees, ``min_chars`` and ``max_chars`` the bounds of a conversation's length, all turns together."""
 
     seed: int
     heldout: float
@@ -63,6 +61,7 @@ class Choice:
             raise ValueError(f"corpus.max_chars={self.max_chars} is below corpus.min_chars={self.min_chars}")
 
     def length_fault(self, conversation: Conversation) -> str | None:
+        """Returns the reason to drop a conversation for its length; None where it fits."""
         length = sum(len(turn.content) for turn in conversation.turns)
         if length < self.min_chars:
             return f"below {self.min_chars:,} characters"
@@ -77,7 +76,7 @@ class Choice:
 
 
 def asked_text(conversation: Conversation) -> str:
-    """What a conversation asks: equal for rows that differ in answers, case, white space or compatibility characters only."""
+    """Returns the question: equal for rows that differ only in answers, case, white space or compatibility characters."""
     turns = (turn for turn in conversation.turns if turn.role != "assistant")
     return "\x00".join(f"{turn.role}\x01{_normalised(turn.content)}" for turn in turns)
 
@@ -92,7 +91,7 @@ def _normalised(text: str) -> str:
 
 
 class _Lowest:
-    """The ``size`` conversations of the lowest ranks among those offered, and their order."""
+    """Holds the ``size`` offered conversations of the lowest ranks, in order of rank."""
 
     def __init__(self, size: int, spool: BinaryIO):
         self.size, self._spool = size, spool
@@ -126,16 +125,18 @@ class _Lowest:
 
 @dataclass(frozen=True)
 class Selection:
-    """A kept file: its first line says what was read and how many rows of each side follow, training first. ValueError where it
-    is damaged."""
+    """A selection on disk: line 1 has the statistics and the number of rows per side; the rows follow, training first.
+
+    Methods raise ValueError where the file is damaged.
+    """
 
     path: Path
     stats: RowStats
     num_train: int
     num_heldout: int
 
-    def conversations(self, split: Split, start: int, count: int) -> list[Conversation]:
-        """``count`` conversations of a side from rank ``start`` on, fewer where there are no more."""
+    def conversations(self, split: Literal["train", "heldout"], start: int, count: int) -> list[Conversation]:
+        """Returns ``count`` conversations of one side from rank ``start`` on, or as many as there are."""
         end = min(start + count, self.num_train if split == "train" else self.num_heldout)
         offset = 1 if split == "train" else 1 + self.num_train
         found = []
@@ -158,9 +159,9 @@ def select(
     directory: Path,
     progress: bool = True,
 ) -> Selection:
-    """The selection of ``source``, from ``directory`` where it was made before, for as many rows or for all there are.
+    """Returns a selection of ``source`` with at least these numbers of rows, or with all rows of the source.
 
-    Processes that want the same one wait for each other: one reads the source.
+    Reads it from ``directory`` where it exists; otherwise one process reads the source while the others wait.
     """
     path = directory / f"{_readable(source)}-{_key(source, domain, choice)}.jsonl"
     with exclusive(directory, f"leases/{path.stem}"):
@@ -185,7 +186,7 @@ def _key(source: str | Path, domain: str | None, choice: Choice) -> str:
 
 
 def _read(path: Path, num_train: int, num_heldout: int) -> Selection | None:
-    """None where the file is not there, or was made for fewer rows and the source has more."""
+    """Returns None where the file is absent, or has fewer rows than wanted while the source has more."""
     if not path.is_file():
         return None
     with path.open("rb") as lines, _undamaged(path, 1):
@@ -203,7 +204,7 @@ def _undamaged(path: Path, number: int) -> Iterator[None]:
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"the kept selection {path} is damaged ({reason}): remove it, it is made again from its source")
+    return ValueError(f"the selection {path} is damaged ({reason}): remove it, and the next run makes it again from its source")
 
 
 def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldout: int, progress: bool) -> None:
@@ -241,7 +242,7 @@ def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldo
 
 
 def stats_of(selection: Selection, taken: int) -> RowStats:
-    """The selection's stats, as seen by an entry that took ``taken`` of its training rows."""
+    """Returns the selection's statistics for an entry that takes ``taken`` of its training rows."""
     stats = selection.stats.copy()
     if beyond := stats.taken - taken:
         stats.dropped[BEYOND] = beyond

@@ -1,4 +1,4 @@
-"""Hub data sets and local files as a corpus: rows are chosen by content, cleaned, and put in a seeded order."""
+"""A corpus of hub data sets and local files: selects rows by content, removes benchmark prompts, orders rows by a seed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from hyperdflash.stable_hash import content_hash
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedCorpus(Corpus):
-    """``stage1``, ``stage2``: a list of ``{source, count}``; ``source`` is a hub id or a file (data.sources), a file
-    needs its ``domain``, ``skip`` leaves out the source's first training rows by rank, and ``fill_to`` instead of ``count``
-    takes as many as bring the stage to that number. Both are caps: a source that has fewer rows gives what it has, and rows
-    that are left out afterwards (benchmarks, questions of two sources) are not replaced.
+    """``stage1`` and ``stage2`` are lists of ``{source, count}``; ``source`` is a hub id or a file (hyperdflash.data.sources).
 
-    Which rows, and their order: hyperdflash.data.selection (``seed``, ``heldout``, ``min_chars``, ``max_chars``), kept below
-    ``directory``. Training and validation rows are on different sides of a split by content, in every source alike.
-    ``decontaminate``: leave out conversations that hold a prompt of the paper's seven benchmarks, which are read from
-    ``benchmarks_path`` (a folder, or None for the hub).
+    A file needs its ``domain``; ``skip`` leaves out the source's first training rows by rank; ``fill_to`` instead of ``count``
+    takes as many rows as bring the stage to that number. Both are upper bounds: a source with fewer rows gives all of them,
+    and rows that are removed afterwards (benchmark prompts, questions of an earlier source) are not replaced.
 
-    In memory: the conversations that are returned, once.
+    hyperdflash.data.selection chooses and orders the rows by ``seed``, ``heldout``, ``min_chars`` and ``max_chars``, and
+    writes the selection below ``directory``. Training and validation rows are on different sides of one split by content.
+    ``decontaminate`` removes conversations that hold a prompt of the paper's seven benchmarks, read from ``benchmarks_path``
+    (a folder, or None for the hub).
     """
 
     stage1: Sequence[Mapping]
@@ -65,8 +64,8 @@ class StreamedCorpus(Corpus):
         return Choice(seed=self.seed, heldout=self.heldout, min_chars=self.min_chars, max_chars=self.max_chars)
 
     def train(self) -> list[Conversation]:
-        """This stage's conversations of all sources, in one order that is a seeded function of their ids."""
-        found: dict[str, Conversation] = {}  # by what is asked, which two sources may have in common
+        """Returns this stage's conversations of all sources, ordered by a hash of the seed and their ids."""
+        found: dict[str, Conversation] = {}  # by question, which two sources can share
         self.row_stats.clear()
         for entry in self._entries:
             selection = self._selection(entry)
@@ -87,7 +86,7 @@ class StreamedCorpus(Corpus):
         return sorted(found.values(), key=lambda c: content_hash(f"{self.seed}\x00{c.id}"))
 
     def validation_conversations(self) -> list[Conversation]:
-        """``validation`` held-out conversations of each source, equal ones once."""
+        """Returns ``validation`` held-out conversations of each source, each question once."""
         found = {}
         for entry in self._entries:
             selection = self._selection(entry)
@@ -99,7 +98,7 @@ class StreamedCorpus(Corpus):
         return self._clean(list(found.values()), "validation")
 
     def _selection(self, entry: Mapping) -> Selection:
-        """For both stages at once, so that a source is read once for all of them."""
+        """Selects for both stages together, so that a source is read once."""
         both = (*self.stage1, *self.stage2)
         same = [e for e in both if (e["source"], e.get("domain")) == (entry["source"], entry.get("domain"))]
         return select(

@@ -1,8 +1,8 @@
-"""Near-duplicates by normalised content: equal after folding, or sharing most of their token shingles.
+"""Finds near-duplicates: texts that are equal after folding, or that share most of their token shingles.
 
-1. fold: lower case, digits to 0, white space to one space; in code also names by order of appearance and strings
-2. shingles of 4 folded tokens, MinHash of 32 values in 8 bands (Broder 1997); a shared band makes two texts candidates
-3. candidates whose shingle sets overlap by at least 0.7 (Jaccard) are the same text; the first of them is kept
+1. fold       lower case, digits to 0, white space to one space; code also has names numbered by appearance and strings folded
+2. shingles   4 folded tokens each; MinHash of 32 values in 8 bands (Broder 1997): a shared band makes two texts candidates
+3. compare    candidates whose shingle sets overlap by at least 0.7 (Jaccard) are the same text; the first one stays
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from hyperdflash.stable_hash import fold_text
+
 _CODE_TOKEN = re.compile(r"""(?:\b[rbfuRBFU]{1,2})?('''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(\.?\b[A-Za-z_]\w*)|(\d[\w.]*)|(\S)""", re.S)  # fmt: skip # noqa: E501
 _WORD = re.compile(r"[a-z_0]+|[^\sa-z_0]")
 _KEPT_NAMES = frozenset(keyword.kwlist) | frozenset(dir(builtins)) | {"self", "cls"}
@@ -25,13 +27,8 @@ _SAME = 0.7  # Jaccard overlap of shingles
 _MAX_CANDIDATES = 24  # compared per text; bounds the cost on very common openings
 
 
-def fold_text(text: str) -> str:
-    """Lower case, every run of digits as 0, one space between words."""
-    return " ".join(re.sub(r"\d+", "0", text.lower()).split())
-
-
 def fold_code(source: str) -> str:
-    """Tokens of code: plain names numbered by appearance, attributes in lower case, strings and numbers folded."""
+    """Returns the tokens of code: names numbered by appearance, attributes in lower case, strings and numbers folded."""
     names: dict[str, str] = {}
     tokens = []
     for string, name, number, sign in _CODE_TOKEN.findall(source):
@@ -48,7 +45,7 @@ def fold_code(source: str) -> str:
 
 
 def _shingles(folded: str) -> np.ndarray:
-    """Sorted unique uint64 hashes of the token windows."""
+    """Returns the sorted unique uint64 hashes of the token windows."""
     tokens = folded.split(" ") if " " in folded else _WORD.findall(folded)
     hashes = np.array([zlib.crc32(token.encode()) for token in tokens] or [0], dtype=np.uint64)
     width = min(_SHINGLE, len(hashes))
@@ -66,7 +63,7 @@ def _mix_constants() -> tuple[np.ndarray, np.ndarray]:
 
 
 def first_of_each(folded: Sequence[str], *, progress: bool = False) -> list[bool]:
-    """For each folded text, in order: True where no earlier kept text is a near-duplicate of it."""
+    """Returns one entry per folded text, in order: True where no earlier True text is a near-duplicate of it."""
     multiplier, shift = _mix_constants()
     seen: set[str] = set()
     shingles: list[np.ndarray] = []
