@@ -46,9 +46,10 @@ test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher,
 test-transformers: .venv-transformers/.done ## run the tests of targets, drafting and decoding with transformers 5.24
 	.venv-transformers/bin/python -m pytest tests/targets tests/drafting tests/decoding
 
-lint: .venv/.done ## check style and format
+lint: .venv/.done ## check style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: .venv/.done ## fix style and format
 	$(PY) -m ruff check --fix .
@@ -91,8 +92,8 @@ bench-cache: .venv/.done ## the state cache beside other layouts: rates, opening
 	$(PY) -m benchmarks.cache
 	$(PY) -m benchmarks.capture
 
-clean: ## remove caches of Python, pytest and ruff; runs and .venv stay
-	rm -rf .pytest_cache .ruff_cache *.egg-info
+clean: ## remove caches of Python, pytest, ruff and mypy, and what a build leaves; runs and .venv stay
+	rm -rf .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
 	find . -path "./.venv*" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # In an empty environment, so that nothing left over from earlier work gets a pin.

@@ -35,9 +35,10 @@ from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.figures import results_figure
 from hyperdflash.report.measure import Sample
 from hyperdflash.report.tables import jsonable, markdown, terminal_table
-from hyperdflash.settings import natural_int
+from hyperdflash.settings import natural_int, one_of
 from hyperdflash.states.store import collate
 from hyperdflash.targets.load import load_heads
+from hyperdflash.training.datamodule import on_tensors
 
 
 def evaluate_by_replay(config: DictConfig) -> dict:
@@ -50,11 +51,13 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     benchmark: Prompts = instantiate(config.benchmarks)
     if config.threads:
         torch.set_num_threads(config.threads)
+    device = device_of(config.device)
     heads = load_heads(config.target.path)
     job = StatesJob.of(config)
     tokenizer, store = job.tokenizer, job.open_store(heads)
     layer_ids = tuple(sorted({i for method in methods for i in method.layer_ids}))
-    drafters = [(method, method.drafter(config, heads)) for method in methods]
+    drafters = [(method, method.drafter(config, heads).to(device)) for method in methods]
+    heads = heads.to(device)
     eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
     out = Path(config.out)
 
@@ -84,7 +87,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
         parts: dict[str, list] = {method.name: [] for method in methods}
         with tqdm(total=len(states) * len(methods), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
             for batch in batches:
-                rows = collate([states[i] for i in batch])
+                rows = on_tensors(collate([states[i] for i in batch]), lambda tensor: tensor.to(device))
                 for method, drafter in drafters:
                     parts[method.name].append(replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed))
                     bar.update(len(batch))
@@ -117,6 +120,15 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     Console(width=max(console.width, 130)).print(terminal_table(main_table(found)))
     print(f"wrote {out}/metrics.json, acceptance.md, acceptance.csv, acceptance.png")
     return metrics
+
+
+def device_of(name: str) -> torch.device:
+    """Of ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``; ValueError for another, or where CUDA is not there."""
+    one_of("device", name, ("auto", "cpu", "cuda"))
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ValueError("device=cuda, and torch finds no CUDA device here: run with device=cpu")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
 def _last_answer(document: Document) -> list[int]:

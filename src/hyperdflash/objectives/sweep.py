@@ -56,18 +56,33 @@ def is_largest(features: Tensor, labels: Tensor, tables: Sequence[Tensor]) -> Te
     top = wide(features.new_full((len(features),), float("-inf")))
     hits = torch.zeros_like(labels, dtype=torch.bool)
     size = _rows_together(features)
+    first = first_largest_on_host if features.device.type == "cpu" else first_largest
     with torch.autocast(features.device.type, enabled=False), fast_fp32_products():
         for start, table_rows in _slices(tables, features, min(size, len(features))):
             for states, of_rows, best, hit in zip(*(x.split(size) for x in (features, labels, top, hits)), strict=True):
                 logits = wide(states @ table_rows.T)  # a maximum in bf16 takes longer than in fp32
                 largest = logits.amax(dim=-1)
-                here = ((start <= of_rows) & (of_rows < start + len(table_rows))).nonzero().squeeze(1)
-                here = here[logits[here, of_rows[here] - start] == largest[here]]
-                first_here = torch.zeros_like(hit)
-                first_here[here] = logits[here].argmax(dim=-1) == of_rows[here] - start
+                first_here = first(logits, largest, of_rows - start)
                 torch.where(largest > best, first_here, hit, out=hit)
                 torch.maximum(best, largest, out=best)
     return hits[:num_rows]
+
+
+def first_largest_on_host(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
+    """``first_largest`` with a second look at the few rows that need one, which an accelerator would be waited for."""
+    here = ((column >= 0) & (column < logits.shape[1])).nonzero().squeeze(1)
+    here = here[logits[here, column[here]] == largest[here]]
+    first = torch.zeros_like(column, dtype=torch.bool)
+    first[here] = logits[here].argmax(dim=-1) == column[here]
+    return first
+
+
+def first_largest(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
+    """Whether ``column`` [R], perhaps outside of [0, V), is the first one of ``logits`` [R, V] that equals ``largest`` [R]."""
+    inside, at = (column >= 0) & (column < logits.shape[1]), column.clamp(0, logits.shape[1] - 1)[:, None]
+    equal = logits == largest[:, None]
+    earlier = torch.arange(logits.shape[1], device=logits.device) < at
+    return inside & equal.gather(1, at).squeeze(1) & ~(equal & earlier).any(dim=1)
 
 
 class _Sweep(torch.autograd.Function):

@@ -29,6 +29,8 @@ class TargetConfig(Protocol):
     hc_mult: int
     sliding_window: int
     rms_norm_eps: float
+    hc_eps: float
+    initializer_range: float
 
 
 @dataclass(frozen=True)
