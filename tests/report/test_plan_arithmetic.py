@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.planning.plan import Plan, bytes_text, hours_text
-from hyperdflash.planning.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
+from hyperdflash.planning.plan import (
+    GIB,
+    Machine,
+    Measuring,
+    Plan,
+    Rates,
+    Stage,
+    TargetSize,
+    Training,
+    bytes_text,
+    hours_text,
+)
 from hyperdflash.planning.plan_report import commands, plan_markdown, plan_record
 from hyperdflash.planning.step_memory import StepSizes, step_memory
 
@@ -31,7 +41,6 @@ RATES = Rates(
     served_tokens_per_s=100,
 )
 FLASH = TargetSize(
-    name="flash",
     weights_bytes=160e9,
     loaded_bytes=570e9,
     disk_bytes=160e9,

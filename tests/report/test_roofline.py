@@ -16,7 +16,6 @@ from hyperdflash.planning.roofline import (
     Work,
     block_drafting,
     mtp_drafting,
-    round_time,
     total_seconds,
     verification,
 )
@@ -159,16 +158,17 @@ def test_time_is_the_larger_of_both_and_shared_by_gpus():
     assert total_seconds([Work("a", 6e12), Work("b", 0, 8e12)], replace(gpu, count=2)) == 1.5 + 1.0
 
 
-def test_predicted_speedup_is_the_formula():
+def test_predicted_speedup_is_the_formula(setting):
     drafter = DrafterConfig(num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, intermediate_size=5, block_size=3)
     method = Method(name="M", drafter="block", slots=2, tau=2.0, speedup=1.0, reducer="fc")
-    found = round_time(SMALL, drafter, UNIT, method, 1, 0)
+    small = replace(setting(), sizes=SMALL, drafter=drafter, gpu=UNIT, context=0)
+    found = small.round(method, 1)
     verify, plain = (total_seconds(verification(SMALL, n, 1, 0), UNIT) for n in (3, 1))
     draft = total_seconds(block_drafting(SMALL, drafter, "fc", 2.0, 1, 0), UNIT)
     assert found.speedup == pytest.approx(2 * plain / (draft + verify))
     assert found.drafter_share == pytest.approx(draft / (draft + verify))
     with pytest.raises(ValueError, match=r"set drafter\.block_size=5"):
-        round_time(SMALL, drafter, UNIT, replace(method, slots=4), 1, 0)
+        small.round(replace(method, slots=4), 1)
 
 
 def test_what_the_roofline_says_of_flash(setting):

@@ -5,6 +5,8 @@ Nothing here holds a weight; every module is the one that runs.
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ from hyperdflash.targets.taps import tap_residual
 
 ROOT = Path(__file__).parents[2]
 META = torch.device("meta")
-SIZES = read_sizes(FLASH / "config.json")
+SIZES = read_sizes(FLASH)
 
 
 def count(module: nn.Module) -> int:
@@ -61,11 +63,14 @@ def test_the_target_has_the_published_size(model):
     assert model.config.mlp_layer_types.count("hash_moe") == 3
 
 
-def test_sizes_come_from_a_config_json_as_deepseek_writes_it():
-    with pytest.raises(ValueError, match=r"lacks num_hash_layers, compress_ratios: give a config\.json as DeepSeek writes it"):
-        read_sizes(ROOT / "assets" / "tiny" / "config.json")
-    with pytest.raises(ValueError, match=r"there is no nowhere/config\.json"):
-        read_sizes("nowhere/config.json")
+def test_sizes_come_from_a_config_json_in_either_spelling():
+    written = json.loads((FLASH / "config.json").read_text())  # as DeepSeek writes it
+    assert all(getattr(SIZES, f.name) == written[f.name] for f in fields(SIZES))
+    tiny = ROOT / "assets" / "tiny"  # as transformers writes it
+    assert read_sizes(tiny).hidden_size == read_config(tiny).hidden_size
+    assert len(read_sizes(tiny).layer_ratios) == read_config(tiny).num_hidden_layers
+    with pytest.raises(ValueError, match=r"nowhere has no config\.json"):
+        read_sizes("nowhere")
 
 
 def test_config_json_and_transformers_agree_on_flash(model):
@@ -175,7 +180,7 @@ def test_other_numbers_of_paths_widths_and_depths(hc_mult, hidden_size, layers):
     reducer.reset_parameters(heads, generator)
     assert count(reducer) == hc_mult * hc_mult * hidden_size + hc_mult + 1
     assert torch.equal(reducer(taps.final), heads.hc_head(taps.final))
-    other = read_sizes(FLASH / "config.json", hc_mult=hc_mult, hidden_size=hidden_size)
+    other = read_sizes(FLASH, hc_mult=hc_mult, hidden_size=hidden_size)
     assert other.residual_bytes == 2 * hc_mult * hidden_size
 
 

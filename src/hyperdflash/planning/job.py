@@ -1,9 +1,9 @@
-"""What a training will cost, before anyone pays for it: cache, memory, steps, rates, hours, GPUs to serve and to train.
+"""Says what a training costs before anyone pays for it: cache, memory, steps, rates, hours, GPUs to serve and to train.
 
 python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper optim=adamw trainer=ddp8
 python -m src.plan target=deepseek_v4_flash corpus=paper drafter=paper blocks=paper trainer=ddp8 cache=stream mean_tokens=2048
 
-Takes every option of src.train. Reads no weight: parameters and FLOPs are counted on the meta device.
+Takes every option of src.train. Reads no weights: counts parameters and FLOPs on the meta device.
 """
 
 from __future__ import annotations
@@ -20,37 +20,14 @@ from hyperdflash.settings import natural_int, positive_int, positive_number
 
 if TYPE_CHECKING:
     from hyperdflash.planning.plan import Plan
-    from hyperdflash.planning.v4_sizes import V4Sizes
     from hyperdflash.targets.adapter import TargetConfig
 
-JSON_BYTES = 20 + 20 + 8 + 24 + 4  # of a number: received, as text, a list's place, a Python float, fp32
+JSON_BYTES = 20 + 20 + 8 + 24 + 4  # per number: received, as text, its place in a list, a Python float, fp32
 TURNS = {"mt-bench": 2}  # user turns of a benchmark's prompts; the others have one
 
 
-def target_config(config: DictConfig) -> TargetConfig:
-    """The checkpoint's configuration; DeepSeek-V4-Flash's released one while the checkpoint is not there yet."""
-    from hyperdflash.targets.load import read_config
-
-    folder = config_folder(config.target.path)
-    if folder != config.target.path:
-        print(f"{config.target.path} is not there yet: planning with {folder}/config.json")
-    return read_config(folder)
-
-
-def v4_sizes(model: TargetConfig) -> V4Sizes:
-    """transformers' spelling of a configuration as the official one."""
-    from dataclasses import fields
-
-    from hyperdflash.planning.v4_sizes import V4Sizes
-
-    ratios = [model.compress_rates.get(kind, 0) for kind in model.layer_types]
-    ratios += [0] * (model.num_hidden_layers + 1 - len(ratios))  # the MTP block's
-    own = {"compress_ratios": ratios, "num_hash_layers": model.mlp_layer_types.count("hash_moe")}
-    return V4Sizes(**{f.name: own.get(f.name) if f.name in own else getattr(model, f.name) for f in fields(V4Sizes)})
-
-
 def num_examples(mixture: dict | list) -> int:
-    """Examples of one stage: {domain: count}, or entries with a ``count``, or with the ``fill_to`` that they bring it to."""
+    """Counts one stage's examples: {domain: count}, or entries with a ``count`` or a total to ``fill_to``."""
     if isinstance(mixture, dict):
         return sum(mixture.values())
     total = 0
@@ -60,7 +37,7 @@ def num_examples(mixture: dict | list) -> int:
 
 
 def measured(config: DictConfig) -> dict[str, float]:
-    """What check_engine, parity and evaluate count by their own options, the last with the paper's benchmarks."""
+    """Returns the fields of ``Measuring`` as check_engine, parity and evaluate (of the paper's benchmarks) default to them."""
     from hyperdflash.contracts import DOMAINS
     from hyperdflash.data.benchmark_rows import BENCHMARKS
 
@@ -83,8 +60,8 @@ def measured(config: DictConfig) -> dict[str, float]:
 
 
 def client_bytes(config: DictConfig, model: TargetConfig) -> float:
-    """Host memory of one process that asks an engine for states, at the mean length: embedding and head, the shard in hand and
-    the one that is written, and SGLang's answers that are on their way."""
+    """Returns the host memory of one process that asks an engine for states of the mean length: embedding and head, the shard
+    at hand and the one it writes, and SGLang's answers on their way."""
     document = config.mean_tokens * model.hc_mult * model.hidden_size
     held = 2 * model.vocab_size * model.hidden_size + 2 * config.cache.documents_per_shard * document
     answers = config.target.concurrency * max(1, len(config.target.servers)) * document
@@ -93,7 +70,7 @@ def client_bytes(config: DictConfig, model: TargetConfig) -> float:
 
 
 def make_plan(config: DictConfig) -> Plan:
-    """conf/plan.yaml and the training's own groups -> Plan; ValueError where they do not fit together."""
+    """Returns the plan of conf/plan.yaml with the training's own groups; ValueError where they do not fit together."""
     from dataclasses import replace
 
     import torch
@@ -102,11 +79,11 @@ def make_plan(config: DictConfig) -> Plan:
     from hyperdflash.drafting.draft_model import DrafterParts
     from hyperdflash.drafting.flops import step_flops
     from hyperdflash.launch.launcher import num_ranks
-    from hyperdflash.planning.plan import Plan
-    from hyperdflash.planning.plan_inputs import Machine, Measuring, Rates, Stage, TargetSize, Training
+    from hyperdflash.planning.plan import Machine, Measuring, Plan, Rates, Stage, TargetSize, Training
     from hyperdflash.planning.step_memory import StepSizes, step_memory
-    from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
+    from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, read_sizes, total_parameters
     from hyperdflash.targets.heads import TargetHeads
+    from hyperdflash.targets.load import read_config
     from hyperdflash.training.checkpoints import KEEP
 
     positive_number("mean_tokens", config.mean_tokens)
@@ -118,8 +95,10 @@ def make_plan(config: DictConfig) -> Plan:
         raise ValueError(
             "src.plan plans for a block drafter, got drafter=mtp: leave it out, its states and answers are the same"
         )
-    model = target_config(config)
-    sizes = v4_sizes(model)
+    folder = config_folder(config.target.path)
+    if folder != config.target.path:
+        print(f"{config.target.path} is not there yet: planning with {folder}/config.json")
+    model, sizes = read_config(folder), read_sizes(folder)
     with torch.device("meta"):
         heads = TargetHeads(model)
     module = drafter.build(DrafterParts(conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=0))
@@ -179,7 +158,6 @@ def make_plan(config: DictConfig) -> Plan:
         machine=Machine(**{k: v for k, v in config.machine.items() if k != "capture_processes"}),
         rates=Rates(**rates, transport_tokens_per_s=transport, processes=processes),
         target=TargetSize(
-            name=str(config.target.path),
             weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
             loaded_bytes=total_parameters(sizes) * (2 if config.target.dtype == "bf16" else 4),
             disk_bytes=checkpoint_bytes(sizes),

@@ -1,26 +1,170 @@
-"""What a training will need, by arithmetic: tokens, cache, memory, steps, rates, hours, and how to share the GPUs.
+"""What a training needs, by arithmetic: tokens, cache, memory, steps, rates, hours, and how to share the GPUs.
 
-    1. tokens      examples x mean tokens, per stage                      -> cache bytes for each codec
+    1. tokens      examples x mean tokens, per stage                      -> cache bytes per codec
     2. a step      documents x mean tokens x bytes per token              -> what every rank must read per second
-    3. memory      planning/step_memory.py at the longest document      -> does a rank fit
+    3. memory      planning/step_memory.py at the longest document        -> whether a rank fits
     4. hours       capture, then each stage; or both at once (cache=stream), the target re-read every epoch
 
-Rates are assumptions that the caller gives (share of a GPU's peak, or measured tokens per second) and that the report prints;
-what is counted needs none. ``problems`` has one line for each thing that does not fit, with the override that would fix it.
+The caller gives the rates, which are assumptions that the report prints; everything else is counted. ``problems`` has one line
+per thing that does not fit, with the override that fixes it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from hyperdflash.planning.plan_inputs import GIB, Machine, Measuring, Rates, Stage, TargetSize, Training
+from hyperdflash.planning.step_memory import StepMemory
+from hyperdflash.settings import number_between, positive_int, positive_number
+
+GIB = 2**30
+HEADROOM = 1.1  # for the target's cache and activations, over its weights
+IDS_BYTES = 9  # a token's id (int64) and its loss mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """``gpus`` of ``gpu_gib`` usable memory and ``gpu_tflops`` dense bf16 peak; free ``disk_tb``; ``read_gb_s`` that all ranks
+    together read of the cache, from a disk or a network."""
+
+    gpus: int
+    gpu_gib: float
+    gpu_tflops: float
+    disk_tb: float
+    read_gb_s: float
+
+    def __post_init__(self):
+        for f in fields(self):
+            (positive_int if f.name == "gpus" else positive_number)(f"machine.{f.name}", getattr(self, f.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Assumptions; None where nothing limits, or where the rate follows from others.
+
+    ``drafter_utilization``, ``target_utilization``: shares of ``gpu_tflops`` that a drafter's step and a capture reach.
+    ``least_step_s``: launches and all-reduce. ``capture_tokens_per_s``, ``answer_tokens_per_s``: prefill and generation of one
+    copy of the target. ``transport_tokens_per_s``: states from servers to one of ``processes``. ``forward_s``: the target in
+    this process, one sequence. ``tokens_a_round``: tau. ``served_tokens_per_s``: one sequence in an engine without drafts.
+    """
+
+    drafter_utilization: float
+    least_step_s: float
+    target_utilization: float
+    capture_tokens_per_s: float | None
+    transport_tokens_per_s: float | None
+    answer_tokens_per_s: float
+    forward_s: float
+    tokens_a_round: float
+    served_tokens_per_s: float
+    processes: int = 1
+
+    def __post_init__(self):
+        for f in fields(self):
+            name, value = f"rates.{f.name}", getattr(self, f.name)
+            if name.endswith("utilization"):
+                number_between(name, value, 0.001, 1.0)
+            elif value is not None or f.name not in ("capture_tokens_per_s", "transport_tokens_per_s"):
+                positive_number(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSize:
+    """Bytes of the target's weights in an engine, in this project, and on disk; ``active`` parameters per token.
+
+    Per token the cache holds ``num_paths`` streams of ``width``, and as many more per layer tap. ``engine`` makes the states;
+    None: this project does, with the layers spread over all GPUs that they need, of which one works at a time.
+    ``client_bytes``: host memory of one process that asks an engine for states.
+    """
+
+    weights_bytes: float
+    loaded_bytes: float
+    disk_bytes: float
+    active: float
+    num_paths: int
+    width: int
+    vocab_size: int
+    taps: int = 0
+    engine: str | None = None
+    client_bytes: float = 0.0
+
+    @property
+    def in_process(self) -> bool:
+        return self.engine is None
+
+    def state_bytes(self, codec: str) -> float:
+        """Bytes of one token's states: every path of every tap; fp8 has an fp32 scale per token and path."""
+        each = {"fp32": 4 * self.width, "bf16": 2 * self.width, "fp8": self.width + 4}[codec]
+        return self.num_paths * (1 + self.taps) * each + IDS_BYTES
+
+    @property
+    def json_bytes(self) -> int:
+        """Bytes of one answer token on disk, at most: its digits and its mask's, each with a comma and a blank."""
+        return len(str(self.vocab_size - 1)) + 1 + 2 * 2
+
+    def served_gpus(self, machine: Machine) -> int:
+        """GPUs of one copy in an engine: a power of two, for tensor parallelism."""
+        need, count = HEADROOM * self.weights_bytes / (machine.gpu_gib * GIB), 1
+        while count < need:
+            count *= 2
+        return count
+
+    def serving_gpus(self, machine: Machine) -> int:
+        """GPUs of one copy where states are made."""
+        if not self.in_process:
+            return self.served_gpus(machine)
+        return math.ceil(HEADROOM * self.loaded_bytes / (machine.gpu_gib * GIB))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """``epochs`` of ``examples`` with ``mean_tokens`` each, of which the target writes ``answer_tokens`` beforehand."""
+
+    name: str
+    examples: int
+    mean_tokens: float
+    answer_tokens: float
+    epochs: int
+
+    @property
+    def tokens(self) -> float:
+        return self.examples * self.mean_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One rank's step of ``documents`` (gradient accumulation included) and ``step_flops``; ``cache`` the mode.
+
+    ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs. ``checkpoint_bytes``: all
+    checkpoints that a run keeps.
+    """
+
+    ranks: int
+    documents: int
+    step_flops: float
+    memory: StepMemory
+    codec: str
+    cache: str = "disk"
+    stream_gb: float | None = None
+    smaller: tuple[tuple[str, float], ...] = ()
+    checkpoint_bytes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Tokens of check_engine's prompts; ``methods`` with a drafter; tokens that each of them writes in parity and in evaluate,
+    over all prompts, modes and temperatures."""
+
+    check_tokens: int = 0
+    methods: int = 1
+    parity_tokens: float = 0.0
+    tokens: float = 0.0
 
 
 @dataclass(frozen=True)
 class Share:
-    """``serve`` GPUs run the target, ``train`` the drafter, at once: tokens per second that each side can do, and hours of
-    each stage, whose pace the slower side sets."""
+    """``serve`` GPUs run the target while ``train`` GPUs run the drafter: tokens per second of each, hours per stage at the
+    slower one's pace."""
 
     serve: int
     train: int
@@ -83,7 +227,7 @@ class Plan:
         return peak * self.rates.target_utilization / (2 * self.target.active)
 
     def capture_rate(self, copies: int) -> float:
-        """Tokens per second of ``copies`` of the target, as far as the way from them to the cache carries that."""
+        """Tokens per second that ``copies`` of the target bring to the cache."""
         return min(copies * self.capture_per_copy, self.rates.processes * (self.rates.transport_tokens_per_s or math.inf))
 
     @property
@@ -92,25 +236,25 @@ class Plan:
         return min(self.capture_per_copy, self.rates.transport_tokens_per_s or math.inf)
 
     def answer_hours(self, *stages: Stage) -> float:
-        """Answers of ``stages`` (none given: all) by servers, on every copy the machine holds."""
+        """Hours in which servers write the answers of ``stages`` (none given: all), on every copy the machine holds."""
         tokens = sum(stage.examples * stage.answer_tokens for stage in stages or self.stages)
         copies = self.machine.gpus // self.target.served_gpus(self.machine)
         return tokens / (self.rates.answer_tokens_per_s * max(1, copies)) / 3600
 
     def capture_hours(self, *stages: Stage) -> float:
-        """States of ``stages`` (none given: all) once, on every copy the machine holds."""
+        """Hours in which the states of ``stages`` (none given: all) are captured once, on every copy the machine holds."""
         tokens = sum(stage.tokens for stage in stages or self.stages)
         return tokens / self.capture_rate(max(1, self.copies)) / 3600
 
     def training_hours(self, stage: Stage, overlap: bool = True) -> float:
-        """Steps at the slower of computing and reading, which a thread does beside it (training/datamodule.py); or at both."""
+        """Hours of all steps, each at the slower of computing and reading; without ``overlap`` at their sum."""
         reading = self.step_read_bytes(stage) / (self.machine.read_gb_s * 1e9)
         return self.steps(stage) * (max(self.step_s, reading) if overlap else self.step_s + reading) / 3600
 
     def shares(self) -> list[Share]:
         """Every split of the GPUs into whole copies of the target and training ranks, both at work at once (cache=stream).
 
-        States are used as they come, so every epoch captures again.
+        Nothing stays on disk, so every epoch captures again.
         """
         each = self.target.serving_gpus(self.machine)
         mean = self.tokens / sum(stage.examples for stage in self.stages)
@@ -129,7 +273,7 @@ class Plan:
         return min(self.shares(), key=lambda share: share.hours, default=None)
 
     def problems(self) -> list[str]:
-        """One line each, with what would fix it."""
+        """Returns one line per thing that does not fit, with the override that fixes it."""
         found = []
         machine, codec = self.machine, self.training.codec
         need, have = self.training.memory.total / GIB, machine.gpu_gib

@@ -1,11 +1,11 @@
-"""A Plan as Markdown and as plain data; and what each command of docs/deepseek_v4_flash.md takes, a count times a rate.
+"""Renders a Plan as Markdown and as plain data, with the cost of each command of docs/deepseek_v4_flash.md.
 
-    server, check_engine       a copy of the target as an engine holds it; prompts read by it
-    regenerate, capture        planning/plan.py, stage by stage
-    train                      steps at the slower of computing and reading, or at both where reading does not overlap
-    parity, evaluate           answer tokens / tokens per round, a forward of the target in this process each, or by an engine
+    server, check_engine       a copy of the target in an engine, and the prompts that it reads
+    regenerate, capture        per stage, as in planning/plan.py
+    train                      steps at the slower of computing and reading, or at their sum
+    parity, evaluate           answer tokens / tokens per round, each a forward of the target in this process, or by an engine
 
-Memory is that of one of the GPUs a command uses, and of the host where an engine's answers are taken in.
+Memory is that of one of the command's GPUs, and of the host where it receives an engine's answers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from hyperdflash.planning.plan import Plan, bytes_text, hours_text
-from hyperdflash.planning.plan_inputs import GIB
+from hyperdflash.planning.plan import GIB, Plan, bytes_text, hours_text
 from hyperdflash.report.tables import GAP, Block, Table, markdown
 
 CODECS = ("bf16", "fp8")
@@ -22,8 +21,8 @@ CODECS = ("bf16", "fp8")
 
 @dataclass(frozen=True)
 class Command:
-    """``hours`` None for what runs as long as others need it; ``disk`` bytes it leaves; ``gpu`` bytes on each of its GPUs and
-    ``host`` bytes of all its processes together, 0 where a server or the other one decides."""
+    """``hours``, None for a server; bytes that stay on ``disk``, bytes on each ``gpu``, and ``host`` bytes of all processes
+    together, 0 where another number decides."""
 
     name: str
     counted: str
@@ -35,7 +34,7 @@ class Command:
 
 
 def commands(plan: Plan) -> Iterator[Command]:
-    """In the order of the document."""
+    """Yields the commands in the order of the document."""
     target, rates, measuring = plan.target, plan.rates, plan.measuring
     source = target.engine or "in process"
     served, cached = target.served_gpus(plan.machine), plan.training.codec
@@ -48,22 +47,21 @@ def commands(plan: Plan) -> Iterator[Command]:
         answers, size = stage.examples * stage.answer_tokens, stage.tokens * target.json_bytes
         yield Command(f"regenerate, {stage.name}", f"{answers:,.0f} answer tokens", plan.answer_hours(stage), size)
     spread = target.loaded_bytes / plan.machine.gpus  # device_map=even
-    own = spread if target.in_process else 0.0
-    asking = target.client_bytes * rates.processes
+    own, asking = spread if target.in_process else 0.0, target.client_bytes * rates.processes
     for stage in plan.stages:
         size, counted = stage.tokens * target.state_bytes(cached), f"{stage.tokens:,.0f} tokens"
         yield Command(f"capture ({source}), {stage.name}", counted, plan.capture_hours(stage), size, own, asking)
-    memory, checkpoints = plan.training.memory.total, plan.training.checkpoint_bytes
+    memory, disk = plan.training.memory.total, plan.training.checkpoint_bytes
     for stage in plan.stages:
         slow = f" ({hours_text(plan.training_hours(stage, overlap=False))} without overlap)"
-        steps = f"{plan.steps(stage):,} steps"
-        yield Command(f"train, {stage.name}", steps, plan.training_hours(stage), checkpoints, memory, note=slow)
+        yield Command(
+            f"train, {stage.name}", f"{plan.steps(stage):,} steps", plan.training_hours(stage), disk, memory, note=slow
+        )
     if best := plan.best_share():
+        disk += 1e9 * (plan.training.stream_gb or 0)
         for stage, hours in zip(plan.stages, best.stage_hours, strict=True):
-            steps = f"{plan.steps(stage, best.train):,} steps"
-            disk = checkpoints + 1e9 * (plan.training.stream_gb or 0)
             name = f"train cache=stream ({source}) on {best.train} GPUs, {stage.name}"
-            yield Command(name, steps, hours, disk, memory, asking)
+            yield Command(name, f"{plan.steps(stage, best.train):,} steps", hours, disk, memory, asking)
     for name, tokens in (("parity", measuring.parity_tokens), ("evaluate", measuring.tokens)):
         drafted = measuring.methods / rates.tokens_a_round + (name == "evaluate")  # parity decodes with drafters only
         yield Command(name, f"{tokens:,.0f} tokens a method", tokens * drafted * rates.forward_s / 3600, 0.0, spread)
@@ -72,7 +70,7 @@ def commands(plan: Plan) -> Iterator[Command]:
 
 
 def plan_record(plan: Plan) -> dict:
-    """Everything that the tables print."""
+    """Returns every number that the tables print."""
     stages = [
         {
             "name": stage.name,
@@ -104,7 +102,7 @@ def plan_record(plan: Plan) -> dict:
 
 
 def plan_markdown(plan: Plan) -> str:
-    """Sections in the order in which things are paid for; what does not fit comes first."""
+    """Returns what does not fit, then a section per step in the order in which money is spent."""
     problems = plan.problems()
     blocks: list[Block] = ["**Does not fit:**", "\n".join(f"- {p}" for p in problems)] if problems else ["Everything fits."]
     blocks += ["### Tokens and cache", _tokens(plan)]
@@ -182,7 +180,7 @@ def _commands(plan: Plan) -> Table:
 
 
 def _short(plan: Plan) -> Table:
-    """One line, to be set beside those of other plans."""
+    """Returns one row, to compare with those of other plans."""
     header = ["states by", "mean tokens", "tokens", *(f"cache, {codec}" for codec in CODECS)]
     header += ["reading", "states", "training", "without overlap"]
     row = [

@@ -1,18 +1,18 @@
-"""Roofline of DeepSeek-V4-Flash: what verifying n tokens and drafting must read and compute, and the least time it takes.
+"""Computes the roofline of DeepSeek-V4: the bytes, FLOPs and least time of verifying n tokens and of drafting.
 
 Legend: n tokens of a row verified in one forward (the anchor and n - 1 drafts), b rows, C tokens of context in the cache;
-D, E, H, F, V, m as in ``V4Sizes``. Counted, a forward:
+D, E, H, F, V, m as in ``V4Sizes``. A forward counts:
 
     matrices         every weight once, whatever n and b, in the checkpoint's format; 2 FLOPs per weight and token
-    routed experts   the distinct ones: of N experts with k per token, t tokens drawing uniformly and independently touch
-                     N (1 - (1 - k/N)^t) per layer, in hash-routed layers alike (Flash: 6, 39, 81 of 256 for t = 1, 7, 16)
-    cache            a row's window, its compressed entries (at most ``index_topk`` per query in sparse layers, no overlap
-                     between queries assumed) and the indexer's keys; scores and weighted sums 4 H E FLOPs a query and entry
+    routed experts   the distinct ones: with k of N experts per token, t tokens that draw uniformly and independently touch
+                     N (1 - (1 - k/N)^t) per layer, in hash-routed layers too (Flash: 6, 39, 81 of 256 for t = 1, 7, 16)
+    cache            a row's window, its compressed entries (at most ``index_topk`` per query in sparse layers, without overlap
+                     between queries) and the indexer's keys; scores and weighted sums 4 H E FLOPs per query and entry
     time             max(bytes / bandwidth, FLOPs / peak) of each part; parts one after the other
 
-Not counted: activations, sampling, traffic between GPUs, kernel launches, scheduling. So every time is a lower bound, and the
-ratios hold where weights are what a forward waits for. Real texts route neighbouring tokens alike: ``same_experts`` is the
-other end, all tokens of a row on the same k experts.
+It leaves out activations, sampling, traffic between GPUs, kernel launches and scheduling. So every time is a lower bound, and
+ratios hold where a forward waits for weights. Real texts route neighboring tokens alike: ``same_experts`` is the other
+extreme, where all tokens of a row share the same k experts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FP8_RATE = ("fp4", "fp8")  # formats multiplied at the FP8 rate; activations are
 
 @dataclass(frozen=True, kw_only=True)
 class GPU:
-    """``count`` GPUs that share every part evenly, without traffic; dense peaks, not the doubled ones for sparsity."""
+    """``count`` GPUs that divide every part evenly, without traffic; peaks are dense, not those with structured sparsity."""
 
     name: str
     bandwidth_tb_s: float
@@ -54,12 +54,8 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         assert self.part == other.part
-        return Work(
-            self.part,
-            self.bytes + other.bytes,
-            self.fp8_flops + other.fp8_flops,
-            self.bf16_flops + other.bf16_flops,
-        )
+        fp8, bf16 = self.fp8_flops + other.fp8_flops, self.bf16_flops + other.bf16_flops
+        return Work(self.part, self.bytes + other.bytes, fp8, bf16)
 
     def memory_s(self, gpu: GPU) -> float:
         return self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count)
@@ -72,12 +68,12 @@ class Work:
 
 
 def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
-    """Parts one after the other."""
+    """Adds the times of all parts, which run one after the other."""
     return sum(work.seconds(gpu) for work in works)
 
 
 def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts: bool = False) -> list[Work]:
-    """One forward of the target over ``n`` tokens of each of ``batch`` rows with ``context`` tokens in the cache.
+    """Returns the parts of one target forward over ``n`` tokens of each of ``batch`` rows with ``context`` tokens cached.
 
     ``same_experts``: the tokens of a row share one draw of experts instead of each drawing its own.
     """
@@ -90,9 +86,9 @@ def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts:
 
 
 def mtp_drafting(sizes: V4Sizes, slots: int, tau: float, batch: int, context: int) -> list[Work]:
-    """``slots`` chained steps of the MTP block; the first reads the ``tau`` tokens that the last round added to each row.
+    """Returns the parts of ``slots`` chained MTP steps; the first reads the ``tau`` tokens that the last round added per row.
 
-    Every step reads the whole block, a draw of experts and the LM head again, which scores one token per row.
+    Every step reads the whole block, a draw of experts and the LM head again, which computes logits of one token per row.
     """
     D, m = sizes.hidden_size, sizes.hc_mult
     works = []
@@ -106,7 +102,7 @@ def mtp_drafting(sizes: V4Sizes, slots: int, tau: float, batch: int, context: in
 
 
 def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, reducer: str, tau: float, batch: int, context: int) -> list[Work]:
-    """One pass of a block drafter in BF16: K slots per row through all layers, S of them through the LM head.
+    """Returns the parts of one block drafter pass in BF16: K slots per row through all layers, S through the LM head.
 
     Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
     projections. Attention over ``context``, or the drafter's window of it.
@@ -170,27 +166,9 @@ class RoundTime:
         return self.method.tau * self.ar_s / (self.draft_s + self.verify_s)
 
 
-def round_time(
-    sizes: V4Sizes, drafter: DrafterConfig, gpu: GPU, method: Method, batch: int, context: int, same_experts: bool = False
-) -> RoundTime:
-    """One round of ``method``: its drafting, and the verification of its slots and the anchor."""
-    if method.drafter == "mtp":
-        works = mtp_drafting(sizes, method.slots, method.tau, batch, context)
-    elif method.slots == drafter.num_slots:
-        works = block_drafting(sizes, drafter, method.reducer, method.tau, batch, context)
-    else:
-        raise ValueError(
-            f"{method.name} drafts {method.slots} slots, drafter.block_size={drafter.block_size} has {drafter.num_slots}: "
-            f"set drafter.block_size={method.slots + 1}"
-        )
-    verify = verification(sizes, method.slots + 1, batch, context, same_experts)
-    plain = verification(sizes, 1, batch, context, same_experts)
-    return RoundTime(method, batch, *(total_seconds(w, gpu) for w in (works, verify, plain)))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A question to the roofline: ``batches`` rows per forward, ``context`` tokens per row, up to ``max_tokens`` verified."""
+    """What the roofline compares: ``batches`` rows per forward, ``context`` tokens per row, up to ``max_tokens`` verified."""
 
     model: str
     sizes: V4Sizes
@@ -215,13 +193,26 @@ class Setting:
     def works(self, n: int, batch: int, same_experts: bool = False) -> list[Work]:
         return verification(self.sizes, n, batch, self.context, same_experts)
 
+    def verify_s(self, n: int, batch: int, same_experts: bool = False) -> float:
+        return total_seconds(self.works(n, batch, same_experts), self.gpu)
+
     def ratio(self, n: int, batch: int, same_experts: bool = False) -> float:
         """Time of verifying n tokens per row over that of one."""
-        times = (total_seconds(self.works(t, batch, same_experts), self.gpu) for t in (n, 1))
-        return next(times) / next(times)
+        return self.verify_s(n, batch, same_experts) / self.verify_s(1, batch, same_experts)
 
     def round(self, method: Method, batch: int, same_experts: bool = False) -> RoundTime:
-        return round_time(self.sizes, self.drafter, self.gpu, method, batch, self.context, same_experts)
+        """One round of ``method``: its drafting, and the verification of its slots and the anchor."""
+        if method.drafter == "mtp":
+            works = mtp_drafting(self.sizes, method.slots, method.tau, batch, self.context)
+        elif method.slots == self.drafter.num_slots:
+            works = block_drafting(self.sizes, self.drafter, method.reducer, method.tau, batch, self.context)
+        else:
+            raise ValueError(
+                f"{method.name} drafts {method.slots} slots, drafter.block_size={self.drafter.block_size} has "
+                f"{self.drafter.num_slots}: set drafter.block_size={method.slots + 1}"
+            )
+        verify, plain = (self.verify_s(n, batch, same_experts) for n in (method.slots + 1, 1))
+        return RoundTime(method, batch, total_seconds(works, self.gpu), verify, plain)
 
     @property
     def counts(self) -> range:
@@ -240,14 +231,14 @@ def _multiplied(weights: Weights, tokens: float) -> Work:
 
 
 def _experts(sizes: V4Sizes, tokens: float, draws: float) -> Work:
-    """One layer's routed experts."""
+    """Returns one layer's routed experts, of which ``draws`` tokens choose their own."""
     weights = sizes.expert_weights
     read = sizes.distinct_experts(draws) * weights * BYTES["fp4"]
     return Work("routed experts", read, fp8_flops=2 * sizes.num_experts_per_tok * weights * tokens)
 
 
 def _cache(sizes: V4Sizes, ratio: int, n: float, batch: int, context: int) -> Work:
-    """One layer's cache, read by n queries of each row."""
+    """Returns one layer's cache, which n queries of each row read."""
     window = min(context, sizes.sliding_window)
     compressed = context // ratio if ratio else 0
     chosen = min(compressed, sizes.index_topk) if ratio == SPARSE_RATIO else compressed

@@ -1,4 +1,4 @@
-"""The roofline's picture: what verification costs, the drafter's share, predicted beside published speedup."""
+"""Draws the roofline: the cost of verification, the drafter's share, and predicted beside published speedups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hyperdflash.report.figures import dress, headed_figure, label_lines, look, 
 
 
 def roofline_figure(setting: Setting, path: Path | str) -> Path:
-    """Writes a PNG: cost of n tokens and the drafter's share above, predicted and published speedup per method below."""
+    """Writes a PNG: the cost of n tokens and the drafter's share above, predicted and published speedups per method below."""
     note = "Below: predicted speedup (dashes: the tokens of a row share one draw of experts) and the published one (line)"
     figure, (above, below) = headed_figure("Roofline of a draft-verify round", [str(setting), note], [3.6, 3.4])
     verify, share = above.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""Roofline of DeepSeek-V4-Flash: roofline.md, .csv, .json and .png.
+"""Writes the roofline of DeepSeek-V4-Flash: roofline.md, .csv, .json and .png.
 
 python -m src.roofline
 python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
@@ -23,7 +23,7 @@ from hyperdflash.settings import one_of
 
 
 def setting_of(config: DictConfig) -> Setting:
-    """conf/roofline.yaml, checked."""
+    """Checks conf/roofline.yaml; ValueError in one sentence."""
     if not OmegaConf.is_list(config.batch):
         raise ValueError(f"batch must be a list such as [1,8], got {config.batch!r}")
     drafter = instantiate(config.drafter)
@@ -45,7 +45,7 @@ def setting_of(config: DictConfig) -> Setting:
 
 def write_roofline(setting: Setting, out: Path | str) -> list[Path]:
     """Writes roofline.md, roofline.csv, roofline.json and roofline.png into ``out``."""
-    from hyperdflash.planning.roofline_figure import roofline_figure
+    from hyperdflash.planning.roofline_figure import roofline_figure  # needs matplotlib
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -62,14 +62,14 @@ def write_roofline(setting: Setting, out: Path | str) -> list[Path]:
 
 
 def roofline_record(setting: Setting) -> dict:
-    """Plain JSON values: what verification reads, computes and takes at least, and a round of every published method."""
-    sizes, gpu = setting.sizes, setting.gpu
+    """Returns JSON values: bytes, FLOPs and least time of every verification, and a round of every published method."""
+    sizes = setting.sizes
     verification = []
     for batch in setting.batches:
         for n in setting.counts:
             works = setting.works(n, batch)
             row = {"batch": batch, "n": n, "experts": sizes.distinct_experts(n * batch)}
-            row |= {"gigabytes": _gigabytes(works), "gigaflops": _gigaflops(works), "ms": 1e3 * total_seconds(works, gpu)}
+            row |= {"gigabytes": _gigabytes(works), "gigaflops": _gigaflops(works), "ms": 1e3 * setting.verify_s(n, batch)}
             row |= {"over_one": setting.ratio(n, batch), "over_one_same_experts": setting.ratio(n, batch, True)}
             verification.append(row)
     terms = ("draft_s", "verify_s", "ar_s", "drafter_share", "speedup")
@@ -91,7 +91,7 @@ def roofline_record(setting: Setting) -> dict:
 
 
 def roofline_blocks(setting: Setting) -> list[Block]:
-    """Three tables: parts of a forward, cost of n tokens, predicted speedups; and what they assume."""
+    """Returns three tables, parts of a forward, cost of n tokens and predicted speedups, and what they assume."""
     sizes, first = setting.sizes, setting.batches[0]
     return [
         f"### Roofline: {setting}",
@@ -118,12 +118,8 @@ def _parts(setting: Setting) -> Table:
     found = [setting.works(n, setting.batches[0]) for n in counts]
 
     def cells(works: Sequence[Work], bound: str) -> list[str]:
-        return [
-            number_text(_gigabytes(works)),
-            number_text(_gigaflops(works), 1),
-            _ms(total_seconds(works, setting.gpu)),
-            bound,
-        ]
+        time = _ms(total_seconds(works, setting.gpu))
+        return [number_text(_gigabytes(works)), number_text(_gigaflops(works), 1), time, bound]
 
     def bound(work: Work) -> str:
         return "memory" if work.memory_s(setting.gpu) >= work.compute_s(setting.gpu) else "compute"
@@ -140,7 +136,7 @@ def _counts(setting: Setting) -> Table:
     for n in setting.counts:
         works = setting.works(n, first)
         row = [str(n), number_text(setting.sizes.distinct_experts(n * first), 1)]
-        row += [number_text(_gigabytes(works), 1), number_text(_gigaflops(works), 1), _ms(total_seconds(works, setting.gpu))]
+        row += [number_text(_gigabytes(works), 1), number_text(_gigaflops(works), 1), _ms(setting.verify_s(n, first))]
         row += [number_text(setting.ratio(n, batch)) for batch in setting.batches]
         rows.append([*row, number_text(setting.ratio(n, first, True))])
     return Table([*header, f"b = {first}, same experts"], rows)

@@ -1,18 +1,18 @@
-"""Memory of one training step on one rank, in bytes, from sizes alone: what is held, and what backward keeps.
+"""Counts the bytes of one training step on one rank, from sizes alone.
 
 Legend: contracts.py; D' the drafter's width, H heads and N key-value heads of width E, I of the MLP, R = B A K block
-rows, C = B T context rows. Bytes of a dtype: w of weights, a of what flows between layers, c of what is multiplied, s of
-cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and a product's input is rounded once more to c.
+rows, C = B T context rows. Bytes per element: w of weights, a of activations between layers, c of a product's inputs, s of
+cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and every product rounds its input to c.
 
     weights       P (w + w gradient + optimizer); autocast keeps each matrix in c as well
     heads         2 V D h                                            embedding and LM head, frozen
-    states        C D s a stored stream                              of the batch at hand and of the next one
+    states        C D s per stored stream                            of the batch at hand and of the next one
     context       2 C D' a                                           the reducer's output and its norm, for all layers
     a layer       6 C N E c + 6 R D' a + R (7 H E + 8 N E + 2 I) c   kept for the backward pass
       autocast    2 C D' c + R (5 D' + H E) c                        more
       checkpoints R D' a instead, and one layer whole
     backward      C (6 N E 4 + 3 D' a) + R (2 I c + 4 D' 4)   one layer at a time: gradients on their way, norms in fp32
-    vocabulary    logits of some rows in slices, and of all rows: states, expected rows of the LM head, both losses' gradients
+    vocabulary    logits of some rows in slices; of all rows: states, expected rows of the LM head, both losses' gradients
 
 Compared with measured peaks by `python -m benchmarks.step_memory`.
 """
@@ -26,8 +26,8 @@ from hyperdflash.drafting.config import DrafterConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StepSizes:
-    """One step of one rank. ``tokens`` T of the longest document (padding counts), ``anchors`` A per document, ``tapped``
-    states of width D per token (M, and M more per layer tap); bytes of the dtypes as above."""
+    """One step of one rank: ``tokens`` T of the longest document (padding counts), ``anchors`` A per document, ``tapped``
+    states of width D per token (M, and M more per layer tap), and the bytes per element that the module lists."""
 
     documents: int
     tokens: int
@@ -72,7 +72,7 @@ class StepMemory:
 
 
 def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
-    """Everything that is held at the end of the forward pass, and on top the larger temporaries of the loss and of backward."""
+    """Returns the bytes that live at the end of the forward pass, and the larger temporaries of the loss and of backward."""
     s = sizes
     width = config.hidden_size or s.target_width
     heads, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

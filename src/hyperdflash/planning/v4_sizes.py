@@ -1,13 +1,12 @@
-"""DeepSeek-V4's weights counted from its config.json: what a token multiplies, in which format the checkpoint stores it.
+"""Counts DeepSeek-V4's weights from its config.json: those that a token multiplies, and the format that stores them.
 
-For Flash: 284,332,230,231 parameters, transformers' own count; 13.3B active; 159.6 GB on disk with the MTP block. Formats:
-routed experts FP4 with a scale for 32 weights; projections, shared expert and MTP's e_proj and h_proj FP8 with a scale for
-128 x 128; embedding, LM head, router, compressors and norms BF16; hyper-connections, sinks and position biases FP32.
+Flash has 284,332,230,231 parameters (transformers' own count), 13.3B of them active, and takes 159.6 GB on disk with the MTP
+block. Formats: routed experts FP4, a scale per 32 weights; projections, shared expert and MTP's e_proj and h_proj FP8, a scale
+per 128 x 128; embedding, LM head, router, compressors and norms BF16; hyper-connections, sinks and position biases FP32.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +20,7 @@ SPARSE_RATIO = 4  # the compress ratio whose layers have two series and an index
 
 @dataclass(frozen=True, kw_only=True)
 class V4Sizes:
-    """Sizes under their names in DeepSeek-V4's config.json; ``compress_ratios`` has one entry more, the MTP block's."""
+    """Sizes under their names in DeepSeek-V4's config.json; ``compress_ratios`` ends with the MTP block's."""
 
     vocab_size: int  # V
     hidden_size: int  # D
@@ -52,7 +51,7 @@ class V4Sizes:
 
     @property
     def layer_ratios(self) -> tuple[int, ...]:
-        """0 sliding window only, 4 compressed sparse, else heavily compressed; the MTP block left out."""
+        """Ratio per layer, without the MTP block: 0 sliding window only, 4 compressed sparse, else heavily compressed."""
         return tuple(self.compress_ratios[:-1])
 
     @property
@@ -67,13 +66,13 @@ class V4Sizes:
 
     @property
     def entry_bytes(self) -> int:
-        """One key-value entry of the cache: FP8, RoPE dimensions BF16, a scale for 64 and a byte of padding (vLLM: 584)."""
+        """Bytes of one key-value entry: FP8, RoPE dimensions BF16, a scale per 64 and a byte of padding (vLLM: 584)."""
         plain = self.head_dim - self.qk_rope_head_dim
         return plain + 2 * self.qk_rope_head_dim + plain // 64 + 1
 
     @property
     def index_entry_bytes(self) -> int:
-        """One key of the indexer: FP8 and a scale."""
+        """Bytes of one key of the indexer: FP8 and a scale."""
         return self.index_head_dim + 4
 
     def distinct_experts(self, tokens: float) -> float:
@@ -82,19 +81,22 @@ class V4Sizes:
 
 
 def read_sizes(path: str | Path, **overrides) -> V4Sizes:
-    """From a checkpoint's config.json in DeepSeek's spelling; ``overrides`` go over it."""
-    if not Path(path).is_file():
-        raise ValueError(f"there is no {path}: give the config.json of a DeepSeek-V4 checkpoint, or run from the repository")
-    values = json.loads(Path(path).read_text()) | overrides
-    names = [field.name for field in fields(V4Sizes)]
-    if missing := [name for name in names if name not in values]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: give a config.json as DeepSeek writes it")
-    return V4Sizes(**{name: values[name] for name in names})
+    """Sizes from the config.json of the target in folder ``path``, in either spelling; ``overrides`` replace single ones.
+
+    ValueError where the folder has no config.json. The MTP block attends to its window alone where the file names no ratio.
+    """
+    from hyperdflash.targets.load import read_config
+
+    config = read_config(path)
+    ratios = [config.compress_rates.get(kind, 0) for kind in config.layer_types]
+    ratios += [0] * (config.num_hidden_layers + 1 - len(ratios))
+    own = {"compress_ratios": ratios, "num_hash_layers": config.mlp_layer_types.count("hash_moe"), **overrides}
+    return V4Sizes(**{f.name: own[f.name] if f.name in own else getattr(config, f.name) for f in fields(V4Sizes)})
 
 
 @dataclass(frozen=True)
 class Weights:
-    """``count`` weights that every token meets, stored in ``format`` (a key of BYTES); ``part`` of the forward."""
+    """``count`` weights of a ``part`` of the forward that every token multiplies, stored in ``format`` (a key of BYTES)."""
 
     part: str
     count: int
@@ -106,7 +108,7 @@ class Weights:
 
 
 def attention_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
-    """One attention of compress ratio ``ratio``, its compressor and indexer, its norm."""
+    """Returns the weights of one attention of compress ratio ``ratio``, its compressor, indexer and norm."""
     D, E, H, q = sizes.hidden_size, sizes.head_dim, sizes.num_attention_heads, sizes.q_lora_rank
     low_rank = sizes.o_groups * sizes.o_lora_rank
     projections = D * q + q * H * E + D * E + H * E * sizes.o_lora_rank + low_rank * D  # wq_a, wq_b, wkv, wo_a, wo_b
@@ -121,7 +123,7 @@ def attention_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
 
 
 def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
-    """One decoder layer without its routed experts (and without a hash layer's table, which is looked up)."""
+    """Returns the weights of one decoder layer without its routed experts and without a hash layer's table."""
     D, m = sizes.hidden_size, sizes.hc_mult
     mixes = (2 + m) * m
     return [
@@ -133,7 +135,7 @@ def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
 
 
 def head_weights(sizes: V4Sizes) -> list[Weights]:
-    """hc_head, the final norm and the LM head."""
+    """Returns the weights of hc_head, the final norm and the LM head."""
     D, m = sizes.hidden_size, sizes.hc_mult
     return [
         Weights("hyper-connections", m * m * D + m + 1, "fp32"),
@@ -142,24 +144,24 @@ def head_weights(sizes: V4Sizes) -> list[Weights]:
 
 
 def target_weights(sizes: V4Sizes) -> list[Weights]:
-    """All that every token of the target meets: no embedding table, no routed experts."""
+    """Returns all weights that every token of the target multiplies: no embedding table, no routed experts."""
     return [*(w for ratio in sizes.layer_ratios for w in layer_weights(sizes, ratio)), *head_weights(sizes)]
 
 
 def total_parameters(sizes: V4Sizes) -> int:
-    """Parameters of the target, without its MTP block, router biases and hash tables."""
+    """Counts the target's parameters, without its MTP block, router biases and hash tables."""
     experts = len(sizes.layer_ratios) * sizes.n_routed_experts * sizes.expert_weights
     return sizes.vocab_size * sizes.hidden_size + experts + sum(w.count for w in target_weights(sizes))
 
 
 def active_parameters(sizes: V4Sizes) -> int:
-    """Parameters that multiply one token; the embedding is looked up."""
+    """Counts the parameters that multiply one token, so not the embedding."""
     experts = len(sizes.layer_ratios) * sizes.num_experts_per_tok * sizes.expert_weights
     return experts + sum(w.count for w in target_weights(sizes))
 
 
 def checkpoint_bytes(sizes: V4Sizes) -> float:
-    """The target with its MTP block on disk, hash tables included."""
+    """Counts the bytes of the target with its MTP block and hash tables on disk."""
     layers = len(sizes.layer_ratios) + 1
     experts = layers * sizes.n_routed_experts * sizes.expert_weights * BYTES["fp4"]
     tables = sizes.num_hash_layers * sizes.vocab_size * sizes.num_experts_per_tok * BYTES["int64"]
@@ -169,7 +171,7 @@ def checkpoint_bytes(sizes: V4Sizes) -> float:
 
 
 def mtp_weights(sizes: V4Sizes) -> list[Weights]:
-    """One step of the MTP block, the shared LM head included, its routed experts not."""
+    """Returns the weights of one step of the MTP block with the shared LM head, without its routed experts."""
     D = sizes.hidden_size
     projections = [Weights("attention", D * D, "fp8"), Weights("attention", D * D, "fp8"), Weights("attention", 2 * D, "bf16")]
     return [*projections, *layer_weights(sizes, sizes.compress_ratios[-1]), *head_weights(sizes)]
