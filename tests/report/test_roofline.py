@@ -72,7 +72,7 @@ def test_drafter_weights_are_those_of_the_module(setting):
     from transformers import DeepseekV4Config
 
     from hyperdflash.drafting.conditioning import PreHcHead
-    from hyperdflash.drafting.drafter import Drafter
+    from hyperdflash.drafting.draft_model import DrafterParts
     from hyperdflash.drafting.reducers.fc import Fc
     from hyperdflash.drafting.reducers.hc_gate import HcGate
     from hyperdflash.targets.heads import TargetHeads
@@ -82,7 +82,8 @@ def test_drafter_weights_are_those_of_the_module(setting):
         heads = TargetHeads(DeepseekV4Config())
     for name, reducer in (("hc_gate", HcGate()), ("fc", Fc())):
         with torch.device("meta"):
-            module = Drafter(config=found.drafter, conditioning=PreHcHead(), reducer=reducer, heads=heads, mask_token_id=0)
+            given = DrafterParts(conditioning=PreHcHead(), reducer=reducer, heads=heads, mask_token_id=0)
+            module = found.drafter.build(given)
         norms = sum(p.numel() for path, p in module.named_parameters() if "norm" in path and "reducer" not in path)
         count = sum(p.numel() for p in module.parameters()) - norms
         again = found.drafter.num_layers * 2 * 4096 * 1024  # key and value projections are read for the new states too

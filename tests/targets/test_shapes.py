@@ -20,6 +20,7 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Hyper
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.drafting.conditioning import Layers, PostHcHead, PreHcHead
+from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import Drafter
 from hyperdflash.drafting.layer_ids import default_layer_ids
 from hyperdflash.drafting.reducers.fc import Fc
@@ -128,7 +129,7 @@ def test_every_reducer_and_the_papers_drafter(conditioning, reducer, parameters)
     config = instantiate(OmegaConf.load(ROOT / "conf" / "drafter" / "paper.yaml"))
     with FakeTensorMode(), torch.no_grad():
         heads = TargetHeads(read_config(FLASH))
-        drafter = Drafter(config=config, conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=128_799)
+        drafter = Drafter(config, DrafterParts(conditioning, reducer, heads, mask_token_id=128_799))
         drafter.reset_parameters(heads, torch.Generator())
         states = TargetStates(
             ids=("a",),
