@@ -1,8 +1,8 @@
-"""Compare what an engine returns with the target in this process, on a few prompts, and leave a stamp for the captures.
+"""Compares an engine's states with the target's in this process on a few prompts, and writes the stamp that captures need.
 
-1. prompts      held-out ones, encoded as they are captured
-2. own          the target in this process (``reference=target``), or nothing but its heads (``reference=heads``)
-3. engine       each server by itself: states of every prompt, and the token it would say next
+1. prompts      held-out prompts, encoded as a capture encodes them
+2. own          the target in this process (``reference=target``), or only its heads (``reference=heads``)
+3. engine       per server: states of every prompt, and the next token that it generates
 4. table        the stamp in runs/engine_checks, passed or not, and its table beside it; a failed check ends in exit code 1
 """
 
@@ -26,14 +26,14 @@ from hyperdflash.engines.producer import CLIENTS, make_client
 from hyperdflash.engines.stamp import stamp_path
 from hyperdflash.preparing.job import engine_checks_dir
 from hyperdflash.record import environment_record, write_json
-from hyperdflash.report.tables import jsonable, markdown_table
+from hyperdflash.report.tables import Table, jsonable, markdown
 from hyperdflash.settings import one_of, positive_int
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.targets.producer import InProcess
 
 
 def check_engine(config: DictConfig) -> Path:
-    """Returns the stamp; ValueError in one sentence where a server's states are not the target's."""
+    """Returns the stamp's path; ValueError in one sentence where a server's states are not the target's."""
     one_of("reference", config.reference, ("target", "heads"))
     if config.target.engine is None:
         raise ValueError("there is no engine to check: give target.engine=sglang or vllm, and target.servers=[http://...]")
@@ -84,7 +84,7 @@ def check_engine(config: DictConfig) -> Path:
 
 
 def check_prompts(config: DictConfig) -> list[Tensor]:
-    """``prompts`` of the committed held-out ones, domain by domain in turn, at most ``max_length`` tokens of each."""
+    """Returns ``prompts`` committed held-out prompts, the domains in turn, each cut to ``max_length`` tokens."""
     number, longest = positive_int("prompts", config.prompts), positive_int("max_length", config.max_length)
     tokenizer = load_tokenizer(config.target.path)
     by_domain = [load_eval_prompts(domain) for domain in DOMAINS]
@@ -93,7 +93,7 @@ def check_prompts(config: DictConfig) -> list[Tensor]:
 
 
 def comparison_markdown(found: dict[str, Comparison], complaints: dict[str, str], limits: Limits, num_prompts: int) -> str:
-    """A row a server, a column a number; below it what the numbers are."""
+    """Returns a row per server, and the definitions of its numbers."""
     paths = max((len(c.cosine) for c in found.values() if c.cosine), default=0)
     header = ["Server", "tokens", "max abs", "rel. error", "worst token", *(f"cos path {j}" for j in range(paths))]
     rows = []
@@ -102,16 +102,11 @@ def comparison_markdown(found: dict[str, Comparison], complaints: dict[str, str]
         cosines = [f"{v:.5f}" for v in c.cosine or ()]
         shares = [f"{v:.1%}" if v is not None else "-" for v in (c.argmax, c.next_token)]
         rows.append([server, str(c.tokens), *numbers, *cosines, *shares, "**differs**" if server in complaints else "agrees"])
-    text = markdown_table([*header, "same argmax", "own next token", ""], rows)
-    return "\n".join(
-        [
-            *text,
-            "",
-            f"{num_prompts} prompts. rel. error: ||engine - target|| / ||target|| over all tokens, and of the worst one; cos: "
-            "mean over tokens; same argmax: tokens whose next token is the same read from both states; own next token: prompts "
-            "whose last state, read by the checkpoint's own heads, gives the token that the engine generates. Limits: cosine "
-            f"{limits.cosine:g}, rel. error {limits.relative_error:g}, argmax {limits.argmax:g}, "
-            f"next token {limits.next_token:g}.",
-            "",
-        ]
+    notes = (
+        f"{num_prompts} prompts. rel. error: ||engine - target|| / ||target|| over all tokens, and of the worst one; cos: "
+        "mean over tokens; same argmax: tokens whose next token is the same read from both states; own next token: prompts "
+        "whose last state, read by the checkpoint's own heads, gives the token that the engine generates. Limits: cosine "
+        f"{limits.cosine:g}, rel. error {limits.relative_error:g}, argmax {limits.argmax:g}, "
+        f"next token {limits.next_token:g}."
     )
+    return markdown([Table([*header, "same argmax", "own next token", ""], rows), notes])

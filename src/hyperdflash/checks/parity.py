@@ -1,23 +1,22 @@
-"""Where training, replay and the decoding loop first differ for one drafter on the same texts, and by how much.
+"""Finds where training, replay and the decoding loop first differ for one drafter on the same texts, and by how much.
 
 Shapes: see contracts.py. Checks stand in the order in which causes act, so the first that fails names the cause:
 
     chat encoding   the prompt's token ids
-    labels          slot k is held against x[a + k]; a path accepts what its own logits and the text say
-    states          the target's states H[0..a-1] that the drafter is given
+    labels          training's label of slot k is x[a + k]; a path accepts as many drafts as its logits and the text match
+    states          the target's states H[0..a-1] that the drafter reads
     modules         the submodules of the drafter that run
-    context mask    which states a block sees: all before its anchor, or the newest of a window
-    context         the values that the first draft layer makes of them (reducer, norms, projection)
+    context mask    the states that a block sees: all before its anchor, or the newest of a window
+    context         the values that the first draft layer computes from them (reducer, norms, projection)
     RoPE            its keys, and the angles of the block's own positions
     anchor token    the embedding at slot 0
-    mask token      those at slots 1..S
-    logits          of every slot whose earlier slots are the text's
+    mask token      the embeddings at slots 1..S
+    logits          the logits of every slot whose earlier slots are the text's
     text            every token is the target's argmax by the state before it
-    acceptance      drafts accepted at the anchors that both paths come by
+    acceptance      accepted drafts at the anchors that both paths visit
 
-A difference is relative: to the largest value of what is compared, for logits to their standard deviation over the
-vocabulary. Two programs round differently, and the states' rounding to the cache's dtype makes that visible: differences
-within ``tolerance`` agree.
+A difference is relative to the largest compared value, for logits to their standard deviation over the vocabulary. Paths round
+differently, and so do states in the cache's dtype: paths agree where differences lie within ``tolerance``.
 """
 
 from __future__ import annotations
@@ -34,11 +33,10 @@ from hyperdflash.checks.traces import Drafting, Reading, View
 from hyperdflash.targets.heads import TargetHeads
 
 TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.3}
-DIFFERENT = float("inf")  # of what is either equal or not
 
 
 class Finding(NamedTuple):
-    """One comparison: ``difference`` relative, where, and what stands there; ``absolute`` of logits."""
+    """One comparison: its relative ``difference``, its place, and both values in ``detail``; ``absolute`` for logits."""
 
     difference: float
     document: str | None
@@ -49,7 +47,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """``name`` on one or two ``paths``: how many things were ``compared``, the ``largest`` difference (and ``absolute``, of
+    """Result of check ``name`` on one or two ``paths``: the number ``compared``, the ``largest`` difference (``absolute`` for
     logits), and the ``first`` finding beyond the tolerance."""
 
     name: str
@@ -62,7 +60,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Parity:
-    """All checks of a drafter in order; tau of each path; rounds of each path."""
+    """All checks of a drafter in order, and tau and rounds per path."""
 
     checks: tuple[Check, ...]
     taus: dict[str, float]
@@ -70,26 +68,26 @@ class Parity:
 
     @property
     def first_difference(self) -> str | None:
-        """The first check that fails as one sentence: which path alone differs, where, and how."""
+        """One sentence for the first check that fails: the path that differs, where, and how; None where all agree."""
         failed = [check for check in self.checks if check.first is not None]
         if not failed:
             return None
         check = failed[0]
         same = [other for other in failed if other.name == check.name]
         odd = set(check.paths).intersection(*(other.paths for other in same))
-        who = f"{odd.pop()} differs from the others" if len(same) > 1 and len(odd) == 1 else f"{_joined(check)} differ"
-        who = f"{check.paths[0]} is wrong" if len(check.paths) == 1 else who
+        if len(check.paths) == 1:
+            who = f"{check.paths[0]} is wrong"
+        elif len(same) > 1 and len(odd) == 1:
+            who = f"{odd.pop()} differs from the others"
+        else:
+            who = f"{' and '.join(check.paths)} differ"
         document, position = check.first.document, check.first.position
         where = (f", first in document {document}" if document else "") + ("" if position is None else f" at {position}")
         return f"{check.name}: {who}{where}: {check.first.detail}"
 
 
-def _joined(check: Check) -> str:
-    return " and ".join(check.paths)
-
-
 def compare_views(views: Sequence[View], heads: TargetHeads, context_window: int | None, tolerance: float | None) -> Parity:
-    """Every check on every path or pair of paths; ``views`` are of the same prompts. ``tolerance`` None takes ``TOLERANCE``."""
+    """Runs every check on every path or pair of paths of the same prompts; ``tolerance`` None takes ``TOLERANCE``."""
     tolerance = TOLERANCE[heads.dtype] if tolerance is None else tolerance
     checks = []
     for name, find in CHECKS.items():
@@ -252,14 +250,14 @@ OF_ONE_PATH = ("labels", "context mask", "text")
 
 
 def _anchors(view: View) -> Iterator[tuple[str, int, Drafting]]:
-    """All anchors in the order of the text."""
+    """Yields all anchors in the order of the text."""
     for name, draftings in view.draftings.items():
         for anchor in sorted(draftings):
             yield name, anchor, draftings[anchor]
 
 
 def _shared(a: View, b: View) -> Iterator[tuple[str, int, Drafting, Drafting]]:
-    """Anchors that both paths draft from."""
+    """Yields the anchors that both paths draft from."""
     for name, anchor, drafting in _anchors(a):
         other = b.draftings.get(name, {}).get(anchor)
         if other is not None:
@@ -278,18 +276,18 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def _gap(logits: Tensor, label: int) -> float:
-    """How far ``label`` is from changing its state of being the largest of ``logits`` [V], in their standard deviations."""
+    """Distance at which ``label`` becomes, or stops being, the argmax of ``logits`` [V], in their standard deviations."""
     first, second = logits.topk(2).values
     gap = first - (second if int(logits.argmax()) == label else logits[label])
     return float(gap / logits.std())
 
 
 def _exact(equal: bool, document: str | None, position: int | None, detail: str) -> Finding:
-    return Finding(0.0 if equal else DIFFERENT, document, position, detail)
+    return Finding(0.0 if equal else float("inf"), document, position, detail)
 
 
 def _token_of(embedded: Tensor, heads: TargetHeads) -> str:
-    """The token whose embedding this is; "?" where the drafter projects embeddings to another width."""
+    """Names the token of this embedding; "?" where the drafter projects embeddings to another width."""
     table = heads.embed_tokens.weight
     if embedded.shape[-1] != table.shape[1]:
         return "?"

@@ -1,10 +1,10 @@
-"""Train/serve parity of methods: one drafter each, the same prompts, three paths, one verdict.
+"""Checks that every method's drafter computes the same in training, in replay and in the loop.
 
-1. prompts     the first turn of each, encoded as decoding does                         (hyperdflash.data.chat.encode_prompt)
+1. prompts     the first turn of each prompt, encoded as decoding does                  (hyperdflash.data.chat.encode_prompt)
 2. loop        the method writes its greedy texts
-3. documents   prompt and answer as training encodes them, their states from the cache as training reads them
-4. paths       the training layout with every anchor drawn, and replay, over those states
-5. compare     check by check (checks.parity); parity.json, parity.md and the terminal; ValueError names what differs
+3. documents   prompt and answer as training encodes them, states from the cache as training reads them
+4. paths       training with every anchor drawn, and replay, over those states
+5. compare     check by check (checks.parity) into parity.json, parity.md and the terminal; ValueError names what differs
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.evaluation.methods import Method, make_methods, method_of_run
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
-from hyperdflash.report.tables import jsonable, markdown_table
+from hyperdflash.report.tables import Block, Table, jsonable, markdown
 from hyperdflash.settings import positive_int, positive_number
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.store import collate
@@ -37,7 +37,7 @@ from hyperdflash.targets.load import Target
 
 
 def check_parity(config: DictConfig) -> dict[str, Parity]:
-    """Every method's parity; ValueError with the first difference, after the report is written."""
+    """Returns parity per method; ValueError with the first difference, once the report is written."""
     if config.run:
         method, training = method_of_run(config.run, config.target.path)
         methods, config.cache.dtype = [method], training.cache.dtype
@@ -74,7 +74,7 @@ def observe(
     max_new_tokens: int,
     stop_ids: set[int],
 ) -> list[View]:
-    """Training, replay and loop of one method on ``conversations``, each ending at a user turn."""
+    """Runs training, replay and loop of one method on ``conversations``, each of which ends at a user turn."""
     prompts = {c.id: encode_prompt(c, tokenizer, config.mode) for c in conversations}
     drafter = module.proposer(target.heads, CODECS[config.cache.dtype])
     loop = observe_loop(module, drafter, target, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
@@ -86,7 +86,7 @@ def observe(
 
 
 def write_report(found: dict[str, Parity], config: DictConfig, target: Target, num_prompts: int) -> None:
-    """parity.json and parity.md in ``config.out``; the tables on the terminal."""
+    """Writes parity.json and parity.md into ``config.out``, and prints the tables."""
     out = Path(config.out)
     record = {name: asdict(parity) | {"first_difference": parity.first_difference} for name, parity in found.items()}
     described = {"path": str(config.target.path), "fingerprint": target.fingerprint}
@@ -102,39 +102,29 @@ def write_report(found: dict[str, Parity], config: DictConfig, target: Target, n
 
 
 def parity_markdown(found: dict[str, Parity], setting: str) -> str:
-    """tau and logits a method, then every check by method."""
+    """Returns tau and logits per method, then the largest difference per check and method."""
     header = ["Method", "τ training", "τ replay", "τ loop", "rounds", "paths", "slots", "max |Δ logit|", "of σ", "first at"]
     rows = []
     for name, parity in found.items():
-        for index, check in enumerate(c for c in parity.checks if c.name == "logits"):
-            taus = [f"{parity.taus[path]:.3f}" for path in ("training", "replay", "loop")]
-            own = [name, *taus, f"{parity.rounds['loop']:,}"] if index == 0 else [""] * 5
+        taus = [f"{parity.taus[path]:.3f}" for path in ("training", "replay", "loop")]
+        own = [name, *taus, f"{parity.rounds['loop']:,}"]
+        for check in (c for c in parity.checks if c.name == "logits"):
             at = "-" if check.first is None else f"{check.first.document}, {check.first.position}"
-            rows.append(
-                [
-                    *own,
-                    " and ".join(check.paths),
-                    f"{check.compared:,}",
-                    f"{check.absolute or 0.0:.1e}",
-                    f"{check.largest:.1e}",
-                    at,
-                ]
-            )
-    names = list(dict.fromkeys(check.name for parity in found.values() for check in parity.checks))
-    cells = []
-    for check_name in names:
-        cells.append([check_name])
-        for parity in found.values():
-            mine = [check for check in parity.checks if check.name == check_name]
-            wrong = [check for check in mine if check.first is not None]
-            if not any(check.compared for check in mine):
-                cells[-1].append("")
-            else:
-                cells[-1].append("**differs**" if wrong else f"{max(check.largest for check in mine):.1e}")
+            numbers = [f"{check.compared:,}", f"{check.absolute or 0.0:.1e}", f"{check.largest:.1e}"]
+            rows.append([*own, " and ".join(check.paths), *numbers, at])
+            own = [""] * 5
+    names = dict.fromkeys(check.name for parity in found.values() for check in parity.checks)
+    cells = [[name, *(_verdict(parity, name) for parity in found.values())] for name in names]
     differing = [f"- {name}: {parity.first_difference}" for name, parity in found.items() if parity.first_difference]
-    text = ["### The same logits in training, in replay and in the loop?", "", *markdown_table(header, rows), ""]
-    text += [f"{setting}. σ: standard deviation of the logits over the vocabulary.", ""]
-    text += ["Largest relative difference of each check over all pairs of paths; 0 where things are equal:", ""]
-    text += [*markdown_table(["Check", *found], cells), ""]
-    text += [*(["First differences:", "", *differing] if differing else ["All agree."]), ""]
-    return "\n".join(text)
+    blocks: list[Block] = ["### The same logits in training, in replay and in the loop?", Table(header, rows)]
+    blocks.append(f"{setting}. σ: standard deviation of the logits over the vocabulary.")
+    blocks += ["Largest relative difference of each check over all pairs of paths; 0 where things are equal:"]
+    blocks.append(Table(["Check", *found], cells))
+    return markdown([*blocks, *(["First differences:", "\n".join(differing)] if differing else ["All agree."])])
+
+
+def _verdict(parity: Parity, name: str) -> str:
+    mine = [check for check in parity.checks if check.name == name]
+    if not any(check.compared for check in mine):
+        return ""
+    return "**differs**" if any(check.first for check in mine) else f"{max(check.largest for check in mine):.1e}"

@@ -1,12 +1,12 @@
-"""One drafter on one text by three paths, observed: what each read and gave at every anchor.
+"""Observes one drafter on one text along three paths: its inputs and outputs at every anchor.
 
 Shapes: see contracts.py; n <= S slots, D' the drafter's width, N key-value heads, E width of a head.
 
-    loop       ``speculate`` writes the texts; its drafter keeps a context of its own             ``observe_loop``
-    training   those texts as training encodes them, every anchor drawn as a block               ``observe_training``
+    loop       ``decode`` writes the texts; its drafter has a context of its own                 ``observe_loop``
+    training   the texts as training encodes them, every anchor drawn as a block                 ``observe_training``
     replay     ``replay`` over the same states                                                    ``observe_replay``
 
-Each path is the production one, given a drafter that keeps what passes through it; checks/parity.py compares them.
+Each path is the production code with a drafter that records; checks/parity.py compares the records.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from hyperdflash.targets.sampling import Sampler
 
 @dataclass(frozen=True)
 class Reading:
-    """What the first draft layer reads at an anchor: ``block`` [K, D'] embedded tokens, ``angles`` cos and sin [K, E] of their
-    positions, ``keys`` and ``values`` [n, N, E] of the n context states it may see, oldest first."""
+    """Input of the first draft layer at an anchor: ``block`` [K, D'] embedded tokens, ``angles`` cos and sin [K, E] of their
+    positions, ``keys`` and ``values`` [n, N, E] of the n visible context states, oldest first."""
 
     block: Tensor
     angles: tuple[Tensor, Tensor]
@@ -48,8 +48,8 @@ class Reading:
 class Drafting:
     """One anchor of one path: ``logits()`` [n, V] fp32 of slots 1..n and, for block drafters, ``reading()``.
 
-    ``labels`` what training holds slots 1.. against, in the other paths None; ``accepted`` leading slots that the path itself
-    accepts, None where it does not come by.
+    ``labels`` of slots 1.. in training, None in the other paths; ``accepted`` leading slots that the path accepts, None where
+    it does not visit the anchor.
     """
 
     logits: Callable[[], Tensor]
@@ -60,8 +60,8 @@ class Drafting:
 
 @dataclass
 class View:
-    """One path over all texts, by document id: ``prompts`` and ``texts`` token ids, ``states`` the first T' positions of
-    (final, layers) that the drafter was given, ``draftings`` by anchor; ``rounds`` its walk; ``modules`` that ran."""
+    """Record of one path by document id: ``prompts`` and ``texts`` token ids, ``states`` the first T' positions of
+    (final, layers) that the drafter reads, ``draftings`` by anchor; the ``rounds`` of its walk; the ``modules`` that run."""
 
     path: str
     prompts: dict[str, list[int]] = field(default_factory=dict)
@@ -77,7 +77,8 @@ class View:
 
 
 class Trace:
-    """While open: ``reads`` what the first draft layer is given, forward by forward; ``modules`` names of all that run."""
+    """Context manager that records ``reads``, the first draft layer's input per forward, and the names of ``modules`` that
+    run."""
 
     def __init__(self, module: nn.Module):
         self.module, self.reads, self.modules, self._handles = module, [], set(), []
@@ -95,8 +96,8 @@ class Trace:
             handle.remove()
 
     def reading(self, row: int, index: int) -> Callable[[], Reading] | None:
-        """Of anchor ``index`` of the forwards since ``reads`` was emptied, which share the anchors among them; None where the
-        drafter has no draft layers or masks in a kernel of its own."""
+        """Returns the input at anchor ``index`` of all forwards in ``reads``, which split the anchors; None where the drafter
+        has no draft layers or masks in a kernel of its own."""
         for x, angles, context, visible in self.reads:
             if not isinstance(visible, Tensor):
                 return None
@@ -116,7 +117,7 @@ def _read(block: Tensor, angles, context, visible: Tensor, row: int, index: int)
 
 @dataclass(frozen=True)
 class RecordingSampler(Sampler):
-    """Keeps the logits it chose from, [n, V] each."""
+    """Records the logits of every choice, [n, V] each."""
 
     seen: list[Tensor] = field(default_factory=list)
 
@@ -126,7 +127,7 @@ class RecordingSampler(Sampler):
 
 
 class ObservedLoop:
-    """A drafter of the loop that keeps the states it was given and the logits it drafted from, of one text."""
+    """Proposer of the loop that records one text's states and the logits of its drafts."""
 
     def __init__(self, drafter: Proposer, trace: Trace):
         self.drafter, self.trace = drafter, trace
@@ -144,7 +145,7 @@ class ObservedLoop:
         draft = self.drafter.propose(anchor_id, num_slots, recorder)
         anchor = sum(states.input_ids.shape[1] for states in self.states)
         read = self.trace.reading(0, 0)
-        reading = read and read()  # taken now: the loop's buffers are written over
+        reading = read and read()  # copied at once: the loop overwrites its buffers
         logits = torch.cat(recorder.seen)
         self.draftings[anchor] = Drafting(lambda: logits, reading and (lambda: reading))
         return draft
@@ -163,7 +164,7 @@ def observe_loop(
     max_new_tokens: int,
     stop_ids: Collection[int],
 ) -> View:
-    """Decode every prompt greedily; ``drafter`` is the loop's form of ``module``."""
+    """Records the greedy decoding of every prompt; ``drafter`` is the loop's form of ``module``."""
     view, generations = View("loop"), []
     for name, prompt_ids in prompts.items():
         with Trace(module) as trace:
@@ -182,7 +183,7 @@ def observe_loop(
 
 
 def training_document(conversation: Conversation, answer_ids: Sequence[int], tokenizer, mode: Mode = "non_think") -> Document:
-    """``conversation``, which ends at a user turn, in training's chat encoding with ``answer_ids`` as its supervised answer."""
+    """Encodes ``conversation``, which ends at a user turn, as training does, with ``answer_ids`` as its supervised answer."""
     encoded = encode(replace(conversation, turns=(*conversation.turns, Turn("assistant", ""))), tokenizer, mode)
     start = len(encoded.loss_mask) - int(encoded.loss_mask.flip(0).int().cumprod(0).sum())
     input_ids = torch.cat([encoded.input_ids[:start], torch.tensor(answer_ids, dtype=torch.int64)])
@@ -193,13 +194,13 @@ def training_document(conversation: Conversation, answer_ids: Sequence[int], tok
 
 
 def every_block(states: TargetStates, num_slots: int) -> Blocks:
-    """Blocks and labels as training draws them, at every eligible anchor."""
+    """Returns training's blocks and labels at every eligible anchor."""
     anchors, anchor_mask = all_anchors(states.loss_mask, states.lengths)
     return make_blocks(states.input_ids, states.loss_mask, states.lengths, anchors, anchor_mask, num_slots + 1)
 
 
 def observe_training(module: nn.Module, states: TargetStates, heads: TargetHeads, blocks: Blocks | None = None) -> View:
-    """What a training step computes from ``blocks`` (``every_block``), with gradients as there."""
+    """Records a training step over ``blocks`` (``every_block``), with gradients enabled as there."""
     view = View("training")
     made = blocks or every_block(states, module.num_slots)
     with Trace(module) as trace, torch.enable_grad(), fast_fp32_products():
@@ -220,7 +221,7 @@ def observe_training(module: nn.Module, states: TargetStates, heads: TargetHeads
 
 
 class ObservedReplay:
-    """A drafter of replay that keeps what it was asked and what it answered."""
+    """Drafter of replay that records its anchors and logits."""
 
     def __init__(self, drafter: DraftModel, trace: Trace, view: View):
         self.drafter, self.trace, self.view = drafter, trace, view
@@ -238,7 +239,7 @@ class ObservedReplay:
 
 
 def observe_replay(module: DraftModel, states: TargetStates, heads: TargetHeads) -> View:
-    """``replay`` at temperature 0."""
+    """Records ``replay`` at temperature 0."""
     view = View("replay")
     with Trace(module) as trace:
         view.rounds = replay(ObservedReplay(module, trace, view), states, heads, temperature=0.0)
@@ -256,7 +257,7 @@ def _dense(logits: FactoredLogits) -> Tensor:
 
 
 def _add_texts(view: View, states: TargetStates) -> None:
-    """Prompts, texts and states of a batch; a second batch of the same documents adds nothing."""
+    """Adds a batch's prompts, texts and states; a second batch of the same documents adds nothing."""
     document, start, _ = answers(states)
     for row, first in zip(document.tolist(), start.tolist(), strict=True):
         name, length = states.ids[row], int(states.lengths[row])

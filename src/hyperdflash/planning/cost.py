@@ -1,13 +1,13 @@
-"""Where the time of a round goes: drafter, verification, the rest; and the speedup that these terms predict.
+"""Splits a round's time into drafting, verification and the rest, and predicts the speedup from these terms.
 
     tokens per round and row  tau = emitted tokens / (rounds * rows)
-    predicted speedup         tau * T_ar / (T_draft + T_verify + T_rest), medians over rounds; T_ar AR's sum of the three over
-                              its own tau, which is 1 unless rows have ended
+    predicted speedup         tau * T_ar / (T_draft + T_verify + T_rest), medians over rounds; T_ar is AR's sum of the three
+                              over its own tau, which is 1 unless rows have ended
     measured speedup          tokens/s over AR's tokens/s, sums over all rounds
-    both                      against AR at the same batch size
 
-Rows of a batch go in lockstep, at equal lengths. Medians leave the odd slow round out, sums do not: a ratio far from 1
-says that the typical round does not tell where the time went (few slow rounds, or rounds that grow with the text).
+Both speedups are against AR at the same batch size, whose rows go in lockstep at equal lengths. Medians ignore a slow round,
+sums do not: a ratio far from 1 shows that the typical round does not explain the time (few slow rounds, or rounds that grow
+with the text).
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
-from hyperdflash.files import write_text
 from hyperdflash.report.figures import COLORS, headed_figure, save_figure
 from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.results import csv_text
@@ -39,10 +36,10 @@ TERMS = (
 
 @dataclass(frozen=True, eq=False)
 class RoundTimes:
-    """One method at one batch size, R rounds and N prefills.
+    """R rounds and N prefills of one method at one batch size; ValueError where lengths differ or nothing was measured.
 
-    ``draft``, ``verify``, ``rest`` [R] float64 seconds of each round, all rows together; ``emitted`` [R] int64 tokens that all
-    ``batch_size`` rows gained in it; ``first_token`` [N] float64 seconds from the prompt to the first token.
+    ``draft``, ``verify``, ``rest`` [R] float64 seconds per round of all rows; ``emitted`` [R] int64 tokens that all
+    ``batch_size`` rows gain in it; ``first_token`` [N] float64 seconds from the prompt to the first token.
     """
 
     method: str
@@ -68,27 +65,9 @@ class RoundTimes:
         return f"{self.method} at batch size {self.batch_size}"
 
 
-def write_times(path: Path, times: Sequence[RoundTimes]) -> Path:
-    """Writes one JSON object per line, so that reports can be written again without measuring."""
-    records = ({f.name: np.asarray(getattr(t, f.name)).tolist() for f in fields(t)} for t in times)
-    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
-    return path
-
-
-def read_times(path: Path) -> list[RoundTimes]:
-    """Reads what ``write_times`` wrote; ValueError with the line that is none."""
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            found.append(RoundTimes(**{k: np.array(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}))
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(f"line {number} of {path} holds no round times ({error}): measure again, or drop it") from error
-    return found
-
-
 @dataclass(frozen=True)
 class Cost:
-    """Medians of a round in ms (``first_token_ms`` of a prefill), ``tau``, and speedups over AR; NaN where AR is missing."""
+    """Medians per round in ms (``first_token_ms`` per prefill), ``tau``, and speedups over AR, NaN where AR is missing."""
 
     method: str
     batch_size: int
@@ -113,7 +92,7 @@ class Cost:
 
 
 def costs(times: Sequence[RoundTimes]) -> list[Cost]:
-    """Batch sizes ascending, methods in the order given."""
+    """Returns costs by ascending batch size, methods in the given order; ValueError for a doubled method or for none."""
     seen = [(t.batch_size, t.method) for t in times]
     if not times:
         raise ValueError("no round times to report; time a decoding run first")
@@ -156,7 +135,7 @@ def write_cost_report(times: Sequence[RoundTimes], out: Path | str, setting: str
 
 
 def cost_markdown(found: Sequence[Cost], setting: str) -> str:
-    """One table; ``setting`` says target, machine and length of the texts: the times mean nothing without it."""
+    """Returns one table; ``setting`` names what the times depend on: target, machine, length of the texts."""
     header = ["Batch", "Method", "T_draft", "T_verify", "T_rest", "round", "τ", "first token", "tokens/s"]
     rows, shown = [], None
     for cost in found:
@@ -184,13 +163,16 @@ def cost_figure(found: Sequence[Cost], path: Path | str, setting: str, title: st
     figure, (part,) = headed_figure(title, [setting], [sum(heights) + 0.45], width=11.0)
     axes = part.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     widest = max(cost.round_ms for cost in found)
-    for i, (_, label, color, _) in enumerate(TERMS):
-        x = 0.6 + 0.12 * i
-        axes[0].add_patch(Rectangle((x, 1.1), 0.018, 0.1, transform=axes[0].transAxes, color=color, clip_on=False))
-        axes[0].text(x + 0.024, 1.15, label, transform=axes[0].transAxes, fontsize=9, va="center", color="#222222")
     for axis, (size, panel) in zip(axes, panels.items(), strict=True):
-        for place, cost in enumerate(panel):
-            _bar(axis, place, cost, widest)
+        left = np.zeros(len(panel))
+        for name, label, color, ink in TERMS:
+            widths = np.array([getattr(cost, name) for cost in panel])
+            style = {"color": color, "height": 0.66, "edgecolor": "white", "linewidth": 0.8, "label": label}
+            bars = axis.barh(range(len(panel)), widths, left=left, **style)
+            numbers = [_ms(width) if width > 0.045 * widest else "" for width in widths]
+            axis.bar_label(bars, numbers, label_type="center", fontsize=8, color=ink)
+            left += widths
+        axis.bar_label(bars, [_bar_text(cost) for cost in panel], padding=5, fontsize=8.5, color="#222222")
         axis.set_yticks(range(len(panel)), [cost.method for cost in panel], fontsize=9)
         axis.set_ylim(len(panel) - 0.45, -0.55)
         axis.set_title(f"batch size {size}", fontsize=10, loc="left")
@@ -198,23 +180,16 @@ def cost_figure(found: Sequence[Cost], path: Path | str, setting: str, title: st
         axis.set_axisbelow(True)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(TERMS), frameon=False, fontsize=9)
     axes[-1].set_xlim(0, 1.42 * widest)
     axes[-1].set_xlabel("ms per round (median)")
     return save_figure(figure, path)
 
 
-def _bar(axis: Axes, place: int, cost: Cost, widest: float) -> None:
-    left = 0.0
-    for name, _, color, ink in TERMS:
-        width = getattr(cost, name)
-        axis.barh(place, width, left=left, color=color, height=0.66, edgecolor="white", linewidth=0.8)
-        if width > 0.045 * widest:
-            axis.text(left + width / 2, place, _ms(width), ha="center", va="center", fontsize=8, color=ink)
-        left += width
-    text = f"τ {cost.tau:.2f}"
-    if not math.isnan(cost.measured) and cost.method != AUTOREGRESSIVE:
-        text += f"   measured {_times(cost.measured)}, predicted {_times(cost.predicted)}"
-    axis.text(left + 0.012 * widest, place, text, va="center", fontsize=8.5, color="#222222")
+def _bar_text(cost: Cost) -> str:
+    if math.isnan(cost.measured) or cost.method == AUTOREGRESSIVE:
+        return f"τ {cost.tau:.2f}"
+    return f"τ {cost.tau:.2f}   measured {_times(cost.measured)}, predicted {_times(cost.predicted)}"
 
 
 def _digits(value: float) -> str:
@@ -222,7 +197,7 @@ def _digits(value: float) -> str:
 
 
 def _ms(value: float) -> str:
-    """Three digits or so: 0.123, 1.23, 12.3, 123."""
+    """Writes about three digits: 0.123, 1.23, 12.3, 123."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return number_text(value, digits)
 
