@@ -49,7 +49,7 @@ def write(directory: Path, documents: int, tokens: int) -> float:
     splits = {"train": synthetic(documents, tokens, "train"), "validation": synthetic(VALIDATION, tokens, "validation")}
     started = time.perf_counter()
     shards = {name: make_shards(found, PER_SHARD) for name, found in splits.items()}
-    write_dataset(directory, shards, KEY, {"mask_token_id": 0, "rows": {}})
+    write_dataset(directory, shards, KEY, {"mask_token_id": 0, "rows": {}, "source_files": {}})
     return time.perf_counter() - started
 
 

@@ -38,6 +38,7 @@ def fake_run(directory: Path, decided: dict, rate: float, *, code: str = "a" * 1
         "steps": 40,
         "trainable_parameters": 1000,
         "target": "f" * 16,
+        "dataset": {"name": "embedded-stage1", "digest": "d" * 16},
         "init_from": None,
         "command": "python -m src.train",
         "decided_by": decided,

@@ -266,6 +266,20 @@ def test_runs_that_differ_in_more_are_refused_and_other_code_is_marked(runs, tmp
     assert "made by other code (code bbbbbbbbbb" in mark and mark in (out / "sweep.md").read_text()
 
 
+def test_a_run_on_other_rows_of_the_same_dataset_is_marked(runs):
+    made = fake_sweep(["sweep=teacher", "seed=0,1"], lambda job: 0.5)
+    record = json.loads((made[0] / "result.json").read_text())
+    edited = {**record, "dataset": {**record["dataset"], "digest": "e" * 16}}
+    (made[0] / "result.json").write_text(json.dumps(edited))
+    report, out = make_report(["sweep=teacher", "seed=0,1", "num_resamples=50"])
+    (mark,) = [mark for cell in report.cells for mark in cell.marks]
+    assert f"trained on other rows of dataset embedded-stage1 ({'e' * 16}; most runs: {'d' * 16})" in mark
+    assert mark in (out / "sweep.md").read_text()
+    edited["dataset"]["name"] = "embedded-stage2"  # the configuration asks for other rows: its difference is an axis or refused
+    (made[0] / "result.json").write_text(json.dumps(edited))
+    assert not any(cell.marks for cell in make_report(["sweep=teacher", "seed=0,1", "num_resamples=50"])[0].cells)
+
+
 def test_runs_on_other_weights_or_prompts_are_not_paired(runs):
     made = fake_sweep(["sweep=teacher", "seed=0,1"], lambda job: 0.5)
     record = json.loads((made[0] / "result.json").read_text())

@@ -17,6 +17,7 @@ from hyperdflash.states.store import make_shards
 from tests.states.conftest import make_documents, make_key
 
 COUNT = {"documents": 7, "tokens": 168, "supervised_tokens": 140, "at_max_length": 2, "without_document": 0}
+RECORD = {"mask_token_id": 5, "source_files": {}}
 ROWS = {"sources": [], "train": COUNT, "validation": {**COUNT, "at_max_length": 0}}
 
 
@@ -27,7 +28,7 @@ def shards_of_splits() -> dict:
 
 @pytest.fixture
 def directory(tmp_path):
-    write_dataset(tmp_path / "made", shards_of_splits(), make_key(), {"mask_token_id": 5, "rows": ROWS})
+    write_dataset(tmp_path / "made", shards_of_splits(), make_key(), {**RECORD, "rows": ROWS})
     return tmp_path / "made"
 
 
@@ -67,9 +68,9 @@ def test_a_cut_write_counts_as_missing_and_is_written_again(tmp_path, directory,
     with monkeypatch.context() as patched:
         patched.setattr(datasets, "write_checked", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_dataset(cut, shards_of_splits(), make_key(), {"mask_token_id": 5, "rows": ROWS})
+            write_dataset(cut, shards_of_splits(), make_key(), {**RECORD, "rows": ROWS})
     assert (cut / "train.safetensors").exists() and not is_complete(cut)
-    write_dataset(cut, shards_of_splits(), make_key(), {"mask_token_id": 5, "rows": ROWS})
+    write_dataset(cut, shards_of_splits(), make_key(), {**RECORD, "rows": ROWS})
     assert is_complete(cut)
     assert {p.name: p.read_bytes() for p in cut.iterdir()} == {p.name: p.read_bytes() for p in directory.iterdir()}
 
@@ -125,7 +126,7 @@ def test_another_version_is_refused(directory, change, sentence):
 
 def test_an_index_of_another_dataset_is_refused(tmp_path, directory):
     other = make_key(target="dead")
-    write_dataset(tmp_path / "other", shards_of_splits(), other, {"mask_token_id": 5, "rows": ROWS})
+    write_dataset(tmp_path / "other", shards_of_splits(), other, {**RECORD, "rows": ROWS})
     (directory / "train.safetensors").write_bytes((tmp_path / "other" / "train.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"train\.safetensors is damaged.*it says dataset="):
         open_dataset(directory)

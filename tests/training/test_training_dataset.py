@@ -120,6 +120,38 @@ def test_offline_refuses_without_a_dataset_and_says_what_to_run(prepared_overrid
         train(compose_config("train", [*prepared_overrides, "cache=offline"]))
 
 
+def test_an_edited_source_file_is_refused_and_a_touched_or_missing_one_is_not(
+    prepared_overrides, rows_file, compose_config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / "runs"))
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(rows_file, rows)
+    options = [option.replace(str(rows_file), str(rows)) for option in prepared_overrides]
+    config = compose_config("train", [*options, "trainer.max_epochs=1"])
+    run, text = train_run_dir(config), rows.read_text()
+    capture_states(config)
+    (directory,) = (tmp_path / "runs" / "datasets").glob(f"{dataset_name(config)}-*")
+    edited = rf"{rows} was edited after its rows were prepared: remove {directory}, then run `python -m src\.capture.*` to prep"
+
+    rows.write_text(text.replace("function", "Function"))  # as long as before
+    for command in (train, capture_states):
+        with pytest.raises(ValueError, match=edited):
+            command(config)
+    rows.write_text(text)
+    os.utime(rows, ns=(0, 0))
+    train(config)  # touched, with equal content
+    rows.unlink()
+    train(config)  # finished, and the dataset stands for itself
+
+    rows.write_text(text.replace("function", "Function"))
+    with pytest.raises(ValueError, match=edited):  # a finished run of the old rows
+        train(config)
+    shutil.rmtree(directory)
+    capture_states(config)
+    with pytest.raises(ValueError, match=rf"{run} was trained on other rows than {directory} holds: remove {run} and run"):
+        train(config)
+
+
 def test_another_tokenizer_than_the_dataset_s_is_refused(prepared_overrides, compose_config, mini_target, tmp_path):
     target = tmp_path / "target"
     shutil.copytree(mini_target, target)

@@ -6,6 +6,7 @@ Options: hyperdflash.data.streamed (hub data sets and files), and any class that
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hyperdflash.contracts import Conversation
 from hyperdflash.data.row_stats import RowStats
@@ -46,6 +47,10 @@ class Corpus:
         """NAME of ``responses: server:NAME``; None for other responses."""
         name = self.responses.removeprefix(SERVER) if isinstance(self.responses, str) else ""
         return name if name and name != self.responses else None
+
+    def source_files(self) -> list[Path]:
+        """Local files whose content decides the conversations of this stage."""
+        return []
 
     def train(self) -> list[Conversation]:
         """Returns the conversations of this stage, in an order that the corpus's settings determine."""

@@ -12,6 +12,7 @@ from hyperdflash.data.benchmark_rows import BENCHMARKS
 from hyperdflash.data.benchmarks import benchmark_prompts
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.decontaminate import decontaminate
+from hyperdflash.data.row_files import is_row_file
 from hyperdflash.data.row_stats import BENCHMARK, DUPLICATE
 from hyperdflash.data.selection import Choice, Selection, asked_hash, select, stats_of
 from hyperdflash.data.sources import check_source
@@ -62,6 +63,13 @@ class StreamedCorpus(Corpus):
     @property
     def _choice(self) -> Choice:
         return Choice(seed=self.seed, heldout=self.heldout, min_chars=self.min_chars, max_chars=self.max_chars)
+
+    def source_files(self) -> list[Path]:
+        """This stage's files, and those of the benchmarks that its rows are compared with."""
+        files = [Path(entry["source"]) for entry in self._entries if is_row_file(entry["source"])]
+        if self.decontaminate and self.benchmarks_path is not None:
+            files += [Path(self.benchmarks_path) / f"{name}.jsonl" for name in BENCHMARKS]
+        return files
 
     def train(self) -> list[Conversation]:
         """Returns this stage's conversations of all sources, ordered by a hash of the seed and their ids."""

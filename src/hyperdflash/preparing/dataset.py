@@ -17,7 +17,8 @@ from hyperdflash.identity import dataset_dir
 from hyperdflash.leases import exclusive
 from hyperdflash.preparing.documents import dataset_documents
 from hyperdflash.preparing.job import PrepareJob
-from hyperdflash.states.dataset import Dataset, is_complete, open_dataset, write_dataset
+from hyperdflash.states.dataset import Dataset, check_sources, is_complete, open_dataset, write_dataset
+from hyperdflash.states.source_files import check_files, record_files
 from hyperdflash.states.store import make_shards
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import Target, load_heads
@@ -25,11 +26,17 @@ from hyperdflash.training.components import make_parts
 
 
 def prepare(job: PrepareJob, heads: TargetHeads, target: Callable[[], Target] | None = None) -> Dataset:
-    """Opens the dataset of ``job``, and writes it first when it is missing. One process writes it and the others wait."""
+    """Opens the dataset of ``job``, and writes it first when it is missing. One process writes it and the others wait.
+
+    ValueError when a local file of the corpus was edited since the dataset was prepared, or while it is.
+    """
     key = job.key(heads)
     directory = dataset_dir(job.name, key.target)
     with exclusive(directory.parent / "leases", directory.name):
-        if not is_complete(directory):
+        if is_complete(directory):
+            check_sources(directory, job.capture_command)
+        else:
+            source_files = record_files(job.corpus.source_files())
             documents, rows = dataset_documents(job, key.target, target)
             shards = {name: make_shards(found, job.cache.documents_per_shard) for name, found in documents.items()}
             record = {
@@ -38,7 +45,9 @@ def prepare(job: PrepareJob, heads: TargetHeads, target: Callable[[], Target] | 
                 "decided_by": job.decided_by,
                 "answers": {name: asdict(job.answer_settings(corpus)) for name, (corpus, _) in job.splits().items()},
                 "rows": rows,
+                "source_files": source_files,
             }
+            check_files(source_files, "run the command again")
             write_dataset(directory, shards, key, record)
     return open_dataset(directory)
 

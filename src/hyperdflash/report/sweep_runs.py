@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ NOT_AN_AXIS = (SEED, TARGET, "init_from")
 class TrainedRun:
     """``decided`` dotted option -> value; ``counts`` a row per prompt (``prompt_ids``, ``domains``) at the best checkpoint;
     ``curve`` [V, 2] step and validation tau of every validation; ``code`` a digest of the modules that a
-    training can reach, and torch's version."""
+    training can reach, and torch's version; ``dataset`` the name, which follows from the configuration, and the digest."""
 
     directory: Path
     decided: dict[str, object]
@@ -39,6 +40,7 @@ class TrainedRun:
     counts: PromptCounts
     curve: np.ndarray
     code: str
+    dataset: tuple[str, str]
     parent: dict[str, object] | None = None
 
     @property
@@ -87,6 +89,7 @@ def read_run(directory: Path) -> TrainedRun:
         counts=counts,
         curve=read_curve(directory),
         code=_code(directory),
+        dataset=(result["dataset"]["name"], result["dataset"]["digest"]),
         parent=parent,
     )
 
@@ -163,14 +166,21 @@ def refusal(run: TrainedRun, jobs: Sequence[dict[str, object]]) -> str:
 
 
 def marks(members: Sequence[Member]) -> dict[Path, str]:
-    """Runs that compare with a reservation: other code than most, or another start than their options say."""
+    """Runs that compare with a reservation: other code or rows than most, or another start than their options say."""
     codes = [member.run.code for member in members]
     usual = max(dict.fromkeys(codes), key=codes.count) if codes else ""
+    digests: dict[str, Counter[str]] = {}
+    for member in members:
+        name, digest = member.run.dataset
+        digests.setdefault(name, Counter())[digest] += 1
     found = {}
     for member in members:
         run, told = member.run, []
         if run.code != usual:
             told.append(f"made by other code ({run.code}; most runs: {usual})")
+        name, digest = run.dataset
+        if digest != (most := digests[name].most_common(1)[0][0]):
+            told.append(f"trained on other rows of dataset {name} ({digest}; most runs: {most})")
         if run.parent is not None:
             other = [n for n in differing([run.parent, run.decided]) if n not in ("stage", "corpus.stage", "optim.lr")]
             if other:

@@ -3,7 +3,8 @@
     <runs>/datasets/<name>-<target>/
         train.safetensors        one record per document (states/shard_file.py): input_ids [N] int32, loss_mask [N] bool;
         validation.safetensors   others: ids, domain_names, shard_names (text), domains [R] uint8, shard_starts [S + 1]
-        dataset.json             what documents and states depend on, row statistics, a digest and a checksum; written last
+        dataset.json             what documents and states depend on, the local files that the rows came from, row statistics,
+                                 a digest and a checksum; written last
 
 N tokens, R documents and S shards of a split. Both index files are mapped: opening one reads everything but the tokens, and a
 document is checked when it is read. A directory without dataset.json was cut while it was written, and counts as missing.
@@ -29,9 +30,10 @@ from hyperdflash.contracts import ENCODING_VERSION, Document
 from hyperdflash.states.manifest import FORMAT_VERSION as CACHE_FORMAT
 from hyperdflash.states.manifest import CacheKey, read_checked, write_checked
 from hyperdflash.states.shard_file import DamagedShard, ShardFile, write_shard_file
+from hyperdflash.states.source_files import check_files
 from hyperdflash.states.store import Shard
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = "dataset.json"
 SPLITS = ("train", "validation")
 REMEDY = "remove the directory and capture again"
@@ -148,7 +150,8 @@ def is_complete(directory: Path) -> bool:
 
 
 def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: CacheKey, record: Mapping) -> None:
-    """Writes a dataset of the given splits; ``record`` holds ``mask_token_id``, ``rows`` and what else dataset.json shall say.
+    """Writes a dataset of the given splits. ``record`` holds ``mask_token_id``, ``rows``, ``source_files`` (of `record_files`)
+    and other entries of dataset.json.
 
     One process at a time may call it for one directory.
     """
@@ -162,8 +165,17 @@ def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: C
     write_checked(directory / NAME, content)
 
 
-def open_dataset(directory: Path) -> Dataset:
-    """ValueError when the dataset is damaged, or when other versions of the format, encoding or cache made it."""
+def check_sources(directory: Path, command: str) -> dict:
+    """The content of dataset.json. ValueError when a local file that the rows came from was edited since; ``command`` prepares
+    the dataset again."""
+    record = read_record(directory)
+    check_files(record["source_files"], f"remove {directory}, then run `{command}` to prepare the dataset again")
+    return record
+
+
+def read_record(directory: Path) -> dict:
+    """The content of dataset.json. ValueError when it is damaged, or when other versions of the format, encoding or cache made
+    the dataset."""
     record = read_checked(directory / NAME, FORMAT_VERSION, f"dataset {directory}", REMEDY)
     for name, wanted in (("encoding_version", ENCODING_VERSION), ("format_version", CACHE_FORMAT)):
         if record["states"][name] != wanted:
@@ -171,6 +183,12 @@ def open_dataset(directory: Path) -> Dataset:
                 f"dataset {directory} was captured with {name}={record['states'][name]} and this version of the code has "
                 f"{wanted}: {REMEDY}"
             )
+    return record
+
+
+def open_dataset(directory: Path) -> Dataset:
+    """ValueError as for `read_record`, or when an index file is damaged."""
+    record = read_record(directory)
     indices = {
         split: Index(directory / f"{split}.safetensors", {"dataset": record["digest"], "split": split}) for split in SPLITS
     }

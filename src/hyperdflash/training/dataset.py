@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from hyperdflash.cli import capture_command
-from hyperdflash.identity import dataset_dir, dataset_name
-from hyperdflash.states.dataset import Dataset, is_complete, open_dataset
+from hyperdflash.identity import dataset_dir, dataset_name, runs_dir
+from hyperdflash.states.dataset import Dataset, check_sources, is_complete, open_dataset
 from hyperdflash.states.modes import CacheMode
 from hyperdflash.states.readers import ShardedStates
 from hyperdflash.states.store import StateStore
@@ -36,13 +36,22 @@ def check_dataset(config: DictConfig) -> None:
         PrepareJob.of(config)
 
 
+def check_trained_on(trained: Mapping, run: Path) -> None:
+    """ValueError when the dataset ``trained`` (an entry of result.json) of a finished run was prepared anew from other rows, or
+    one of its source files was edited; a dataset that was removed is accepted."""
+    directory = runs_dir() / "datasets" / trained["name"]
+    if is_complete(directory) and check_sources(directory, capture_command())["digest"] != trained["digest"]:
+        raise ValueError(f"{run} was trained on other rows than {directory} holds: remove {run} and run the command again")
+
+
 def training_data(
     config: DictConfig, heads: TargetHeads, layer_ids: Sequence[int]
 ) -> tuple[Dataset, StateStore, dict[str, ShardedStates]]:
     """The dataset of a training, the store of its states, and the states of each split.
 
-    Prepares the dataset first when it is missing and this process may load the target; otherwise waits ``cache.patience_s``
-    seconds for a capture process, then ValueError with the command to run. Loads the target when a state is missing.
+    When the dataset is missing, prepares it if this process may load the target; otherwise waits ``cache.patience_s`` seconds
+    for a capture process, then ValueError with the command to run. Loads the target when a state is missing. ValueError when a
+    local file of the corpus was edited since the dataset was prepared.
     """
 
     @cache
@@ -59,6 +68,7 @@ def training_data(
         print(f"{directory} is missing: this process prepares it", flush=True)
         prepare(job(), heads)
     _wait_for(directory, mode)
+    check_sources(directory, capture_command())
     dataset = open_dataset(directory)
     _check_tokenizer(dataset, Path(config.target.path) / "tokenizer.json")
     print("\n".join(dataset.summary()), flush=True)

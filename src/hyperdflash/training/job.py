@@ -37,7 +37,7 @@ from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of
 from hyperdflash.training.components import Parts, make_parts
 from hyperdflash.training.datamodule import TargetStatesData
-from hyperdflash.training.dataset import check_dataset, training_data
+from hyperdflash.training.dataset import check_dataset, check_trained_on, training_data
 from hyperdflash.training.loggers import make_loggers, wandb_place
 from hyperdflash.training.metrics_csv import MetricsCSV
 from hyperdflash.training.module import DraftingModule
@@ -56,6 +56,7 @@ def train(config: DictConfig) -> dict:
     if (run / "result.json").exists():
         record = finished_run(run).record
         check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
+        check_trained_on(record["dataset"], run)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
     check_dataset(config)
