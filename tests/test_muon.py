@@ -1,4 +1,4 @@
-"""The two halves of the optimiser against torch's own AdamW and against the definition of Muon."""
+"""The two halves of the optimizer against torch's own AdamW and against the definition of Muon."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import hyperdflash.optim.muon
-from hyperdflash.optim.muon import MuonWithAdamW, orthogonalise
+from hyperdflash.optim.muon import MuonWithAdamW, orthogonalize
 
 
-def quadratic_steps(parameter: nn.Parameter, optimiser: torch.optim.Optimizer, count: int) -> None:
+def quadratic_steps(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, count: int) -> None:
     for step in range(count):
         parameter.grad = (parameter.detach() * (step + 1)).sin()
-        optimiser.step()
+        optimizer.step()
 
 
 def test_vectors_and_tables_follow_torch_adamw():
@@ -29,10 +29,10 @@ def test_vectors_and_tables_follow_torch_adamw():
 
 def test_updates_are_nearly_orthogonal():
     x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
-    for matrix in orthogonalise(x):
+    for matrix in orthogonalize(x):
         singular = torch.linalg.svdvals(matrix)
         assert singular.min() > 0.5 and singular.max() < 1.3
-    torch.testing.assert_close(orthogonalise(x.mT), orthogonalise(x).mT)
+    torch.testing.assert_close(orthogonalize(x.mT), orthogonalize(x).mT)
 
 
 def newton_schulz(x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def newton_schulz(x: torch.Tensor) -> torch.Tensor:
 def test_the_iteration_is_the_formula_and_only_fp32_is_iterated_in_bf16(dtype, in_bf16, error, monkeypatch):
     monkeypatch.setattr(hyperdflash.optim.muon, "multiplies_bf16", lambda device: in_bf16)
     x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
-    found = orthogonalise(x)
+    found = orthogonalize(x)
     wanted = torch.stack([newton_schulz(matrix) for matrix in x])
     assert found.dtype == x.dtype
     assert error[0] <= float((found.double() - wanted).norm() / wanted.norm()) <= error[1]
@@ -90,8 +90,8 @@ def test_a_step_is_a_number_on_the_host():
     state["state"][0]["step"] = torch.tensor(3.0)
     resumed.load_state_dict(state)
     assert type(resumed.state[weights[1]]["step"]) is int
-    for p, optimiser in zip(weights, (whole, resumed), strict=True):
-        quadratic_steps(p, optimiser, 2)
+    for p, optimizer in zip(weights, (whole, resumed), strict=True):
+        quadratic_steps(p, optimizer, 2)
     assert torch.equal(*weights)
 
 
@@ -110,6 +110,6 @@ def test_its_state_survives_a_checkpoint():
         q.data.copy_(p.data)
     resumed.load_state_dict(deepcopy(whole.state_dict()))
     for (_, p), (_, q) in zip(pair, other, strict=True):
-        for parameter, optimiser in ((p, whole), (q, resumed)):
-            quadratic_steps(parameter, optimiser, 2)
+        for parameter, optimizer in ((p, whole), (q, resumed)):
+            quadratic_steps(parameter, optimizer, 2)
         assert torch.equal(p, q)

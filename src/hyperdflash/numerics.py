@@ -1,4 +1,4 @@
-"""Two process-wide settings that make a step on CPUs faster and change none of its results beyond rounding."""
+"""Two process-wide settings that speed up a step on CPUs and change its results by rounding at most."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def fast_fp32_products() -> Iterator[None]:
-    """fp32 matrix products in here go to oneDNN where it computes them in fp32; other dtypes and devices as ever.
+    """Sends fp32 matrix products to oneDNN within the context, if oneDNN computes them in fp32 on this processor.
 
-    torch multiplies fp32 matrices with MKL, which leaves AVX-512 unused on AMD processors and takes twice as long there.
-    It hands them to oneDNN, also part of torch, where told that bf16 arithmetic would do; only processors with AMX have
-    such a kernel, so on all others oneDNN computes them in fp32. With AMX nothing is changed.
+    By default torch multiplies fp32 matrices with MKL, which does not use AVX-512 on AMD processors and takes twice as long
+    there. torch uses oneDNN instead if the setting allows bf16 arithmetic. Only processors with AMX have such a bf16 kernel;
+    on all others oneDNN computes in fp32. With AMX, and for other dtypes and devices, this context changes nothing.
     """
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
@@ -27,9 +27,9 @@ def fast_fp32_products() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what a step frees for the next one instead of returning it to the system and faulting it in again.
+    """Makes glibc keep freed memory for the next step instead of returning it to the system and faulting it in again.
 
-    It does so below twice the size of the largest block under 32 MiB that was ever freed (mallopt(3), M_MMAP_THRESHOLD).
-    This block is never written, so it costs no memory; elsewhere than in glibc it does nothing.
+    glibc keeps up to twice the size of the largest block under 32 MiB that was ever freed (mallopt(3), M_MMAP_THRESHOLD), so
+    this function allocates and frees one of 31 MiB, which is never written and costs no memory. Other C libraries ignore it.
     """
     torch.empty(31 << 20, dtype=torch.uint8)

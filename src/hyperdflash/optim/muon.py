@@ -1,7 +1,7 @@
-"""Muon for a model whose expert weights are stacked in 3-D tensors, which torch.optim.Muon refuses.
+"""Muon for models that stack expert weights in 3-D tensors, which torch.optim.Muon refuses.
 
-Formula: Keller Jordan 2024, update scaled to AdamW's RMS as in Moonlight (arXiv 2502.16982, 0.2 * sqrt(max(rows, cols))),
-so that one learning rate serves matrices here and everything else under AdamW. DeepSeek-V4 was trained with Muon too.
+The formula is Keller Jordan's (2024). Updates are scaled to AdamW's RMS as in Moonlight (arXiv 2502.16982,
+0.2 * sqrt(max(rows, cols))), so that Muon and AdamW share one learning rate. DeepSeek-V4 was trained with Muon too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 
-def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; [n, rows, cols] -> same shape and dtype.
+def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
+    """Approximates the nearest semi-orthogonal matrices by Newton-Schulz iteration: [n, rows, cols] -> same shape and dtype.
 
-    fp32 is iterated in bf16, as in the original, where the device multiplies bf16 by itself; other dtypes in their own.
+    fp32 input is iterated in bf16, as in the original, if the device has bf16 instructions; other dtypes in their own.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = update / (update.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -30,8 +30,8 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether it has instructions for bf16 products, which are then quicker than fp32's. Ranks must agree on it: machines
-    that differ in it would drift apart."""
+    """Whether the device type has instructions for bf16 products, which are faster than fp32 there. All ranks must have the
+    same answer, since otherwise their weights drift apart."""
     if device == "cpu":
         features = torch.cpu.get_capabilities()
         return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
@@ -39,16 +39,15 @@ def multiplies_bf16(device: str) -> bool:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (momentum, Nesterov, orthogonalised per matrix of the last two dimensions) on matrices inside layers, AdamW on
-    everything else: embeddings, heads, norms, biases, gates, hyper-connections. Decoupled weight decay
-    on matrices and tables alone.
+    """Muon (momentum, Nesterov, one orthogonal update per matrix of the last two dimensions) for matrices inside layers, AdamW
+    for everything else: embeddings, heads, norms, biases, gates, hyper-connections.
 
-    ``tables`` names embedding-like parameters beside those that ``TABLES`` knows by name.
-    One optimiser with two kinds of groups, so that one schedule and one state serve both.
+    Decoupled weight decay applies to matrices and tables alone. ``tables`` are embedding-like parameters beside those that
+    ``TABLES`` knows by name. One optimizer holds both kinds of groups, so that one schedule and one state serve both.
     """
 
-    TABLES = ("embed", "lm_head")  # matrices that are tables: AdamW, decayed
-    SCALARS = ("hc", "gate.weight", "position_bias", "indexer", "path_norm")  # few scalars a token: AdamW, not decayed
+    TABLES = ("embed", "lm_head")  # tables of the vocabulary: AdamW, with decay
+    SCALARS = ("hc", "gate.weight", "position_bias", "indexer", "path_norm")  # a few scalars per token: AdamW, without decay
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Steps are numbers on the host, so that none is waited for; a state may hold them as tensors."""
+        """Converts step counts, which a saved state may hold as tensors, to Python numbers, so that no step waits for a device."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             if "step" in state:
@@ -107,7 +106,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             by_shape.setdefault(tuple(p.shape[-2:]), []).append((p, p.grad.lerp(buffer, group["momentum"])))
         for (rows, cols), pairs in by_shape.items():
             flat = torch.cat([update.reshape(-1, rows, cols) for _, update in pairs])
-            flat = orthogonalise(flat) * (0.2 * max(rows, cols) ** 0.5)
+            flat = orthogonalize(flat) * (0.2 * max(rows, cols) ** 0.5)
             for (p, _), update in zip(pairs, flat.split([p.numel() // (rows * cols) for p, _ in pairs]), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.view_as(p), alpha=-group["lr"])
