@@ -1,4 +1,4 @@
-"""How well a draft head knows whether its drafts are accepted (DSpark, 2607.05147): cross-entropy with the acceptance rate."""
+"""Trains a draft head's confidence towards the acceptance rate of its drafts by cross-entropy (DSpark, arXiv 2607.05147)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hyperdflash.settings import number_between, positive_number
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence(Term):
-    """sum w_k BCE(c_k, alpha_k) / sum w_k over supervised slots, with alpha_k = sum_v min(p_v, q_v) at temperature 1, detached.
+    """sum w_k BCE(c_k, alpha_k) / sum w_k over supervised slots; alpha_k = sum_v min(p_v, q_v) at temperature 1 is detached.
 
-    ``gamma`` of w_k = exp(-(k - 1) / gamma), null weighs every slot alike. Needs a head with a confidence.
+    ``gamma`` is that of w_k = exp(-(k - 1) / gamma); null weighs every slot equally. The draft head must have a confidence.
     """
 
     weight: float = 1.0

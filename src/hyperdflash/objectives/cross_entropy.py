@@ -1,4 +1,4 @@
-"""Position-weighted cross-entropy of the draft slots with the text."""
+"""Position-weighted cross-entropy of draft slots against the text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hyperdflash.settings import number_between, positive_number
 
 @dataclass(frozen=True, kw_only=True)
 class PositionWeighted(Term):
-    """sum w_k CE / sum w_k over supervised slots, with ``gamma`` of w_k; null weighs every slot alike."""
+    """sum w_k CE / sum w_k over supervised slots; ``gamma`` as in ``position_weights``, null weighs every slot equally."""
 
     gamma: float | None
     weight: float = 1.0
@@ -36,7 +36,7 @@ class PositionWeighted(Term):
 
 
 def position_weights(num_slots: int, gamma: float | None, device: torch.device | str = "cpu") -> Tensor:
-    """w_k = exp(-(k - 1) / gamma) for k = 1..S, [S] fp32: an early miss throws away everything after it (DFlash)."""
+    """Returns w_k = exp(-(k - 1) / gamma) for k = 1..S, [S] fp32 (DFlash): an early miss discards every later slot."""
     if gamma is None:
         return torch.ones(num_slots, device=device)
     return torch.exp(-torch.arange(num_slots, device=device) / gamma)

@@ -1,6 +1,6 @@
-"""LM-head KL distillation of the first P slots (paper, section 2.3, Eq. 2).
+"""KL distillation of the first P slots from the target's LM head (paper, section 2.3, Eq. 2).
 
-Slot k predicts x[a + k]; the target state that predicts the same token is H[a + k - 1], so that is slot k's teacher.
+Slot k predicts x[a + k]. The target predicts the same token from H[a + k - 1], which is therefore slot k's teacher.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEACHERS = ("mean_pool", "hc_head")
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Term):
-    """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD, ``teacher`` how the paths collapse.
+    """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD; ``teacher`` says how the target's paths collapse.
 
     mean_pool is the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed.
     """
@@ -71,9 +71,9 @@ class Distillation(Term):
 
 @torch.no_grad()
 def teacher_states(final: Tensor, documents: Tensor, positions: Tensor, heads: TargetHeads, teacher: str) -> Tensor:
-    """What the LM head reads at ``final[documents, positions]``: [B, T, M, D] and two [...] index tensors -> [..., D].
+    """Returns what the LM head reads at ``final[documents, positions]``: [B, T, M, D] and two [...] index tensors -> [..., D].
 
-    The caller passes positions a + k - 1 for slot k.
+    Slot k's teacher stands at position a + k - 1.
     """
     rows = final[documents, positions]  # [..., M, D]
     batch = rows.reshape(1, rows.shape[:-2].numel(), *rows.shape[-2:])  # hc_head takes [B, T, M, D] only
@@ -81,7 +81,7 @@ def teacher_states(final: Tensor, documents: Tensor, positions: Tensor, heads: T
 
 
 def kl_loss(kl_sum: Tensor, kl_count: Tensor, temperature: float) -> Tensor:
-    """T^2 / P * sum_k kl_sum_k / kl_count_k with P = len(kl_sum); a position without rows contributes 0."""
+    """Eq. 2: T^2 / P * sum_k kl_sum_k / kl_count_k, with P = len(kl_sum), [P] twice -> scalar. A slot without rows adds 0."""
     if len(kl_sum) == 0:
         return kl_sum.sum()
     return temperature**2 / len(kl_sum) * (kl_sum / kl_count.clamp(min=1)).sum()

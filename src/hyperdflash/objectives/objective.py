@@ -1,10 +1,10 @@
-"""The training objective, a weighted sum of terms (Eq. 3 is cross-entropy + alpha KL), kept as sums until one final division.
+"""The training objective: a weighted sum of terms (Eq. 3 is cross-entropy + alpha KL), held as sums until one final division.
 
 1. counts   masks of one micro-batch on one rank -> LossCounts, before any forward pass
-2. sums     logits [B, A, S] of it -> LossSums (sums with gradients, and the same counts)
-3. +        over micro-batches or ranks: sums and counts add up, so the division can come last
-4. loss     the only division -> scalar. Where a step has several micro-batches or ranks, each divides its own sums by the
-            counts of all of them, and the gradients add up to those of the whole
+2. sums     logits [B, A, S] of that micro-batch -> LossSums (sums with gradients, and the same counts)
+3. +        sums and counts add up over micro-batches and ranks, so that the division can come last
+4. loss     the only division -> scalar. If a step has several micro-batches or ranks, each divides its own sums by the
+            counts of all of them, and the gradients add up to those of the whole step
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def _sum_of(one: object, other: object) -> object:
 
 @dataclass(frozen=True)
 class LossCounts:
-    """What the sums are divided by; known from the masks alone. Adding two is the counts of both batches together.
+    """The divisors of the sums, known from the masks alone. Adding two gives the counts of both batches together.
 
-    ``slot_count`` [S] int64 supervised slots; ``term_counts`` the divisors of each active term, in order.
+    ``slot_count`` [S] int64, supervised rows per slot; ``term_counts``, the divisors of each active term in order.
     """
 
     slot_count: Tensor
@@ -48,10 +48,10 @@ class LossCounts:
 
 @dataclass(frozen=True)
 class LossSums(LossCounts):
-    """Sums beside their counts; adding two is the sums of both batches together.
+    """Sums and their counts. Adding two gives the sums of both batches together.
 
-    ``term_sums`` of each active term, in order, with gradients; for logging: ``slot_ce_sum`` [S] unweighted cross-entropy,
-    ``top1`` [S] int64 labels with the largest logit.
+    ``term_sums``, with gradients, of each active term in order. For logging: ``slot_ce_sum`` [S], unweighted cross-entropy in
+    nats, and ``top1`` [S] int64, the number of labels that have the largest logit.
     """
 
     term_sums: tuple[Tensor, ...]
@@ -61,7 +61,7 @@ class LossSums(LossCounts):
 
 @dataclass(frozen=True)
 class Objective:
-    """``terms`` by name, as the configuration lists them; null leaves one out, and a weight of 0 leaves it uncomputed."""
+    """``terms`` by name, as the configuration lists them. null removes a term; a term of weight 0 is not computed."""
 
     terms: Mapping[str, Term | None]
 
@@ -75,7 +75,7 @@ class Objective:
         return tuple(term for term in self.terms.values() if term.weight > 0)
 
     def check(self, num_slots: int, has_confidence: bool = False) -> None:
-        """ValueError where a term does not fit the drafter, or where nothing would train the head's confidence."""
+        """Raises ValueError if a term does not fit the drafter, or if no term trains the head's confidence."""
         for term in self.terms.values():
             term.check(num_slots, has_confidence)
         if has_confidence and not any(term.name == "confidence" for term in self.active):
@@ -85,25 +85,25 @@ class Objective:
             )
 
     def counts(self, blocks: Blocks) -> LossCounts:
-        """Counts of ``sums`` for the same blocks."""
+        """Returns the counts of ``sums`` for the same blocks."""
         slot_count = blocks.label_mask.sum(dim=(0, 1))
         return LossCounts(slot_count, tuple(term.count(slot_count) for term in self.active))
 
     def sums(self, logits: FactoredLogits, blocks: Blocks, final: Tensor, heads: TargetHeads) -> LossSums:
-        """``logits`` [B, A, S] of the drafted slots, ``final`` [B, T, M, D] target residuals.
+        """Computes all terms from ``logits`` [B, A, S] of the drafted slots and target residuals ``final`` [B, T, M, D].
 
-        Only supervised (anchor, slot) rows reach the vocabulary; the teacher's states exist only for the slots that a term
-        reads. Without any row every sum is 0 and still has a gradient.
+        Only supervised (anchor, slot) rows reach the vocabulary, and teacher states exist only for slots that a term reads.
+        Without any row every sum is 0 and still has a gradient.
         """
         num_anchors, num_slots = blocks.labels.shape[1:]
         readings = [term.reading for term in self.active if term.reading is not None]
         limits = {r.source: num_slots if r.positions is None else min(r.positions, num_slots) for r in readings}
-        # Finding the supervised rows would wait for an accelerator, so all slots are read there and the others struck out.
+        # Selecting supervised rows would wait for an accelerator: there all slots are computed and the others masked.
         on_host = blocks.label_mask.device.type == "cpu"
         rows, counted, ends = _rows(blocks.label_mask, sorted(set(limits.values())), supervised_only=on_host)
         block, slot = rows // num_slots, rows % num_slots
         before = blocks.anchors.flatten()[block] + slot  # a + k - 1, with slots counted from 0
-        before = before.clamp(max=final.shape[1] - 1)  # of uncounted rows
+        before = before.clamp(max=final.shape[1] - 1)  # rows that do not count may lie past the end
         logits, labels = logits.take(rows), blocks.labels.flatten()[rows]
         against = []
         for source, limit in limits.items():
@@ -127,9 +127,9 @@ class Objective:
         )
 
     def loss(self, sums: LossSums, counts: LossCounts | None = None) -> Tensor:
-        """The weighted sum of the terms' means. An empty batch gives 0.
+        """Returns the weighted sum of the terms' means, a scalar; 0 for an empty batch.
 
-        ``counts`` of the whole step where ``sums`` are one micro-batch or one rank of it; else the sums' own.
+        ``counts`` are those of the whole step if ``sums`` belong to one of its micro-batches or ranks; by default the sums' own.
         """
         counts = counts or sums
         parts = zip(self.active, sums.term_sums, counts.term_counts, strict=True)
@@ -137,10 +137,10 @@ class Objective:
 
 
 def _rows(label_mask: Tensor, limits: Sequence[int], *, supervised_only: bool) -> tuple[Tensor, Tensor, dict[int, int]]:
-    """What reaches the vocabulary: R flat indices into [B, A, S], whether each counts [R] bool, and how many of the first rows
-    are of slots up to each of ``limits``, ascending.
+    """Selects the rows that reach the vocabulary, from ``label_mask`` [B, A, S] bool and ascending ``limits`` of slots.
 
-    First the slots up to the first limit of all blocks, then those up to the next one, then the others.
+    Returns R flat indices into [B, A, S], whether each row counts [R] bool, and per limit how many leading rows belong to
+    slots up to it. Rows of slots up to the first limit come first, then those up to the next one, then the others.
     """
     index = torch.arange(label_mask.numel(), device=label_mask.device).view_as(label_mask)
     rows, counted, ends = [], [], {}

@@ -1,4 +1,4 @@
-"""What a sweep over the vocabulary gives for each row, and the formulas on whole logits that it is held against.
+"""The results of a sweep over the vocabulary per row, and a reference that computes them from whole logits.
 
 R rows, of which the first E have a teacher; shapes otherwise as in contracts.py.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Against:
-    """A teacher of the first E rows, ``teacher`` [E, F] features, at ``temperature``, and which divergences are wanted."""
+    """A teacher for the first E rows: ``teacher`` [E, F] features, the ``temperature``, and the divergences to compute."""
 
     teacher: Tensor | None = None
     temperature: float = 1.0
@@ -24,13 +24,13 @@ class Against:
 
     @property
     def copies(self) -> int:
-        """States that a row of it adds: the teacher's, and where T is not 1 the student's at T."""
+        """Additional states per row: the teacher's, and if T is not 1 the student's at T."""
         return 1 if self.temperature == 1.0 else 2
 
 
 @dataclass(frozen=True)
 class Divergences:
-    """``kl`` and ``overlap`` [E], each None where it was not asked for."""
+    """``kl`` (nats) and ``overlap`` [E], each None unless requested."""
 
     kl: Tensor | None
     overlap: Tensor | None
@@ -38,7 +38,8 @@ class Divergences:
 
 @dataclass(frozen=True)
 class RowValues:
-    """``cross_entropy`` [R] nats, ``top1`` [R] bool (the label has the largest logit; a tie counts), ``against`` in order."""
+    """``cross_entropy`` [R] nats; ``top1`` [R] bool, whether the label has the largest logit (a tie counts); ``against`` in the
+    order of the request."""
 
     cross_entropy: Tensor
     top1: Tensor
@@ -46,7 +47,7 @@ class RowValues:
 
 
 def reference_values(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: Sequence[Against] = ()) -> RowValues:
-    """``sweep`` as its formulas read, on whole logits [R, V]."""
+    """Computes what ``sweep`` computes, from whole logits [R, V]: for tests and small inputs."""
     table = torch.cat([t.to(features.dtype) for t in tables], dim=1)
     logits = wide(features @ table.T)
     top1 = logits.gather(1, labels[:, None]).squeeze(1) == logits.amax(dim=-1)
@@ -62,5 +63,5 @@ def reference_values(features: Tensor, labels: Tensor, tables: Sequence[Tensor],
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least fp32."""
+    """Returns ``x`` in at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

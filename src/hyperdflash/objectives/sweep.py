@@ -1,4 +1,4 @@
-"""Losses of rows of logits z = features tables^T in slices of the vocabulary, without a [rows, V] tensor.
+"""Losses of logits z = features tables^T, computed in slices of the vocabulary without a [rows, V] tensor.
 
 R rows, F the width of all factors side by side, w_v row v of the tables, h a row's features, g a teacher's. With
 q = softmax(h W^T), q_T = softmax(h W^T / T) and the teacher's p_T = softmax(g W^T / T), for the first E rows,
@@ -7,12 +7,12 @@ q = softmax(h W^T), q_T = softmax(h W^T / T) and the teacher's p_T = softmax(g W
     KL      = E_p[log p_v - log q_v]                   d KL / dh      = (E_q[w] - E_p[w]) / T
     overlap = sum_v min(p_v, q_v)                      d overlap / dh = (E_q[m w] - E_q[m] E_q[w]) / T,  m_v = 1 where q_v < p_v
 
-so losses and gradients are expectations under a softmax over the vocabulary. Such an expectation is gathered slice by slice, as
-FlashAttention gathers its own (Dao et al. 2022, arXiv 2205.14135), with the tables as both keys and values:
+so losses and gradients are expectations under a softmax over the vocabulary. Such an expectation accumulates slice by slice, as
+in FlashAttention (Dao et al. 2022, arXiv 2205.14135), with the tables as both keys and values:
 
     first sweep     normalizers, CE, KL and their gradients for the features; a slice of W is read once for all rows
-    second sweep    overlaps and their gradients, which need the normalizers; only where an overlap is asked for
-    backward        d L / d table = (d L / dz)^T features, which needs the normalizers too; only where a table trains
+    second sweep    overlaps and their gradients, which need the normalizers; runs only if an overlap is requested
+    backward        d L / d table = (d L / dz)^T features, which needs the normalizers too; runs only if a table trains
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from torch import Tensor
 from hyperdflash.numerics import fast_fp32_products
 from hyperdflash.objectives.row_values import Against, Divergences, RowValues, wide
 
-ROWS = {"cpu": 512, "cuda": 4096}  # states whose logits are made together
-SLICE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 logits of these rows and one slice: stay in the CPU's cache
-SHAPE_MULTIPLE = 32  # numbers of rows are multiples of it: every new shape costs oneDNN a compilation and half a megabyte
+ROWS = {"cpu": 512, "cuda": 4096}  # states whose logits are computed together
+SLICE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 logits of these rows and one slice; on a CPU they fit in its cache
+SHAPE_MULTIPLE = 32  # of row counts: oneDNN compiles half a megabyte of code per new shape
 
 
 def sweep(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: Sequence[Against] = ()) -> RowValues:
-    """``features`` [R, F], ``labels`` [R] int64, ``tables`` [V, F_t] with widths that add up to F.
+    """Computes ``RowValues`` of ``features`` [R, F], ``labels`` [R] int64 and ``tables`` [V, F_t], whose widths add up to F.
 
-    Values in at least fp32, with gradients for features and for the tables that train. Products in the features' dtype, or
-    autocast's where that is on: a table kept in fewer bytes is widened. ``reference_values`` is the same on whole logits.
+    Values have at least fp32; features and trainable tables get gradients. Products are computed in the features' dtype, or in
+    autocast's if that is on; slices of narrower tables are widened. ``reference_values`` computes the same from whole logits.
     """
     dtype = _product_dtype(features)
     against = tuple(Against(a.teacher.detach().to(dtype), a.temperature, a.kl, a.overlap) for a in against)
@@ -49,8 +49,8 @@ def sweep(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: S
 
 @torch.no_grad()
 def is_largest(features: Tensor, labels: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    """Whether the label has its row's largest logit, as the first of equals: [R, F], int64 [R], [V, F_t] -> bool [R]. Products
-    as in ``sweep``."""
+    """Returns whether the label has its row's largest logit, as the first of equals: [R, F], int64 [R], [V, F_t] -> bool [R].
+    Products are computed as in ``sweep``."""
     num_rows, padding = len(features), -len(features) % SHAPE_MULTIPLE
     features, labels = F.pad(features.to(_product_dtype(features)), (0, 0, 0, padding)), F.pad(labels, (0, padding))
     top = wide(features.new_full((len(features),), float("-inf")))
@@ -60,7 +60,7 @@ def is_largest(features: Tensor, labels: Tensor, tables: Sequence[Tensor]) -> Te
     with torch.autocast(features.device.type, enabled=False), fast_fp32_products():
         for start, table_rows in _slices(tables, features, min(size, len(features))):
             for states, of_rows, best, hit in zip(*(x.split(size) for x in (features, labels, top, hits)), strict=True):
-                logits = wide(states @ table_rows.T)  # a maximum in bf16 takes longer than in fp32
+                logits = wide(states @ table_rows.T)  # a maximum takes longer in bf16 than in fp32
                 largest = logits.amax(dim=-1)
                 first_here = first(logits, largest, of_rows - start)
                 torch.where(largest > best, first_here, hit, out=hit)
@@ -125,7 +125,7 @@ class _Sweep(torch.autograd.Function):
 
 
 def _groups(num_rows: int, against: Sequence[Against], size: int) -> Iterator[slice]:
-    """Rows with at most ``size`` states together; at least one group, so that no rows at all have losses too."""
+    """Yields groups of rows with at most ``size`` states each; at least one group, so that an empty batch has losses too."""
     edges = sorted({min(len(a.teacher), num_rows) for a in against})
     first = 0
     while first < max(1, num_rows):
@@ -142,23 +142,23 @@ def _groups(num_rows: int, against: Sequence[Against], size: int) -> Iterator[sl
 
 @dataclass
 class _Pair:
-    """One teacher's part of a group: ``target`` and ``taught`` places of its and the student's states; sums over slices."""
+    """One teacher of a group: the places of its states (``target``) and of the student's (``taught``), and sums over slices."""
 
     asked: Against
     target: slice
     taught: slice
-    difference: Tensor  # [E] fp64: E_p of the logits of p less those of q
+    difference: Tensor  # [E] fp64: E_p of the logits of p minus those of q
     overlap: Tensor  # [E]
     below: Tensor  # [E]: E_q[m]
     mean_below: Tensor | None  # [E, F]: E_q[m w]
 
 
 class _Softmax:
-    """Rows, and what the slices so far gave of the softmax over their logits: the expected row of the tables, the largest
-    logit and the log-normalizer. The last one in fp64, since a KL near 0 is a difference of normalizers."""
+    """A group of rows and its running softmax over the slices so far: the expected row of the tables, the largest logit and
+    the log-normalizer. The normalizer is fp64, since a KL near 0 is a difference of two of them."""
 
     def __init__(self, features: Tensor, labels: Tensor, taught: list[tuple[Against, Tensor]], with_gradients: bool):
-        # One product for all: the students, the teachers, and where T is not 1 the students that have one once more.
+        # One product serves all: students, teachers, and if T is not 1 the students that have a teacher once more.
         parts, self.student, self.pairs, places = [features], slice(0, len(features)), [], []
         end = len(features)
         for asked, teacher in taught:
@@ -186,7 +186,7 @@ class _Softmax:
             )
 
     def logits(self, table_rows: Tensor) -> Tensor:
-        """[n, v] of a slice [v, F], each state's at its own temperature."""
+        """Returns the logits [n, v] of a slice [v, F], each state at its own temperature."""
         logits = wide(self.states @ table_rows.T)
         for pair in self.pairs:
             if pair.asked.temperature != 1.0:
@@ -194,9 +194,9 @@ class _Softmax:
         return logits
 
     def add(self, start: int, table_rows: Tensor) -> None:
-        """The tables' rows [v, F] from token ``start`` on."""
+        """Accumulates the slice ``table_rows`` [v, F], which begins at token ``start``."""
         logits = self.logits(table_rows)
-        column = self.labels - start  # of labels still to come anything: their own slice puts it right
+        column = self.labels - start  # labels of later slices get a value here that their own slice overwrites
         at_label = logits[self.student].gather(1, column.clamp(0, len(table_rows) - 1)[:, None]).squeeze(1)
         torch.where(column >= 0, at_label, self.label_logit, out=self.label_logit)
         differences = [logits[pair.target] - logits[pair.taught] if pair.asked.kl else None for pair in self.pairs]
@@ -204,7 +204,7 @@ class _Softmax:
         largest = logits.amax(dim=-1)
         probability = torch.softmax(logits, dim=-1, out=logits)  # within the slice
         of_slice = largest.double() - probability.amax(dim=-1).double().log()  # the largest probability is exp(largest) / sum
-        share = torch.sigmoid(of_slice - self.log_sum)  # of the slice in all so far
+        share = torch.sigmoid(of_slice - self.log_sum)  # of this slice in the softmax so far
         if self.with_gradients:
             expected = wide(probability.to(table_rows.dtype) @ table_rows)
             self.mean.lerp_(expected, share[:, None].to(expected.dtype))
@@ -216,11 +216,12 @@ class _Softmax:
         torch.logaddexp(self.log_sum, of_slice, out=self.log_sum)
 
     def probabilities(self, table_rows: Tensor) -> Tensor:
-        """[n, v] of a slice, once the normalizers are final."""
+        """Returns the probabilities [n, v] of a slice, once the normalizers are final."""
         logits = self.logits(table_rows)
         return logits.sub_(self.log_sum.to(logits.dtype)[:, None]).exp_()
 
     def add_overlap(self, table_rows: Tensor) -> None:
+        """Accumulates overlaps over the slice ``table_rows`` [v, F], once the normalizers are final."""
         probability = self.probabilities(table_rows)
         for pair in self.pairs:
             if pair.asked.overlap:
@@ -232,8 +233,8 @@ class _Softmax:
                     pair.mean_below += wide(below.to(table_rows.dtype) @ table_rows)
 
     def values_and_gradients(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """CE [R], top-1 [R] and every divergence asked for [E]; the gradients of all but top-1, [R, F] and [E, F], in the
-        states' dtype."""
+        """Returns CE [R], top-1 [R] and every requested divergence [E]; then the gradients of all but top-1, [R, F] and [E, F],
+        in the states' dtype."""
         mean, log_sum, dtype = self.mean, self.log_sum, self.states.dtype
         at_label = _joined([table[self.labels].to(dtype) for table in tables])
         values = [(log_sum[self.student] - self.label_logit).to(mean.dtype), self.label_logit == self.top[self.student]]
@@ -254,7 +255,7 @@ class _Softmax:
 def _table_gradients(
     groups: Sequence[_Softmax], tables: Sequence[Tensor], train: Sequence[bool], d_ce: Tensor, d_divergences: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """d L / d table [V, F_t] = (d L / dz)^T features, for the tables that ``train``."""
+    """Returns d L / d table [V, F_t] = (d L / dz)^T features for each table that ``train`` selects, None for the others."""
     widths = [table.shape[1] for table in tables]
     gradients = [wide(torch.zeros_like(t)) if trains else None for t, trains in zip(tables, train, strict=True)]
     first = [sum(len(group.labels) for group in groups[:number]) for number in range(len(groups))]
@@ -284,9 +285,10 @@ def _table_gradients(
 
 
 def _slices(tables: Sequence[Tensor], states: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
-    """The vocabulary in slices of one size as far as it goes: first token, [v, F] of all tables side by side in the dtype of
-    ``states``, for products with ``num_rows`` states at most. Every new shape costs a compilation, and a GPU wants rows of
-    whole 16 elements."""
+    """Yields slices of the vocabulary: the first token, and rows [v, F] of all tables side by side, in the dtype of ``states``.
+
+    Slices are sized for products with at most ``num_rows`` states and have equal sizes but for the last, since every new shape
+    costs a compilation. Sizes are multiples of 16, as GPUs prefer."""
     vocab_size = len(tables[0])
     logits = SLICE_BYTES.get(states.device.type, SLICE_BYTES["cpu"]) // 4
     most = max(256, logits // max(1, num_rows))

@@ -1,4 +1,4 @@
-"""Total variation between drafter and target: TV = 1 - sum_v min(p_v, q_v), one minus the chance that a draft is accepted."""
+"""Total variation between drafter and target: TV = 1 - sum_v min(p_v, q_v), one minus the acceptance rate of a draft."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hyperdflash.settings import number_between, one_of, positive_number
 
 @dataclass(frozen=True, kw_only=True)
 class TotalVariation(Term):
-    """sum w_k TV / sum w_k over supervised slots, at temperature 1; ``gamma`` of w_k, null weighs every slot alike.
+    """sum w_k TV / sum w_k over supervised slots, at temperature 1; ``gamma`` as in ``position_weights``.
 
-    ``teacher`` hc_head is the target's exact distribution, so that TV is the rejection rate of sampling at temperature 1.
-    DSpark's L1 loss (2607.05147) is twice this.
+    ``teacher`` hc_head is the target's exact distribution, and TV is then the rejection rate of sampling at temperature 1.
+    DSpark's L1 loss (arXiv 2607.05147) is twice TV.
     """
 
     weight: float

@@ -78,7 +78,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Converts step counts, which a saved state may hold as tensors, to Python numbers, so that no step waits for a device."""
+        """Converts step counts, which a saved state may hold as tensors, to Python numbers: no step waits for a device."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             if "step" in state:
