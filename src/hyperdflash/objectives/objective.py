@@ -129,7 +129,7 @@ class Objective:
     def loss(self, sums: LossSums, counts: LossCounts | None = None) -> Tensor:
         """Returns the weighted sum of the terms' means, a scalar; 0 for an empty batch.
 
-        ``counts`` are those of the whole step if ``sums`` belong to one of its micro-batches or ranks; by default the sums' own.
+        ``counts`` are those of the whole step if ``sums`` are those of one of its micro-batches or ranks; else the sums' own.
         """
         counts = counts or sums
         parts = zip(self.active, sums.term_sums, counts.term_counts, strict=True)
