@@ -1,7 +1,7 @@
-"""Where two ways of decoding differ at temperature 0, and whether rounding explains it.
+"""Finds where two ways of decoding differ at temperature 0, and whether rounding explains it.
 
-Shapes: see contracts.py. A forward of one token and a forward of seven round differently, so an argmax can turn where
-two logits are all but equal. Such a tie is reported with its gap, never hidden; any other difference is an error.
+Shapes: see contracts.py. A forward pass over one token and one over seven round differently, so that an argmax can change if
+two logits are nearly equal. Such a tie is reported with its gap; any other difference is an error.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from hyperdflash.decoding.loop import Generation
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.targets.heads import TargetHeads
 
-# Largest gap of two logits that rounding can turn, by what the target computes in. A drafter's states are rounded to the
-# cache's dtype on top: one that falls on the other side of a border moves its logits more (1e-3 on the tiny target).
+# Largest gap of two logits that rounding can reverse, by the target's dtype. A drafter's states are also rounded to the cache's
+# dtype: a state that rounds the other way moves the drafter's logits further (by 1e-3 on the tiny target).
 TEXT_TIE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 DRAFT_TIE = {torch.float32: 1e-2, torch.bfloat16: 0.25}
 
 
 @dataclass(frozen=True)
 class TextDifference:
-    """First place where two texts part: ``position`` in the new tokens, ``gap`` of the target's best logit to the lower one."""
+    """The first difference of two texts: ``position`` among new tokens, ``gap`` from the target's best logit to the lower one."""
 
     position: int
     expected_id: int | None
@@ -36,7 +36,7 @@ class TextDifference:
 
 @dataclass(frozen=True)
 class RoundDifference:
-    """A round that loop and replay accept differently; ``gap`` of the drafter's best logit to that of the loop's draft."""
+    """A round that loop and replay judge differently; ``gap`` between the drafter's best logit and that of the loop's draft."""
 
     document: int
     anchor: int
@@ -54,7 +54,7 @@ def compare_greedy(
     got: Sequence[int],
     tolerance: float | None = None,
 ) -> TextDifference | None:
-    """None where two greedy texts [T], [T'] are the same. ``tolerance`` is a gap of logits; None takes ``TEXT_TIE``."""
+    """Compares greedy texts [T], [T']; None if they are equal. ``tolerance`` is a gap of logits, by default ``TEXT_TIE``."""
     if tuple(expected) == tuple(got):
         return None
     tolerance = TEXT_TIE[model.dtype] if tolerance is None else tolerance
@@ -78,11 +78,11 @@ def compare_rounds(
     heads: TargetHeads,
     tolerance: float | None = None,
 ) -> list[RoundDifference]:
-    """Greedy rounds of the loop that replay accepts otherwise, over the same texts; empty where all agree.
+    """Returns the greedy rounds of the loop that replay of the same texts accepts differently; empty if all agree.
 
-    ``generations`` [B] and ``replayed`` = replay(drafter, states, ...) row by row. Rounds are matched by anchor; after a
-    difference the two walks part, and anchors that only one of them visits are not compared. ``tolerance`` is a gap of
-    logits; None takes ``DRAFT_TIE``.
+    Row i of ``states`` and of ``replayed`` = replay(drafter, states, ...) belongs to ``generations[i]``. Rounds are matched by
+    anchor; after a difference the two walks diverge, and anchors that only one of them visits are not compared. ``tolerance``
+    is a gap of logits, by default ``DRAFT_TIE``. ValueError if the states hold another text.
     """
     tolerance = DRAFT_TIE[heads.dtype] if tolerance is None else tolerance
     accepted = {
@@ -100,7 +100,7 @@ def compare_rounds(
             count = accepted.get((document, r.anchor), r.accepted)
             if count == r.accepted:
                 continue
-            slot = min(count, r.accepted)  # 0-based: the first slot the two judge differently
+            slot = min(count, r.accepted)  # from 0: the first slot that the two judge differently
             row = states.rows(document, document + 1)
             anchor = torch.tensor([[r.anchor]], device=row.input_ids.device)
             slots = drafter.slots(row, heads, anchor, torch.ones_like(anchor, dtype=torch.bool))

@@ -1,6 +1,6 @@
-"""What a drafter proposed in every round of a replay, beside the text: for eyes, not for counts.
+"""Shows a drafter's proposals in the rounds of a replay within the text.
 
-Shapes: see contracts.py. Replay keeps counts alone; here the drafts of one document's rounds are made again.
+Shapes: see contracts.py. Replay returns counts alone; this module recomputes the drafts of one document's rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNS = {
     "accepted": ("[", "]"),
     "rejected": ("{-", "-}"),
     "own": ("", ""),
-}  # as generation/display.py where there is no color
+}  # as in generation/display.py without color
 STYLES = {
     "accepted": "background:#d7f0e3;color:#00593c",
     "rejected": "background:#fbe3d9;color:#a33b00;text-decoration:line-through",
@@ -31,7 +31,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class DraftedRound:
-    """``drafted`` the available slots' tokens, of which the first ``accepted`` were kept; ``emitted`` what the round added."""
+    """``drafted``: tokens of the available slots; the round keeps the first ``accepted``; ``emitted``: tokens that it adds."""
 
     anchor: int
     drafted: tuple[int, ...]
@@ -43,8 +43,8 @@ class DraftedRound:
 def drafted_rounds(
     drafter: DraftModel, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int
 ) -> list[DraftedRound]:
-    """The greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0), as the head
-    proposes them in the loop."""
+    """Recomputes the greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0), as
+    the head proposes them in the loop."""
     mine = rounds.document == row
     anchors = rounds.anchor[mine].to(states.input_ids.device)
     if not len(anchors):
@@ -65,7 +65,7 @@ def drafted_rounds(
 
 
 def marked_tokens(rounds: Sequence[DraftedRound]) -> list[tuple[str, tuple[int, ...]]]:
-    """("accepted", "rejected" or "own", token ids) in the order of the text: kept drafts, refused ones, the target's own."""
+    """Returns ("accepted", "rejected" or "own", token ids) in the order of the text; own tokens are the target's."""
     pieces = []
     for one in rounds:
         pieces.append(("accepted", one.emitted[: one.accepted]))
@@ -75,7 +75,7 @@ def marked_tokens(rounds: Sequence[DraftedRound]) -> list[tuple[str, tuple[int, 
 
 
 def drafts_html(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with accepted drafts in green, rejected ones struck through, the target's own tokens plain."""
+    """Returns the text with accepted drafts in green, rejected ones struck through and the target's own tokens plain."""
     spans = [
         f'<span class="{kind}" style="{STYLES[kind]}">{escape(tokenizer.decode(list(ids)))}</span>'
         for kind, ids in marked_tokens(rounds)
@@ -84,5 +84,5 @@ def drafts_html(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBa
 
 
 def drafts_text(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same with signs: [accepted], {-rejected-}."""
+    """Returns the text with signs: [accepted], {-rejected-}."""
     return "".join(SIGNS[kind][0] + tokenizer.decode(list(ids)) + SIGNS[kind][1] for kind, ids in marked_tokens(rounds))

@@ -1,16 +1,16 @@
-"""The lossless draft-verify loop, one text at a time, and what it took.
+"""The lossless draft-verify loop, one text at a time, with the time of each part.
 
-Shapes: see contracts.py with B = 1. Text so far x[0..a]; x[a] is the newest token, whose state nobody knows yet.
+Shapes: see contracts.py with B = 1. The text so far is x[0..a]; x[a] is the newest token, whose state is not yet known.
 
     1. prefill    the target reads the prompt and gives the first token                               FirstToken
-    2. propose    n = min(S, room) drafts of x[a+1..], which may reach the text's last place
+    2. propose    n = min(S, room) drafts of x[a+1..], up to the text's last position
     3. verify     one forward over [x[a], d_1..d_n] -> n + 1 distributions
     4. accept     j leading drafts, then the target's own token: its argmax, or a draw from the residual
-    5. roll back  the target's cache keeps x[a..] as far as the next token is known
+    5. roll back  the target's cache keeps x[a..] up to the last token whose successor is known
     6. update     the drafter takes their states H[a..], rounded to the cache's dtype                 Round
 
-A stop token ends the text wherever it stands in a block; ``max_new_tokens`` cuts a block, bonus token included, as
-decoding/replay.py does. Plain autoregressive decoding is the same loop with n = 0.
+A stop token ends the text wherever it stands in a block. ``max_new_tokens`` truncates a block, bonus token included, as
+decoding/replay.py does. Plain autoregressive decoding is this loop with n = 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hyperdflash.targets.session import TargetSession, TargetStep
 
 @dataclass(frozen=True)
 class Seconds:
-    """``draft`` the drafter's calls, ``verify`` the target's forward and rollback, ``rest`` everything else."""
+    """Seconds of the drafter's calls (``draft``), the target's forward pass and rollback (``verify``) and the ``rest``."""
 
     draft: float = 0.0
     verify: float = 0.0
@@ -52,7 +52,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """The prefill's token; ``seconds.total`` is the time to it, with the drafter's reading of the prompt."""
+    """The token of the prefill; ``seconds.total`` is the time to it, including the drafter's pass over the prompt."""
 
     token_id: int
     seconds: Seconds
@@ -60,9 +60,9 @@ class FirstToken:
 
 @dataclass(frozen=True)
 class Round:
-    """One round from position ``anchor``: ``accepted`` leading drafts stayed, ``emitted`` is what the text gained.
+    """One round from position ``anchor``, which keeps ``accepted`` leading drafts and adds the tokens ``emitted``.
 
-    ``emitted`` is the accepted drafts and, where the text does not end before it, the target's own token.
+    ``emitted`` holds the accepted drafts and, unless the text ends before it, the target's own token.
     """
 
     anchor: int
@@ -74,7 +74,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished text: ``token_ids`` without the prompt, a stop token included where one came."""
+    """A finished text: ``token_ids`` without the prompt, with the stop token if there is one."""
 
     token_ids: tuple[int, ...]
     ended_by: Literal["stop", "length"]
@@ -83,17 +83,17 @@ class Generation:
 
     @property
     def seconds(self) -> Seconds:
-        """Of all rounds; the first token is not in it."""
+        """The sum over all rounds, without the first token."""
         return reduce(Seconds.__add__, (r.seconds for r in self.rounds), Seconds())
 
     @property
     def tau(self) -> float:
-        """Tokens a round; NaN where the prefill's token ended the text."""
+        """Emitted tokens per round; NaN if the prefill's token ends the text."""
         return sum(len(r.emitted) for r in self.rounds) / len(self.rounds) if self.rounds else float("nan")
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the rounds, the prefill and its token left out."""
+        """Speed of all rounds, without the prefill and its token; NaN without a round."""
         return sum(len(r.emitted) for r in self.rounds) / self.seconds.total if self.rounds else float("nan")
 
 
@@ -109,11 +109,11 @@ def speculate(
     synchronize: bool = False,
     copies: int = 1,
 ) -> Iterator[FirstToken | Round]:
-    """Write one text, yielding the first token and then every round as it ends; greedy without a ``sampler``.
+    """Writes one text and yields the first token, then every round as it ends; greedy without a ``sampler``.
 
-    ``session`` is fresh and taps what ``drafter.layer_ids`` names. ``synchronize`` waits for the GPU where a time is taken;
-    without it a GPU's times are only right in sum. Time that the caller spends between two events is not counted.
-    ``copies`` decodes the one text in that many rows in lockstep, the first deciding: what a batch of equal lengths costs.
+    ``session`` must be new and tap ``drafter.layer_ids``. ``synchronize`` waits for the GPU before each time stamp; without it
+    only the sum of a GPU's times is exact. Time that the caller spends between two events does not count. ``copies`` decodes
+    the text in that many rows in lockstep and keeps the first row, which measures the cost of a batch of equal lengths.
     """
     if not prompt_ids:
         raise ValueError("a prompt has no tokens: encode it with its chat header first")
@@ -127,7 +127,7 @@ def speculate(
     prefilled = clock()
     newest = sampler.choose(step.logits[:1, -1])[0]  # [1] x[a]
     token_id = int(newest)
-    anchor, end = len(prompt_ids), len(prompt_ids) + max_new_tokens - 1  # x[end] is the last token there is room for
+    anchor, end = len(prompt_ids), len(prompt_ids) + max_new_tokens - 1  # x[end] is the last token within the limit
     going_on = anchor < end and token_id not in stop_ids
     chosen = clock()
     if going_on:
@@ -145,7 +145,7 @@ def speculate(
         accepted, newest = _accept(draft, step.logits[0], sampler)
         num_accepted, following, *drafted = torch.cat([accepted[None], newest, draft.ids]).tolist()
         emitted = _until_stop([*drafted[:num_accepted], following][: end - anchor], stop_ids)
-        known = block[:, : len(emitted)]  # their successors are in the text, so their states are of use
+        known = block[:, : len(emitted)]  # tokens whose successors are in the text: their states are context
         states = _states(step, known, session.layer_ids, drafter.codec)
         judged = clock()
         session.rollback(keep=len(emitted))
@@ -163,7 +163,7 @@ def speculate(
 
 
 def _accept(draft: Proposal, logits: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
-    """Drafts of n tokens, logits [n + 1, V] -> accepted [], the token after them [1]."""
+    """Verifies n drafts against logits [n + 1, V] -> accepted [], the token after them [1]."""
     if sampler.temperature == 0:
         accepted, following = verify_greedy(draft.ids, logits.argmax(dim=-1))
     else:
@@ -173,7 +173,7 @@ def _accept(draft: Proposal, logits: Tensor, sampler: Sampler) -> tuple[Tensor, 
 
 
 def _until_stop(token_ids: list[int], stop_ids: Collection[int]) -> list[int]:
-    """Up to the first stop token, which stays."""
+    """Truncates after the first stop token."""
     for index, token_id in enumerate(token_ids):
         if token_id in stop_ids:
             return token_ids[: index + 1]
@@ -181,7 +181,7 @@ def _until_stop(token_ids: list[int], stop_ids: Collection[int]) -> list[int]:
 
 
 def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], codec: Codec) -> TargetStates:
-    """The first states of a step, those of ``token_ids`` [1, P], rounded by ``codec``."""
+    """Returns the first P states of a step, those of ``token_ids`` [1, P], rounded by ``codec``."""
     num_new = token_ids.shape[1]
     return TargetStates(
         ids=("",) * len(token_ids),
@@ -207,7 +207,7 @@ def _clock(synchronize: bool):
 
 
 def collect(events: Iterable[FirstToken | Round], stop_ids: Collection[int]) -> Generation:
-    """Run ``speculate`` to its end."""
+    """Runs ``speculate`` to its end."""
     first, *rounds = events
     token_ids = (first.token_id, *(token_id for r in rounds for token_id in r.emitted))
     return Generation(token_ids, "stop" if token_ids[-1] in stop_ids else "length", first, tuple(rounds))
@@ -216,14 +216,14 @@ def collect(events: Iterable[FirstToken | Round], stop_ids: Collection[int]) -> 
 def decode(
     model: PreTrainedModel, drafter: Proposer, prompt_ids: Sequence[int], *, stop_ids: Collection[int], **settings
 ) -> Generation:
-    """One whole text in a session of its own; ``settings`` as ``speculate``."""
+    """Decodes one whole text in a session of its own; ``settings`` as in ``speculate``."""
     with TargetSession(model, drafter.layer_ids) as session:
         return collect(speculate(session, drafter, prompt_ids, stop_ids=stop_ids, **settings), stop_ids)
 
 
 def loop_rounds(generations: Sequence[Generation], num_slots: int, documents: Iterable[int] | None = None) -> Rounds:
-    """What ``replay`` returns for the same texts; a text belongs to the document at its place in ``documents``, without
-    them to its own place in ``generations``."""
+    """Returns the loop's rounds in the form of ``replay``. ``documents`` gives the document of each text, by default its place
+    in ``generations``."""
     rows = []
     for document, generation in zip(range(len(generations)) if documents is None else documents, generations, strict=True):
         end = sum(len(r.emitted) for r in generation.rounds) + (generation.rounds[0].anchor if generation.rounds else 0)

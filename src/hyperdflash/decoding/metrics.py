@@ -1,7 +1,7 @@
-"""Rounds to acceptance: counts are pooled over rounds and divided once.
+"""Acceptance of rounds: counts pool over rounds and are divided once.
 
-Shapes: see contracts.py. Two views of the same sums:
-``AcceptanceMetrics`` over everything it was shown (and over ranks), ``document_counts`` a row a document for intervals.
+Shapes: see contracts.py. ``AcceptanceMetrics`` pools all rounds and ranks; ``document_counts`` gives one row per document, for
+intervals.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from hyperdflash.contracts import Rounds
 
 
 class Acceptance(NamedTuple):
-    """``tau`` emitted tokens a round, ``accepted`` draft tokens a round, both scalars in fp64; ``rounds`` int64.
+    """``tau``, emitted tokens per round, and ``accepted``, draft tokens kept per round, scalars in fp64; ``rounds`` int64.
 
-    ``survival`` [S]: share of all rounds that accepted at least k slots (a round clipped before slot k did not).
-    ``conditional`` [S]: share of rounds that accepted slot k, among those that accepted slots < k and whose text has a
-    slot k; NaN where there is none. Without rounds everything is NaN.
+    ``survival`` [S]: share of all rounds that accept at least k slots; a round clipped before slot k does not.
+    ``conditional`` [S]: share of rounds that accept slot k, among those that accept all slots < k and whose text has a
+    slot k; NaN without such a round. Without rounds every value is NaN.
     """
 
     tau: Tensor
@@ -32,7 +32,7 @@ class Acceptance(NamedTuple):
 
 
 class DocumentCounts(NamedTuple):
-    """Sums of N documents, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
+    """Sums per document for N documents, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
 
     ``survived`` counts rounds with accepted >= k, ``reached`` those with accepted >= k - 1 and an available slot k;
     survival = survived / rounds, conditional = survived / reached.
@@ -46,12 +46,12 @@ class DocumentCounts(NamedTuple):
 
 
 def tau_of(rounds: Rounds) -> float:
-    """Tokens a round; NaN without a round."""
+    """Returns emitted tokens per round; NaN without a round."""
     return int(rounds.emitted.sum()) / len(rounds.emitted) if len(rounds.emitted) else float("nan")
 
 
 class AcceptanceMetrics(Metric):
-    """Acceptance of one drafter with ``num_slots`` slots; every state is a sum, so ranks and batches pool exactly."""
+    """Acceptance of one drafter with ``num_slots`` slots. Every state is a sum, so ranks and batches pool exactly."""
 
     full_state_update = False
     higher_is_better = True
@@ -87,14 +87,14 @@ class AcceptanceMetrics(Metric):
 
 
 def slot_outcomes(rounds: Rounds) -> tuple[Tensor, Tensor]:
-    """(survived, reached), bool [R, S]: slot k accepted, and slot k verified with all earlier ones accepted."""
+    """Returns (survived, reached), bool [R, S]: slot k is accepted; slot k exists and all earlier ones are accepted."""
     slots = torch.arange(1, rounds.num_slots + 1, device=rounds.accepted.device)
     accepted, available = rounds.accepted.unsqueeze(1), rounds.available.unsqueeze(1)
     return accepted >= slots, (accepted >= slots - 1) & (available >= slots)
 
 
 def document_counts(rounds: Rounds, num_documents: int) -> DocumentCounts:
-    """Sums a document, documents without rounds included: what ``report.bootstrap.PromptCounts`` is filled from."""
+    """Sums rounds per document, for documents without rounds too; ``report.bootstrap.PromptCounts`` reads them."""
     document = rounds.document
 
     def pooled(values: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Does an answer end in a loop? Looping text is easy to draft and inflates tau, so its share is always reported."""
+"""Detects answers that end in a loop. Looping text is easy to draft and inflates tau, so reports always state its share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def ends_in_loop(
     min_length: int = 24,
     end_token_id: int | None = None,
 ) -> bool:
-    """Whether the tail of ``answer_ids`` (tokens of the answer alone, [T]) repeats with a period of 1..``max_period``.
+    """Returns whether the tail of ``answer_ids`` [T], the answer's tokens, repeats with a period of 1..``max_period``.
 
     Definition: for some period d the last n tokens satisfy x[i] = x[i - d] for all but their first d, with
-    n >= d * ``min_repeats`` and n >= ``min_length``. The second bound keeps ``)))`` and a rule of dashes from counting.
-    A final ``end_token_id`` is not part of the tail. Text that repeats with a change each time ("1. a 2. a 3. a") is
-    not a loop by this definition.
+    n >= d * ``min_repeats`` and n >= ``min_length``. The second bound excludes ``)))`` and a line of dashes.
+    A final ``end_token_id`` is not part of the tail. Text that changes with each repetition ("1. a 2. a 3. a") is not a loop
+    by this definition.
     """
     ids = np.asarray(answer_ids)
     if end_token_id is not None and len(ids) and ids[-1] == end_token_id:

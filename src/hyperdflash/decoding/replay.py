@@ -1,17 +1,17 @@
-"""Exact replay: the rounds of a draft-verify loop over a text whose target states are known, without the loop.
+"""Exact replay: computes the rounds of a draft-verify loop from a text and its target states, without the loop.
 
-Shapes: see contracts.py. The text is the target's own (greedy at T = 0, sampled at that T and top_p otherwise).
+Shapes: see contracts.py. The text is the target's own: greedy at T = 0, otherwise sampled at the same T and top_p.
 
     1. answers()   the runs of supervised tokens: N answers, each (document, start, end)
     2. drafting    every answer position is an anchor: slots [b, A, S] of a few documents at a time
-    3. accepting   logits of a slice of rows, reduced at once to argmax == x, or q(x) against p(x): accept [B, T, S], slot by
-                   slot, since one after a rejected one is never asked for
-    4. walk()      from start to end, jumping by what was emitted: Rounds
+    3. accepting   logits of a slice of rows, reduced at once to argmax == x, or to q(x) against p(x): accept [B, T, S], slot by
+                   slot, since slots after a rejected one do not matter
+    4. walk()      steps from start to end by the emitted tokens: Rounds
 
 Index conventions: ``start`` is the position of an answer's first token (the prefill emits it; it is the first anchor),
-``end`` that of its last (end token, or where the length limit cut). A round at s has available = min(S, end - s) slots;
-accepted is the leading run of accepted ones among them; emitted = min(accepted + 1, end - s): the last round has no
-bonus token where its drafts reach the end. A decoding loop clips alike.
+``end`` that of its last (the end token, or the token at the length limit). A round at s has available = min(S, end - s) slots;
+accepted is the leading run of accepted ones among them; emitted = min(accepted + 1, end - s): the last round has no bonus token
+if its drafts reach the end. A decoding loop clips in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hyperdflash.targets.sampling import check_sampling, generator_for
 
 
 def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:
-    """The maximal runs of supervised tokens: (document, start, end), int64 [N] each, ``end`` inclusive."""
+    """Returns the maximal runs of supervised tokens: (document, start, end), int64 [N] each, ``end`` inclusive."""
     mask = _answer_mask(states).to(torch.int8)
     edge = torch.diff(mask, dim=1, prepend=mask.new_zeros(len(mask), 1), append=mask.new_zeros(len(mask), 1))
     document, start = (edge == 1).nonzero(as_tuple=True)
@@ -46,13 +46,11 @@ def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def walk(accept: Tensor, start: Tensor, end: Tensor, document: Tensor | None = None) -> Rounds:
-    """Rounds of each answer: accept [B, T, S] bool, start / end / document [N] int64 -> Rounds.
+    """Returns the rounds of each answer, on the CPU: accept [B, T, S] bool, start / end / document [N] int64 -> Rounds.
 
-    ``accept[b, a, k - 1]`` says whether slot k drafted from position a of row b is accepted if the earlier ones are.
-    ``document`` gives each answer's row; answer n is row n without it. An answer of one token has no round. Rounds are
-    ordered by document, then anchor.
-    All answers step together, so the cost is the longest answer's rounds, not the number of tokens. The result is on
-    the CPU.
+    ``accept[b, a, k - 1]`` says whether slot k from anchor a of row b is accepted if the earlier ones are. ``document`` gives
+    each answer's row, by default n for answer n. An answer of one token has no round. Rounds are ordered by document, then
+    anchor. All answers step together, so the cost is the rounds of the longest answer, not the number of tokens.
     """
     num_slots = accept.shape[-1]
     run = accept.to(torch.int64).cumprod(dim=-1).sum(dim=-1).cpu().numpy()  # [B, T] leading accepted slots
@@ -86,11 +84,11 @@ def replay(
     logits_bytes: int = 64 << 20,
     hidden_bytes: int = 256 << 20,
 ) -> Rounds:
-    """Rounds of ``drafter`` over every answer in ``states``; ``Rounds.document`` is the row in ``states``.
+    """Returns the rounds of ``drafter`` over every answer in ``states``; ``Rounds.document`` is the row in ``states``.
 
-    At ``temperature`` > 0 the uniforms come from ``position_uniforms(seed, id)``, the same for every drafter.
-    ``logits_bytes`` bounds one fp32 logits tensor [rows, V] (at temperature 0 there is none), ``hidden_bytes`` the drafted
-    states of a few documents at a time, in fp32; one document is never divided.
+    At ``temperature`` > 0 uniform draws come from ``position_uniforms(seed, id)``, the same for every drafter. ``logits_bytes``
+    bounds one fp32 logits tensor [rows, V] (at temperature 0 there is none), ``hidden_bytes`` the fp32 features of a few
+    documents at a time; one document is never divided.
     """
     check_sampling(temperature, top_p)
     document, start, end = answers(states)
@@ -107,7 +105,7 @@ def replay(
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
 
     def is_kept(drafted: FactoredLogits, row: Tensor, at: Tensor) -> Tensor:
-        """Logits of R slots for the tokens at positions ``at`` [R] of ``row`` [R] -> bool [R]."""
+        """Returns whether R slots accept the tokens at positions ``at`` [R] of ``row`` [R]: bool [R]."""
         labels = input_ids[row, at]
         if temperature == 0:
             return drafted.is_argmax(labels)
@@ -122,7 +120,7 @@ def replay(
         slots = drafter.slots(states.rows(first, first + documents), heads, anchors, anchor_mask)
         assert slots.features.shape[:3] == (*anchors.shape, num_slots), tuple(slots.features.shape)
         logits = drafter.head.logits(slots, heads)  # [b, A, S]
-        row, column = anchor_mask.nonzero(as_tuple=True)  # [R], the blocks whose drafts were all kept so far
+        row, column = anchor_mask.nonzero(as_tuple=True)  # [R], the blocks whose drafts so far are all accepted
         for slot in range(num_slots):
             at = anchors[row, column] + slot + 1
             inside = answered[first + row, at]
@@ -136,20 +134,19 @@ def replay(
 
 
 def position_uniforms(seed: int, document_id: str, length: int) -> Tensor:
-    """One draw in [0, 1) a position of a document: fp32 [T], a function of ``seed``, the id and the position.
+    """Draws one number in [0, 1) per position of a document: fp32 [T], a function of ``seed``, the id and the position.
 
-    Within one walk a position is verified at most once (the one after a rejection is the bonus token), so one draw a
-    position serves all slots and anchors, and the slot draws along a walk are independent as they must be. Every
-    drafter meets the same draw at the same position, whatever its number of slots or the batch it sits in, which
-    takes noise out of paired differences.
+    A walk verifies a position at most once (the position after a rejection is the bonus token), so one draw per position serves
+    all slots and anchors, and the draws along a walk are independent, as they must be. Every drafter gets the same draw at the
+    same position, whatever its number of slots or its batch, which removes noise from paired differences.
     """
     return torch.rand(length, generator=generator_for(f"{seed}:{document_id}"))
 
 
 def concat_rounds(parts: Sequence[Rounds], num_documents: Sequence[int]) -> Rounds:
-    """Joins the rounds of consecutive batches; ``num_documents`` counts each batch's rows, with or without rounds."""
+    """Joins the rounds of consecutive batches; ``num_documents`` counts each batch's rows, including rows without rounds."""
     if len(parts) != len(num_documents) or not parts:
-        raise ValueError(f"needs one document count a part, got {len(parts)} parts and {len(num_documents)} counts")
+        raise ValueError(f"one document count per part is needed, got {len(parts)} parts and {len(num_documents)} counts")
     slots = {part.num_slots for part in parts}
     if len(slots) != 1:
         raise ValueError(f"rounds of drafters with different numbers of slots do not join: got {sorted(slots)}")
@@ -162,15 +159,15 @@ def concat_rounds(parts: Sequence[Rounds], num_documents: Sequence[int]) -> Roun
 
 
 def _answer_mask(states: TargetStates) -> Tensor:
-    """Supervised and inside the document: [B, T] bool."""
+    """Returns where tokens are supervised and inside the document: [B, T] bool."""
     positions = torch.arange(states.loss_mask.shape[1], device=states.loss_mask.device)
     return states.loss_mask & (positions < states.lengths.unsqueeze(1))
 
 
 def _anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Every position that has a successor in its answer: [B, T] bool -> anchors [B, A] int64, anchor_mask [B, A].
+    """Returns every position with a successor in its answer: [B, T] bool -> anchors [B, A] int64, anchor_mask [B, A].
 
-    Padding repeats the row's last anchor, so that it is a legal position near the others.
+    Padding repeats the row's last anchor, which is a valid position near the others.
     """
     is_anchor = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))
     counts = is_anchor.sum(dim=1, keepdim=True)  # [B, 1]
@@ -183,7 +180,7 @@ def _anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
 def _target_probabilities(
     states: TargetStates, heads: TargetHeads, mask: Tensor, temperature: float, top_p: float, logits_bytes: int
 ) -> Tensor:
-    """p(x[i]) read from H[i - 1], at the answers' positions: fp32 [B, T], 0 elsewhere."""
+    """Returns p(x[i]), read from H[i - 1], at the answers' positions: fp32 [B, T], 0 elsewhere."""
     row, at = mask.nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * heads.config.vocab_size))
     parts = [

@@ -1,12 +1,12 @@
-"""Which positions of a document become draft blocks, and what each slot has to predict.
+"""Selects the positions of a document that become draft blocks, and the label of each slot.
 
 Steps and shapes (legend: contracts.py)
     1. eligible_anchors   [B, T]     positions whose token and successor are both supervised
-    2. sample_anchors     [B, A]     a random few of them per document (training); all_anchors: every one (replay)
+    2. sample_anchors     [B, A]     a random subset per document (training); all_anchors: every one (replay)
     3. make_blocks        [B, A, S]  labels of slots 1..S = block_size - 1
 
-A block may reach past the document: its late slots are masked, the block stays. Demanding whole blocks would
-starve the end token, which would then never be a label of an early slot.
+A block may reach past the document: its late slots are masked, the block stays. If blocks had to be whole, the end token would
+never be the label of an early slot.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hyperdflash.settings import one_of, positive_int
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSampler:
-    """Random blocks of a training step: at most ``num_anchors`` per document. ``layout`` says what slots of a block see of each
-    other: full, all of it (DFlash), or causal, themselves and earlier ones (JetSpec)."""
+    """Draws the blocks of a training step, at most ``num_anchors`` per document. With ``layout`` full a slot sees its whole
+    block (DFlash), with causal itself and earlier positions (JetSpec)."""
 
     num_anchors: int
     layout: str = "full"
@@ -41,22 +41,22 @@ class BlockSampler:
 
 
 def supervised(loss_mask: Tensor, lengths: Tensor) -> Tensor:
-    """[B, T] bool: supervised tokens that are not padding."""
+    """Returns [B, T] bool: supervised tokens that are not padding."""
     positions = torch.arange(loss_mask.shape[1], device=loss_mask.device)
     return loss_mask & (positions < lengths[:, None])
 
 
 def eligible_anchors(loss_mask: Tensor, lengths: Tensor) -> Tensor:
-    """[B, T] bool: positions a with x[a] and x[a + 1] both supervised (slot 1 then always has a label)."""
+    """Returns [B, T] bool: positions a with x[a] and x[a + 1] both supervised, so that slot 1 always has a label."""
     mask = supervised(loss_mask, lengths)
     return mask & _shifted_left(mask)
 
 
 def sample_anchors(loss_mask: Tensor, lengths: Tensor, num_anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Uniform without replacement within each document, all where there are fewer; sorted.
+    """Samples anchors uniformly without replacement per document, or takes all if there are fewer.
 
-    Returns ``anchors`` [B, A] int64 and ``anchor_mask`` [B, A] bool with A = min(num_anchors, T), padded with
-    position 0 and False. No host synchronisation: A depends on shapes alone.
+    Returns ascending ``anchors`` [B, A] int64 and ``anchor_mask`` [B, A] bool with A = min(num_anchors, T), padded with
+    position 0 and False. A depends on shapes alone, so nothing waits for an accelerator.
     """
     eligible = eligible_anchors(loss_mask, lengths)
     # The num_anchors largest of independent uniform keys are a uniform subset; float64 makes ties negligible.
@@ -67,7 +67,7 @@ def sample_anchors(loss_mask: Tensor, lengths: Tensor, num_anchors: int, generat
 
 
 def all_anchors(loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Every eligible position, as ``sample_anchors`` returns them; A is the largest number in any document (>= 1)."""
+    """Returns every eligible position in the form of ``sample_anchors``; A is the largest number in any document (>= 1)."""
     eligible = eligible_anchors(loss_mask, lengths)
     num_anchors = max(1, int(eligible.sum(dim=1).max()))
     first = eligible.to(torch.int8).topk(num_anchors, dim=1)
@@ -77,7 +77,7 @@ def all_anchors(loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 def make_blocks(
     input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, anchors: Tensor, anchor_mask: Tensor, block_size: int
 ) -> Blocks:
-    """``labels[b, i, k - 1] = x[anchors[b, i] + k]`` for k = 1..block_size - 1; 0 where ``label_mask`` is False.
+    """Returns blocks with ``labels[b, i, k - 1] = x[anchors[b, i] + k]`` for k = 1..block_size - 1; 0 where they are masked.
 
     A slot is masked past the end of the anchor's own answer, even where a later answer starts within the block.
     """
@@ -92,11 +92,11 @@ def make_blocks(
 
 
 def previous_ids(input_ids: Tensor, anchors: Tensor, layout: BlockLayout) -> Tensor:
-    """Token before every slot of blocks on a text: [B, T] ids, [B, A] anchors -> [B, A, S] int64, x[a + parent of slot k].
+    """Returns the token before each slot, x[a + parent of slot k]: [B, T] ids, [B, A] anchors -> [B, A, S] int64.
 
-    Past the end of the text anything stands.
+    Values past the end of the text are arbitrary.
     """
-    if layout.parents == tuple(range(layout.num_slots)):  # made on the device: a copy would wait for it
+    if layout.parents == tuple(range(layout.num_slots)):  # computed on the device, because a copy to it would wait
         parents = torch.arange(layout.num_slots, device=anchors.device)
     else:
         parents = torch.tensor(layout.parents, device=anchors.device)
@@ -105,11 +105,11 @@ def previous_ids(input_ids: Tensor, anchors: Tensor, layout: BlockLayout) -> Ten
 
 
 def coverage(blocks: Blocks, loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of supervised tokens that these blocks teach, as (sum, count), both int64 scalars.
+    """Returns the share of supervised tokens that are labels in these blocks, as (sum, count), both int64 scalars.
 
-    ``sum`` counts tokens that are the label of at least one (anchor, slot); ``count`` those that could be with every
-    eligible anchor, which leaves out the first token of an answer (nothing supervised stands before it). All eligible
-    anchors therefore give sum == count.
+    ``sum`` counts tokens that are the label of at least one (anchor, slot), ``count`` those that would be with every eligible
+    anchor; the first token of an answer never is, since no supervised token precedes it. All eligible anchors therefore give
+    sum == count.
     """
     num_slots = blocks.labels.shape[-1]
     offsets = torch.arange(1, num_slots + 1, device=blocks.anchors.device)

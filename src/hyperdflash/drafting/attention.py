@@ -1,11 +1,11 @@
 """Block attention: every block attends to the context it may see and to itself.
 
 E width of a head, H query heads, N key-value heads, G = H / N query heads a key-value head; the rest in
-contracts.py. Context and own block are attended to apart and joined by their log-sum-exps, which is one softmax over
-both: nothing is quadratic in anchors. Scores of the context, [anchors, context], exist for a few anchors at a time,
-against the span of context that these see. The backward pass makes all scores again (FlashAttention, arXiv 2205.14135).
+contracts.py. Attention to the context and to the own block run apart; their log-sum-exps join them into one softmax over
+both, so nothing is quadratic in anchors. Scores of the context, [anchors, context], exist for a few anchors at a time and only
+for the span of context that these see. The backward pass recomputes all scores (FlashAttention, arXiv 2205.14135).
 
-In training on CUDA ``flex_block_attention`` does the same in one kernel, from the same mask.
+In training on CUDA ``flex_block_attention`` computes the same in one kernel, from the same mask.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 KeyValue = tuple[Tensor, Tensor]
 Angles = tuple[Tensor, Tensor]
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 scores of a few anchors: stay in the CPU's cache
-SHAPE_MULTIPLE = 64  # lengths are multiples of it: every new shape of a product costs oneDNN a compilation and half a megabyte
-UNSEEN = -1e30  # a score whose share of any softmax is 0; finite, since an anchor may see no context at all
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # fp32 scores of a few anchors; on a CPU they fit in its cache
+SHAPE_MULTIPLE = 64  # of lengths: oneDNN compiles half a megabyte of code per new shape of a product
+UNSEEN = -1e30  # a score whose share of any softmax is 0; finite, because an anchor may see no context at all
 
 
 def block_attention(
     query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor, own_visible: Tensor | None = None
 ) -> Tensor:
-    """One softmax, in fp32, over visible context and own block.
+    """Attends to visible context and own block by one softmax in fp32 -> [B, A, K, H * E].
 
-    ``query`` [B, A, K, H, E], ``context`` keys and values [B, T, N, E], ``block`` keys and values [B, A, K, N, E],
-    ``visible`` [B, A, T] bool and ``own_visible`` [K, K] bool, None for all (drafting/visibility.py) -> [B, A, K, H * E].
+    ``query`` [B, A, K, H, E]; ``context`` keys and values [B, T, N, E]; ``block`` keys and values [B, A, K, N, E];
+    ``visible`` [B, A, T] bool and ``own_visible`` [K, K] bool, None for all (drafting/visibility.py).
     """
     if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
-        return reference_block_attention(query, context, block, visible, own_visible)  # a round of decoding: quicker at once
+        return reference_block_attention(query, context, block, visible, own_visible)  # a round of decoding is faster at once
     query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()  # [B, N, A, R, E]
     context = [x.transpose(1, 2).contiguous() for x in context]  # [B, N, T, E]
     block = [x.permute(0, 3, 1, 2, 4).contiguous() for x in block]  # [B, N, A, K, E]
@@ -52,7 +52,7 @@ def block_attention(
 def reference_block_attention(
     query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor, own_visible: Tensor | None = None
 ) -> Tensor:
-    """``block_attention`` as the formula reads, all scores at once: [B, N, G, A, K, T] and [B, N, G, A, K, K]."""
+    """Computes ``block_attention`` by its formula, with all scores at once: [B, N, G, A, K, T] and [B, N, G, A, K, K]."""
     num_kv_heads, num_context = context[0].shape[2], visible.shape[2]
     query = query.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 4, 1, 2, 5) * query.shape[-1] ** -0.5  # [B, N, G, A, K, E]
     context_key, context_value = (x.transpose(1, 2)[:, :, None, None] for x in context)  # [B, N, 1, 1, T, E]
@@ -66,7 +66,7 @@ def reference_block_attention(
     return output.permute(0, 3, 4, 1, 2, 5).flatten(3)
 
 
-@torch.compiler.disable  # on the host, the span of context is read
+@torch.compiler.disable  # it reads spans of context on the host
 def attend(
     query: Tensor,
     key: Tensor,
@@ -76,20 +76,23 @@ def attend(
     visible: Tensor,
     own_visible: Tensor | None = None,
 ) -> Tensor:
-    """``query`` [B, N, A, R, E], scaled, of R = G * K rows per anchor, ``key`` and ``value`` [B, N, T, E], ``block_key`` and
-    ``block_value`` [B, N, A, K, E], ``visible`` [B, A, T], ``own_visible`` [K, K] -> [B, A, K, H, E]."""
+    """Computes ``block_attention`` by key-value heads -> [B, A, K, H, E].
+
+    ``query`` [B, N, A, R, E], scaled, with R = G * K rows per anchor; ``key`` and ``value`` [B, N, T, E]; ``block_key`` and
+    ``block_value`` [B, N, A, K, E]; ``visible`` [B, A, T]; ``own_visible`` [K, K].
+    """
     hidden = None if own_visible is None else ~own_visible.repeat(query.shape[3] // len(own_visible), 1)  # [R, K]
     return _Attention.apply(query, key, value, block_key, block_value, visible, hidden)
 
 
 def _by_kv_head(x: Tensor, num_kv_heads: int) -> Tensor:
-    """[B, A, K, H, E] -> [B, N, A, R, E]: all rows of an anchor that read the same keys."""
+    """Groups the rows of an anchor that read the same keys: [B, A, K, H, E] -> [B, N, A, R, E]."""
     return x.unflatten(3, (num_kv_heads, -1)).permute(0, 3, 1, 4, 2, 5).flatten(3, 4)
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps its arguments, its result as the next product keeps it too, the log-sum-exps of the whole softmax and the context's
-    share in it: from them and the scores, made again, come the weights."""
+    """Saves its arguments, its result (which the next product saves anyway), the log-sum-exps of the whole softmax and the
+    context's share in it. The backward pass recomputes the scores, and from these the weights."""
 
     @staticmethod
     def forward(
@@ -106,7 +109,7 @@ class _Attention(torch.autograd.Function):
         context_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
         with fast_fp32_products():
             for anchors, span in spans:
-                # contiguous, since a product copies what is not, transposed where it reads it so
+                # contiguous, because a product would copy them, transposed where it reads them so
                 keys, values = key[:, :, span].contiguous(), value[:, :, span].contiguous()
                 scores = _scores(query[:, :, anchors], keys, visible[:, anchors, span])
                 top = scores.amax(dim=-1)
@@ -132,8 +135,8 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_output: Tensor):
         query, key, value, block_key, block_value, visible, output, log_sum, share = ctx.saved_tensors
-        # d scores = weights * (d_output value^T - delta), delta the mean of d_output value^T under the weights; those of the
-        # context are its own softmax times its share, which is quicker than an exponential of the scores
+        # d scores = weights * (d_output value^T - delta), with delta the mean of d_output value^T under the weights. The
+        # context's weights are its own softmax times its share, which is faster than an exponential of the scores.
         delta = _by_kv_head((d_output.float() * output.float()).sum(dim=-1, keepdim=True), key.shape[1])
         d_output = _by_kv_head(d_output, key.shape[1]).contiguous()
         d_context, context_delta = (share * d_output).to(query.dtype), share * delta
@@ -165,8 +168,8 @@ def _chunk_bytes(tensor: Tensor) -> int:
 
 
 def _spans(query: Tensor, visible: Tensor) -> list[tuple[slice, slice]]:
-    """A few anchors at a time, and the span of context that at least one of them sees, in eighths of all there is. On an
-    accelerator all of it, since it would have to be waited for."""
+    """Returns slices of a few anchors each, with the span of context that at least one of them sees, in eighths of the whole.
+    On an accelerator the span is the whole context, because reading the mask would wait for it."""
     batch, num_kv_heads, num_anchors, rows, _ = query.shape
     num_context = max(1, visible.shape[2])
     size = max(8, _chunk_bytes(query) // (4 * batch * num_kv_heads * rows * num_context))
@@ -185,23 +188,23 @@ def _spans(query: Tensor, visible: Tensor) -> list[tuple[slice, slice]]:
 
 
 def _scores(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    """[B, N, a, R, E], [B, N, t, E], [B, a, t] -> [B, N, a * R, t] in fp32, UNSEEN where not visible."""
+    """Returns scores [B, N, a * R, t] in fp32, UNSEEN where not visible: [B, N, a, R, E], [B, N, t, E], [B, a, t]."""
     scores = (query.flatten(2, 3) @ key.mT).float()
-    bias = torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, UNSEEN)  # adding is faster than filling
+    bias = torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, UNSEEN)  # adding a bias is faster than filling
     scores.unflatten(2, query.shape[2:4]).add_(bias[:, None, :, None])
     return scores
 
 
 def attention_mask(visible: Tensor, layout: BlockLayout) -> Tensor | BlockMask:
-    """``visible`` [B, A, T] as ``BlockAttention`` wants it, once for all layers: compiled for FlexAttention in training on
-    CUDA, as it is elsewhere (decoding's lengths change with every round, each of which would be compiled anew)."""
+    """Converts ``visible`` [B, A, T] once for the ``BlockAttention`` of all layers: to a mask of FlexAttention in training on
+    CUDA. Elsewhere it stays as it is; in decoding, lengths change every round and each would need a compilation."""
     if visible.is_cuda and torch.is_grad_enabled():
         return flex_mask(visible, layout, torch.compile(create_block_mask))
     return visible
 
 
 def flex_mask(visible: Tensor, layout: BlockLayout, create: Callable = create_block_mask) -> BlockMask:
-    """``visible`` [B, A, T] and what ``layout`` shows of own blocks, for queries [A * K] over keys [T + A * K]."""
+    """Returns the mask of queries [A * K] over keys [T + A * K], from ``visible`` [B, A, T] and ``layout``."""
     batch, num_anchors, num_context = visible.shape
     block_size, own_visible = layout.size, own_mask(layout, visible.device)
 
@@ -219,14 +222,14 @@ def flex_mask(visible: Tensor, layout: BlockLayout, create: Callable = create_bl
 def flex_block_attention(
     query: Tensor, context: KeyValue, block: KeyValue, mask: BlockMask, attend: Callable = flex_attention
 ) -> Tensor:
-    """``block_attention`` with ``flex_mask`` in place of ``visible``."""
+    """Computes ``block_attention`` by FlexAttention, from ``flex_mask`` in place of ``visible``."""
     key, value = (torch.cat([c, x.flatten(1, 2)], dim=1).transpose(1, 2) for c, x in zip(context, block, strict=True))
     output = attend(query.flatten(1, 2).transpose(1, 2), key, value, block_mask=mask, enable_gqa=True)
     return output.transpose(1, 2).reshape(*query.shape[:3], -1)
 
 
 class BlockAttention(nn.Module):
-    """Projections, q/k norms and RoPE around ``block_attention``; the same k/v weights serve context and block."""
+    """Projections, q/k norms and RoPE around ``block_attention``. Context and block share the key and value weights."""
 
     def __init__(self, config: DrafterConfig, hidden_size: int, layout: BlockLayout):
         super().__init__()
@@ -240,13 +243,13 @@ class BlockAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def project(self, x: Tensor, angles: Angles) -> KeyValue:
-        """[..., D] -> keys (normed, rotated to their positions) and values, [..., N, E] each."""
+        """Projects [..., D] to keys, normed and rotated to their positions, and values, [..., N, E] each."""
         key = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         return rotate(self.k_norm(key), *angles), value
 
     def forward(self, x: Tensor, angles: Angles, context: KeyValue, mask: Tensor | BlockMask) -> Tensor:
-        """Blocks [B, A, K, D] -> [B, A, K, D]; ``mask`` from ``attention_mask``."""
+        """Attends from blocks [B, A, K, D] -> [B, A, K, D]; ``mask`` comes from ``attention_mask``."""
         query = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [B, A, K, H, E]
         query, block = rotate(self.q_norm(query), *angles), self.project(x, angles)
         if isinstance(mask, BlockMask):

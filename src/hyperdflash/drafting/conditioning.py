@@ -1,7 +1,7 @@
-"""Which of the target's states the drafter is conditioned on: TargetStates -> streams [B, T, N, D].
+"""Conditioning sources, the target states that a drafter sees: TargetStates -> streams [B, T, N, D].
 
-A source says which layer taps the cache must hold (``layer_ids``), how many streams of width D it yields
-(``num_streams``) and picks them (``gather``). A reducer then turns the N streams into one vector a token.
+A source names the layer taps that the cache must hold (``layer_ids``), states its number of streams of width D
+(``num_streams``) and selects them (``gather``). A reducer then turns the N streams into one vector per token.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 class Conditioning:
-    """``name`` as on the command line, ``layer_ids`` the taps that the cache must hold; ``reads_next_token``: the streams of
-    position i hold x[i + 1] (``states.next_ids``), so that in the loop the newest state waits for the anchor's token."""
+    """``name`` as on the command line; ``layer_ids``, the taps that the cache must hold; ``reads_next_token``: the streams of
+    position i include x[i + 1] (``states.next_ids``), so that in the loop the newest state waits for the anchor's token."""
 
     name: str
     layer_ids: Sequence[int] = ()
     reads_next_token = False
 
     def num_streams(self, heads: TargetHeads) -> int:
-        """N."""
+        """Returns N."""
         raise NotImplementedError
 
     def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
-        """[B, T, N, D]."""
+        """Selects the streams of every position: [B, T, N, D]."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreHcHead(Conditioning):
-    """The residual before the hyper-connection head, all paths (paper, section 2.1)."""
+    """All paths of the residual before the hyper-connection head (paper, section 2.1)."""
 
     name = "pre_hc_head"
 
@@ -52,7 +52,7 @@ class PreHcHead(Conditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class PostHcHead(Conditioning):
-    """The normed state that the LM head reads, derived from the cached residual."""
+    """The normed state that the LM head reads, computed from the cached residual."""
 
     name = "post_hc_head"
 
@@ -66,7 +66,7 @@ class PostHcHead(Conditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class Layers(Conditioning):
-    """Outputs of chosen target layers (vanilla DFlash): ``paths`` averaged, or each path a stream of its own."""
+    """Outputs of chosen target layers (vanilla DFlash). ``paths`` mean averages the paths, flat makes each one a stream."""
 
     layer_ids: Sequence[int]
     paths: str = "mean"

@@ -1,4 +1,4 @@
-"""Sizes of the draft model, checked when they are read: before any target is loaded."""
+"""Sizes of the draft model, checked before any target is loaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hyperdflash.settings import boolean, positive_int, positive_number
 
 @dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
-    """Explicit on purpose: a drafter with DeepSeek-V4's own 64 heads of 512 would have two billion parameters.
+    """Sizes are explicit: a drafter with DeepSeek-V4's own 64 heads of width 512 would have two billion parameters.
 
     ``hidden_size`` null is the target's width; ``block_size`` K = 1 anchor + S draft slots;
-    ``context_window`` W: a block sees the W newest states before its anchor alone, null all of them;
-    ``rms_norm_eps`` for every norm of the drafter's own; ``initializer_range`` the standard deviation of new weights;
-    ``gradient_checkpointing`` makes each layer's activations again in the backward pass; ``compile`` compiles the layers.
+    ``context_window`` W limits a block to the W newest states before its anchor, null shows it all of them;
+    ``rms_norm_eps`` applies to every norm of the drafter; ``initializer_range`` is the standard deviation of new weights;
+    ``gradient_checkpointing`` recomputes each layer's activations in the backward pass; ``compile`` compiles the layers.
     """
 
     num_layers: int
@@ -55,14 +55,14 @@ class DrafterConfig:
         if self.head_dim % 2:
             raise ValueError(f"drafter.head_dim must be even (RoPE turns pairs), got {self.head_dim}")
 
-    reads_conditioning = True  # conditioning and reducer decide what it sees
+    reads_conditioning = True  # conditioning and reducer decide what the drafter sees
 
     def layer_ids(self, conditioning: Conditioning) -> tuple[int, ...]:
-        """Target layers whose outputs it reads."""
+        """Returns the target layers whose outputs the drafter reads."""
         return tuple(conditioning.layer_ids)
 
     def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> Drafter:
-        """A new drafter, fp32 on the CPU, drawn from ``generator`` alone (never from the global state).
+        """Returns a new drafter, fp32 on the CPU, with weights drawn from ``generator`` alone, never from the global state.
 
         With heads on the meta device the result has shapes but no memory, which checks a configuration in milliseconds:
         ``with torch.device("meta"): heads = TargetHeads(config)``.
@@ -79,5 +79,5 @@ class DrafterConfig:
 
     @property
     def num_slots(self) -> int:
-        """S: tokens drafted a round."""
+        """S, the drafted tokens per round."""
         return self.block_size - 1

@@ -1,6 +1,6 @@
-"""What every drafter is: settings that build it, and a module that training, replay, the loop and the checks ask.
+"""The protocol of every drafter: settings that build it, and a module that training, replay, the loop and the checks call.
 
-Nothing outside this folder asks of which kind a drafter is: it answers for itself.
+Nothing outside this folder depends on the kind of a drafter.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DrafterParts:
-    """What a drafter is built from beside its own settings; each kind takes what it needs, and the rest may be None.
+    """The parts beside its own settings from which a drafter is built; those that a kind of drafter does not need may be None.
 
-    ``layout`` full or causal; ``load_mtp`` reads the target's MTP block.
+    ``layout`` is full or causal; ``load_mtp`` reads the target's MTP block.
     """
 
     conditioning: Conditioning | None
@@ -42,15 +42,15 @@ class DrafterParts:
 
     @property
     def on_meta(self) -> bool:
-        """Shapes alone are wanted."""
+        """Whether the drafter shall have shapes but no memory."""
         return self.heads.embed_tokens.weight.is_meta
 
 
 class DraftModel(Protocol):
-    """A drafter's module; an ``nn.Module`` whose parameters train.
+    """A drafter's module, an ``nn.Module`` whose parameters train.
 
-    ``num_slots`` S, ``layer_ids`` the target layers it reads, ``context_window`` how many of the newest states a block sees
-    (None: all), ``layout`` of its blocks, ``head`` that turns its slots into logits.
+    ``num_slots`` S; ``layer_ids``, the target layers it reads; ``context_window``, how many of the newest states a block sees
+    (None: all); ``layout`` of its blocks; ``head``, which turns its slots into logits.
     """
 
     num_slots: int
@@ -60,21 +60,20 @@ class DraftModel(Protocol):
     head: DraftHead
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
-        """Draft from ``anchors`` [B, A] int64 on a known text.
+        """Drafts from ``anchors`` [B, A] int64 on a known text; entries where ``anchor_mask`` [B, A] is False are ignored.
 
-        What stands where ``anchor_mask`` [B, A] is False is ignored. Slot k of anchor a may use the states H[0..a-1],
-        the tokens x[0..a], and, if it is chained, x[a+1..a+k-1]; nothing later.
-        A may be all positions of a document, so a drafter works on a few anchors at a time.
+        Slot k of anchor a may use the states H[0..a-1], the tokens x[0..a], and in a chain x[a+1..a+k-1]; nothing later.
+        A may cover all positions of a document, so a drafter processes a few anchors at a time.
         """
         ...
 
     def proposer(self, heads: TargetHeads, codec: Codec = ...) -> Proposer:
-        """Its form in the draft-verify loop; weights are shared."""
+        """Returns its form for the draft-verify loop, with the same weights."""
         ...
 
 
 class DraftModelConfig(Protocol):
-    """``num_slots`` S; ``reads_conditioning``: whether conditioning and reducer decide anything."""
+    """``num_slots`` S; ``reads_conditioning``: whether the drafter uses a conditioning and a reducer."""
 
     num_slots: int
     reads_conditioning: bool
@@ -82,5 +81,5 @@ class DraftModelConfig(Protocol):
     def layer_ids(self, conditioning: Conditioning | None) -> tuple[int, ...]: ...
 
     def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> nn.Module:
-        """A new ``DraftModel``; on meta heads its shapes alone."""
+        """Returns a new ``DraftModel``; with meta heads its shapes alone."""
         ...

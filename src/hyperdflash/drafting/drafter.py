@@ -5,10 +5,10 @@ Steps and shapes (legend: contracts.py; D' the drafter's width, N key-value head
     2. reducer, hidden_norm  -> context [B, T, D'], once
     3. project_context       every layer's own keys and values of that context, [B, T, N, E] each
     4. embed_blocks          [x_a, mask, ..., mask] at positions a..a+K-1 -> [B, A, K, D']
-    5. layers, norm          -> features [B, A, S, D]; slot 0 is dropped; slot k sits at a + k and predicts x[a + k]
+    5. layers, norm          -> features [B, A, S, D] without slot 0; slot k stands at a + k and predicts x[a + k]
 
-``slots`` is training, all anchors of a document at once, and replay, ANCHORS_PER_PASS at a time. A decoding loop calls the
-same steps one by one and keeps the result of step 3 for the states it has seen.
+``slots`` runs these steps for training, all anchors of a document at once, and for replay, ANCHORS_PER_PASS at a time. A
+decoding loop calls them one by one and caches the result of step 3.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
 
 
-ANCHORS_PER_PASS = 256  # of a document, without gradients
+ANCHORS_PER_PASS = 256  # anchors per document and pass without gradients
 
 
 class DraftLayer(nn.Module):
@@ -51,7 +51,7 @@ class DraftLayer(nn.Module):
 
 
 class Drafter(nn.Module):
-    """Holds trainable parameters only: no buffers, and the target's frozen heads are passed to each call."""
+    """Holds trainable parameters only, without buffers; every call takes the target's frozen heads."""
 
     def __init__(self, config: DrafterConfig, parts: DrafterParts):
         super().__init__()
@@ -78,7 +78,7 @@ class Drafter(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
-        """Matrices normal(0, initializer_range), norms 1, then the reducer's own rule and the head's."""
+        """Draws matrices from normal(0, initializer_range), sets norms to 1, then applies the reducer's and head's rules."""
         own = [module for name, module in self.named_modules() if name.split(".")[0] != "head"]
         for module in own:
             if isinstance(module, nn.Linear):
@@ -90,21 +90,21 @@ class Drafter(nn.Module):
 
     @property
     def num_slots(self) -> int:
-        """S: tokens drafted a round."""
+        """S, the drafted tokens per round."""
         return self.config.num_slots
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
-        """Target layers whose outputs it reads."""
+        """The target layers whose outputs the drafter reads."""
         return self.config.layer_ids(self.conditioning)
 
     @property
     def context_window(self) -> int | None:
-        """The newest states that a block sees; None for all."""
+        """The number of newest states that a block sees; None for all."""
         return self.config.context_window
 
     def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> BlockProposer:
-        """The loop's form of this drafter; weights are shared."""
+        """Returns the loop's form of this drafter, with the same weights."""
         return BlockProposer(self, heads, codec)
 
     @property
@@ -112,7 +112,7 @@ class Drafter(nn.Module):
         return self.norm.weight.dtype
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
-        """All blocks of whole documents: ``anchors`` [B, A] int64, ``anchor_mask`` [B, A] bool (False: features are 0)."""
+        """Drafts all blocks of documents at ``anchors`` [B, A] int64; features are 0 where ``anchor_mask`` [B, A] is False."""
         context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
         positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
         context_kv = self.project_context(context, positions)
@@ -129,9 +129,9 @@ class Drafter(nn.Module):
         return Slots(features, previous_ids(states.input_ids, anchors, self.layout), self.layout)
 
     def context(self, states: TargetStates, heads: TargetHeads, length: int | None = None) -> Tensor:
-        """[B, T, D']: reduced and normed, shared by all layers; with ``length`` cut to it or filled up with anything.
+        """Returns the reduced and normed context [B, T, D'], shared by all layers; ``length`` truncates or pads T.
 
-        The states stay in the cache's dtype until here: a reducer takes them to the drafter's, or autocast's, once.
+        States stay in the cache's dtype until here: the reducer converts them once, to the drafter's dtype or to autocast's.
         """
         streams = self.conditioning.gather(states, heads)[:, :length]
         if length is not None and length > streams.shape[1]:
@@ -139,9 +139,9 @@ class Drafter(nn.Module):
         return self.hidden_norm(self.reducer(streams).to(self.dtype))
 
     def project_context(self, context: Tensor, positions: Tensor) -> list[KeyValue]:
-        """Context [B, T, D'] at ``positions`` [T] or [B, T] -> each layer's keys and values [B, T, N, E].
+        """Projects the context [B, T, D'] at ``positions`` [T] or [B, T] to each layer's keys and values [B, T, N, E].
 
-        Rows are independent: a loop may project new states alone and append them.
+        Positions are independent, so a loop may project new states alone and append them.
         """
         angles = self._angles(positions)
         return [layer.self_attn.project(context, angles) for layer in self.layers]
@@ -149,7 +149,7 @@ class Drafter(nn.Module):
     def draft(
         self, anchor_ids: Tensor, anchors: Tensor, context_kv: list[KeyValue], visible: Tensor, heads: TargetHeads
     ) -> Tensor:
-        """One pass over blocks with token ``anchor_ids`` [B, A] at positions ``anchors`` [B, A] -> features [B, A, S, D].
+        """Drafts blocks with tokens ``anchor_ids`` [B, A] at positions ``anchors`` [B, A] in one pass -> features [B, A, S, D].
 
         ``visible`` [B, A, T] bool says which context states each block may read.
         """
@@ -166,20 +166,20 @@ class Drafter(nn.Module):
         return hidden if self.out_proj is None else self.out_proj(hidden)
 
     def _angles(self, positions: Tensor) -> Angles:
-        """Of all layers: rounded to the drafter's dtype once."""
+        """Returns the rotary angles for all layers, rounded to the drafter's dtype once."""
         cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         return cos.to(self.dtype), sin.to(self.dtype)
 
     def embed_blocks(self, anchor_ids: Tensor, heads: TargetHeads) -> Tensor:
-        """[B, A] -> [B, A, K, D']: the target's frozen embedding of [x_a, mask, ..., mask]."""
+        """Embeds [x_a, mask, ..., mask] by the target's frozen embedding: [B, A] -> [B, A, K, D']."""
         masks = anchor_ids.new_full((*anchor_ids.shape, self.config.num_slots), self.mask_token_id)
         x = heads.embed(torch.cat([anchor_ids[..., None], masks], dim=-1)).to(self.dtype)
         return x if self.embed_proj is None else self.embed_proj(x)
 
 
 def _seen_length(anchors: Tensor, num_tokens: int) -> int:
-    """Context states that some anchor may see, rounded up: every new shape costs oneDNN a compilation.
+    """Returns how many leading context states some anchor may see, rounded up, since oneDNN compiles code per new shape.
 
-    On an accelerator all of them, since it would have to be waited for.
+    On an accelerator it is all of them, because reading the anchors would wait for it.
     """
     return -(-max(1, int(anchors.max())) // SHAPE_MULTIPLE) * SHAPE_MULTIPLE if anchors.device.type == "cpu" else num_tokens

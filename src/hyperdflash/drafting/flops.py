@@ -1,9 +1,9 @@
-"""Floating-point operations of one training step's matrix products: the bound that a measured step is held against.
+"""Floating-point operations of one training step's matrix products: the lower bound for a measured step.
 
-A product of [n, k] and [k, m] takes 2 n k m. Backward takes one more for the gradient of each factor that has one: frozen
-are the target's states, its embedding and its LM head. With T tokens and A blocks in all documents, C context states that
-an anchor sees on average, F = D' * (2 H E + 2 N E + 3 I) a layer's weights, of which D' * 2 N E make keys and values, and
-the rest as in contracts.py and drafting/attention.py, times 2:
+A product of [n, k] and [k, m] takes 2 n k m operations. The backward pass takes one more product per factor that has a
+gradient; the target's states, embedding and LM head are frozen. With T tokens and A blocks in all documents, C context states
+that an anchor sees on average, F = D' * (2 H E + 2 N E + 3 I) weights per layer, of which D' * 2 N E give keys and values, and
+the other names as in contracts.py and drafting/attention.py, the counts are, times 2:
 
     reducer     2 T (weights)                                    forward, weights
     context     3 L T D' 2 N E                                   forward, weights, inputs
@@ -11,7 +11,7 @@ the rest as in contracts.py and drafting/attention.py, times 2:
     attention   3 L A K H E 2 (C + K)                            scores and weighted values, both factors trained
     lm_head     2 A S V D + A P V D                              forward and inputs; the teacher's forward
 
-Nothing is counted twice where an implementation computes it again, and nothing that the loss masks out.
+Recomputed products count once, and rows that the loss masks do not count.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def step_flops(
     reducer_weights: int,
     mean_visible: float | None = None,
 ) -> StepFlops:
-    """Of one step with every slot supervised; sizes as above, ``num_taught`` P (0 without KL), ``reducer_weights`` entries of
-    its matrices (fc: streams * D * D'; hc_gate: M * M * D), ``mean_visible`` C, by default half the tokens."""
+    """Counts one step with every slot supervised; sizes as above. ``num_taught`` is P (0 without KL), ``reducer_weights`` counts
+    the entries of the reducer's matrices (fc: streams * D * D'; hc_gate: M * M * D), ``mean_visible`` is C, by default T / 2."""
     hidden = config.hidden_size or target_width
     layers, rows, slots = config.num_layers, num_anchors * config.block_size, num_anchors * config.num_slots
     heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim

@@ -1,4 +1,4 @@
-"""Which layers of a target vanilla DFlash taps unless told; without torch, since a configuration is resolved by it."""
+"""The layers of a target that vanilla DFlash taps by default. This module resolves configurations and imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
-    """DFlash's rule: ``num_taps`` layers evenly spread from 1 to num_target_layers - 3; a single tap in the middle.
+    """Spreads ``num_taps`` layers evenly from 1 to num_target_layers - 3 (DFlash); puts a single tap in the middle.
 
     >>> default_layer_ids(43, 5)
     (1, 11, 20, 30, 40)
@@ -24,6 +24,6 @@ def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
 
 
 def layer_ids_of(folder: str | Path, num_taps: int) -> list[int] | None:
-    """The rule for the target in ``folder``; None where no config.json is (what reads the target says what to do)."""
+    """Applies the rule to the target in ``folder``; None without a config.json, which loading the target reports."""
     path = Path(folder) / "config.json"
     return list(default_layer_ids(json.loads(path.read_text())["num_hidden_layers"], num_taps)) if path.exists() else None

@@ -1,4 +1,4 @@
-"""The Qwen3-style pieces of a draft layer: RMSNorm, rotary positions, SwiGLU."""
+"""The parts of a Qwen3-style draft layer: RMSNorm, rotary positions, SwiGLU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 class RMSNorm(nn.Module):
-    """Over the last dimension, in fp32; ``shape`` may have leading dimensions (one scale a path)."""
+    """Normalizes the last dimension in fp32; ``shape`` may have leading dimensions, such as one scale per path."""
 
     def __init__(self, *shape: int, eps: float):
         super().__init__()
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """weight * u with u = x / sqrt(mean(x^2) + eps); keeps x as it came and one number a row."""
+    """weight * u with u = x / sqrt(mean(x^2) + eps); saves x in its own dtype and one number per row for the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,7 +60,7 @@ class SwiGLU(nn.Module):
 
 
 class _GatedDown(torch.autograd.Function):
-    """(silu(gate) * up) weight^T; keeps its arguments alone, and makes the product, the widest of all, again."""
+    """(silu(gate) * up) weight^T; saves only its arguments and recomputes silu(gate) * up, the widest tensor of a step."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
@@ -78,14 +78,14 @@ class _GatedDown(torch.autograd.Function):
             else None
         )
         d_product = gradient @ weight.to(gate.dtype)
-        d_up = active.mul_(d_product)  # in the memory of what is no longer needed: these are the step's widest
+        d_up = active.mul_(d_product)  # in place: these tensors are the widest of a step
         d_gate = d_product.mul_(up)
         torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
         return d_gate, d_up, None if d_weight is None else d_weight.to(weight.dtype)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Positions [...] -> cos and [-sin, sin] [..., 1, E] in fp32; the 1 is the head axis. Computed, not stored: no buffers."""
+    """Returns cos and [-sin, sin], [..., 1, E] in fp32, of positions [...]; the 1 is the head axis. There are no buffers."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = (positions[..., None].float() * theta**-exponents)[..., None, :]  # [..., 1, E / 2]
     cos, sin = angles.cos(), angles.sin()
@@ -93,12 +93,12 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half RoPE of x [..., heads, E]: x cos + [second half, first half] [-sin, sin]."""
+    """Applies rotate-half RoPE to x [..., heads, E]: x cos + [second half, first half] [-sin, sin]."""
     return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
 
 class _Rotate(torch.autograd.Function):
-    """Its gradient is the rotation back."""
+    """Computes its gradient as the inverse rotation."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

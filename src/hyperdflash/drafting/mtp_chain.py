@@ -1,20 +1,20 @@
 """The native MTP block as a drafter: a chain of S steps from every anchor, teacher-forced on the text.
 
-The same pass serves replay and, with gradients, fine-tuning: what training sees is what a decoding loop would draft.
+One pass serves replay and, with gradients, fine-tuning, so that training sees what a decoding loop would draft.
 
-Shapes: see contracts.py; G anchors a group, W the block's sliding window, C = head_dim of its single key/value head.
+Shapes: see contracts.py; G anchors per group, W the block's sliding window, C = head_dim of its single key/value head.
 
 Index i of the block stands at rope position i, consumes H[i] and embed(x[i+1]) and predicts x[i+2]. From anchor a
 (x[a] verified, H[0..a-1] known):
 
-    slot 1       index a-1    H[a-1]                            embed(x[a])         sees target-made keys <= a-1
+    slot 1       index a-1    H[a-1]                            embed(x[a])         sees keys of target states <= a-1
     slot k >= 2  index a+k-2  the block's output at slot k-1    embed(x[a+k-1])     and its own chained keys a..a+k-2
 
-always within the window: index j is visible from i where i - W < j <= i. Slot 1 of all anchors is one causal pass over
-the text, which also yields the target-made keys (an index's key does not depend on what it attends to). Later slots
-differ in their chained keys, so G neighbouring anchors share a row: their target-made keys once, their chained keys
-side by side, and a mask that shows each anchor its own. Running slot k in parallel over the whole text instead would
-let it attend to keys of states that a decoding loop does not have yet.
+always within the window: index i sees j if i - W < j <= i. One causal pass over the text computes slot 1 of all anchors and the
+keys of all target states (an index's key does not depend on what the index attends to). Later slots differ in their chained
+keys, so G neighboring anchors share a row: the keys of target states once, the chained keys side by side, and a mask that shows
+each anchor its own. Running slot k in parallel over the whole text would instead let it attend to keys of states that a
+decoding loop does not have yet.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from hyperdflash.states.codecs import CODECS, Codec
 from hyperdflash.targets.adapter import NativeMTP
 from hyperdflash.targets.heads import TargetHeads
 
-INITIALIZER_RANGE = 0.02  # of a new head's weights
-GROUP = 16  # anchors a row: more share keys better but score more masked ones; 8 to 32 are alike in speed
+INITIALIZER_RANGE = 0.02  # standard deviation of a new head's weights
+GROUP = 16  # anchors per row: more of them share more keys but score more masked ones; 8 to 32 are equally fast
 
 
 @dataclass(frozen=True, kw_only=True)
 class MTPChainConfig:
-    """``drafter=mtp``: fine-tune a copy of the target's MTP block, ``num_slots`` steps chained as in decoding."""
+    """``drafter=mtp``: fine-tunes a copy of the target's MTP block over ``num_slots`` steps, chained as in decoding."""
 
     num_slots: int
-    reads_conditioning: ClassVar[bool] = False  # the block takes the states in by its own projections
+    reads_conditioning: ClassVar[bool] = False  # the block reads the states by its own projections
 
     def __post_init__(self):
         positive_int("drafter.num_slots", self.num_slots)
@@ -56,7 +56,7 @@ class MTPChainConfig:
 
     def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> MTPChain:
         head = parts.head.build(parts.heads)
-        if parts.on_meta:  # the block's shapes are the target's own: there is nothing to check
+        if parts.on_meta:  # the block's shapes are the target's own and need no check
             return MTPChain(NativeMTP(), self.num_slots, head=head, trainable=True)
         if generator is not None:
             head.reset_parameters(generator, INITIALIZER_RANGE)
@@ -64,7 +64,7 @@ class MTPChainConfig:
 
 
 class MTPChain(nn.Module):
-    """``MTP (num_slots)``. ``trainable`` sets gradients on ``block``, which should then be the caller's own copy.
+    """Chains ``block`` over ``num_slots`` slots. ``trainable`` enables its gradients; the caller then passes a copy of its own.
 
     ``indices_per_pass`` bounds the query length of the first step, ``rows_per_pass`` the anchors of a chained step.
     """
@@ -93,16 +93,16 @@ class MTPChain(nn.Module):
     context_window = None
 
     def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> MTPProposer:
-        """The loop's form of this chain; weights are shared."""
+        """Returns the loop's form of this chain, with the same weights."""
         return MTPProposer(self, heads, codec)
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
-        """``anchors`` [B, A] int64, ``anchor_mask`` [B, A] bool (False: anything stands there)."""
+        """Drafts from ``anchors`` [B, A] int64; entries where ``anchor_mask`` [B, A] is False have arbitrary features."""
         previous = previous_ids(states.input_ids, anchors, self.layout)
         return Slots(self._features(states, heads, anchors, anchor_mask), previous, self.layout)
 
     def _features(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
-        """[B, A] -> [B, A, S, D]."""
+        """Returns [B, A, S, D] for anchors [B, A]; ValueError for an anchor at position 0."""
         if not bool(anchor_mask.any()):
             return torch.zeros(*anchors.shape, self.num_slots, heads.hidden_size, dtype=heads.dtype, device=anchors.device)
         if int(anchors[anchor_mask].min()) < 1:
@@ -127,7 +127,7 @@ class MTPChain(nn.Module):
         return torch.cat(parts).view(batch, num_anchors + padding, self.num_slots, -1)[:, :num_anchors]
 
     def _first_step(self, states: TargetStates, heads: TargetHeads, origin: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Indices origin..stop-1 of the text -> residual [B, stop-origin, M, D], keys [B, stop-origin, C]."""
+        """Runs indices origin..stop-1 of the text -> residual [B, stop-origin, M, D], keys [B, stop-origin, C]."""
         window, batch = self.block.sliding_window, len(states.input_ids)
         device = states.input_ids.device
         prefix, residuals, keys = None, [], []
@@ -161,9 +161,9 @@ class MTPChain(nn.Module):
         anchors: Tensor,
         residual: Tensor,
     ) -> Tensor:
-        """Slots 1..S of n groups: keys [B, I, C], row [n], anchors [n, G], residual [n, G, M, D] -> [n, G, S, D]."""
+        """Runs slots 1..S of n groups: keys [B, I, C], row [n], anchors [n, G], residual [n, G, M, D] -> [n, G, S, D]."""
         window, length = self.block.sliding_window, states.input_ids.shape[1]
-        low = (anchors.amin(dim=1) - window + 1).clamp(min=origin)  # first target-made key a group can see
+        low = (anchors.amin(dim=1) - window + 1).clamp(min=origin)  # the first key of a target state that a group can see
         span = int((anchors.amax(dim=1) - low).max())
         key_index = low[:, None] + torch.arange(span, device=anchors.device)  # [n, span]
         in_text = key_index.clamp(max=origin + keys.shape[1] - 1) - origin
@@ -185,5 +185,5 @@ class MTPChain(nn.Module):
 
 
 def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bool (True = keep) -> 0 and -inf."""
+    """Converts a bool mask (True = keep) to an additive one of 0 and -inf."""
     return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, float("-inf"))

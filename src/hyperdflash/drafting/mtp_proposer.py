@@ -1,6 +1,6 @@
-"""The native MTP block in the draft-verify loop: one chained step per slot.
+"""The native MTP block in the draft-verify loop, with one chained step per slot.
 
-Shapes: see contracts.py with B = 1; n <= S slots are asked for, P states are new, C the width of the block's single key head.
+Shapes: see contracts.py with B = 1; n <= S requested slots, P new states, C the width of the block's single key head.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ONE_SLOT = BlockLayout.chain(2)
 
 
 class MTPProposer:
-    """The native MTP block chained: drafts what ``MTPChain`` gives to replay, with keys kept from round to round.
+    """Drafts what ``MTPChain`` drafts in replay, and caches keys from round to round.
 
-    An index needs the token after its own, so the newest state waits for the anchor; the first step of a round runs all
-    waiting states at once, its last row being slot 1. Keys of target states stay, those of chained steps are dropped.
+    An index needs the token after its own, so the newest state waits for the anchor. The first step of a round runs all
+    waiting states at once; its last row is slot 1. The cache keeps keys of target states and drops those of chained steps.
     """
 
     layer_ids = ()
@@ -34,14 +34,17 @@ class MTPProposer:
     def __init__(self, chain: MTPChain, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
         self.block, self.head, self.num_slots, self.heads, self.codec = chain.block, chain.head, chain.num_slots, heads, codec
         self._window = chain.block.sliding_window
-        self._keys: Tensor | None = None  # target-made, of the last window - 1 indices: [1, 1, k, C]
+        self._keys: Tensor | None = None  # of target states, for the last window - 1 indices: [1, 1, k, C]
         self._length = 0
         self._waiting: tuple[Tensor, Tensor] | None = None  # H [1, P, M, D] and x [1, P] of the last P positions
 
     def begin(self, states: TargetStates) -> None:
         self._keys = None
         self._length = states.input_ids.shape[1]
-        self._waiting = states.final[:, -self._window :], states.input_ids[:, -self._window :]  # earlier keys are out of sight
+        self._waiting = (
+            states.final[:, -self._window :],
+            states.input_ids[:, -self._window :],
+        )  # earlier keys are outside the window
 
     def update(self, states: TargetStates) -> None:
         assert self._waiting is None, "propose and update alternate"
@@ -67,11 +70,11 @@ class MTPProposer:
         return joined(proposals)
 
     def _step(self, final: Tensor, next_ids: Tensor, first_index: int, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Indices i = first_index.. : H[i] [1, P, M, D], x[i + 1] [1, P], the keys before -> residual [1, P, M, D], keys."""
+        """Runs indices i = first_index..: H[i] [1, P, M, D], x[i + 1] [1, P], earlier keys -> residual [1, P, M, D], keys."""
         num_new, num_before = final.shape[1], 0 if keys is None else keys.shape[2]
         index = torch.arange(first_index, first_index + num_new, device=final.device)
         embeds = self.heads.embed(next_ids)
-        mask = None  # a single row sees all that is kept
+        mask = None  # a single row sees every cached key
         if num_new > 1:
             key_index = torch.arange(first_index - num_before, first_index + num_new, device=final.device)
             keep = (key_index <= index[:, None]) & (key_index > index[:, None] - self._window)
@@ -82,7 +85,7 @@ class MTPProposer:
 
 
 def joined(proposals: list[Proposal]) -> Proposal:
-    """Proposals of consecutive slots as one."""
+    """Joins proposals of consecutive slots."""
 
     def parts(name: str) -> Tensor | None:
         values = [getattr(proposal, name) for proposal in proposals]

@@ -1,14 +1,14 @@
-"""Drafters of the draft-verify loop, one text at a time: begin, propose, update.
+"""Proposers: drafters in their form for the draft-verify loop, one text at a time.
 
-Shapes: see contracts.py with B = 1; n <= S slots are asked for, P states are new.
+Shapes: see contracts.py with B = 1; n <= S is the number of requested slots, P that of new states.
 
     begin(states)       the prompt: x[0..a-1] with H[0..a-1], rounded by ``codec``
     propose(x[a], n)    drafts of x[a+1..a+n]; the anchor's own state does not exist yet
-    update(states)      what was accepted: x[a..] with H[a..], ending before the next anchor
+    update(states)      the accepted tokens x[a..] with H[a..], up to the next anchor and without it
 
-Where the loop decodes copies of the text in lockstep, states have that many rows; the first row's drafts count.
-Each keeps keys and values of its own context: new states are projected once and appended in place, so a round costs what
-its new states and its attention cost, whatever the length of the text.
+If the loop decodes several copies of the text in lockstep, states have one row per copy; the first row's drafts count. A
+proposer caches keys and values of its context: it projects new states once and appends them in place, so that a round costs
+its new states and its attention.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Proposer(Protocol):
-    """What the loop needs of a drafter. One text at a time; ``begin`` starts the next one.
+    """The loop's interface to a drafter, for one text at a time; ``begin`` starts the next text.
 
-    ``num_slots`` S, the most tokens per round; ``layer_ids`` the target layers it reads; ``codec`` what its states are
-    rounded by (the cache's it was trained on).
+    ``num_slots`` S, the most drafts per round; ``layer_ids``, the target layers it reads; ``codec``, which rounds its states as
+    the cache of its training did.
     """
 
     num_slots: int
@@ -43,13 +43,13 @@ class Proposer(Protocol):
     def begin(self, states: TargetStates) -> None: ...
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
-        """``anchor_id`` [1] int64 -> 1..``num_slots`` drafts."""
+        """Drafts 1..``num_slots`` tokens after ``anchor_id`` [1] int64."""
 
     def update(self, states: TargetStates) -> None: ...
 
 
 class Autoregressive:
-    """No drafts: every round is one plain step of the target."""
+    """Drafts nothing: every round is one plain step of the target."""
 
     num_slots = 0
     layer_ids = ()
@@ -66,9 +66,9 @@ class Autoregressive:
 
 
 class BlockProposer:
-    """DFlash and HyperDFlash: all slots in one pass over [x_a, mask, ...] and the context's keys and values.
+    """Drafts all slots in one pass over [x_a, mask, ...] and the context's cached keys and values (DFlash, HyperDFlash).
 
-    Where the conditioning joins a state with the token after it, the newest state waits for the anchor's token.
+    If the conditioning joins a state with the token after it, the newest state waits for the anchor's token.
     """
 
     def __init__(self, drafter: Drafter, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
@@ -77,8 +77,8 @@ class BlockProposer:
         self._window = drafter.context_window
         self._waits = drafter.conditioning.reads_next_token
         self._waiting: TargetStates | None = None  # the newest state, until the token after it is known
-        self._length = 0  # states taken in, the waiting one left out
-        self._rows = 0  # of them in the buffers: the last ones
+        self._length = 0  # states so far, without the waiting one
+        self._rows = 0  # how many of them, the newest, the buffers hold
         self._buffers: list[KeyValue] = []  # per layer: [1, capacity, N, E] twice
 
     def begin(self, states: TargetStates) -> None:
@@ -110,7 +110,7 @@ class BlockProposer:
         self._rows += num_new
 
     def _make_room(self, like: list[KeyValue], num_new: int) -> None:
-        """Buffers twice as large as needed where they are full, so that copying costs a constant per state."""
+        """Doubles full buffers, so that copying costs a constant per state."""
         if self._buffers and self._rows + num_new <= self._buffers[0][0].shape[1]:
             return
         seen = self._seen()
@@ -122,7 +122,7 @@ class BlockProposer:
         self._buffers, self._rows = grown, kept
 
     def _seen(self) -> slice:
-        """The rows that the next block attends to: all, or the window's."""
+        """Returns the rows that the next block attends to: all, or those of the window."""
         return slice(0 if self._window is None else max(0, self._rows - self._window), self._rows)
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
@@ -140,7 +140,7 @@ class BlockProposer:
 
 
 def _positions(states: TargetStates, which: slice) -> TargetStates:
-    """The positions ``which`` of every row."""
+    """Selects the positions ``which`` of every row."""
     along_text = ("input_ids", "loss_mask", "final", "layers")
     values = {f.name: getattr(states, f.name) for f in fields(states) if f.name in along_text}
     return replace(states, **{name: value if value is None else value[:, which] for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""Table 1 of the paper, counted on real modules at DeepSeek-V4-Flash's sizes (meta device: no memory).
+"""Table 1 of the paper, counted from real modules of DeepSeek-V4-Flash's sizes on the meta device, without their memory.
 
 Command: python -m src.table1
 """
@@ -21,7 +21,7 @@ FLASH = resource("assets") / "deepseek_v4_flash"  # its config.json alone
 
 
 def num_parameters(reducer: ReducerConfig) -> int:
-    """Trainable parameters of a reducer over DeepSeek-V4-Flash's residual."""
+    """Counts the trainable parameters of a reducer for DeepSeek-V4-Flash's residual."""
     with torch.device("meta"):
         heads = TargetHeads(read_config(FLASH))
         module = reducer.build(PreHcHead(), heads, heads.hidden_size)

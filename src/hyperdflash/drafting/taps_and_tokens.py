@@ -1,7 +1,7 @@
-"""``taps_and_tokens``: outputs of several target layers joined with the embedding of the next token, as MTP pairs H[i], x[i+1].
+"""``taps_and_tokens``: outputs of several target layers beside the next token's embedding, as MTP pairs H[i] with x[i+1].
 
 Position i has the streams of its taps and one more, embed(x[i + 1]). A block with anchor a sees positions up to a - 1, so the
-newest pair holds the anchor's own token: in the loop it waits until that token is known.
+newest pair includes the anchor's own token: in the loop the newest state waits until that token is known.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TapsAndTokens(Layers):
-    """The streams of ``conditioning=layers`` and the next token's embedding times ``token_scale``; at 0 it says nothing."""
+    """The streams of ``conditioning=layers`` and the next token's embedding times ``token_scale``; 0 removes the token."""
 
     token_scale: float = 1.0
 

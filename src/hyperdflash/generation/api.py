@@ -1,4 +1,4 @@
-"""The Python interface: load a target and a drafter, and generate losslessly.
+"""The Python interface: loads a target and a drafter, and generates losslessly.
 
 import hyperdflash
 
@@ -35,7 +35,7 @@ tokenizer_of = lru_cache(maxsize=4)(load_tokenizer)
 
 @dataclass(frozen=True)
 class Piece:
-    """What one event added: its ``text`` (complete characters, control tokens left out) and the event itself."""
+    """An ``event`` of the loop and the ``text`` that it adds: complete characters without control tokens."""
 
     text: str
     event: FirstToken | Round
@@ -52,7 +52,7 @@ class Answer:
 def load_target(
     path: str | Path, *, dtype: str = "fp32", attention: str = "windowed", experts: str = "dense", **settings
 ) -> Target:
-    """The whole frozen target in the directory ``path``; ``settings`` as ``hyperdflash.targets.load.load_target``.
+    """Loads the whole frozen target from the directory ``path``; ``settings`` as in ``hyperdflash.targets.load.load_target``.
 
     The defaults are those of conf/target/tiny.yaml.
     """
@@ -60,9 +60,9 @@ def load_target(
 
 
 def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> Proposer:
-    """``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), or the directory of a finished training run.
+    """Loads ``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), or a finished training run from its directory.
 
-    ValueError where the run is not finished or was trained on another target's weights.
+    ValueError if the run is not finished or belongs to another target's weights.
     """
     from hyperdflash.evaluation.methods import method_of_run
 
@@ -86,10 +86,10 @@ def generate_stream(
     mode: str = "non_think",
     synchronize: bool = False,
 ) -> Iterator[Piece]:
-    """The answer to ``prompt``, a piece a round, until the end token or ``max_new_tokens``.
+    """Yields the answer to ``prompt``, one piece per round, until the end token or ``max_new_tokens``.
 
-    A string is one user turn in the chat encoding of ``mode``; token ids are taken as they are. See ``speculate`` for
-    ``synchronize``.
+    A string is one user turn in the chat encoding of ``mode``; token ids are used as they are. ``synchronize`` as in
+    ``speculate``.
     """
     tokenizer, stop_ids = tokenizer_of(target.path), stop_ids_of(target)
     if isinstance(prompt, str):
@@ -113,16 +113,16 @@ def generate_stream(
 
 
 def generate(target: Target, drafter: Proposer, prompt: str | Conversation | Sequence[int], **settings) -> Answer:
-    """The whole answer; ``settings`` as ``generate_stream``."""
+    """Returns the whole answer; ``settings`` as in ``generate_stream``."""
     return answer_of(list(generate_stream(target, drafter, prompt, **settings)), target)
 
 
 def answer_of(pieces: Sequence[Piece], target: Target) -> Answer:
-    """All pieces of ``generate_stream`` -> the whole answer."""
+    """Joins all pieces of ``generate_stream`` to the whole answer."""
     generation = collect((piece.event for piece in pieces), stop_ids_of(target))
     return Answer("".join(piece.text for piece in pieces), generation)
 
 
 def stop_ids_of(target: Target) -> set[int]:
-    """What ends an answer."""
+    """Returns the token ids that end an answer."""
     return {special_ids(tokenizer_of(target.path), mask_id=0).eos}

@@ -1,6 +1,6 @@
-"""A text as the loop writes it: accepted drafts in green, rejected ones struck through in red, the target's own plain.
+"""Shows a text as the loop writes it: accepted drafts green, rejected ones red and struck through, the target's own plain.
 
-Where colours are not wanted (NO_COLOR, no terminal) signs stand for them: [accepted] and {-rejected-}.
+Without color (NO_COLOR, or no terminal) signs replace it: [accepted] and {-rejected-}.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from hyperdflash.decoding.loop import FirstToken, Generation, Round
 
 
 class TextStream:
-    """Ids to text as they come: an incomplete character of a byte-level vocabulary waits for its last byte."""
+    """Decodes ids as they arrive; an incomplete character of a byte-level vocabulary waits for its last byte."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self._waiting: list[int] = []
 
     def push(self, token_ids: Sequence[int], last: bool = False) -> str:
-        """The text that is complete with ``token_ids``; ``last`` gives what still waits too. Control tokens are left out."""
+        """Returns the text that ``token_ids`` complete, without control tokens; ``last`` also returns waiting bytes."""
         self._waiting += token_ids
         text = self.tokenizer.decode(self._waiting, skip_special_tokens=True)
         if text.endswith("�") and not last:
@@ -33,7 +33,7 @@ class TextStream:
 
 
 class RoundPrinter:
-    """Writes events of ``speculate`` to a console, a round at a time."""
+    """Writes events of ``speculate`` to a console, round by round."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, show_rejected: bool = True):
         self.stream, self.console, self.show_rejected = TextStream(tokenizer), console, show_rejected
@@ -66,7 +66,7 @@ class RoundPrinter:
 
 
 def summary_line(generation: Generation) -> str:
-    """tau, rounds, speed and where a round's time went, on one line."""
+    """Returns tau, rounds, speed and the parts of a round's time, on one line."""
     count = len(generation.rounds)
     parts = [f"{len(generation.token_ids)} tokens, ended by {'a stop token' if generation.ended_by == 'stop' else 'the limit'}"]
     if count:
@@ -75,7 +75,7 @@ def summary_line(generation: Generation) -> str:
         parts += [
             f"tau {generation.tau:.2f} over {count} rounds",
             f"{generation.tokens_per_second:.1f} tokens/s",
-            f"a round: draft {draft:.1f} + verify {verify:.1f} + rest {rest:.2f} ms",
+            f"per round: draft {draft:.1f} + verify {verify:.1f} + rest {rest:.2f} ms",
         ]
     parts.append(f"first token after {1e3 * generation.first.seconds.total:.0f} ms")
     return " · ".join(parts)

@@ -1,4 +1,4 @@
-"""The command that answers one prompt with a drafter and shows the drafts round by round.
+"""The command that answers one prompt with a drafter and shows its drafts round by round.
 
 python -m src.generate prompt="Write a function that adds two numbers."                       drafts of the native MTP block
 python -m src.generate prompt="..." run=runs/train/<run> temperature=1 max_new_tokens=256     a trained drafter
@@ -25,8 +25,8 @@ from hyperdflash.targets.load import Target
 
 
 def newest_run(target: Target, method: str = "hyperdflash") -> Path:
-    """The last finished run of ``method`` (conf/method) on this target's weights, of the latest stage; what it was trained for
-    (its loss) may differ. ValueError where there is none."""
+    """Returns the newest finished run of ``method`` (conf/method) on this target's weights, from the latest stage; its loss may
+    differ from the method's. ValueError without such a run."""
     from hyperdflash.evaluation.methods import compose_method, stated_options
     from hyperdflash.training.run_index import RunIndex
 
@@ -42,7 +42,7 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
 
 
 def answer_prompt(config: DictConfig, console: Console) -> Answer:
-    """Load, generate and show as the rounds come."""
+    """Loads target and drafter, generates, and shows each round as it ends."""
     from hydra.utils import instantiate
     from transformers.utils import logging
 
@@ -84,7 +84,7 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
 
 
 def quoted(argument: str) -> str:
-    """``prompt=`` and ``system=`` with their text quoted for Hydra, whose own grammar trips over commas and brackets."""
+    """Quotes the text of ``prompt=`` and ``system=`` for Hydra, whose grammar gives commas and brackets a meaning."""
     name, sign, text = argument.partition("=")
     if name not in ("prompt", "system") or not sign or text == "null" or re.fullmatch(r"(['\"]).*\1", text, re.DOTALL):
         return argument
@@ -99,6 +99,6 @@ def run_command(config: DictConfig) -> None:
 
 
 def main() -> None:
-    # Hydra reads method=NAME as an option of conf/method, which a training has and this command has not
+    # Hydra would read method=NAME as an option of the group conf/method, which this command does not have
     sys.argv[1:] = [quoted(re.sub("^method=", "drafted_by=", argument)) for argument in sys.argv[1:]]
     run_command()

@@ -1,7 +1,7 @@
-"""What every draft head is: settings that are checked when they are read, and a module built once the target is known.
+"""The interface of every draft head: settings that check themselves, and a module built once the target is known.
 
-A head turns the drafter's states of all slots into logits. Training and replay read them with the text's own tokens before
-each slot; the loop drafts from left to right.
+A head turns a drafter's features of all slots into logits. Training and replay give it the text's own token before each slot;
+the loop drafts from left to right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DraftHead(nn.Module):
-    """Holds trainable parameters only; tables of the vocabulary are ``nn.Embedding``, which optimizers treat as tables.
+    """Holds trainable parameters only. Tables of the vocabulary are ``nn.Embedding``, by which optimizers recognize them.
 
     ``has_confidence``: its logits carry a confidence, which a term of the objective trains.
     """
@@ -28,13 +28,13 @@ class DraftHead(nn.Module):
     has_confidence = False
 
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
-        """Logits of every slot, [B, A, S]."""
+        """Returns the logits of every slot, [B, A, S]."""
         raise NotImplementedError
 
     def propose(self, slots: Slots, heads: TargetHeads, anchor_id: Tensor, sampler: Sampler) -> Proposal:
-        """Drafts of one block: ``slots`` [1, 1, n] whose ``previous`` nobody knows yet, ``anchor_id`` [1] int64.
+        """Drafts one block from ``slots`` [1, 1, n], whose ``previous`` is not yet known, and ``anchor_id`` [1] int64.
 
-        Slot by slot, each after its parent's draft. A head that does not read ``previous`` may choose all at once.
+        Drafts slot by slot, each after its parent's draft. A head that does not read ``previous`` may choose all at once.
         """
         tokens, chosen = [anchor_id], []
         for slot, parent in enumerate(slots.layout.parents[: slots.features.shape[2]]):
@@ -45,7 +45,7 @@ class DraftHead(nn.Module):
         return joined_proposal(chosen)
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
-        """First values; ``std`` the standard deviation of the drafter's new weights. Nothing to do by default."""
+        """Draws initial weights; ``std`` is the standard deviation of the drafter's new weights. Does nothing by default."""
 
 
 class HeadConfig(Protocol):
@@ -53,7 +53,7 @@ class HeadConfig(Protocol):
 
 
 def joined_proposal(chosen: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> Proposal:
-    """Slots' (ids [1], probs [1, V] or None, confidence logit of one element or None) -> the block's proposal."""
+    """Joins the slots' (ids [1], probs [1, V] or None, confidence logit of one element or None) into the block's proposal."""
     ids, probs, confidence = zip(*chosen, strict=True)
     return Proposal(
         torch.cat(ids),

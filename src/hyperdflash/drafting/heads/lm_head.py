@@ -1,4 +1,4 @@
-"""``lm_head``: the target's own frozen LM head, all slots at once (DFlash); no parameters."""
+"""``lm_head``: the target's own frozen LM head, for all slots at once (DFlash); it has no parameters."""
 
 from __future__ import annotations
 

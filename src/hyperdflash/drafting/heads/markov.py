@@ -1,8 +1,8 @@
-"""``markov``: a bias of low rank from the token before each slot (DSpark, 2607.05147, "vanilla").
+"""``markov``: a low-rank bias from the token before each slot (DSpark, arXiv 2607.05147, "vanilla").
 
     z_k = W h_k + W2 W1[x_{k-1}],    W1, W2 [V, r]
 
-W is the target's frozen LM head. The product with W is one for all slots; only the bias is sequential when drafting.
+W is the target's frozen LM head. One product with W serves all slots; only the bias is sequential when drafting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Markov:
-    """``rank`` r; DSpark takes 256."""
+    """``rank`` r; DSpark uses 256."""
 
     rank: int = 256
 
@@ -38,7 +38,7 @@ class Markov:
 
 
 class MarkovHead(DraftHead):
-    """``markov_w1.weight`` and ``markov_w2.weight`` [V, r]; W2 starts at 0, where this is the plain LM head."""
+    """``markov_w1.weight`` and ``markov_w2.weight`` [V, r]. W2 starts at 0, which makes this the plain LM head."""
 
     def __init__(self, vocab_size: int, rank: int):
         super().__init__()
@@ -51,7 +51,7 @@ class MarkovHead(DraftHead):
         self.markov_w2.weight.zero_()
 
     def confidence(self, features: Tensor, embedded: Tensor) -> Tensor | None:
-        """States [..., D] and W1[x_{k-1}] [..., r] -> logits [...] of a draft being accepted; None without such a part."""
+        """Returns the logit [...] that a draft is accepted, from states [..., D] and W1[x_{k-1}] [..., r]; None by default."""
         return None
 
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:

@@ -1,4 +1,4 @@
-"""``markov_confidence``: the Markov head with DSpark's estimate of its own acceptance (2607.05147).
+"""``markov_confidence``: the Markov head with DSpark's estimate of its own acceptance (arXiv 2607.05147).
 
 c_k = sigmoid(Linear(D + r -> 1)[h_k; W1[x_{k-1}]]),    trained towards sum_v min(p_v, q_v) by objectives/confidence.py
 """
@@ -24,7 +24,7 @@ class MarkovConfidence(Markov):
 
 
 class MarkovConfidenceHead(MarkovHead):
-    """``confidence_proj`` [1, D + r] with a bias, both starting at 0: every confidence is 1/2."""
+    """``confidence_proj`` [1, D + r] with a bias. Both start at 0, where every confidence is 1/2."""
 
     has_confidence = True
 

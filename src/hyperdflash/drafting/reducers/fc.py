@@ -1,4 +1,4 @@
-"""``fc``: DFlash's generic reducer, one dense projection of all streams side by side; any source, any widths."""
+"""``fc``: DFlash's generic reducer, one dense projection of all streams side by side. It fits any source and any widths."""
 
 from __future__ import annotations
 

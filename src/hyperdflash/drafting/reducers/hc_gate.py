@@ -1,8 +1,8 @@
-"""``hc_gate``: the paper's Inherited HC-Gate Reducer (Eq. 1), one input-dependent scalar gate a path.
+"""``hc_gate``: the paper's Inherited HC-Gate Reducer (Eq. 1), one input-dependent scalar gate per path.
 
     r_t = rsqrt(mean(vec(H_t)^2) + norm_eps)                  the target's inverse-RMS scaling
     alpha_t = sigmoid(W (r_t vec(H_t)) * scale + base) + hc_eps
-    y_t = sum_j alpha_{t,j} RMSNorm_j(H_{t,j})                the per-path norm can be switched off
+    y_t = sum_j alpha_{t,j} RMSNorm_j(H_{t,j})                the per-path norm is optional
 
 The gate reads the raw residual. With ``path_norm: false`` this is the target's ``hc_head`` bit for bit in fp32, so the
 order of operations follows transformers' hc_head.
@@ -26,12 +26,12 @@ from hyperdflash.settings import boolean, one_of
 if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
 
-TOKENS = 1024  # a document, in fp32 at a time
+TOKENS = 1024  # tokens per document that are reduced in fp32 at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class HcGate:
-    """``init`` inherit copies the target's ``hc_head``; random draws as transformers initialises one."""
+    """``init`` inherit copies the target's ``hc_head``; random draws weights as transformers initializes one."""
 
     num_streams: int | None = None
     path_norm: bool = True
@@ -88,19 +88,19 @@ class HcGateReducer(Reducer):
             self.hc_scale.fill_(1.0)
 
     def forward(self, streams: Tensor) -> Tensor:
-        """[B, T, M, D] -> [B, T, D] in fp32. A few tokens at a time, made again for the backward pass: the paths in fp32,
-        of which this takes several, are four times the context."""
+        """Reduces [B, T, M, D] to [B, T, D] in fp32, a few tokens at a time, and recomputes in the backward pass: all paths in
+        fp32, several times over, would take many times the memory of the context."""
         parts = streams.split(TOKENS, dim=1)
         return torch.cat([checkpoint(self.collapse, part, use_reentrant=False, preserve_rng_state=False) for part in parts], 1)
 
     def collapse(self, streams: Tensor) -> Tensor:
-        """Eq. 1."""
+        """Computes Eq. 1: [B, T, M, D] -> [B, T, D]."""
         streams = streams.float()
         paths = streams if self.path_norm is None else self.path_norm(streams)
         return (self.gate(streams)[..., None] * paths).sum(dim=2)
 
     def gate(self, streams: Tensor) -> Tensor:
-        """[B, T, M, D] -> alpha [B, T, M] in fp32; independent sigmoids, not a softmax over paths."""
+        """Returns alpha [B, T, M] in fp32 of [B, T, M, D]: independent sigmoids, not a softmax over paths."""
         with torch.autocast(streams.device.type, enabled=False):
             flat = streams.flatten(2).float()  # [B, T, M * D]
             flat = flat * torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + self.norm_eps)

@@ -1,4 +1,4 @@
-"""``mean``: the plain average of the streams; no parameters, needs a drafter as wide as the target."""
+"""``mean``: the average of the streams. It has no parameters and needs a drafter as wide as the target."""
 
 from __future__ import annotations
 

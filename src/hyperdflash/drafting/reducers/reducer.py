@@ -1,6 +1,6 @@
-"""What every reducer is: settings that are checked when they are read, and a module built once the target is known.
+"""The interface of every reducer: settings that check themselves, and a module built once the target is known.
 
-A reducer turns the N streams of a conditioning source into one vector a token: [B, T, N, D] -> [B, T, D'].
+A reducer turns the N streams of a conditioning source into one vector per token: [B, T, N, D] -> [B, T, D'].
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 class Reducer(nn.Module):
     def forward(self, streams: Tensor) -> Tensor:
-        """[B, T, N, D] in the cache's dtype -> [B, T, D'] in that of the products, or at least fp32."""
+        """Reduces streams [B, T, N, D] in the cache's dtype to [B, T, D'] in the dtype of the products, or at least fp32."""
         raise NotImplementedError
 
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
-        """Called after the drafter's general rule (matrices normal, norms 1); nothing more to do by default."""
+        """Draws initial weights after the drafter's general rule (matrices normal, norms 1). Does nothing by default."""
 
 
 class ReducerConfig(Protocol):
-    """``num_streams`` null takes the conditioning's number; a number is checked against it."""
+    """``num_streams``: null takes the conditioning's number; any other must equal it."""
 
     num_streams: int | None
 
@@ -35,6 +35,7 @@ class ReducerConfig(Protocol):
 
 
 def checked_num_streams(configured: int | None, conditioning: Conditioning, heads: TargetHeads) -> int:
+    """Returns the conditioning's number of streams N; ValueError if ``configured`` is another number."""
     num_streams = conditioning.num_streams(heads)
     if configured is not None and positive_int("reducer.num_streams", configured) != num_streams:
         raise ValueError(
