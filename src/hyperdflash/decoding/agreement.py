@@ -25,7 +25,7 @@ DRAFT_TIE = {torch.float32: 1e-2, torch.bfloat16: 0.25}
 
 @dataclass(frozen=True)
 class TextDifference:
-    """The first difference of two texts: ``position`` among new tokens, ``gap`` from the target's best logit to the lower one."""
+    """First difference of two texts: ``position`` among new tokens, ``gap`` from the target's best logit to the lower one."""
 
     position: int
     expected_id: int | None

@@ -45,8 +45,8 @@ def step_flops(
     reducer_weights: int,
     mean_visible: float | None = None,
 ) -> StepFlops:
-    """Counts one step with every slot supervised; sizes as above. ``num_taught`` is P (0 without KL), ``reducer_weights`` counts
-    the entries of the reducer's matrices (fc: streams * D * D'; hc_gate: M * M * D), ``mean_visible`` is C, by default T / 2."""
+    """Counts one step with every slot supervised; sizes as above. ``num_taught`` is P (0 without KL), ``reducer_weights`` the
+    number of weights in the reducer (fc: streams * D * D'; hc_gate: M * M * D), ``mean_visible`` is C, by default T / 2."""
     hidden = config.hidden_size or target_width
     layers, rows, slots = config.num_layers, num_anchors * config.block_size, num_anchors * config.num_slots
     heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim

@@ -41,10 +41,7 @@ class MTPProposer:
     def begin(self, states: TargetStates) -> None:
         self._keys = None
         self._length = states.input_ids.shape[1]
-        self._waiting = (
-            states.final[:, -self._window :],
-            states.input_ids[:, -self._window :],
-        )  # earlier keys are outside the window
+        self._waiting = states.final[:, -self._window :], states.input_ids[:, -self._window :]  # no index sees earlier keys
 
     def update(self, states: TargetStates) -> None:
         assert self._waiting is None, "propose and update alternate"
