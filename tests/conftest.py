@@ -137,9 +137,9 @@ def tiny_sizes() -> dict[str, int]:
 
 @pytest.fixture
 def shown_files(tmp_path, monkeypatch):
-    """The modules and configurations that docs/extending.md and docs/add_a_*.md show, in the working directory."""
+    """The modules and configurations that docs/add_a_*.md show, written to the working directory."""
     docs = Path(__file__).resolve().parents[1] / "docs"
-    text = "\n".join(path.read_text() for path in (docs / "extending.md", *sorted(docs.glob("add_a_*.md"))))
+    text = "\n".join(path.read_text() for path in sorted(docs.glob("add_a_*.md")))
     for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, flags=re.DOTALL):
         name, _, rest = block.partition("\n")
         path = tmp_path / name.removeprefix("# ")
@@ -148,5 +148,5 @@ def shown_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("my_parts", "my_sources"):
+    for name in ("my_heads", "my_losses", "my_pairs", "my_reducers"):
         sys.modules.pop(name, None)

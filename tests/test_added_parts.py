@@ -1,8 +1,11 @@
-"""The code that docs/add_a_{head,loss,conditioning}.md shows drafts, learns and agrees with its own loop."""
+"""The parts that docs/add_a_*.md show are real: they draft, learn, train, are swept and reported with nothing but what is shown."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,24 +16,21 @@ from hyperdflash.contracts import TargetStates
 from hyperdflash.decoding.loop import decode, loop_rounds
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.anchors import all_anchors, make_blocks
+from hyperdflash.evaluation.report_job import make_report
+from hyperdflash.identity import run_name
+from hyperdflash.launch.sweep_plan import plan_sweep
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.session import TargetSession
 from hyperdflash.training.components import make_parts
+from hyperdflash.training.job import train
+from tests.test_documented_commands import ROOT
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 SEARCHPATH = "hydra.searchpath=[file://my_conf]"
 
 
-@pytest.mark.parametrize("part", ["head", "loss", "conditioning"])
-def test_the_shown_part_trains_and_drafts(part, tmp_path, monkeypatch, compose_config, mini_overrides, mini_target):
-    text = (DOCS / f"add_a_{part}.md").read_text()
-    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, flags=re.DOTALL):
-        name, _, rest = block.partition("\n")
-        path = tmp_path / name.removeprefix("# ")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(rest)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("part", ["head", "loss", "conditioning", "reducer"])
+def test_the_shown_part_drafts_learns_and_agrees_with_its_loop(part, shown_files, compose_config, mini_overrides, mini_target):
+    text = (ROOT / "docs" / f"add_a_{part}.md").read_text()
     (command,) = re.findall(r"^python -m src\.train .*experiment=stage1 (.*)$", text, flags=re.MULTILINE)
     words = [SEARCHPATH, "experiment=stage1", *mini_overrides, *command.split()]
     config = compose_config("train", words)
@@ -54,5 +54,66 @@ def test_the_shown_part_trains_and_drafts(part, tmp_path, monkeypatch, compose_c
         sums = parts.objective.sums(logits, blocks, states.final, target.heads)
         parts.objective.loss(sums).backward()
     assert not [name for name, p in drafter.named_parameters() if p.grad is None]
-    for module in ("my_heads", "my_losses", "my_pairs"):
-        sys.modules.pop(module, None)
+
+
+def run_here(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "HYPERDFLASH_RUNS": str(folder),
+    }
+    command = [sys.executable, "-m", module, SEARCHPATH, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_reducer_trains(shown_files, compose_config, mini_overrides):
+    words = ["experiment=stage1", *mini_overrides, "reducer=path_weights", "reducer.first=0.1"]
+    config = compose_config("train", [SEARCHPATH, *words])
+    assert run_name(config).startswith("stage1-pre_hc_head-path_weights-")
+    train(config)
+    weight = torch.load(next(shown_files.glob("train/*/checkpoints/step*.ckpt")), weights_only=True)["state_dict"]
+    assert weight["drafter.reducer.weight"].shape == (4,) and (weight["drafter.reducer.weight"] != 0.1).all()
+
+
+def test_an_evaluation_names_a_methods_training_with_its_own_options(shown_files):
+    result = run_here(shown_files, "src.evaluate", "methods=[projected]")
+    wanted = f"`python -m src.train '{SEARCHPATH}' method=projected experiment=stage2` first"
+    assert result.returncode == 1 and "method 'projected' has no finished run in" in result.stderr and wanted in result.stderr
+
+
+def test_the_method_is_trained_and_found_by_its_name(shown_files, compose_config, mini_overrides):
+    config = compose_config("train", [SEARCHPATH, *mini_overrides, "trainer.max_epochs=1", "method=projected"])
+    assert "-pre_hc_head-fc-kl0.1-" in run_name(config)
+    train(config)
+    few = ["benchmarks.per_domain=1", "benchmarks.max_new_tokens=8", "temperature=[0]", "num_resamples=20", "threads=1"]
+    words = ["methods=[projected]", 'training="experiment=stage1"', mini_overrides[0], *few, f"out={shown_files}/out"]
+    result = run_here(shown_files, "src.evaluate", *words)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((shown_files / "out/metrics.json").read_text())["runs"] == {
+        "HyperDFlash, projected (6)": run_name(config)
+    }
+
+
+def test_the_command_that_an_error_tells_finds_the_options(shown_files, mini_target):
+    target = f"target.path={mini_target}"
+    result = run_here(shown_files, "src.train", "experiment=stage2", "reducer=path_weights", target)
+    wanted = f"`python -m src.train experiment=stage1 '{SEARCHPATH}' reducer=path_weights {target}` first"
+    assert result.returncode == 1 and wanted in result.stderr
+
+
+def test_the_reducer_is_swept_and_reported(shown_files, compose_config, mini_overrides):
+    words = [SEARCHPATH, *mini_overrides]
+    assert len(plan_sweep([*words, "sweep=my_reducers"]).jobs) == 6
+    for reducer in ("hc_gate", "path_weights"):
+        train(compose_config("train", [*words, f"reducer={reducer}", "seed=0"]))
+    report, folder = make_report([*words, "sweep=my_reducers", "seed=0", "num_resamples=50"])
+    assert [cell.choices["reducer"] for cell in report.cells] == ["hc_gate", "path_weights"]
+    assert "| path_weights |" in (folder / "sweep.md").read_text()
+
+
+def test_the_source_trains(shown_files, compose_config, mini_overrides):
+    words = [SEARCHPATH, "experiment=stage1", *mini_overrides, "conditioning=final_and_token", "reducer=fc"]
+    train(compose_config("train", words))
+    weights = torch.load(next(shown_files.glob("train/*/checkpoints/step*.ckpt")), weights_only=True)["state_dict"]
+    width = len(weights["drafter.hidden_norm.weight"])
+    assert weights["drafter.reducer.fc.weight"].shape == (width, 2 * width)
