@@ -1,4 +1,4 @@
-"""The parts that docs/add_a_*.md show are real: they draft, learn, train, are swept and reported with nothing but what is shown."""
+"""The parts that docs/add_a_*.md show draft, learn, train, are swept and reported, with nothing but what these pages show."""
 
 from __future__ import annotations
 
