@@ -98,7 +98,7 @@ def test_a_failed_check_names_the_server_and_ends_every_capture(target, config, 
             check_engine(config("sglang", sound, server))
         assert server.url in str(caught.value) and "\n" not in str(caught.value)
         through = ["target.engine=sglang", f"target.servers=[{server.url}]"]
-        with pytest.raises(ValueError, match="mend the server and run"):
+        with pytest.raises(ValueError, match="repair the server and run"):
             StatesJob.of(compose_config("train", [*mini_overrides, *through])).producer()
 
 

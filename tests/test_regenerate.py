@@ -136,7 +136,7 @@ def test_one_that_fails_for_good_is_named_and_the_others_are_kept(ask, server, t
     todo = conversations(8)
     bad = tuple(encode_rounds(todo[5], tokenizer)[0])
     server.fault = lambda prompt, attempt: "404" if prompt == bad else None
-    with pytest.raises(ValueError, match=r"1 of 8 conversations got no answer.*\(chat/05\).*HTTP 404") as caught:
+    with pytest.raises(ValueError, match=r"1 of 8 conversations have no answer.*\(chat/05\).*HTTP 404") as caught:
         ask(todo)
     assert "\n" not in str(caught.value)
     assert server.asked[bad] == 1  # a refusal is not asked again
@@ -169,7 +169,7 @@ def test_only_refused_ones_are_left_over(ask, server, tokenizer):
     todo = conversations(8)
     ask(todo[:6])
     server.fault = lambda prompt, attempt: "400"
-    with pytest.raises(ValueError, match=r"2 of 2 conversations got no answer.*HTTP 400.*; raise the server's max_model_len"):
+    with pytest.raises(ValueError, match=r"2 of 2 conversations have no answer.*HTTP 400.*; raise the server's max_model_len"):
         ask(todo)
     assert len(read_answers(ask.path)) == 6
     server.fault = refuses(tokenizer, *todo[6:])
@@ -184,10 +184,10 @@ def test_many_refused_in_a_row_among_answered_ones_end_nothing(ask, server, toke
 
 def test_a_server_that_only_refuses_ends_the_job_soon(ask, server):
     server.fault = lambda prompt, attempt: "400"
-    with pytest.raises(ValueError, match=r"9 of 60 conversations got no answer.*HTTP 400.*max_model_len") as caught:
+    with pytest.raises(ValueError, match=r"9 of 60 conversations have no answer.*HTTP 400.*max_model_len") as caught:
         ask(conversations(60), concurrency=1)
     assert len(server.asked) <= 11 and not read_answers(ask.path) and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="1 of 1 conversations got no answer"):
+    with pytest.raises(ValueError, match="1 of 1 conversations have no answer"):
         ask(conversations(1))
 
 
@@ -205,7 +205,7 @@ def test_what_one_server_refuses_another_is_asked(server, model, tokenizer, tmp_
 
 def test_a_server_that_only_fails_ends_the_job_soon(ask, server):
     server.fault = lambda prompt, attempt: "500"
-    with pytest.raises(ValueError, match=r"8 of 60 conversations got no answer.*HTTP 500"):
+    with pytest.raises(ValueError, match=r"8 of 60 conversations have no answer.*HTTP 500"):
         ask(conversations(60), attempts=2, concurrency=1)
     assert len(server.asked) <= 10
 
@@ -216,7 +216,7 @@ def test_another_model_is_refused_in_one_sentence(ask, server):
         ask(conversations(3))
     assert not server.asked
     server.model, server.says_model = "m", "swapped"
-    with pytest.raises(ValueError, match="answered as model 'swapped', asked was 'm'"):
+    with pytest.raises(ValueError, match="answered as model 'swapped', the request named 'm'"):
         ask(conversations(3))
     assert not read_answers(ask.path)
 
@@ -248,7 +248,7 @@ def test_text_is_encoded_again_and_what_does_not_come_back_is_named(mode, broken
     todo = conversations(6)
     documents = ask(todo, settings)
     assert all(d.input_ids[d.loss_mask].tolist()[-1] == end for d in documents)
-    assert "came as text and were encoded again" in capsys.readouterr().out
+    assert "came as text and were encoded here" in capsys.readouterr().out
     ask.path = ask.path.with_name("broken.jsonl")
     half = tuple(encode_rounds(todo[0], tokenizer, mode)[0])
     server.text = lambda ids: "It adds." if server.bodies[-1]["prompt"] != list(half) else broken

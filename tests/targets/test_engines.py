@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import tomllib
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +20,10 @@ from hyperdflash.engines import vllm as vllm_client
 from hyperdflash.engines.answers import BadAnswer, residual_of
 from hyperdflash.engines.http import Unavailable
 from hyperdflash.engines.producer import engine_producer, make_client
+from hyperdflash.engines.settings import EngineSettings, stamp_path
 from hyperdflash.engines.sglang import check_flags, rows_of, server_info
-from hyperdflash.engines.stamp import stamp_path
 from hyperdflash.engines.vllm import is_complete, read_finished
-from hyperdflash.targets.engine_settings import EngineSettings
-from hyperdflash.targets.load import load_target
+from hyperdflash.targets.load import ENGINE_KEYS, load_target
 from hyperdflash.targets.producer import InProcess
 from tests.targets.engine_server import SGLangServer, VLLMServer
 
@@ -223,11 +223,11 @@ def test_capture_wants_a_passing_check(target, tmp_path):
         path.parent.mkdir()
         stamp = {"passed": False, "verdict": "path 2 points elsewhere", "servers": [server.url]}
         path.write_text(json.dumps(stamp))
-        with pytest.raises(ValueError, match="path 2 points elsewhere: mend the server"):
+        with pytest.raises(ValueError, match="path 2 points elsewhere: repair the server"):
             producer()
         path.write_text(json.dumps(stamp | {"passed": True}))
         assert producer().fingerprint == target.fingerprint
-        with pytest.raises(ValueError, match=f"{other.url} was not among the servers"):
+        with pytest.raises(ValueError, match=f"does not cover {other.url}"):
             producer(servers=[other.url])
         assert producer(servers=[other.url], check="skip")
         with pytest.raises(ValueError, match="never compared"):  # a stamp speaks of one dtype
@@ -334,3 +334,7 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
     for wrong, sentence in ((whole, "states of 8 tokens where 3 were sent"), (whole[3:6], "NaN"), (states[:2], "of 2 tokens")):
         with pytest.raises(BadAnswer, match=sentence):
             residual_of(wrong, 3, 2, 2)
+
+
+def test_a_target_takes_every_setting_of_an_engine():
+    assert {field.name for field in fields(EngineSettings)} == ENGINE_KEYS

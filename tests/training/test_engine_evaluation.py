@@ -141,7 +141,7 @@ def test_vllm_counters_are_read_as_they_are_written(target, tmp_path, monkeypatc
         sampling = Sampling(max_new_tokens=6, stop_ids=(), temperature=0, top_p=1.0, seed=0)
         assert ask("vllm", server.url, [1, 2, 3], sampling, 5).rounds > 0
         monkeypatch.setattr(server, "stream", beside_others)
-        with pytest.raises(ValueError, match="someone else uses it"):
+        with pytest.raises(ValueError, match="another client uses it"):
             ask("vllm", server.url, [1, 2, 3], sampling, 5)
 
 

@@ -1,8 +1,8 @@
-"""Answers on disk: a JSON line a document, with ids (text would not always encode back to the same ids).
+"""Answers on disk: one JSON line per document, with token ids, since text need not encode back to the same ids.
 
-Lines are only ever appended, all of a conversation in one write, its own id last. Reading changes nothing and passes over a
-last line that is not whole: somebody may be writing it. Where a crash cut it, the next writer takes it off and it is made
-again. A document without tokens says that its conversation has no answer, and ``left_out`` why.
+A writer appends all documents of a conversation in one write, the conversation's own id last. A reader changes nothing and
+skips an incomplete last line, which another process can be writing; the next writer removes one that a crash left. A document
+without tokens marks a conversation without an answer; ``left_out`` is the reason.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hyperdflash.answers.exchange import documents_of
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.lengths import named
 
-_BLOCK = 1 << 16  # bytes looked at once, from the end on
+_BLOCK = 1 << 16  # bytes read at once, from the end backward
 
 
 def append_answers(path: Path, documents: Sequence[Document], left_out: str | None = None) -> None:
-    """Of the one process that writes the file, which called `cut_half_line` before."""
+    """Appends documents; only for the one process that writes the file, after `cut_half_line`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for d in documents:
@@ -35,7 +35,7 @@ def append_answers(path: Path, documents: Sequence[Document], left_out: str | No
 
 
 def cut_half_line(path: Path) -> None:
-    """Take a last line that a crash left without its end off the file; for the one process that writes it, under its lock."""
+    """Removes an incomplete last line that a crash left; only for the one process that writes the file, under its lock."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -53,13 +53,13 @@ def cut_half_line(path: Path) -> None:
 
 
 class Answers(dict[str, Document]):
-    """Documents by id; ``left_out`` the reason of some that are empty."""
+    """Documents by id; ``left_out`` gives the reason for empty documents where the file has one."""
 
     left_out: dict[str, str]
 
 
 def read_answers(path: Path, wanted: Collection[str] | None = None) -> Answers:
-    """All of a file, or of the conversations ``wanted``; ValueError names a damaged line and what to do."""
+    """Reads all documents of a file, or those of the conversations ``wanted``; ValueError for a damaged line."""
     found = Answers()
     found.left_out = {}
     if not path.exists():
@@ -72,8 +72,8 @@ def read_answers(path: Path, wanted: Collection[str] | None = None) -> Answers:
             if row is None:
                 last = _end_of_next_conversation(lines, number)
                 raise ValueError(
-                    f"line {number} of {path} is damaged: remove it and the conversation behind it, which it may be a part of, "
-                    f"with `sed -i {number},{last}d {path}`, and run the same command again; only these answers are made again"
+                    f"line {number} of {path} is damaged: remove it and the conversation behind it, which may include it, "
+                    f"with `sed -i {number},{last}d {path}`, and run the same command again; it makes only these answers again"
                 )
             if wanted is None or row["id"].partition("#")[0] in wanted:
                 mask = torch.tensor(row["loss_mask"], dtype=torch.bool)
@@ -84,7 +84,7 @@ def read_answers(path: Path, wanted: Collection[str] | None = None) -> Answers:
 
 
 def _row(line: bytes) -> dict | None:
-    """None where the line is not what `append_answers` writes."""
+    """Parses a line of `append_answers`; returns None for any other line."""
     try:
         row = json.loads(line)
         whole = isinstance(row["id"], str) and isinstance(row["domain"], str) and len(row["input_ids"]) == len(row["loss_mask"])
@@ -94,8 +94,10 @@ def _row(line: bytes) -> dict | None:
 
 
 def _end_of_next_conversation(lines: BinaryIO, number: int) -> int:
-    """Behind line ``number``, the number of the first line that ends a conversation: what is damaged may be an earlier
-    document of that one, which would be trained on without it."""
+    """Returns the number of the first line behind line ``number`` that ends a conversation.
+
+    The damaged line can be an earlier document of that conversation, which is incomplete without it.
+    """
     for line in lines:
         number += 1
         row = _row(line)
@@ -105,11 +107,11 @@ def _end_of_next_conversation(lines: BinaryIO, number: int) -> int:
 
 
 def in_order(conversations: Sequence[Conversation], done: Answers) -> dict[str, list[Document]]:
-    """Conversation id -> its documents that have an answer, in the order given."""
+    """Returns the documents with an answer by conversation id, in the order of ``conversations``."""
     return {c.id: [d for d in documents_of(c, done) if bool(d.loss_mask.any())] for c in conversations}
 
 
-def tell_limits(
+def print_limits(
     conversations: Sequence[Conversation],
     found: Mapping[str, list[Document]],
     left_out: Mapping[str, str],
@@ -118,7 +120,7 @@ def tell_limits(
     max_length: int,
     eos_id: int,
 ) -> None:
-    """One line each for prompts without an answer, by reason, and for answers that a limit ended."""
+    """Prints one line per reason for prompts without an answer, and one for answers that a limit ended."""
     without = defaultdict(list)
     for name, documents in found.items():
         if not documents:
@@ -134,6 +136,6 @@ def tell_limits(
     if cut or answers < turns:
         print(
             f"target answers: {cut} of {answers} end at max_new_tokens={max_new_tokens} or "
-            f"max_length={max_length}, {turns - answers} later turns not asked",
+            f"max_length={max_length}, {turns - answers} later turns without an answer",
             flush=True,
         )

@@ -1,14 +1,14 @@
-"""The target's answers from OpenAI-compatible servers (vLLM, SGLang, ...): what is sent, and what an answer must be to be kept.
+"""Requests the target's answers from OpenAI-compatible servers (vLLM, SGLang, ...) and checks each answer.
 
-1. GET /models          each server must have the model by the name that was asked for
-2. POST /completions    token ids of our own encoding as the prompt, so that no chat template or begin token of the server comes
-                        between what is trained, measured and served; ``return_token_ids`` asks for ids back
-3. an answer            is refused and asked for again where it cannot be right: another prompt or number of prompt tokens than
-                        sent, no end, ids outside the vocabulary, fewer tokens than the server counted
-4. an answer as text    (a server without ``return_token_ids``) is encoded again; where that does not give the same text back,
-                        the conversation is left out and named
-5. a prompt refused     (HTTP 400, 413, 422: as a rule longer than the server's max_model_len) is sent to each other server;
-                        what none takes is left out, once the servers are seen to answer others (served_answers)
+1. GET /models          every server must serve the model under the configured name
+2. POST /completions    sends the token ids of our own encoding, so that no chat template and no begin token of the server
+                        changes the prompt; ``return_token_ids`` requests ids in return
+3. ids                  an answer is requested again if its prompt or number of prompt tokens differs from the request's, if it
+                        has no end, ids outside the vocabulary, or fewer tokens than the server counted
+4. text                 the text of a server without ``return_token_ids`` is encoded; a conversation whose ids do not decode to
+                        the same text is left out and named
+5. refusals             a prompt with HTTP 400, 413 or 422 (usually longer than max_model_len) goes to every other server; one
+                        that all refuse is left out once the servers answer another one (served_answers)
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ from hyperdflash.engines.pool import ServerPool
 from hyperdflash.settings import positive_int, positive_number
 from hyperdflash.stable_hash import content_hash
 
-_ABOUT_THE_PROMPT = (400, 413, 422)  # refusals; any other status says something about the server
+_ABOUT_THE_PROMPT = (400, 413, 422)  # HTTP statuses; every other status concerns the server
 
 
 class WrongServer(ValueError):
-    """Nothing this server says can be used."""
+    """The server answers as another model, so none of its answers can be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerServers:
-    """``servers`` base URLs (http://host:port/v1) that all serve ``model``; ``concurrency`` conversations at a time and server;
-    ``timeout_s`` the longest silence, ``attempts`` of a request, ``backoff_s`` after the first failed one, then doubled."""
+    """``servers`` are base URLs (http://host:port/v1) that all serve ``model``, with ``concurrency`` conversations per server.
+
+    ``timeout_s`` is the longest silence, ``attempts`` the tries per request, ``backoff_s`` the wait after the first failure,
+    which doubles with each further one.
+    """
 
     servers: tuple[str, ...]
     model: str
@@ -61,7 +64,7 @@ class AnswerServers:
             positive_number(name, getattr(self, name))
 
     def check(self) -> None:
-        """ValueError where a server cannot be reached or serves other models only."""
+        """Raises ValueError where a server cannot be reached or does not serve ``model``."""
         for server in self.servers:
             try:
                 rows = get_json(f"{server}/models", self.timeout_s).get("data")
@@ -70,8 +73,8 @@ class AnswerServers:
             models = [str(row.get("id")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
             if self.model not in models:
                 raise ValueError(
-                    f"{server} serves {', '.join(models) or 'no model'}, not {self.model}: start it with that model, or name "
-                    "what it serves with corpus.responses=server:NAME"
+                    f"{server} serves {', '.join(models) or 'no model'}, not {self.model}: start it with that model, or give "
+                    "the name that it serves by corpus.responses=server:NAME"
                 )
 
 
@@ -87,7 +90,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Given:
-    """``ids`` of an answer, its end token included where it came; ``from_text``: encoded again."""
+    """``ids`` of an answer, with the end token if the answer ended; ``from_text``: the server sent text, encoded here."""
 
     ids: list[int]
     from_text: bool
@@ -95,8 +98,11 @@ class _Given:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a worker hands over: documents, or why there are none; ``error``: nothing is kept, ``left_out``: for good, both:
-    every server refused it, which is for good if they answer other conversations."""
+    """A worker's result: documents, or the reason why there are none.
+
+    ``error`` alone: the conversation failed and the next run requests it again. ``left_out`` alone: it is left out for good.
+    Both: every server refused it, and it is left out for good if they answer other conversations.
+    """
 
     conversation: Conversation
     documents: Sequence[Document] = ()
@@ -107,7 +113,7 @@ class Finished:
 
 
 class AnswerClient:
-    """Asks for whole conversations; safe to call from several threads."""
+    """Requests whole conversations; several threads can share it."""
 
     def __init__(self, servers: AnswerServers, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings):
         self.servers, self.tokenizer, self.settings = servers, tokenizer, settings
@@ -116,7 +122,7 @@ class AnswerClient:
         self._pool = ServerPool(servers)
 
     def answer(self, conversation: Conversation) -> Finished:
-        """All turns of one conversation."""
+        """Answers all turns of one conversation; never raises."""
         settings, from_text, tokens, turn = self.settings, 0, 0, 0
         try:
             exchange = Exchange(conversation, self.tokenizer, settings.mode, settings.max_length)
@@ -131,12 +137,12 @@ class AnswerClient:
         except Refused as error:
             reason = f"refused by the server with HTTP {error.status}" if error.status in _ABOUT_THE_PROMPT else None
             return Finished(conversation, _empty(conversation), left_out=reason, error=error)
-        except Exception as error:  # a worker must not die silently: the main thread names it
+        except Exception as error:  # the main thread reports it
             return Finished(conversation, error=error)
         return Finished(conversation, exchange.documents(), from_text, tokens)
 
     def _ask(self, request: _Request) -> _Given:
-        """What the pool gives; each other server is asked for what one refuses, since it may have more room."""
+        """Requests one answer; sends a refused prompt to every other server, which can have a larger max_model_len."""
         asked: list[str] = []
 
         def complete(server: str, request: _Request) -> _Given:
@@ -166,16 +172,16 @@ class AnswerClient:
         }
         found = post_json(f"{server}/completions", body, self.servers.timeout_s)
         if found.get("model", self.servers.model) != self.servers.model:
-            raise WrongServer(f"{server} answered as model {found['model']!r}, asked was {self.servers.model!r}")
+            raise WrongServer(f"{server} answered as model {found['model']!r}, the request named {self.servers.model!r}")
         return self._checked(found, request)
 
     def _checked(self, found: dict, request: _Request) -> _Given:
         choices, usage = found.get("choices"), found.get("usage")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise BadAnswer("it gave no choices")
+            raise BadAnswer("it returned no choices")
         choice, usage = choices[0], usage if isinstance(usage, dict) else {}
         if choice.get("prompt_token_ids") not in (None, request.prompt):
-            raise BadAnswer("it answered another prompt than was sent")
+            raise BadAnswer("it answered another prompt than the request's")
         if usage.get("prompt_tokens") not in (None, len(request.prompt)):
             raise BadAnswer(
                 f"it read {usage['prompt_tokens']} prompt tokens where {len(request.prompt)} were sent: it must add none"
@@ -190,24 +196,26 @@ class AnswerClient:
         if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < self._vocabulary for i in ids)):
             raise BadAnswer(f"its token ids are not ids of a vocabulary of {self._vocabulary}")
         counted = usage.get("completion_tokens")
-        unsaid = int(ended == "stop" and self.eos_id not in ids)  # an end token that is counted and not given
-        if not from_text and isinstance(counted, int) and not 0 <= counted - len(ids) <= unsaid:
-            raise BadAnswer(f"it gave {len(ids)} tokens where it counted {counted}")
+        unreturned = int(
+            ended == "stop" and self.eos_id not in ids
+        )  # 1: an end token that the server counts and does not return
+        if not from_text and isinstance(counted, int) and not 0 <= counted - len(ids) <= unreturned:
+            raise BadAnswer(f"it returned {len(ids)} tokens and counted {counted}")
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id) + 1]
         elif ended == "stop":
             ids = [*ids, self.eos_id]
         if from_text and len(ids) > request.max_tokens + 1:
-            raise _NotTheSameText("their text encodes to more tokens than were asked for")
+            raise _NotTheSameText("their text encodes to more tokens than the request allows")
         if not ids or len(ids) > request.max_tokens + 1:
-            raise BadAnswer(f"it gave {len(ids)} tokens where 1 to {request.max_tokens} were asked for")
+            raise BadAnswer(f"it returned {len(ids)} tokens where the request allows 1 to {request.max_tokens}")
         return _Given(ids, from_text)
 
     def _encoded(self, text: object) -> list[int]:
-        """Ids of an answer's text; decoding them must give the text again."""
+        """Encodes an answer's text; the ids must decode to the same text."""
         if not isinstance(text, str):
-            raise BadAnswer("it gave neither token ids nor text")
-        if "\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text):  # what stood there is lost
+            raise BadAnswer("it returned neither token ids nor text")
+        if "\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text):  # these characters are lost
             raise _NotTheSameText("their text has characters cut in half")
         text = text.removesuffix(self.tokenizer.convert_ids_to_tokens(self.eos_id))
         ids = encode_answer(text, self.tokenizer, self.settings.mode)
@@ -217,7 +225,7 @@ class AnswerClient:
 
 
 class _NotTheSameText(Exception):
-    """The message is the reason a conversation is left out under."""
+    """The message is the reason to leave a conversation out."""
 
 
 def _empty(conversation: Conversation) -> list[Document]:

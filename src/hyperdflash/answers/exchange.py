@@ -1,7 +1,7 @@
-"""One conversation answered turn by turn, whoever answers: what is asked next, and the documents that come out.
+"""Answers one conversation turn by turn: returns the next prompt, takes its answer, and makes the documents.
 
-Each answer is given on the history that earlier answers made. In non_think all turns are one text; in think_high one a turn,
-since reasoning leaves the history: the last turn's document has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ...
+Each prompt holds the history with the earlier answers. In non_think all turns are one document. In think_high each turn is one,
+since reasoning leaves the history: the last has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ...
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import encode_rounds, without_reasoning
 from hyperdflash.data.tokenizer import special_ids
 
-_LEAST_ROOM = 2  # tokens after a prompt: one supervised pair
+_LEAST_ROOM = 2  # tokens behind a prompt: one supervised pair
 
 
 class Exchange:
-    """``prompt`` and ``add`` in turn until ``prompt`` is None, then ``documents``; ``max_length`` tokens a document."""
+    """Call ``prompt`` and ``add`` in turn until ``prompt`` returns None, then ``documents`` (``max_length`` tokens each)."""
 
     def __init__(self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: str, max_length: int):
         self.conversation = conversation
         self._tokenizer, self._mode, self._max_length = tokenizer, mode, max_length
         self._eos_id = special_ids(tokenizer, mask_id=0).eos
         self._rounds = encode_rounds(conversation, tokenizer, mode)
-        # texts are (ids, loss mask); the last one grows, or in think_high is followed by the next turn's
+        # (ids, loss mask) per text: non_think extends the only one, think_high adds one per turn
         self._texts: list[tuple[list[int], list[bool]]] = []
         self._history: tuple[list[int], list[bool]] = ([], [])
 
     def prompt(self) -> list[int] | None:
-        """History and next user turn; None after the last one, or where no answer has room."""
+        """Returns the ids of history and next user turn; None behind the last turn, or where no answer has room."""
         if not self._rounds:
             return None
         prompt = self._history[0] + self._rounds[0]
@@ -41,7 +41,7 @@ class Exchange:
         return prompt
 
     def add(self, answer: Sequence[int]) -> None:
-        """The answer to ``prompt``; cut at ``max_length``. After one that has no end token nothing can follow."""
+        """Takes the answer to ``prompt``, cut at ``max_length``; an answer without an end token ends the conversation."""
         prompt = self._history[0] + self._rounds.pop(0)
         answer = list(answer)[: self._max_length - len(prompt)]
         mask = self._history[1]
@@ -57,7 +57,7 @@ class Exchange:
             self._rounds.clear()
 
     def documents(self) -> list[Document]:
-        """The last text under the conversation's id, earlier ones in front; an empty document where nothing was answered."""
+        """Returns the documents, the one with the conversation's id last; one empty document where no turn has an answer."""
         *earlier, last = self._texts or [([], [])]
         named = [(f"{self.conversation.id}#{number}", *text) for number, text in enumerate(earlier, start=1)]
         return [
@@ -67,6 +67,6 @@ class Exchange:
 
 
 def documents_of(conversation: Conversation, done: dict[str, Document]) -> list[Document]:
-    """What ``documents`` gave, found by name."""
+    """Returns the documents of one conversation that are in ``done``, in the order of `Exchange.documents`."""
     earlier = (f"{conversation.id}#{number}" for number in range(1, len(conversation.turns)))
     return [done[name] for name in (*earlier, conversation.id) if name in done]

@@ -1,8 +1,8 @@
-"""Replace a corpus's answers by the target's own, once, and keep them.
+"""Replaces a corpus's answers by the target's own, once, and stores them.
 
-Training on what the target itself would say is what makes acceptance in training the acceptance of serving. Answers are made
-in batches whose make-up is a function of the conversations alone, and kept a document a line (answers.answer_file); a batch
-is written whole, so that a killed run goes on with the next one. A server answers instead: hyperdflash.answers.answer_server.
+Training on the target's own answers makes acceptance in training predict acceptance in serving. The conversations alone decide
+the batches. A batch is written as a whole, one line per document (answer_file), so that a killed run continues with the
+next batch. answer_server requests the answers from a server instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.answers.answer_file import Answers, append_answers, cut_half_line, in_order, read_answers, tell_limits
+from hyperdflash.answers.answer_file import Answers, append_answers, cut_half_line, in_order, print_limits, read_answers
 from hyperdflash.answers.exchange import Exchange
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import encode_rounds
@@ -28,7 +28,7 @@ from hyperdflash.targets.load import Target
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """How the target answers: ``temperature`` 0 is greedy; ``max_new_tokens`` a turn; ``max_length`` a document, in tokens."""
+    """How the target answers: ``temperature`` 0 is greedy, ``max_new_tokens`` per turn, ``max_length`` tokens per document."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -36,7 +36,7 @@ class AnswerSettings:
     max_length: int = 512
     mode: str = "non_think"
     seed: int = 0
-    dtype: str = "fp32"  # what the target computes in
+    dtype: str = "fp32"  # of the target's computation
     batch_rows: int = 128
 
     def __post_init__(self):
@@ -57,10 +57,10 @@ def answer_conversations(
     directory: Path,
     progress: bool = True,
 ) -> list[Document]:
-    """Every assistant turn written by the target, each on the history it wrote itself; documents (answers.exchange) in the
-    order given.
+    """Returns documents whose assistant turns the target writes, in the order of ``conversations``.
 
-    ``target()`` is called only if an answer is missing. What ``max_length`` cut or left out is counted and printed.
+    Calls ``target()`` only if an answer is missing; ValueError where its fingerprint differs from ``fingerprint``. Prints how
+    many answers ``max_length`` cut and how many prompts it left out.
     """
     batches = _batches(conversations, tokenizer, settings)
     key = hashlib.sha256(json.dumps([fingerprint, asdict(settings), tokenizer.backend_tokenizer.to_str()]).encode())
@@ -80,21 +80,21 @@ def answer_conversations(
                     loaded = target()
                     cut_half_line(path)
                 if loaded.fingerprint != fingerprint:
-                    raise ValueError(f"the target has fingerprint {loaded.fingerprint}, these answers want {fingerprint}")
+                    raise ValueError(f"the target has fingerprint {loaded.fingerprint}, these answers need {fingerprint}")
                 documents = _answer_batch(batch, loaded, tokenizer, settings, settings.seed * 1_000_003 + number)
                 append_answers(path, documents)
                 done |= {document.id: document for document in documents}
             bar.update(len(batch))
-    return told_documents(conversations, done, tokenizer, settings)
+    return ordered_documents(conversations, done, tokenizer, settings)
 
 
-def told_documents(
+def ordered_documents(
     conversations: Sequence[Conversation], done: Answers, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings
 ) -> list[Document]:
-    """The documents of all conversations in the order given; what has no answer or was cut is counted and printed."""
+    """Returns the documents in the order of ``conversations``; prints the numbers of cut and of absent answers."""
     found = in_order(conversations, done)
     limits = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
-    tell_limits(conversations, found, done.left_out, **limits, eos_id=special_ids(tokenizer, mask_id=0).eos)
+    print_limits(conversations, found, done.left_out, **limits, eos_id=special_ids(tokenizer, mask_id=0).eos)
     return [document for conversation in conversations for document in found[conversation.id]]
 
 
@@ -108,7 +108,7 @@ def _batches(conversations, tokenizer, settings) -> list[list[Conversation]]:
 
 
 def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, seed: int) -> list[Document]:
-    """Turn by turn, all conversations of the batch that have one left at a time."""
+    """Answers the conversations of a batch turn by turn, all that have a turn left at a time."""
     eos_id = special_ids(tokenizer, mask_id=0).eos
     generator = torch.Generator(device=target.model.device).manual_seed(seed)
     exchanges = [Exchange(conversation, tokenizer, settings.mode, settings.max_length) for conversation in batch]

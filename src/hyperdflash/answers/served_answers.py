@@ -1,8 +1,8 @@
-"""Answers of servers on disk: asked for many at a time, resumable by conversation, found again by training.
+"""Requests answers from servers and stores them, many conversations at a time, for training to read.
 
-They are kept under the server's name for the model and the target's fingerprint as ``target.path`` has it: that both are the
-same weights is the user's word. An answer depends on nothing but its own conversation, so a bigger corpus asks only for what is
-new, and a killed job repeats what was in flight.
+The file's name has the server's name of the model and the fingerprint of ``target.path``; the user vouches that both have the
+same weights. An answer depends only on its own conversation, so a larger corpus requests only its new conversations, and a
+killed job repeats only its open requests.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.answers.answer_file import append_answers, cut_half_line, read_answers
 from hyperdflash.answers.answer_server import AnswerClient, AnswerServers, Finished, WrongServer
-from hyperdflash.answers.responses import AnswerSettings, told_documents
+from hyperdflash.answers.responses import AnswerSettings, ordered_documents
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.lengths import named
 from hyperdflash.leases import exclusive
 
-# Failed conversations, with none answered in between, that end the job. Refusals come faster than answers: as many more of
-# them as there are workers.
+# So many failures without an answer in between end the job. Refusals arrive faster than answers, so the limit for them adds
+# the number of workers.
 _IN_A_ROW = 8
 
 
 def served_path(
     directory: Path, fingerprint: str, model: str, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings
 ) -> Path:
-    """The file of a server's answers: ``<fingerprint>-server-<model>-<hash of settings and tokenizer>.jsonl``."""
+    """Returns the path of a server's answers: ``<fingerprint>-server-<model>-<hash of settings and tokenizer>.jsonl``."""
     deciding = {name: value for name, value in asdict(settings).items() if name not in ("dtype", "batch_rows")}
     key = hashlib.sha256(json.dumps([fingerprint, model, deciding, tokenizer.backend_tokenizer.to_str()]).encode())
     readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
@@ -49,11 +49,10 @@ def ask_servers(
     path: Path,
     progress: bool = True,
 ) -> None:
-    """Ask for every conversation that ``path`` has no answer of, and append what comes in the order it comes.
+    """Requests every conversation that ``path`` has no answer to, and appends the answers as they arrive.
 
-    A conversation that fails ends nothing; ValueError names the failed ones at the end, or as soon as several fail in a row.
-    One that every server refuses is left out for good as soon as another is answered; where none is left to ask, one that
-    was answered before is asked again to know.
+    ValueError names the failed conversations at the end, or as soon as several fail in a row. A conversation that every server
+    refuses is left out for good once another one is answered; where no other is open, an answered one is requested again.
     """
     busy = f"another process is filling {path}: wait for it, or end it"
     with exclusive(path.parent, f"leases/{path.stem}", wait_s=0, busy=busy):
@@ -81,7 +80,7 @@ def ask_servers(
                 left_out[one.conversation.id] = str(one.error or one.left_out)
 
         def settle(answering: bool) -> bool:
-            """Leave the refused ones out where the servers answer others."""
+            """Leaves the refused conversations out if the servers answer others."""
             if answering:
                 for one in refused:
                     keep(one)
@@ -111,7 +110,7 @@ def ask_servers(
                         break
                 else:
                     keep(one)
-                    if one.tokens or one.left_out:  # not where the prompt had no room, which nobody was asked for
+                    if one.tokens or one.left_out:  # not for a prompt without room, which no server received
                         known, in_a_row = one.conversation, 0
                         settle(True)
                     from_text, tokens = from_text + one.from_text, tokens + one.tokens
@@ -120,15 +119,15 @@ def ask_servers(
                 settle(bool(refused) and still_answering())
     failed |= {one.conversation.id: one.error for one in refused}
     if from_text:
-        print(f"answers of {servers.model}: {from_text:,} came as text and were encoded again (no return_token_ids)")
+        print(f"answers of {servers.model}: {from_text:,} came as text and were encoded here (no return_token_ids)")
     if left_out:
         print(
             f"answers of {servers.model}: {len(left_out)} left out for good: {named(list(left_out))}; the last one's reason: "
-            f"{list(left_out.values())[-1]} (to ask again, remove its line from {path})"
+            f"{list(left_out.values())[-1]} (to request it again, remove its line from {path})"
         )
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(todo)} conversations got no answer, the same command asks for them again "
+            f"{len(failed)} of {len(todo)} conversations have no answer, the same command requests them again "
             f"({named(list(failed))}); the last one's error: {list(failed.values())[-1]}"
             + ("; raise the server's max_model_len, or lower corpus.max_length" if refused else "")
         )
@@ -141,18 +140,18 @@ def served_documents(
     settings: AnswerSettings,
     command: str,
 ) -> list[Document]:
-    """The kept documents in the order given; ValueError with ``command`` where one was never asked for."""
+    """Returns the stored documents in the order of ``conversations``; ValueError with ``command`` where one is absent."""
     done = read_answers(path, {conversation.id for conversation in conversations})
     missing = [conversation.id for conversation in conversations if conversation.id not in done]
     if missing:
         raise ValueError(f"{len(missing):,} of {len(conversations):,} answers are not in {path}: run `{command}` first")
     print(f"target answers: all {len(conversations):,} are in {path}", flush=True)
-    return told_documents(conversations, done, tokenizer, settings)
+    return ordered_documents(conversations, done, tokenizer, settings)
 
 
 def _in_threads(work: Callable[[Conversation], Finished], todo: Sequence[Conversation], workers: int) -> Iterator[Finished]:
-    """Results as they come; what waits for its turn stays where it is. Leaving the loop leaves the threads to end by
-    themselves: a daemon thread that waits for a stalled server holds up nobody."""
+    """Yields results as they arrive. Closing the iterator starts no further work; daemon threads that wait for a stalled server
+    do not delay the end of the process."""
     waiting, finished, stop = iter(todo), queue.SimpleQueue(), threading.Event()
     lock = threading.Lock()
 

@@ -23,7 +23,7 @@ from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.engines.compare import Comparison, Limits, compare
 from hyperdflash.engines.producer import CLIENTS, make_client
-from hyperdflash.engines.stamp import stamp_path
+from hyperdflash.engines.settings import stamp_path
 from hyperdflash.preparing.job import engine_checks_dir
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.tables import Table, jsonable, markdown

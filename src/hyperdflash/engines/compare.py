@@ -1,7 +1,7 @@
-"""How far an engine's states are from the target's own, and whether that is near enough to train on.
+"""Measures how far an engine's states are from the target's own, and decides whether a drafter can train on them.
 
-Shapes: see contracts.py; N tokens of several prompts laid end to end. Engines compute in other kernels and often in other
-number formats, so states never agree bit for bit: the limits are on direction, size and on what the target would say.
+Shapes: see contracts.py; N is the number of tokens of all prompts, concatenated. Engines use other kernels and often other
+number formats, so states never agree bit for bit: the limits bound direction, size and the target's next tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hyperdflash.targets.heads import TargetHeads
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``cosine`` least mean over tokens, of every path; ``relative_error`` most, ||engine - target|| / ||target||;
-    ``argmax`` and ``next_token`` least shares of tokens and prompts."""
+    """``cosine`` is the smallest mean over tokens of any path, ``relative_error`` the largest ||engine - target|| / ||target||;
+    ``argmax`` and ``next_token`` are the smallest shares of tokens and of prompts that agree."""
 
     cosine: float = 0.98
     relative_error: float = 0.2
@@ -35,10 +35,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One server: ``cosine`` M entries, means over tokens; ``worst_token`` the largest relative error of a token;
-    ``argmax`` share of tokens where hc_head, norm and LM head name the same next token on both states. None in all of
-    these: there was nothing to compare with. ``next_token`` the share of prompts where our heads on the engine's last state
-    name the token that the engine itself generates."""
+    """The result of one server: ``cosine`` has M entries, means over tokens; ``worst_token`` is the largest relative error of a
+    token, ``argmax`` the share of tokens where both states give the same next token. These are None without a reference.
+
+    ``next_token`` is the share of prompts where our heads on the engine's last state give the token that the engine generates.
+    """
 
     tokens: int
     max_abs: float | None
@@ -49,7 +50,7 @@ class Comparison:
     next_token: float
 
     def complaint(self, limits: Limits) -> str | None:
-        """What is wrong in a few words; None where nothing is."""
+        """Describes the first exceeded limit; None where all hold."""
         if self.cosine is not None:
             path = min(range(len(self.cosine)), key=lambda j: self.cosine[j])
             if not self.cosine[path] >= limits.cosine:
@@ -72,10 +73,11 @@ class Comparison:
 def compare(
     found: Tensor, own: Tensor | None, lengths: Sequence[int], next_tokens: Sequence[int], heads: TargetHeads
 ) -> Comparison:
-    """``found`` the engine's states [N, M, D], ``own`` the reference's or None; ``next_tokens`` the engine's, one a prompt."""
+    """Compares the engine's states ``found`` [N, M, D] with the reference's ``own`` (or None); ``next_tokens`` has the engine's
+    next token of each prompt."""
     last = torch.tensor(lengths).cumsum(0) - 1
-    said = best(heads, found[last])
-    agreed = sum(a == b for a, b in zip(said.tolist(), next_tokens, strict=True)) / len(lengths)
+    predicted = best(heads, found[last])
+    agreed = sum(a == b for a, b in zip(predicted.tolist(), next_tokens, strict=True)) / len(lengths)
     if own is None:
         return Comparison(len(found), None, None, None, None, None, agreed)
     difference, size = (found.float() - own.float()).flatten(1), own.float().flatten(1)
@@ -92,5 +94,5 @@ def compare(
 
 
 def best(heads: TargetHeads, states: Tensor, rows: int = 256) -> Tensor:
-    """[N, M, D] -> [N] the target's most likely next token, a few rows of logits at a time."""
+    """[N, M, D] -> [N] int64: the target's most likely next tokens, ``rows`` rows of logits at a time."""
     return torch.cat([heads.logits(heads.collapse(part[None]))[0].argmax(dim=-1) for part in states.split(rows)])

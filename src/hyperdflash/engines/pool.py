@@ -1,4 +1,4 @@
-"""Several servers as one: the least busy one answers, a failed request is sent again, elsewhere where possible."""
+"""Sends requests to the least busy of several servers, and retries a failed one on another server where possible."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from hyperdflash.engines.answers import BadAnswer
 from hyperdflash.engines.http import Unavailable
-from hyperdflash.targets.engine_settings import EngineSettings
+from hyperdflash.engines.settings import EngineSettings
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
 class ServerPool:
-    """``settings.concurrency`` requests a server at a time, ``settings.attempts`` a request, doubling waits in between."""
+    """``settings.concurrency`` open requests per server, ``settings.attempts`` per request with doubling waits in between."""
 
     def __init__(self, settings: EngineSettings):
         self.settings = settings
@@ -26,7 +26,7 @@ class ServerPool:
         self._lock = threading.Lock()
 
     def map(self, ask: Callable[[str, Request], Answer], requests: Sequence[Request]) -> list[Answer]:
-        """``ask(server, request)`` for each, in the order given; the first request that fails for good ends them all."""
+        """Returns ``ask(server, request)`` of each request in order; the first one without an answer ends all."""
         workers = min(len(requests), self.settings.concurrency * len(self.settings.servers))
         with ThreadPoolExecutor(max_workers=max(workers, 1)) as threads:
             futures = [threads.submit(self.ask, ask, request, number) for number, request in enumerate(requests)]
@@ -37,7 +37,7 @@ class ServerPool:
                 raise
 
     def ask(self, ask: Callable[[str, Request], Answer], request: Request, number: int = 0) -> Answer:
-        """One request. Refusals pass at once; ValueError with the server, the request's number and what was wrong at last."""
+        """Sends one request. `Refused` passes at once; ValueError with the last error after ``settings.attempts`` attempts."""
         tried: list[str] = []
         for attempt in range(self.settings.attempts):
             if attempt:
@@ -56,12 +56,12 @@ class ServerPool:
             self._give_back(server, failed=False)
             return answer
         raise ValueError(
-            f"sequence {number} ({len(request)} tokens) got no usable answer in {len(tried)} attempts, the last from "
-            f"{tried[-1]}: {last}; nothing of it was cached, mend the server and run the same command again"
+            f"sequence {number} ({len(request)} tokens) has no usable answer after {len(tried)} attempts, the last from "
+            f"{tried[-1]}: {last}; nothing of it is cached: repair the server and run the same command again"
         )
 
     def _take(self, tried: Sequence[str]) -> str:
-        """Not where this request failed before if another is left; then the least busy; then the one that fails least."""
+        """Picks a server where this request has not failed, then the least busy, then the one with the fewest failures."""
         with self._lock:
             server = min(self._busy, key=lambda s: (s in tried[-(len(self._busy) - 1) :], self._busy[s], self._failed[s]))
             self._busy[server] += 1

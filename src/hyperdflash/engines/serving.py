@@ -1,9 +1,9 @@
-"""One answer of a running engine, timed from outside, with what its server says about speculation.
+"""Requests and times one answer of a running engine, and reads its server's counters of speculation.
 
-    first token     from the request to the first chunk: the prefill, queueing and the network included
+    first token     from the request to the first chunk: includes prefill, queue and network
     decoding        from the first chunk to the last, ``len(ids) - len(first chunk)`` tokens
-    rounds          verification steps: vLLM's counters before and after the request (nobody else may use the server), SGLang's
-                    ``meta_info`` of the answer. Engines count every accepted draft, also those past the end of the text
+    rounds          verification steps: vLLM's counters before and after the request (the server must have no other client),
+                    SGLang's ``meta_info`` of the answer. Engines also count accepted drafts behind the end of the text
 
 Metric names: vLLM ``vllm:spec_decode_num_drafts_total``, ``..._num_accepted_tokens_per_pos_total{position}``; SGLang
 ``spec_verify_ct`` and ``spec_accept_histogram`` (entry j: steps that accepted j drafts), in newer releases also named
@@ -23,15 +23,15 @@ from hyperdflash.engines.vllm import served_model
 
 SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
 POSITION = re.compile(r'position="(\d+)"')
-SETTLE_S = 2.0  # vLLM's counters may lag behind the last chunk
+SETTLE_S = 2.0  # vLLM's counters can lag behind the last chunk
 
 
 @dataclass(frozen=True)
 class Served:
-    """An answer: ``ids`` its tokens, ``after_first`` those that came after the first chunk, in ``decode_s`` seconds.
+    """One answer: token ``ids``; ``after_first`` tokens arrived behind the first chunk, in ``decode_s`` seconds.
 
-    ``rounds`` verification steps, 0 without speculation; ``survived`` one entry a draft slot, how many of the rounds accepted
-    at least so many drafts; None where the server does not say (then ``accepted`` is all there is).
+    ``rounds`` counts verification steps (0 without speculation) and ``accepted`` their accepted drafts; entry k of ``survived``
+    counts the rounds that accepted more than k drafts (None where the server reports no histogram).
     """
 
     ids: list[int]
@@ -46,7 +46,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What every request asks for; ``temperature`` 0 is greedy."""
+    """Sampling options of a request; ``temperature`` 0 is greedy."""
 
     max_new_tokens: int
     stop_ids: tuple[int, ...]
@@ -56,12 +56,12 @@ class Sampling:
 
 
 def ask(engine: str, server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
-    """Stream one answer from a server of ``engine`` (sglang or vllm)."""
+    """Streams one answer from a server of ``engine`` (sglang or vllm)."""
     return (ask_sglang if engine == "sglang" else ask_vllm)(server, prompt_ids, sampling, timeout_s)
 
 
 def ask_sglang(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
-    """POST /generate, streamed. SGLang takes no seed a request: its draws at temperature > 0 are the server's."""
+    """Streams POST /generate. SGLang takes no seed per request: the server draws at temperature > 0."""
     body = {
         "input_ids": list(prompt_ids),
         "stream": True,
@@ -80,7 +80,7 @@ def ask_sglang(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeo
         for event in stream_json(f"{server}/generate", body, timeout_s):
             meta, ids = event.get("meta_info", {}), event.get("output_ids")
             if ids is None:
-                raise Unavailable(f"{server} gave no output_ids")
+                raise Unavailable(f"{server} returned no output_ids")
             new = ids[so_far:] if len(ids) == meta.get("completion_tokens") else ids  # newer servers can send increments
             so_far += len(new)
             yield new, (meta.get("finish_reason") or {}).get("type")
@@ -97,7 +97,7 @@ def ask_sglang(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeo
 
 
 def ask_vllm(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
-    """POST /v1/completions, streamed, between two readings of /metrics."""
+    """Streams POST /v1/completions between two readings of /metrics."""
     body = {
         "model": served_model(server, timeout_s),
         "prompt": list(prompt_ids),
@@ -114,7 +114,7 @@ def ask_vllm(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout
         for event in stream_json(f"{server}/v1/completions", body, timeout_s):
             for choice in event.get("choices", ()):
                 if choice.get("token_ids") is None:
-                    raise Unavailable(f"{server} gave no token_ids: it needs a vLLM that knows return_token_ids")
+                    raise Unavailable(f"{server} returned no token_ids: use a vLLM that supports return_token_ids")
                 yield choice["token_ids"], choice.get("finish_reason")
 
     before = counters(server, timeout_s)
@@ -129,18 +129,19 @@ def ask_vllm(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout
         time.sleep(0.02)
     if not survived:
         return Served(ids, ended_by, first_s, decode_s, emitted)
-    most = emitted + 2 * (len(survived) + 1)  # a last round past the end of the text
+    most = emitted + 2 * (len(survived) + 1)  # a last round can pass the end of the text
     if drafts + sum(survived) > most:
         raise ValueError(
-            f"{server} counted {drafts} drafts with {sum(survived)} accepted tokens while it answered {emitted}: someone else "
-            "uses it; acceptance is read from its counters, so keep the server to this evaluation and run the command again"
+            f"{server} counted {drafts} drafts with {sum(survived)} accepted tokens while it answered {emitted}: another "
+            "client uses it; acceptance comes from its counters, so reserve the server for this evaluation and run it again"
         )
     plain = max(emitted - drafts - sum(survived), 0)  # steps without a draft gain one token each
     return Served(ids, ended_by, first_s, decode_s, emitted, drafts + plain, sum(survived), survived)
 
 
 def counters(server: str, timeout_s: float) -> dict:
-    """vLLM's speculation counters, summed over engines: ``drafts``, and ``accepted`` a draft slot (none: no speculation)."""
+    """Returns vLLM's speculation counters, summed over engines: ``drafts``, and ``accepted`` per draft slot ([] without
+    speculation)."""
     drafts, accepted = 0.0, {}
     for line in get_text(f"{server}/metrics", timeout_s).splitlines():
         found = SAMPLE.match(line)
@@ -155,7 +156,7 @@ def counters(server: str, timeout_s: float) -> dict:
 def _timed(
     chunks: Iterator[tuple[list[int], str | None]], server: str
 ) -> tuple[list[int], int, float, float, Literal["stop", "length"]]:
-    """(ids, tokens of the first chunk, seconds to it, seconds from it to the last token, what ended the answer)."""
+    """Returns (ids, tokens of the first chunk, seconds to it, seconds from it to the last token, reason of the end)."""
     started = time.perf_counter()
     ids: list[int] = []
     first, first_at, last_at, reason = 0, started, started, None

@@ -1,16 +1,16 @@
-"""Target states from running SGLang servers: POST /generate with ``return_hidden_states``.
+"""Reads target states from SGLang servers: POST /generate with ``return_hidden_states``.
 
     python -m sglang.launch_server --model-path DeepSeek-V4-Flash --tp 4 --port 30000 --enable-return-hidden-states \\
         --chunked-prefill-size -1 --disable-radix-cache
 
 On DeepSeek-V4 the hidden states are the residual before hc_head, [T, M * D] (reported for 0.5.14; `python -m src.check_engine`
-finds out). Three settings would give other rows than were asked for, so a server with one of them is refused by name:
-chunked prefill (middle chunks are dropped), mixed batches, and the prefix cache (a hit returns the rest of the prompt only).
+measures it). Three settings lose or mix rows, so the client refuses a server with one of them by name: chunked prefill (drops
+middle chunks), mixed batches, and the prefix cache (a hit returns only the rest of the prompt).
 
-SGLang documents no binary form of this answer: 16,384 numbers a token come as JSON, about 12 times slower than the server's
-forward (reported). At our end 128 tokens are 43 MB and 0.45 s of one core, so one process takes in about 280 tokens/s whatever
-``target.concurrency`` is: start `python -m src.capture` several times (cache.captures=16 does, for cache=stream), the processes
-share the work; or take vLLM, whose files are read as they are.
+SGLang documents no binary form of this answer: it sends 16,384 numbers per token as JSON, about 12 times slower than the
+server's forward (reported). The client reads 128 tokens as 43 MB in 0.45 s of one core, so one process reads about
+280 tokens/s whatever ``target.concurrency`` is. Start `python -m src.capture` several times to share the work (with
+cache=stream, cache.captures=16 does so), or use vLLM, whose files need no parsing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch import Tensor
 from hyperdflash.engines.answers import BadAnswer, check_ids, residual_of
 from hyperdflash.engines.http import Refused, get_json, post_json
 from hyperdflash.engines.pool import ServerPool
-from hyperdflash.targets.engine_settings import EngineSettings
+from hyperdflash.engines.settings import EngineSettings
 
 
 def server_info(server: str, timeout_s: float) -> dict:
-    """Settings and state of a server; the path was renamed, both are tried."""
+    """Returns settings and state of a server from either of the two paths that SGLang's releases use."""
     try:
         return get_json(f"{server}/get_server_info", timeout_s)
     except Refused:
@@ -41,7 +41,7 @@ def server_info(server: str, timeout_s: float) -> dict:
 
 
 def check_flags(server: str, info: dict) -> None:
-    """ValueError with the flag to start the server with, where its settings would spoil the states."""
+    """Raises ValueError, with the flag that the server needs, where its settings corrupt states."""
     chunk = info.get("chunked_prefill_size")
     if not isinstance(chunk, int) or chunk > 0:
         _refuse(server, "cuts prompts into chunks", f"chunked_prefill_size={chunk}", "with --chunked-prefill-size -1")
@@ -54,13 +54,16 @@ def check_flags(server: str, info: dict) -> None:
 
 
 def _refuse(server: str, what: str, setting: str, flag: str) -> None:
-    raise ValueError(f"{server} {what} ({setting}), which loses or mixes up states: start it {flag}")
+    raise ValueError(f"{server} {what} ({setting}), which loses or mixes states: start it {flag}")
 
 
 @dataclass
 class SGLang:
-    """A producer (targets.producer) of the residual before hc_head. ``num_paths`` M, ``hidden_size`` D and ``dtype`` are the
-    target's; ``fingerprint`` is that of the heads beside us, which check_engine compared the servers with."""
+    """A producer (hyperdflash.targets.producer) of the residual before hc_head.
+
+    ``num_paths`` M, ``hidden_size`` D and ``dtype`` are the target's; ``fingerprint`` is that of the local heads, which
+    check_engine compares with the servers.
+    """
 
     settings: EngineSettings
     fingerprint: str
@@ -77,7 +80,7 @@ class SGLang:
         return f"sglang {', '.join(self.settings.servers)}"
 
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """One request a sequence; engines pick their batches, so the same list need not give the same last bits again."""
+        """Sends one request per sequence. Engines choose their batches, so equal lists need not give equal last bits."""
         if layer_ids:
             raise ValueError(
                 f"SGLang returns the last residual only, not the outputs of layers {list(layer_ids)}: capture these in process "
@@ -86,11 +89,11 @@ class SGLang:
         return {None: torch.cat(self._pool.map(self._one, sequences))}
 
     def next_tokens(self, sequences: Sequence[Tensor]) -> list[int]:
-        """The engine's own greedy next token after each sequence."""
+        """Returns the engine's own greedy next token of each sequence."""
         return self._pool.map(lambda server, ids: int(self._generate(server, ids)["output_ids"][0]), sequences)
 
     def check_servers(self) -> None:
-        """Every server reachable and its flags right; ValueError naming the first that is not."""
+        """Raises ValueError for the first server that is not reachable or has wrong flags."""
         for server in self.settings.servers:
             self._check(server)
 
@@ -116,9 +119,9 @@ class SGLang:
 
 
 def rows_of(hidden_states: object) -> Tensor:
-    """``meta_info.hidden_states`` -> [T, W] fp32: the prompt's rows come as the first entry, decoded tokens' rows after it."""
+    """Returns the prompt's rows, the first entry of ``meta_info.hidden_states``, as [T, W] fp32; later entries are decoded."""
     if not isinstance(hidden_states, list) or not hidden_states:
-        raise BadAnswer("it gave no hidden_states (start it with --enable-return-hidden-states)")
+        raise BadAnswer("it returned no hidden_states (start it with --enable-return-hidden-states)")
     first = hidden_states[0]
     rows = first if isinstance(first, list) and first and isinstance(first[0], list) else hidden_states
     try:

@@ -1,4 +1,4 @@
-"""Target states from running vLLM servers: the safetensors files that its hidden-states connector writes.
+"""Reads target states from vLLM servers: the safetensors files that the hidden-states connector writes.
 
     pip install ./plugins/vllm                      # in vLLM's environment: four auxiliary layers = the residual's four paths
     HYPERDFLASH_PRE_HC_HEAD=1 vllm serve DeepSeek-V4-Flash -tp 4 --port 8000 --no-enable-chunked-prefill \\
@@ -8,9 +8,9 @@
             "kv_connector_extra_config": {"shared_storage_path": "/dev/shm/hidden_states"}}'
 
 The answer to POST /v1/completions names the file in ``kv_transfer_params.hidden_states_path``. It holds ``hidden_states``
-[T, 4, D] and ``token_ids`` [T]. It is written in place, not renamed, while the writer holds an exclusive lock on
-``<file>.lock``: we take a shared lock first and then read only a file whose header agrees with its size. The files that were
-read are removed. vLLM 0.26 does not start this way on V4 (it overcounts the cache: pull request 53074).
+[T, 4, D] and ``token_ids`` [T]. The server writes it in place under an exclusive lock on ``<file>.lock``, so the client takes a
+shared lock first, reads only a file whose header agrees with its size, and removes it. vLLM 0.26 does not start this way on
+V4 (it overcounts the cache: pull request 53074).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from torch import Tensor
 from hyperdflash.engines.answers import BadAnswer, check_ids, residual_of
 from hyperdflash.engines.http import Unavailable, get_json, post_json
 from hyperdflash.engines.pool import ServerPool
-from hyperdflash.targets.engine_settings import EngineSettings
+from hyperdflash.engines.settings import EngineSettings
 
 POLL_S = 0.02
 
 
 @dataclass
 class VLLM:
-    """A producer (hyperdflash.targets.producer) of the residual before hc_head; fields as in hyperdflash.engines.sglang."""
+    """A producer (hyperdflash.targets.producer) of the residual before hc_head; the fields are those of SGLang's client."""
 
     settings: EngineSettings
     fingerprint: str
@@ -53,26 +53,26 @@ class VLLM:
         return f"vllm {', '.join(self.settings.servers)}"
 
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """One request a sequence; engines pick their batches, so the same list need not give the same last bits again."""
+        """Sends one request per sequence. Engines choose their batches, so equal lists need not give equal last bits."""
         if layer_ids:
             raise ValueError(
-                f"vLLM's files hold the last residual here, not the outputs of layers {list(layer_ids)}: capture these in "
+                f"vLLM's files hold only the last residual, not the outputs of layers {list(layer_ids)}: capture these in "
                 "process (target.engine=null), or train with conditioning=pre_hc_head"
             )
         return {None: torch.cat(self._pool.map(self._one, sequences))}
 
     def next_tokens(self, sequences: Sequence[Tensor]) -> list[int]:
-        """The engine's own greedy next token after each sequence."""
+        """Returns the engine's own greedy next token of each sequence."""
 
         def one(server: str, input_ids: Tensor) -> int:
             answer = self._complete(server, input_ids)
-            read_finished(self._path(answer), self.settings.timeout_s)  # so that it goes: it may not be there yet
+            read_finished(self._path(answer), self.settings.timeout_s)  # waits for the file in order to remove it
             return int(answer["choices"][0]["token_ids"][0])
 
         return self._pool.map(one, sequences)
 
     def check_servers(self) -> None:
-        """Every server reachable, with a model."""
+        """Raises ValueError for the first server that is not reachable or serves no model."""
         for server in self.settings.servers:
             self._model(server)
 
@@ -95,7 +95,7 @@ class VLLM:
         named = (answer.get("kv_transfer_params") or {}).get("hidden_states_path")
         if not named:
             raise BadAnswer(
-                "it named no file of states (start it with method extract_hidden_states and ExampleHiddenStatesConnector)"
+                "it names no file of states (start it with method extract_hidden_states and ExampleHiddenStatesConnector)"
             )
         return self.settings.states_dir / Path(named).name if self.settings.states_dir else Path(named)
 
@@ -112,7 +112,7 @@ class VLLM:
 
 
 def served_model(server: str, timeout_s: float) -> str:
-    """The name that an OpenAI-compatible server serves its model under."""
+    """Returns the name of the model that an OpenAI-compatible server serves."""
     models = get_json(f"{server}/v1/models", timeout_s).get("data") or []
     if not models:
         raise Unavailable(f"{server} serves no model")
@@ -120,7 +120,7 @@ def served_model(server: str, timeout_s: float) -> str:
 
 
 def read_finished(path: Path, timeout_s: float) -> dict[str, Tensor]:
-    """Wait until the writer is done, read all tensors, remove the file and its lock; Unavailable after ``timeout_s``."""
+    """Waits for the writer, reads all tensors, and removes the file and its lock; Unavailable after ``timeout_s``."""
     lock = path.with_name(path.name + ".lock")
     deadline = time.monotonic() + timeout_s
     while not (_unlocked(lock) and is_complete(path)):
@@ -135,7 +135,7 @@ def read_finished(path: Path, timeout_s: float) -> dict[str, Tensor]:
 
 
 def _unlocked(lock: Path) -> bool:
-    """The writer has let go of the lock, or never made one (use_synchronization_lock=false)."""
+    """Tells whether the writer has released the lock, or made none (use_synchronization_lock=false)."""
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -147,7 +147,7 @@ def _unlocked(lock: Path) -> bool:
 
 
 def is_complete(path: Path) -> bool:
-    """The header can be read, and the file is as long as the header says: 8 bytes, the header, the tensors."""
+    """Tells whether the file has the length that its header states: 8 bytes, the header, the tensors."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.engines.serving import Sampling, Served, ask
+from hyperdflash.engines.settings import ENGINES
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation, write_tables
 from hyperdflash.evaluation.methods import compose_method
 from hyperdflash.evaluation.turn_rows import read_rows
@@ -27,7 +28,6 @@ from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.tables import Table, markdown
 from hyperdflash.settings import one_of, positive_number
-from hyperdflash.targets.engine_settings import ENGINES
 from hyperdflash.targets.load import fingerprint, load_heads
 
 MTP = re.compile(r"MTP *\(?(\d+)\)?")

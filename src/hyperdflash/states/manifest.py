@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from hyperdflash.engines.settings import ENGINES as SERVED
 from hyperdflash.files import write_text
 from hyperdflash.settings import one_of
 from hyperdflash.states.codecs import CODECS
-from hyperdflash.targets.engine_settings import ENGINES as SERVED
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"

@@ -1,7 +1,7 @@
-"""What one kind of target brings, behind one interface: no other room names a class of transformers' model files.
+"""The interface of one kind of target; no other room names a class of transformers' model files.
 
 A kind is the `model_type` of config.json. Its adapter is a module with the names of `Adapter`. To add a kind, write that
-module and give it a line in ``ADAPTERS``. Shapes: see contracts.py.
+module and add a line to ``ADAPTERS``. Shapes: see contracts.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ADAPTERS = {"deepseek_v4": "hyperdflash.targets.deepseek_v4.adapter"}
 
 
 class TargetConfig(Protocol):
-    """What every target's configuration says; ``hc_mult`` is M, the number of hyper-connection paths."""
+    """Fields of every target's configuration; ``hc_mult`` is M, the number of hyper-connection paths."""
 
     model_type: str
     vocab_size: int
@@ -43,22 +43,22 @@ class Gate:
 
 
 class Collapse(Protocol):
-    """How a target turns its M paths into the one state that its final norm reads; an nn.Module."""
+    """An nn.Module that turns the M paths into the one state that the target's final norm reads."""
 
     def __call__(self, paths: Tensor) -> Tensor:
-        """[B, T, M, D] -> [B, T, D] in the same dtype."""
+        """Collapses [B, T, M, D] into [B, T, D] of the same dtype."""
         ...
 
     def gate(self) -> Gate | None:
-        """What ``reducer=hc_gate`` inherits; None where the collapse is no gate of that form."""
+        """Returns the gate that ``reducer=hc_gate`` inherits; None where the collapse has no gate of that form."""
         ...
 
 
 class NativeMTP(nn.Module):
     """The target's own multi-token-prediction block.
 
-    Index i consumes H[i] and embed(x[i+1]) at position i and predicts x[i+2]. It sees ``sliding_window`` keys, its own
-    included: j is visible from i where i - sliding_window < j <= i.
+    Index i consumes H[i] and embed(x[i+1]) at position i and predicts x[i+2]. Index i sees the
+    ``sliding_window`` keys j with i - sliding_window < j <= i.
     """
 
     sliding_window: int
@@ -71,64 +71,66 @@ class NativeMTP(nn.Module):
         attention_mask: Tensor | None,
         keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """H [B, T, M, D] and embeddings [B, T, D], on ``keys`` [B, 1, P, C] of P earlier indices -> residual [B, T, M, D],
-        the new keys [B, 1, T, C].
+        """Runs the block on H [B, T, M, D], embeddings [B, T, D] and the ``keys`` [B, 1, P, C] of P earlier indices.
 
-        The residual is the block's own before its collapse, and H of the next chained step. ``position_ids`` [B, T];
+        Returns the residual [B, T, M, D] and the new keys [B, 1, T, C].
+
+        The residual is the one before the block's collapse; it is H of the next chained step. ``position_ids`` [B, T];
         ``attention_mask`` additive [B or 1, 1, T, P + T], 0 keep and -inf drop; None shows every key to every index.
         """
         raise NotImplementedError
 
     def head(self, residual: Tensor) -> Tensor:
-        """[B, T, M, D] -> [B, T, D], what the target's LM head reads."""
+        """Returns the input of the target's LM head: [B, T, M, D] -> [B, T, D]."""
         raise NotImplementedError
 
 
 class Adapter(Protocol):
-    """One kind of target. ``path`` is a target's directory, ``model`` what `load_model` returns.
+    """One kind of target. ``path`` is a target's directory, ``model`` the result of `load_model`.
 
-    A cache of `new_cache` remembers B equally long texts: ``mark()`` before a step, after it ``rewind(keep)`` returns to the
-    first ``keep`` of its tokens without a forward; ``reorder_cache(rows)`` keeps some rows.
+    A cache of `new_cache` holds B texts of one length. ``mark()`` before a step lets ``rewind(keep)`` after it return to the
+    first ``keep`` of its tokens without a forward; ``reorder_cache(rows)`` selects rows.
     """
 
-    SUPPORTS: frozenset[str]  # of "mtp": a checkpoint may hold a native MTP block
+    SUPPORTS: frozenset[str]  # "mtp": a checkpoint can have a native MTP block
 
     def read_config(self, path: Path) -> TargetConfig: ...
 
     def layer_settings(self, config: TargetConfig) -> Sequence[tuple[str, object]]:
-        """The settings that change what the layers compute, each in one spelling, for the fingerprint."""
+        """Returns the settings that change the layers' results, each in one spelling, for the fingerprint."""
 
     def new_heads(self, config: TargetConfig) -> tuple[Collapse, nn.Module]:
-        """The collapse and the final norm, without weights."""
+        """Makes the collapse and the final norm, without weights."""
 
     def head_state(self, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The state of `TargetHeads` alone; the two [V, D] tables stay in bf16 where the checkpoint has them so."""
+        """Reads the state of `TargetHeads`; the two [V, D] tables stay in bf16 if the checkpoint has them in bf16."""
 
     def load_model(
         self, path: Path, config: TargetConfig, *, dtype: torch.dtype, attention: str, experts: str, **placement: Any
     ) -> PreTrainedModel:
-        """The whole target, dequantized while it is read; ``placement`` is device_map and offload_folder."""
+        """Loads the whole target and dequantizes it on reading; ``placement`` is device_map and offload_folder."""
 
     def load_mtp(self, path: Path, config: TargetConfig, *, experts: str, dtype: torch.dtype) -> NativeMTP: ...
 
     def parts(self, model: PreTrainedModel) -> tuple[Sequence[nn.Module], nn.Module, nn.Module]:
-        """Layers, collapse (its input is the residual before it) and final norm of a loaded model."""
+        """Returns layers, collapse (its input is the final residual) and final norm of a loaded model."""
 
     def input_device(self, model: PreTrainedModel) -> torch.device:
-        """Where token ids must lie."""
+        """Returns the device that token ids must be on."""
 
     def is_spread(self, model: PreTrainedModel) -> bool:
-        """Whether the weights lie on several devices."""
+        """Tells whether the weights are on several devices."""
 
     def new_cache(self, config: TargetConfig) -> Any: ...
 
     def step(self, model: PreTrainedModel, input_ids: Tensor, cache: Any, length: int, last_only: bool = False) -> Tensor:
-        """The next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens -> logits [B, K, V], or the last
-        token's [B, 1, V]."""
+        """Runs the next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens.
+
+        Returns logits [B, K, V], or [B, 1, V] of the last token."""
 
 
 def adapter_of(model_type: str, where: str = "config") -> Any:
-    """The `Adapter` of a kind of target; ValueError for a kind without one, ``where`` names its place."""
+    """Returns the `Adapter` of a kind of target; ValueError, which names ``where``, for a kind without one."""
     if model_type not in ADAPTERS:
         raise ValueError(
             f"{where} holds a {model_type} model, wanted one of {', '.join(ADAPTERS)}: give another target.path, or add an "

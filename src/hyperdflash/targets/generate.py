@@ -1,8 +1,8 @@
-"""The target's own answers: batched plain decoding, greedy or sampled.
+"""Decodes the target's own answers in batches, greedily or by sampling.
 
-A target's cache has no ragged rows and no left padding, so all rows of a batch walk in lockstep from position 0: one forward
-covers the shortest prompt, then every step feeds each row either its own next prompt token or the token just chosen. Rows that
-ended leave the batch.
+A target's cache has neither ragged rows nor left padding, so all rows of a batch advance together from position 0: one forward
+covers the shortest prompt, then every step feeds each row its next prompt token or the token chosen last. Finished rows leave
+the batch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def generate_batch(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield (row, answer token ids, the end token included where it came) as rows end; prompts of any lengths.
+    """Yields (row, token ids of the answer with any end token) as rows end; prompts can have different lengths.
 
-    The cached decoding steps run transformers' eager attention whatever implementation is set.
+    Steps on the cache run transformers' eager attention whatever implementation is set.
     """
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens: encode it with its chat header first")
@@ -45,7 +45,7 @@ def generate_batch(
     padded, lengths = padded.to(device), lengths.to(device)
 
     logits = adapter.step(model, padded[:, :shortest], cache, 0, last_only=True)
-    position = shortest  # where the next token goes
+    position = shortest  # of the next token
     while rows:
         chosen = choose(logits[:, -1], temperature, top_p, generator)
         forced = lengths > position

@@ -1,7 +1,7 @@
-"""The part of a target that a drafter shares: embedding, final norm, LM head, and how the paths collapse.
+"""The modules of a target that a drafter shares: embedding, collapse of the paths, final norm, LM head.
 
-Shapes: see contracts.py. This is all that training and replay need of the target once the states are cached. How the target
-collapses its paths is one `Collapse`; teacher, conditioning, gate inheritance and fingerprint read it here.
+Shapes: see contracts.py. Training and replay need nothing else of the target once the states are cached. Teacher,
+conditioning, gate inheritance and fingerprint read the target's one `Collapse` here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from hyperdflash.targets.adapter import Collapse, TargetConfig, adapter_of
 
 Teacher = Literal["mean_pool", "hc_head"]
 
-TOKENS = 1 << 14  # whose rows of the LM head are widened together
+TOKENS = 1 << 14  # rows of the LM head that are widened together
 
 
 class TargetHeads(nn.Module):
     """Frozen embedding, collapse, norm and LM head of a target with hyper-connections.
 
-    ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` over D, ``hc_head`` how the paths collapse: the given
-    ``collapse``, or that of the target's kind. Both tables may lie in fewer bytes than ``dtype``: readers widen the rows at
-    hand, which changes no value.
+    ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` over D, ``hc_head`` the given ``collapse`` or
+    that of the target's kind. Both tables can have a narrower type than ``dtype``: readers widen the rows that they use, which
+    changes no value.
     """
 
     def __init__(self, config: TargetConfig, collapse: Collapse | None = None, dtype: torch.dtype | None = None):
@@ -41,7 +41,7 @@ class TargetHeads(nn.Module):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> TargetHeads:
-        """The heads of a loaded model; the tensors are shared, not copied."""
+        """Returns the heads of a loaded model, which share its tensors."""
         with torch.device("meta"):
             heads = cls(model.config)
         _, collapse, heads.norm = adapter_of(model.config.model_type).parts(model)
@@ -61,24 +61,24 @@ class TargetHeads(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of states that are collapsed and of products with the LM head: what was asked for, or the tables' own where that is
-        wider (``double()`` makes them so)."""
+        """The type of collapsed states and of products with the LM head: the wider one of the constructor's ``dtype`` and the
+        tables' type."""
         own = self.lm_head.weight.dtype
         return own if self.computes_in is None else torch.promote_types(own, self.computes_in)
 
     def train(self, mode: bool = True) -> TargetHeads:
-        """Stays in eval mode: the heads are frozen."""
+        """Stays in eval mode, since the heads are frozen."""
         return super().train(False)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """[...] int64 -> [..., D]."""
+        """Embeds [...] int64 as [..., D]."""
         return self.embed_tokens(input_ids).to(self.dtype)
 
     def collapse(self, final: Tensor, teacher: Teacher = "hc_head") -> Tensor:
-        """Normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
+        """Returns the normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
 
-        ``hc_head`` is the target's own collapse (its logits are the target's); ``mean_pool`` is the paper's
-        KL teacher, lm_head(norm(mean_j H_j)) (section 2.3).
+        ``hc_head`` is the target's own collapse, which gives the target's logits; ``mean_pool`` is the paper's KL teacher,
+        lm_head(norm(mean_j H_j)) (section 2.3). ValueError for another ``teacher``.
         """
         final = final.to(self.dtype)
         if teacher == "hc_head":
@@ -88,7 +88,7 @@ class TargetHeads(nn.Module):
         raise ValueError(f"kl.teacher must be mean_pool or hc_head, got {teacher!r}")
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V] in fp32."""
+        """Returns logits [..., V] in fp32 for states [..., D]."""
         hidden, table = hidden.to(self.dtype), self.lm_head.weight
         if table.dtype == self.dtype:
             return self.lm_head(hidden).float()

@@ -1,7 +1,7 @@
-"""Load a target from its directory: whole, its heads alone, or its MTP block alone.
+"""Loads a target from its directory: all of it, its heads, or its MTP block.
 
-A fingerprint of the weights that every drafter depends on goes into caches and checkpoints, because a drafter trained on other
-weights accepts next to nothing.
+Caches and checkpoints hold a fingerprint of the weights that every drafter depends on, because a drafter trained on other
+weights has almost no accepted drafts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -20,16 +20,17 @@ from transformers import PreTrainedModel
 
 from hyperdflash.settings import positive_int
 from hyperdflash.targets.adapter import NativeMTP, TargetConfig, adapter_of
-from hyperdflash.targets.engine_settings import EngineSettings
 from hyperdflash.targets.heads import TargetHeads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Settings of hyperdflash.engines that stand in the same group of a configuration.
+ENGINE_KEYS = {"engine", "servers", "states_dir", "check", "concurrency", "timeout_s", "attempts", "backoff_s"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A frozen target: ``model`` in eval mode without gradients, ``heads`` its own tensors, or a copy of them where the model
-    is spread over devices; ``mtp`` is read from ``path`` on first use; ``tokens_per_forward`` bounds a capture's batches."""
+    """A frozen target: ``model`` in eval mode without gradients; ``heads`` share its tensors, or are a copy where the model is
+    spread over devices; ``tokens_per_forward`` bounds the batches of a capture."""
 
     model: PreTrainedModel
     heads: TargetHeads
@@ -41,16 +42,15 @@ class Target:
 
     @cached_property
     def mtp(self) -> NativeMTP:
-        """The native MTP block; ValueError where the checkpoint has none."""
+        """The native MTP block, read from ``path`` on first use; ValueError where the checkpoint has none."""
         return load_mtp(self.path, experts=self.experts, dtype=self.dtype)
 
 
 def fingerprint(heads: TargetHeads) -> str:
-    """16 hex digits over embedding, LM head, final norm and hc_head, rounded to bf16 (what every shipped form has in common),
-    and over the settings of the layers, however config.json spells them.
+    """Returns 16 hexadecimal digits of the hash of embedding, LM head, final norm and hc_head, rounded to bf16 (which every
+    shipped format shares), and of the settings of the layers in one spelling.
 
-    Layers that were trained without moving any of these would go unnoticed: the heads must give it without the other shards.
-    The two tables are read once for each ``heads``.
+    The layers' weights are not part of it, so that the heads suffice. The two tables are read once per ``heads``.
     """
     tables = (heads.embed_tokens.weight, heads.lm_head.weight)
     settings = repr(adapter_of(heads.config.model_type).layer_settings(heads.config))
@@ -62,7 +62,7 @@ def fingerprint(heads: TargetHeads) -> str:
     return _add(digest.copy(), (heads.norm.weight, *heads.hc_head.parameters())).hexdigest()[:16]
 
 
-# heads -> (settings and place of its tables, digest of both)
+# heads -> (settings and address of its tables, digest of both)
 _of_tables: WeakKeyDictionary[TargetHeads, tuple[tuple, hashlib._Hash]] = WeakKeyDictionary()
 
 
@@ -74,7 +74,7 @@ def _add(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> hashlib._Hash:
 
 
 def read_config(path: str | Path) -> TargetConfig:
-    """config.json of a target directory; ValueError with the next command where there is none. Milliseconds."""
+    """Reads config.json of a target directory in milliseconds; ValueError with the next command where there is none."""
     path = Path(path)
     if not (path / "config.json").exists():
         raise ValueError(
@@ -86,8 +86,10 @@ def read_config(path: str | Path) -> TargetConfig:
 
 
 def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
-    """Embedding, collapse, norm and LM head alone, read from the shards that hold them: what training and replay need once
-    the states are cached. The two tables stay in bf16 where the checkpoint has them so."""
+    """Loads embedding, collapse, norm and LM head from the shards that hold them.
+
+    The two tables stay in bf16 if the checkpoint has them in bf16.
+    """
     config = read_config(path)
     with torch.device("meta"):
         heads = TargetHeads(config, dtype=DTYPES[dtype])
@@ -96,7 +98,7 @@ def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
 
 
 def load_mtp(path: str | Path, *, experts: str, dtype: str = "fp32") -> NativeMTP:
-    """The native MTP block alone, frozen; ValueError where the checkpoint has none."""
+    """Loads the native MTP block, frozen; ValueError where the checkpoint has none."""
     config = read_config(path)
     adapter = adapter_of(config.model_type)
     if "mtp" not in adapter.SUPPORTS:
@@ -116,14 +118,13 @@ def load_target(
     tokens_per_forward: int | None = None,
     **engine: object,
 ) -> Target:
-    """The whole target, frozen; quantized weights are dequantized to ``dtype`` while they are read.
+    """Loads the whole target, frozen, and dequantizes quantized weights to ``dtype`` on reading.
 
-    ``device_map`` spreads it over devices, as the adapter takes it; what it places on "disk" lies in ``offload_folder``, in
-    fp32 only. ``tokens_per_forward`` is the largest batch of a capture, padding included (None: no limit). ``mask_token_id``
-    belongs to the drafter and is only checked here; ``engine`` takes the keys of conf/target/engine/none.yaml, which belong to
-    hyperdflash.engines.
+    ``device_map`` spreads it over devices (the adapter defines the values); modules on "disk" are in ``offload_folder``, fp32
+    only. ``tokens_per_forward`` is the largest batch of a capture, padding included (None: no limit). ``mask_token_id`` belongs
+    to the drafter and is only checked here; ``engine`` takes the keys of conf/target/engine/none.yaml for hyperdflash.engines.
     """
-    if unknown := engine.keys() - {field.name for field in fields(EngineSettings)}:
+    if unknown := engine.keys() - ENGINE_KEYS:
         raise ValueError(f"target.{min(unknown)} is no setting of a target: see conf/target and conf/target/engine")
     if dtype not in DTYPES:
         raise ValueError(f"target.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -1,9 +1,9 @@
-"""Who makes target states: the one interface between a target, wherever it runs, and everything that stores or trains on them.
+"""The interface between a target, wherever it runs, and the code that stores its states or trains on them.
 
-    sequences, each [T_i] int64   ->   tap -> states [N, M, D], N = sum of T_i, the sequences laid end to end
+    sequences, each [T_i] int64   ->   tap -> states [N, M, D], N = sum of T_i, the sequences concatenated
 
-A tap is None for the final residual (``pre_hc_head``) or a layer id. Which sequences come together is the caller's choice; the
-same list gives the same states bit for bit.
+A tap is None for the final residual (``pre_hc_head``) or a layer id. The caller groups the sequences; equal lists give equal
+states bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hyperdflash.targets.taps import tap_residual
 
 
 class Producer(Protocol):
-    """``fingerprint`` names the weights (hyperdflash.targets.load.fingerprint); ``where`` names the place in messages."""
+    """``fingerprint`` identifies the weights (hyperdflash.targets.load.fingerprint); ``where`` names the target in messages."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -30,7 +30,7 @@ class Producer(Protocol):
     def where(self) -> str: ...
 
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """Tap -> states [N, M, D] on the CPU, in the dtype the target computes in."""
+        """Returns states [N, M, D] by tap, on the CPU, in the type of the target's computation."""
         ...
 
 
@@ -48,15 +48,15 @@ class InProcess:
     def where(self) -> str:
         return str(self.target.path)
 
-    @torch.no_grad()  # no inference mode: a cache that does not round hands these tensors to training as they are
+    @torch.no_grad()  # no inference mode: a cache without rounding passes these tensors to training
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """One forward for each of `forward_batches`."""
+        """Runs one forward per batch of `forward_batches`."""
         window, limit = self.target.model.config.sliding_window, self.target.tokens_per_forward
         parts = [self._forward(batch, layer_ids) for batch in forward_batches(sequences, window, limit)]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in (None, *layer_ids)}
 
     def _forward(self, sequences: Sequence[Tensor], layer_ids: Sequence[int]) -> dict[int | None, Tensor]:
-        """Right-padded to whole attention windows: right padding is exact for V4 (left padding is not)."""
+        """Pads on the right to whole attention windows, which is exact for V4 (left padding is not)."""
         model = self.target.model
         lengths = [len(sequence) for sequence in sequences]
         input_ids = torch.zeros(len(lengths), padded_length(lengths, model.config.sliding_window), dtype=torch.long)
@@ -72,12 +72,12 @@ class InProcess:
 
 
 def padded_length(lengths: Sequence[int], window: int) -> int:
-    """The longest, in whole windows."""
+    """Returns the longest length, rounded up to whole windows."""
     return -(-max(lengths) // window) * window
 
 
 def forward_batches(sequences: Sequence[Tensor], window: int, tokens: int | None) -> Iterator[list[Tensor]]:
-    """Neighbouring sequences, as many as fit into ``tokens`` with their padding, at least one; None: all together."""
+    """Yields as many neighboring sequences as fit into ``tokens`` with padding, at least one; None: all together."""
     batch: list[Tensor] = []
     for sequence in sequences:
         grown = [*batch, sequence]

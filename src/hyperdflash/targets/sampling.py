@@ -1,4 +1,4 @@
-"""Logits to the distribution that is sampled from: temperature, then nucleus. One rule for target and drafter alike."""
+"""Turns logits into the distribution for sampling: temperature, then nucleus; one rule for target and drafter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
-    """Raises ValueError where the two do not describe a sampling rule; temperature 0 is greedy."""
+    """Raises ValueError where the values give no sampling rule; temperature 0 is greedy."""
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
     if not 0 < top_p <= 1:
@@ -18,10 +18,10 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
-    """[..., V] -> fp32 probabilities [..., V] at ``temperature`` > 0.
+    """Returns fp32 probabilities [..., V] of logits [..., V] at ``temperature`` > 0.
 
-    ``top_p`` keeps the smallest set of most probable tokens whose mass reaches it (the token that crosses the
-    threshold is kept, so at least one is) and renormalises; transformers' ``TopPLogitsWarper`` draws the same line.
+    ``top_p`` keeps the smallest set of most probable tokens whose mass reaches it, at least one token, and renormalizes, as
+    transformers' ``TopPLogitsWarper`` does.
     """
     check_sampling(temperature, top_p)
     assert temperature > 0, "greedy decoding has no distribution; compare argmax instead"
@@ -36,25 +36,25 @@ def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Ten
 
 
 def token_probabilities(logits: Tensor, token_ids: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
-    """Probability of one token a row: logits [..., V], token_ids [...] int64 -> fp32 [...]."""
+    """Returns the probability of one token per row: logits [..., V], token_ids [...] int64 -> fp32 [...]."""
     return probabilities(logits, temperature, top_p).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
 
 
 def draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token a row in proportion to ``weights`` [..., V] >= 0 (no row all zero) -> int64 [...]."""
+    """Draws one token per row in proportion to ``weights`` [..., V] >= 0 (no row all zero) -> int64 [...]."""
     rows = weights.reshape(-1, weights.shape[-1])
     return torch.multinomial(rows, 1, generator=generator).view(weights.shape[:-1])
 
 
 def generator_for(name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Draws that depend on ``name`` alone, not on what was drawn before."""
+    """Returns a generator whose draws depend on ``name`` alone, not on earlier draws."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How tokens are chosen from logits; ``generator`` on the logits' device, unused at temperature 0."""
+    """Chooses tokens from logits; ``generator`` is on the logits' device and unused at temperature 0."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -64,15 +64,15 @@ class Sampler:
         check_sampling(self.temperature, self.top_p)
 
     def probabilities(self, logits: Tensor) -> Tensor | None:
-        """[..., V] -> fp32 [..., V]; None at temperature 0."""
+        """Returns fp32 probabilities [..., V] of logits [..., V]; None at temperature 0."""
         return probabilities(logits, self.temperature, self.top_p) if self.temperature > 0 else None
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[..., V] -> ids [...] and the probabilities they were drawn from; argmax and None at temperature 0."""
+        """Returns ids [...] and the probabilities [..., V] behind them; argmax and None at temperature 0."""
         probs = self.probabilities(logits)
         return (logits.argmax(dim=-1), None) if probs is None else (draw(probs, self.generator), probs)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """[..., V] -> token ids [...]: argmax at temperature 0, else sampled from the nucleus."""
+    """Returns token ids [...] of logits [..., V]: argmax at temperature 0, otherwise a draw from the nucleus."""
     return Sampler(temperature, top_p, generator).choose(logits)[0]

@@ -1,6 +1,6 @@
-"""A text's forward through the target, some tokens at a time, with the last tokens taken back where a draft was wrong.
+"""Runs a text through the target some tokens at a time, and takes back the tokens of rejected drafts.
 
-Shapes: see contracts.py; K here is the number of new tokens. The target's adapter brings the forward and the cache.
+Shapes: see contracts.py; K here is the number of new tokens. The target's adapter provides the forward and the cache.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from hyperdflash.targets.taps import tap_residual
 
 @dataclass(frozen=True)
 class TargetStep:
-    """What one forward gave for K new tokens.
+    """The result of one forward over K new tokens.
 
-    ``logits`` [B, K, V] fp32, the target's own; after a prefill [B, 1, V], those of the last token alone.
-    ``final`` [B, K, M, D] the residual before `hc_head`, in the target's dtype and not rounded to a cache's.
-    ``layers`` [B, K, L, M, D] the outputs of the session's ``layer_ids`` in their order, None without any.
+    ``logits`` [B, K, V] fp32 of the target; a prefill gives [B, 1, V] of the last token alone.
+    ``final`` [B, K, M, D] is the residual before `hc_head` in the target's dtype, without a cache's rounding.
+    ``layers`` [B, K, L, M, D] are the outputs of the session's ``layer_ids`` in their order; None without any.
     """
 
     logits: Tensor
@@ -32,12 +32,12 @@ class TargetStep:
 
 
 class TargetSession:
-    """One text's (or B equally long texts') incremental forward through a target, with exact rollback.
+    """Runs one text, or B texts of one length, through a target step by step, with exact rollback.
 
-    The rows of a batch walk in lockstep: they grow by the same K and share one ``keep``, since a cache holds one length.
-    Everything runs under `torch.inference_mode`, so no result can enter a graph that is differentiated.
+    The rows of a batch grow by the same K and share one ``keep``, since a cache has one length. Everything runs under
+    `torch.inference_mode`, so no result can enter a differentiated graph.
 
-    Hooks read the states. `close`, leaving the `with` block, or the end of the object removes them.
+    Hooks read the states. `close`, the end of the `with` block, or the end of the object removes them.
     """
 
     def __init__(self, model: PreTrainedModel, layer_ids: Sequence[int] = ()):
@@ -47,7 +47,7 @@ class TargetSession:
         self._adapter = adapter_of(model.config.model_type)
         self._cache = self._adapter.new_cache(model.config)
         self._rows = 0
-        self._extended: Tensor | None = None  # the last extend's tokens, as long as they can be taken back
+        self._extended: Tensor | None = None  # the last extend's tokens, while rollback is allowed
         self._taps = tap_residual(model, layer_ids)
         self._close = weakref.finalize(self, self._taps.remove)
 
@@ -58,12 +58,12 @@ class TargetSession:
         self.close()
 
     def close(self) -> None:
-        """Remove the hooks from the model; the session takes no more tokens."""
+        """Removes the hooks from the model; the session then takes no tokens."""
         self._close()
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor) -> TargetStep:
-        """The first forward: [B, T] int64 with T >= 1, on an empty session; ``logits`` of the last token alone."""
+        """Runs the first forward, [B, T] int64 with T >= 1; ``logits`` of the last token alone. ValueError unless empty."""
         if self.length:
             raise ValueError(
                 f"prefill wants an empty session, this one holds {self.length} tokens: extend it or make a new one"
@@ -74,7 +74,7 @@ class TargetSession:
 
     @torch.inference_mode()
     def extend(self, input_ids: Tensor) -> TargetStep:
-        """The next K >= 1 tokens of every row: [B, K] int64."""
+        """Runs the next K >= 1 tokens of every row, [B, K] int64; ValueError before a prefill."""
         if not self.length:
             raise ValueError("extend wants a session that holds a text, this one is empty: prefill it first")
         self._check(input_ids)
@@ -89,10 +89,12 @@ class TargetSession:
 
     @torch.inference_mode()
     def rollback(self, keep: int) -> None:
-        """Keep the first ``keep`` of the last extend's K tokens, 0..K, in every row, without a forward. Once, and only right
-        after the extend."""
+        """Keeps the first ``keep`` of the last extend's K tokens, 0..K, in every row, without a forward.
+
+        ValueError unless it directly follows an extend.
+        """
         if self._extended is None:
-            raise ValueError("rollback takes tokens of the last extend back, and none came before this call: extend first")
+            raise ValueError("rollback takes tokens of the last extend back, and there is none before this call: extend first")
         num_tokens = self._extended.shape[1]
         if not 0 <= keep <= num_tokens:
             raise ValueError(f"keep must be in 0..{num_tokens}, the tokens of the last extend, got {keep}")
@@ -105,7 +107,7 @@ class TargetSession:
     def _forward(self, input_ids: Tensor, last_only: bool = False) -> TargetStep:
         logits = self._adapter.step(self.model, input_ids, self._cache, self.length, last_only).float()
         self.length += input_ids.shape[1]
-        device = self._adapter.input_device(self.model)  # a spread target's taps lie on as many devices as its layers
+        device = self._adapter.input_device(self.model)  # the taps of a spread target are on its layers' devices
         layers = [self._taps.layers[i].to(device) for i in self.layer_ids]
         stacked = torch.stack(layers, dim=2) if layers else None
         return TargetStep(logits.to(device), self._taps.final.to(device), stacked)

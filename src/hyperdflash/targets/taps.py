@@ -1,6 +1,6 @@
-"""Read a target's hidden states while it runs: the residual before the collapse, and the outputs of chosen layers.
+"""Reads a target's hidden states while it runs: the residual before the collapse, and the outputs of chosen layers.
 
-Shapes: see contracts.py. No output of transformers holds that residual, so a hook takes it where it enters the collapse.
+Shapes: see contracts.py. transformers does not return that residual, so a hook reads the input of the collapse.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hyperdflash.targets.adapter import adapter_of
 
 
 class Taps:
-    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward; `remove` or a `with` block's end takes the
-    hooks off the model."""
+    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward; `remove` or the end of a `with` block
+    removes the hooks from the model."""
 
     def __init__(self) -> None:
         self.final: Tensor | None = None
@@ -34,7 +34,7 @@ class Taps:
 
 
 def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
-    """Collect the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]``, before any
+    """Collects the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]`` before any
     collapse. ValueError for a layer that the target lacks."""
     layers, collapse, _ = adapter_of(model.config.model_type).parts(model)
     wrong = [i for i in layer_ids if not 0 <= i < len(layers)]

@@ -1,4 +1,4 @@
-"""DeepSeek-V4 as a target: the names of `hyperdflash.targets.adapter.Adapter`."""
+"""The adapter of DeepSeek-V4, with the names of `hyperdflash.targets.adapter.Adapter`."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class HcHead(DeepseekV4HyperHead):
 
 
 def read_config(path: Path) -> DeepseekV4Config:
-    """From config.json in DeepSeek's spelling or transformers' own."""
+    """Reads config.json in DeepSeek's spelling or in transformers' own."""
     values, _ = DeepseekV4Config.get_config_dict(path)
     real = {field.name for field in fields(DeepseekV4Config) if "float" in str(field.type)}  # 10 and 10.0 are one setting
     return DeepseekV4Config.from_dict({name: float(v) if name in real and type(v) is int else v for name, v in values.items()})
 
 
 def layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:
-    """Dictionaries in the order of their keys, and YaRN's values only where YaRN is used."""
+    """Returns the settings of the layers, dictionaries sorted by key, YaRN's values only where YaRN is used."""
     settings = []
     for name in LAYER_SETTINGS:
         value = getattr(config, name, None)
@@ -113,18 +113,18 @@ def load_model(
             f"target.device_map={device_map} does not fit these devices and leaves part of the target for the disk: give more "
             "devices, or let a server run the target (target/engine)"
         ) from error
-    if quantized and dtype == torch.float32:  # transformers leaves what was stored as BF16 in BF16
+    if quantized and dtype == torch.float32:  # transformers leaves tensors that are stored as BF16 in BF16
         model.float()
     set_implementations(model, attention=attention, experts=experts)
     return model
 
 
 def load_mtp(path: Path, config: DeepseekV4Config, *, experts: str, dtype: torch.dtype) -> MTPBlock:
-    """Its attention is transformers' eager one, since chains bring masks of their own."""
+    """Loads the MTP block with transformers' eager attention, since chains pass their own masks."""
     compat.set_implementations(config, attention="eager", experts=experts)
     with torch.device("meta"):
         mtp = MTPBlock(config)
-    mtp.rotary_emb = DeepseekV4RotaryEmbedding(mtp.config)  # computed, not stored, and fp32 whatever the weights are
+    mtp.rotary_emb = DeepseekV4RotaryEmbedding(mtp.config)  # computed, not stored, and always fp32
     mtp.load_state_dict(mtp_state(Checkpoint(path), config.n_routed_experts, dtype), assign=True)
     return mtp
 
@@ -136,7 +136,7 @@ def parts(model: DeepseekV4ForCausalLM) -> tuple[nn.ModuleList, nn.Module, nn.Mo
 def step(
     model: DeepseekV4ForCausalLM, input_ids: Tensor, cache: RewindableCache, length: int, last_only: bool = False
 ) -> Tensor:
-    """transformers' own forward. Behind a cache the window mask is built here: K and the window decide it, not the text."""
+    """Runs transformers' own forward; on a filled cache with our window mask, which depends on K and the window only."""
     options, (rows, num_new) = {}, input_ids.shape
     if length:
         window = model.config.sliding_window

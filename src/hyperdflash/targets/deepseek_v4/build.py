@@ -1,7 +1,6 @@
-"""A new DeepSeek-V4 target from a configuration: transformers' own class, hash tables filled, paths set apart; and its file.
+"""Builds a new DeepSeek-V4 target of transformers' class, fills its hash tables, separates its paths, and writes its file.
 
-``tiny_config()`` gives the shipped size; any field can be overridden, so that other seeds, depths and vocabularies are made
-by the same function.
+``tiny_config()`` returns the shipped size; any field can be overridden for other depths and vocabularies.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from hyperdflash.targets.deepseek_v4.quantization import FP32_NAMES
 
 
 def tiny_config(**overrides) -> DeepseekV4Config:
-    """The tiny target's configuration: all three attention types, hash and top-k experts, 4 paths, under 3.7M parameters.
+    """Returns the tiny target's configuration: three attention types, hash and top-k experts, 4 paths, under 3.7M parameters.
 
     ``num_hidden_layers`` may be overridden; the schedule is two sliding layers, then sparse and heavily compressed in turn
     (deepseek_v4.md section 4 has the same shape), of which the first ``num_hash_layers`` route by token.
@@ -43,7 +42,7 @@ def tiny_config(**overrides) -> DeepseekV4Config:
         "num_hash_layers": 2,
         "layer_types": (["sliding_attention"] * 2 + alternating * layers)[:layers],
         "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 32},
-        "sliding_window": 128,  # the real one's: a prompt and its answer mostly fit, so names and numbers can be copied
+        "sliding_window": 128,  # as in DeepSeek-V4: most prompts fit with their answers, so names and numbers can be copied
         "index_n_heads": 2,
         "index_head_dim": 16,
         "index_topk": 512,  # at least the entries of 2,048 tokens: a binding top-k on ties makes prefill and decode differ
@@ -56,7 +55,7 @@ def tiny_config(**overrides) -> DeepseekV4Config:
 
 
 def build_target(config: DeepseekV4Config, seed: int = 0) -> tuple[DeepseekV4ForCausalLM, MTPBlock]:
-    """A fresh model and its native MTP block, in fp32 on the CPU, a function of ``config`` and ``seed`` alone."""
+    """Builds a model and its native MTP block in fp32 on the CPU; ``config`` and ``seed`` determine the weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DeepseekV4ForCausalLM(config)
@@ -72,13 +71,13 @@ def build_target(config: DeepseekV4Config, seed: int = 0) -> tuple[DeepseekV4For
 def set_implementations(
     model: DeepseekV4ForCausalLM, mtp: MTPBlock | None = None, *, attention: str = "windowed", experts: str = "dense"
 ) -> None:
-    """Choose the attention and expert functions by their registered names (see cpu_kernels)."""
+    """Chooses the attention and expert functions by their registered names (see cpu_kernels)."""
     configs = [model.config] if mtp is None else [model.config, mtp.config]
     compat.set_implementations(*configs, attention=attention, experts=experts)
 
 
 def fill_hash_tables(model: DeepseekV4ForCausalLM) -> None:
-    """Give every token id distinct experts in the hash-routed layers; transformers leaves the table zero."""
+    """Assigns distinct experts to every token id in the hash-routed layers; transformers leaves the table zero."""
     for layer in model.model.layers:
         if layer.mlp.is_hash:
             table = layer.mlp.gate.tid2eid
@@ -88,10 +87,10 @@ def fill_hash_tables(model: DeepseekV4ForCausalLM) -> None:
 
 @torch.no_grad()
 def set_paths_apart(layer: nn.Module, index: int) -> None:
-    """Start the hyper-connections near the identity, each sublayer reading and writing one path more than the others.
+    """Starts the hyper-connections near the identity, where each sublayer prefers one path for reading and writing.
 
-    transformers' zero ``base`` mixes all paths evenly at every sublayer, which keeps them parallel for good; near-identity
-    mixing is the initialisation of the hyper-connections paper (arXiv 2409.19606, section 3).
+    transformers' zero ``base`` mixes all paths evenly at every sublayer, so they stay parallel; near-identity mixing is the
+    initialization of the hyper-connections paper (arXiv 2409.19606, section 3).
     """
     for offset, connection in enumerate((layer.attn_hc, layer.ffn_hc)):
         paths = connection.hc_mult
@@ -103,8 +102,8 @@ def set_paths_apart(layer: nn.Module, index: int) -> None:
 
 
 def save_target(directory: Path, model: DeepseekV4ForCausalLM, mtp: MTPBlock) -> Path:
-    """Write config.json and model.safetensors atomically: matrices bf16, norms, sinks and hyper-connections fp32, the MTP
-    block as `mtp.0.*`, which transformers ignores."""
+    """Writes config.json and model.safetensors: matrices in bf16; norms, sinks and hyper-connections in fp32; the MTP block as
+    `mtp.0.*`, which transformers ignores."""
     directory.mkdir(parents=True, exist_ok=True)
 
     def stored(name: str, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, one at a time: its names are known without opening a shard, a shard is opened for what it holds."""
+"""Reads a checkpoint's tensors one at a time: lists names without a shard, and opens only the shards with wanted tensors."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Checkpoint:
         return name in self.shards
 
     def names(self, wanted: Callable[[str], bool]) -> list[str]:
-        """The names that pass, in the order of their shards."""
+        """Returns the names that ``wanted`` accepts, in the order of their shards."""
         return sorted(filter(wanted, self.shards), key=lambda name: (self.shards[name], name))
 
     def tensor(self, name: str) -> Tensor:
-        """As stored, on the CPU; ValueError where the checkpoint lacks it or its shard."""
+        """Returns a tensor as stored, on the CPU; ValueError where the checkpoint lacks it or its shard."""
         if name not in self.shards:
             raise ValueError(f"target.path={self.path} lacks {name}: give a complete DeepSeek-V4 checkpoint")
         return self._file(self.shards[name]).get_tensor(name)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A copy in ``dtype``, dequantised where a scale lies beside it."""
+        """Returns a copy in ``dtype``, dequantized if the checkpoint has its scale."""
         scale = name.removesuffix("weight") + "scale"
         if name.endswith(".weight") and scale in self.shards:
             return dequantize(self.tensor(name), self.tensor(scale), dtype)
         return self.tensor(name).to(dtype, copy=True)
 
     def check_complete(self) -> None:
-        """ValueError where a shard that the index names is not there."""
+        """Raises ValueError where a shard of the index is absent."""
         shards = sorted(set(self.shards.values()))
         missing = [shard for shard in shards if not (self.path / shard).exists()]
         if missing:

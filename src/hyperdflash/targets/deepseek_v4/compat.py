@@ -1,14 +1,13 @@
-"""Every use of transformers that its documentation does not promise, for versions 5.23 and 5.24.
+"""Every use of undocumented parts of transformers, for versions 5.23 and 5.24.
 
 1. names that differ between the versions, and names with an underscore, each behind one function;
-2. the cache of one decoder layer that the MTP block runs on;
-3. a DeepSeek-V4 cache that goes back to any token of its last update, exactly and without another forward.
+2. the cache of one decoder layer for the MTP block;
+3. a DeepSeek-V4 cache that returns to any token of its last update, exactly and without another forward.
 
-transformers' own cache layers cannot go back (`crop` leaves the compressors as they were). Their updates never write into a
-tensor, so a mark is a copy of names, and a rewind is the mark plus the layers' own bookkeeping, repeated on the kept part of
-what they received: window keys, the compressors' (kv, gate), and each closed window's share in the next one (its Ca series).
-The compressed entries themselves are cut, not computed again. Copies are as long as the window and one update, never as the
-text.
+transformers' own cache layers cannot return (`crop` does not change the compressors). Their updates never write into a tensor,
+so a mark copies references. A rewind restores the mark and repeats the layers' bookkeeping on the first tokens of the update:
+window keys, the compressors' (kv, gate), and the share of each closed window in the next one (its Ca series). It cuts the
+compressed entries and does not compute them again. Copies have the size of the window and one update, not of the text.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
 
 __all__ = ["eager_attention_forward"]
 
-# 5.24 renames the argument, and the old name passes neither accelerate's hooks nor without a warning.
+# 5.24 has another name of the argument; the old one fails in accelerate's hooks and causes a warning.
 CACHE = "cache" if "cache" in inspect.signature(DeepseekV4Attention.forward).parameters else "past_key_values"
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
-    """The keyword argument that hands ``cache`` to a model or to a decoder layer."""
+    """Returns the keyword argument that passes ``cache`` to a model or to a decoder layer."""
     return {CACHE: cache}
 
 
 def register(attention: Mapping[str, Callable], experts: Mapping[str, Callable]) -> None:
-    """Make functions available to `set_implementations` by name; attention functions receive the mask of eager attention."""
+    """Registers functions for `set_implementations`; attention functions receive the mask of eager attention."""
     for name, function in attention.items():
         ALL_ATTENTION_FUNCTIONS.register(name, function)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, eager_mask)
@@ -53,36 +52,36 @@ def register(attention: Mapping[str, Callable], experts: Mapping[str, Callable])
 
 
 def set_implementations(*configs: DeepseekV4Config, attention: str, experts: str) -> None:
-    """Choose the attention and expert functions of every module that reads one of ``configs``."""
+    """Chooses the attention and expert functions of every module that reads one of ``configs``."""
     for config in configs:
         config._attn_implementation, config._experts_implementation = attention, experts
 
 
 def implementations(config: DeepseekV4Config) -> dict[str, str]:
-    """What `set_implementations` chose."""
+    """Returns the arguments of `set_implementations`."""
     return {"attention": config._attn_implementation, "experts": config._experts_implementation}
 
 
 def initialize_like(model: PreTrainedModel, module: nn.Module) -> None:
-    """Draw the weights of ``module`` by the rules of ``model``."""
+    """Draws the weights of ``module`` by the rules of ``model``."""
     with torch.no_grad():
         module.apply(model._init_weights)
 
 
 def apply_expert_gate(experts: nn.Module, gate_up: Tensor) -> Tensor:
-    """[..., 2 I] -> [..., I]: the clamped SwiGLU of ``experts``."""
+    """Applies the clamped SwiGLU of ``experts``: [..., 2 I] -> [..., I]."""
     return experts._apply_gate(gate_up)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids must lie: the embedding's device, also where accelerate moves its weights there for each forward."""
+    """Returns the device for token ids: the embedding's, also where accelerate moves its weights there per forward."""
     embedding = model.get_input_embeddings()
     device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
     return embedding.weight.device if device is None else torch.device(device)
 
 
 def is_spread(model: PreTrainedModel) -> bool:
-    """Whether the modules lie in several places, so that accelerate moves what goes from one to the next."""
+    """Tells whether the modules are on several devices, so that accelerate moves tensors between them."""
     places = set(getattr(model, "hf_device_map", {}).values())
     return len(places) > 1 or "disk" in places
 
@@ -102,7 +101,7 @@ class LayerKeys:
 
 @dataclass
 class Tape:
-    """A layer's state at the mark, and what the layer received since; K new tokens, W windows that closed in them.
+    """A layer's state at the mark, and its inputs since; K new tokens close W windows.
 
     ``keys`` [B, 1, K, d]; ``weights`` name -> (kv, gate) [B, K, w]; ``overlaps`` name -> (kv, gate) [B, W, rate, w] and the
     width of Ca, the part of w that the next window reads.
@@ -115,22 +114,22 @@ class Tape:
 
 
 class Rewindable:
-    """Put before a V4 cache layer class. ``mark``, then one update, then ``restore`` or ``rewind``."""
+    """A mixin for V4 cache layers: call ``mark``, then one update, then ``restore`` or ``rewind``."""
 
-    _layer_type = None  # transformers would list the subclass as its own layer of this type
+    _layer_type = None  # otherwise transformers registers the subclass for this type
     tape: Tape | None = None
 
     def mark(self) -> None:
-        """Remember this state and start to record."""
-        self.tape = None  # before the state is remembered, so that restore stops the recording
+        """Remembers this state and starts to record."""
+        self.tape = None  # first, so that restore stops the recording
         self.tape = Tape({name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()})
 
     def restore(self) -> None:
-        """Back to the mark; recording stops."""
+        """Returns to the mark and stops recording."""
         vars(self).update(self.tape.before)
 
     def rewind(self, keep: int) -> None:
-        """Back to the state after the first ``keep`` of the K tokens since the mark; recording stops."""
+        """Returns to the state after the first ``keep`` of the K tokens since the mark, and stops recording."""
         tape, entries = self.tape, dict(getattr(self, "compressed_kv", {}))
         self.restore()
         if keep == 0:
@@ -183,7 +182,7 @@ LAYERS = {
 
 
 class RewindableCache(Cache):
-    """An empty cache for `with_cache`, all of whose layers are ``Rewindable``."""
+    """An empty cache for `with_cache`; every layer is ``Rewindable``."""
 
     def __init__(self, config: DeepseekV4Config):
         super().__init__(layers=[LAYERS[layer_type](config) for layer_type in config.layer_types])

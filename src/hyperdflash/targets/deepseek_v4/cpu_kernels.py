@@ -1,12 +1,12 @@
-"""Two pieces of transformers in forms that are faster on a CPU, registered in transformers' own interfaces by name.
+"""Attention and experts in forms that are faster on a CPU, registered by name with transformers.
 
 ``attn_implementation="windowed"``   DeepSeek-V4 attention without the dense [T, T] scores: a query block of W tokens reads
-                                     its own and the previous block plus the compressed entries. Anything else than a plain
-                                     forward from position 0 goes to transformers' eager function.
-``experts_implementation="dense"``   every expert on every token in two matrix products, gated by the router's weights. With
-                                     the few experts of a tiny target this beats sorting tokens by expert.
+                                     its own and the previous block plus the compressed entries. Anything but a plain forward
+                                     from position 0 runs transformers' eager function.
+``experts_implementation="dense"``   every expert on every token in two matrix products, gated by the router's weights. For
+                                     the few experts of a tiny target this is faster than sorting tokens by expert.
 
-Both compute what transformers' own modules compute (tests/targets/test_target.py holds them against each other).
+Both agree with transformers' own modules (tests/targets/test_target.py).
 """
 
 from __future__ import annotations

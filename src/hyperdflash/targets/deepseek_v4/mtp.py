@@ -1,4 +1,4 @@
-"""DeepSeek-V4's native multi-token-prediction block (`mtp.0.*`), which transformers leaves out.
+"""DeepSeek-V4's native multi-token-prediction block (`mtp.0.*`), which transformers does not have.
 
 Shapes: see contracts.py. Index i of the block consumes H[i] and embed(x[i+1]) at rope position i and predicts x[i+2].
 The block is one full V4 decoder layer (sliding attention, score-routed experts, its own hyper-connections) between two
@@ -22,7 +22,7 @@ from hyperdflash.targets.deepseek_v4 import compat
 
 
 def mtp_config(config: DeepseekV4Config) -> DeepseekV4Config:
-    """The target's configuration with one layer: sliding attention, score-routed experts."""
+    """Returns the target's configuration with one layer: sliding attention, score-routed experts."""
     values = config.to_dict()
     values.update(num_hidden_layers=1, layer_types=["sliding_attention"], mlp_layer_types=["moe"])
     single = DeepseekV4Config(**values)
@@ -51,11 +51,11 @@ class MTPBlock(NativeMTP):
         return self.config.sliding_window
 
     def rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """cos and sin for ``position_ids`` [B, T], in the form the layer reads."""
+        """Returns cos and sin of ``position_ids`` [B, T] in the layer's form."""
         return {"main": self.rotary_emb(x, position_ids=position_ids, layer_type="main")}
 
     def combine(self, final: Tensor, next_embeds: Tensor) -> Tensor:
-        """H [B, T, M, D], embed(x[i+1]) [B, T, D] -> X [B, T, M, D]."""
+        """Joins H [B, T, M, D] and embed(x[i+1]) [B, T, D] into X [B, T, M, D]."""
         embeds = self.e_proj(self.enorm(next_embeds)).unsqueeze(-2)
         return embeds + self.h_proj(self.hnorm(final.to(next_embeds.dtype)))
 
@@ -84,9 +84,9 @@ class MTPBlock(NativeMTP):
         return self.norm(self.hc_head(x))
 
     def forward(self, final: Tensor, next_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """One step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2].
+        """Runs one step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2].
 
-        Without a mask the causal sliding-window one is built here.
+        The default mask is the causal one of the sliding window.
         """
         length = final.shape[1]
         position_ids = torch.arange(length, device=final.device).unsqueeze(0)
@@ -96,7 +96,7 @@ class MTPBlock(NativeMTP):
 
 
 def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """[1, 1, K, cached + K]: 0 where new token i sees key j (j <= cached + i and nearer than ``window``), -inf elsewhere."""
+    """Returns [1, 1, K, cached + K]: 0 where new token i sees key j (cached + i - window < j <= cached + i), -inf elsewhere."""
     distance = torch.arange(cached, cached + num_new, device=device)[:, None] - torch.arange(cached + num_new, device=device)
     hidden = (distance < 0) | (distance >= window)
     return torch.zeros(1, 1, *hidden.shape, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))

@@ -1,6 +1,6 @@
-"""DeepSeek's own names for what this project loads apart from the whole target: the heads, and the native MTP block.
+"""DeepSeek's own names of the tensors that this project reads itself: the heads and the native MTP block.
 
-The layers of the whole target are transformers' business (its conversion renames, merges and dequantises them).
+transformers renames, merges and dequantizes the layers of the whole target.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ MTP = {
     "layer.mlp.shared_experts.gate_proj.weight": "ffn.shared_experts.w1.weight",
     "layer.mlp.shared_experts.down_proj.weight": "ffn.shared_experts.w2.weight",
     "layer.mlp.shared_experts.up_proj.weight": "ffn.shared_experts.w3.weight",
-}  # MTPBlock -> official, behind MTP_PREFIX
+}  # MTPBlock -> official, after MTP_PREFIX
 EXPERTS = "layer.mlp.experts."
 NOT_NATIVE = re.compile(r"mtp\.[1-9]\d*\.|mtp\.\d+\.(markov|confidence)_head\.")
 
 
 def head_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """TargetHeads' names -> the checkpoint's, in whichever of the two layouts it is."""
+    """Maps TargetHeads' names to the checkpoint's, which has one of two layouts."""
     layout = 1 if HEADS["embed_tokens.weight"][1] in checkpoint else 0
     return {own: names[layout] for own, names in HEADS.items()}
 
 
 def check_native_mtp(checkpoint: Checkpoint) -> None:
-    """ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases keep under the same names."""
+    """Raises ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases store under the same names."""
     names = checkpoint.names(lambda name: name.startswith("mtp."))
     if not names:
         raise ValueError(
@@ -63,13 +63,13 @@ def check_native_mtp(checkpoint: Checkpoint) -> None:
     if foreign or f"{MTP_PREFIX}enorm.weight" not in checkpoint:
         what = f"it has {foreign[0]}" if foreign else f"it has no {MTP_PREFIX}enorm.weight"
         raise ValueError(
-            f"target.path={checkpoint.path} keeps a DSpark drafter under mtp.* and no native MTP block ({what}): leave MTP "
+            f"target.path={checkpoint.path} has a DSpark drafter under mtp.* and no native MTP block ({what}): leave MTP "
             "methods out, or give the checkpoint of the April 2026 preview"
         )
 
 
 def mtp_state(checkpoint: Checkpoint, num_experts: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """MTPBlock's state from either layout, dequantised one tensor at a time, in ``dtype`` (norms, gates and sinks fp32)."""
+    """Reads MTPBlock's state from either layout, one dequantized tensor at a time, in ``dtype`` (norms, gates, sinks fp32)."""
     check_native_mtp(checkpoint)
     official = f"{MTP_PREFIX}attn.wq_a.weight" in checkpoint
     if not official:

@@ -1,6 +1,6 @@
-"""A target that is spread over several devices in one process (transformers' ``device_map``, which needs accelerate).
+"""Places a target on several devices of one process (transformers' ``device_map``, which needs accelerate).
 
-It is loaded by one process, which then owns all the devices: never inside one of several training ranks.
+The process that loads it owns all the devices, so it cannot be one of several training ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_layers: int) -> str | dict[str, str | int] | None:
-    """As transformers takes it, "even" made into one. ValueError in a rank of a distributed run."""
+    """Returns a device map for transformers, also for "even"; ValueError in a rank of a distributed run."""
     joined = dist.is_available() and dist.is_initialized()  # Slurm's ranks have no WORLD_SIZE
     ranks = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
     if device_map is None:
@@ -30,9 +30,12 @@ def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_lay
 
 
 def even_device_map(num_layers: int, num_gpus: int) -> dict[str, str | int]:
-    """Runs of neighbouring layers, as equal as can be; the first GPU has the embedding and the last what follows the layers,
-    so the longer runs go in between. transformers' "auto" keeps a tenth of every GPU free and fills them in turn, which leaves
-    layers of a target that just fits (DeepSeek-V4-Flash in bf16 on 8 x 80 GB) on the CPU."""
+    """Places runs of neighboring layers of nearly equal length, the longer ones on the inner GPUs: the first GPU also has the
+    embedding, the last the norm and the heads.
+
+    transformers' "auto" reserves a tenth of every GPU and fills them in turn, which leaves layers of a target that barely fits
+    (DeepSeek-V4-Flash in bf16 on 8 x 80 GB) on the CPU.
+    """
     if num_gpus < 2:
         return {"": 0 if num_gpus else "cpu"}
     counts = [num_layers // num_gpus] * num_gpus
