@@ -1,13 +1,14 @@
-"""Kill captures and trainings at random moments, start them again, and compare their end with an undisturbed one's.
+"""Kills captures and trainings at random moments, restarts them, and compares their results with an undisturbed one's.
 
-    python -m benchmarks.kills                                 all of them
+    python -m benchmarks.kills                                 all parts
     python -m benchmarks.kills "training, 2 ranks" --kills 20
+    python -m benchmarks.kills --render                        kills.md from kills.json
 
-1. capture    one process, killed again and again until it gets through; then two on one cache, of which one is killed and the
-              other takes over its work. SIGKILL, at a moment drawn uniformly over the time of an undisturbed capture
-2. training   the shipped tiny target's, small (benchmarks/small_training.py), by the same command each time. Half of the kills
-              are SIGKILL, half SIGTERM, to the launcher, one of the ranks, or all; each comes a random time after a step was
-              logged, so most fall between two checkpoints, inside an epoch
+1. capture    one process, killed until it finishes; then two on one cache, of which one is killed and the other takes over its
+              work. SIGKILL, at a moment drawn uniformly from the time of an undisturbed capture
+2. training   a small one on the tiny target (benchmarks/small_training.py), always by the same command. Half of the kills are
+              SIGKILL, half SIGTERM, to the launcher, one rank, or all; each follows a logged step after a random time, so that
+              most are between two checkpoints, inside an epoch
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.capture import make_documents
-from benchmarks.result import environment, option_parser, write_result
+from benchmarks.result import environment, option_parser
 from benchmarks.small_training import BATCH, STEPS, command_of, finish, last_step, run_of, start
 from hyperdflash.contracts import Document
+from hyperdflash.files import write_text
+from hyperdflash.record import write_json
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.capture import capture
 from hyperdflash.states.store import CacheKey, StateStore, make_shards
@@ -49,8 +52,8 @@ PARTS = {"capture": 0, "training, 1 rank": 1, "training, 2 ranks": 2}  # ranks
 
 @dataclass(frozen=True)
 class Kills:
-    """What happened to captures: ``forwards`` of all of them against the ``needed`` ones of ``captures`` undisturbed ones;
-    ``allowed`` are two more per kill, for the shard in the forward and the one that is written."""
+    """Counts of captures: all ``forwards``, and the ``needed`` ones of ``captures`` undisturbed captures; ``allowed`` adds two
+    per kill, for the shard in the forward and the one in the writer."""
 
     kills: int
     captures: int
@@ -62,7 +65,7 @@ class Kills:
 
 
 class Counted:
-    """A producer that logs each forward in a file, which a kill cannot undo."""
+    """A producer that logs each forward in a file, which survives a kill."""
 
     def __init__(self, producer: Producer, log: Path):
         self.producer, self.log = producer, log
@@ -75,14 +78,14 @@ class Counted:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """Every file of a cache."""
+    """Reads every file of a cache."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
 def kill_captures(
     kills: int, key: CacheKey, producer: Callable[[], Producer], documents: Sequence[Document], scratch: Path, seed: int = 0
 ) -> Kills:
-    """AssertionError where a capture failed by itself; the counts say what else went wrong."""
+    """Kills captures; AssertionError where a capture fails without a kill."""
     fork = multiprocessing.get_context("fork")
     moments = random.Random(seed)
     log, cache = scratch / "log", scratch / "cache"
@@ -134,7 +137,7 @@ def kill_captures(
 
 
 def measure_captures(options: Namespace) -> dict:
-    torch.set_num_threads(1)  # before the first operation: a fork does not have the threads of a pool
+    torch.set_num_threads(1)  # before the first operation: a fork does not inherit the threads of a pool
     target = load_target(path=options.target, dtype="fp32", attention="windowed", experts="dense")
     sizes = {"num_paths": target.heads.num_paths, "hidden_size": target.heads.hidden_size}
     key = CacheKey(target=target.fingerprint, target_dtype="fp32", dtype="bf16", **sizes)
@@ -145,7 +148,7 @@ def measure_captures(options: Namespace) -> dict:
 
 
 def measure_trainings(options: Namespace, ranks: int) -> dict:
-    """Every kill (signal, whom, last step logged, checkpoint that the next start goes on from), and what differs at the end."""
+    """Returns every kill (signal, receiver, last logged step, checkpoint of the next start) and the final differences."""
     draw, total = random.Random(options.seed), options.kills or 20
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         whole, broken = Path(scratch) / "undisturbed", Path(scratch) / "killed"
@@ -164,7 +167,7 @@ def measure_trainings(options: Namespace, ranks: int) -> dict:
 
 
 def _kill_training(command: list[str], runs: Path, draw: random.Random, ranks: int, done: int, total: int) -> dict:
-    """Starts the run and kills it once it has come a little further than before: its share of the steps."""
+    """Starts the run and kills it once it has passed its share of the steps."""
     process = start(command, runs)
     goal = 1 + draw.randrange(int(done * (STEPS - 6) / total), int((done + 1) * (STEPS - 6) / total) + 1)
     last = None
@@ -192,39 +195,53 @@ def _children(pid: int) -> list[int]:
 
 
 def table(record: dict) -> list[str]:
+    """Returns one row per part."""
     rows = []
     for name in (name for name in PARTS if name in record):
         part = record[name]
         if name == "capture":
-            again, most = part["forwards"] - part["needed"], part["allowed"] - part["needed"]
-            rows.append([name, part["kills"], f"{part['different_files']} files", f"{again} forwards, at most {most}"])
+            what, differs = f"capture, {part['shards']} shards", f"{part['different_files']} files, byte for byte"
+            again, most = f"{part['forwards'] - part['needed']} forwards", f"{part['allowed'] - part['needed']}"
+            rows.append([what, f"{part['kills']}", f"{part['captures']} captures", differs, again, most])
         else:
             again = sum(max(0, k["step"] + 1 - k["checkpoint"]) for k in part["kills"] if k["signal"] == "SIGKILL")
-            differs = ", ".join(part["differences"]) or "0 tensors, states, metrics and files"
-            rows.append([name, len(part["kills"]), differs, f"{again} steps"])
-    header = ["what", "kills", "differs from an undisturbed one", "done again"]
-    return markdown_table(header, [[str(cell) for cell in row] for row in rows])
+            differs, kills = ", ".join(part["differences"]) or "0 tensors, states, metrics and files", len(part["kills"])
+            rows.append([f"{name}, {part['steps']} steps", f"{kills}", f"{kills + 1}", differs, f"{again} steps", ""])
+    header = ["part", "kills", "starts", "differences from an undisturbed one", "repeated", "at most"]
+    return markdown_table(header, rows)
+
+
+def render(record: dict, out: Path) -> None:
+    """Writes kills.md: the table, and the command and revision that gave each part."""
+    lines = table(record)
+    for name in (name for name in PARTS if name in record):
+        measured_in = record[name]["environment"]
+        lines += ["", f"{name}: `{measured_in['command']}`, revision {(measured_in['git_revision'] or 'unknown')[:12]}"]
+    write_text(out / "kills.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = option_parser("kills", __doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all where none is given")
-    parser.add_argument("--kills", type=int, help="of each part; 100 of captures and 20 of trainings")
+    parser.add_argument("--render", action="store_true", help="write kills.md from kills.json and measure nothing")
+    parser.add_argument("--kills", type=int, help="per part; 100 of captures and 20 of trainings by default")
     parser.add_argument("--documents", type=int, default=64, help="of the captures")
     parser.add_argument("--target", default="assets/tiny", help="of the captures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scratch", type=Path, help="where caches and runs go; the system's temporary directory")
+    parser.add_argument("--scratch", type=Path, help="folder for caches and runs; by default the system's temporary one")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
     measured_in = environment("kills", arguments)
     path = options.out / "kills.json"
     record = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.parts or PARTS:
+    for name in () if options.render else options.parts or PARTS:
         ranks = PARTS[name]
         found = measure_trainings(options, ranks) if ranks else measure_captures(options)
         record[name] = {**found, "environment": measured_in}
-    write_result(options.out, "kills", record, table(record), measured_in)
+        write_json(path, record)
+    render(record, options.out)
     if any(part.get("different_files") or part.get("differences") for part in record.values()):
         sys.exit(1)
 

@@ -1,12 +1,12 @@
-"""This project's training step in a process of its own: a JSON line in, a JSON line out (started by benchmarks/duel.py).
+"""Runs this project's training step in its own process: a JSON line in, a JSON line out (benchmarks/duel.py starts it).
 
     {"do": "build", "shape": {..}, "dtype": "bf16", "objective": "own", "threads": 2, "memory_bytes": ..}
     {"do": "step", "anchors": [..]}     forward and backward once -> seconds, stages, loss, anchors, slots
     {"do": "memory"}    -> peak_bytes and imports_bytes of this process
-    {"do": "rates", "seconds": 0.1}     -> FLOP/s of the step's matrix products, each tried that long
+    {"do": "rates", "seconds": 0.1}     -> FLOP/s of the step's matrix products, each timed that long
     {"do": "peak", "seconds": 0.1, "part": .., "sizes": [..]}     -> FLOP/s of one of them
 
-An answer {"error": ..} says in one line what went wrong.
+An answer {"error": ..} holds one line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DeepseekV4Config
 
 from benchmarks.flops import num_taught, products
 from benchmarks.peak import product_rate, product_rates
@@ -35,19 +34,21 @@ from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import Drafter
 from hyperdflash.drafting.reducers.fc import Fc
+from hyperdflash.files import asset
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
 from hyperdflash.objectives.cross_entropy import PositionWeighted
 from hyperdflash.objectives.distillation import Distillation
 from hyperdflash.objectives.objective import Objective
 from hyperdflash.targets.adapter import adapter_of
 from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import read_config
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(kw_only=True)
 class GivenAnchors:
-    """Draws anchors as training does, then takes the given ones, so that both sides draft from the same positions."""
+    """Draws anchors as training does, then returns the given ones, so that both sides draft from the same positions."""
 
     sampler: BlockSampler
     anchors: list[int]
@@ -62,7 +63,7 @@ class GivenAnchors:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything a step needs; ``states`` is one document."""
+    """The inputs of a step; ``states`` is one document."""
 
     drafter: Drafter
     heads: TargetHeads
@@ -73,9 +74,9 @@ class Setup:
 
 
 def training_step(setup: Setup, clock: Callable[[str], None]) -> tuple[Tensor, Tensor]:
-    """What DraftingModule (training/module.py) computes in training_step and backward -> loss, supervised slots [S].
+    """Computes what DraftingModule (training/module.py) computes: training_step and backward -> loss, supervised slots [S].
 
-    ``clock(name)`` is called when the stage of that name has ended.
+    Calls ``clock(name)`` at the end of each stage.
     """
     states = setup.states
     num_slots = setup.drafter.num_slots
@@ -94,7 +95,7 @@ def training_step(setup: Setup, clock: Callable[[str], None]) -> tuple[Tensor, T
 
 
 def drafter_config(shape: StepShape) -> DrafterConfig:
-    """The Qwen3-shaped drafter of a shape."""
+    """Returns the Qwen3-shaped drafter of a shape."""
     return DrafterConfig(
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
@@ -106,16 +107,15 @@ def drafter_config(shape: StepShape) -> DrafterConfig:
 
 
 def meta_heads(shape: StepShape, dtype: torch.dtype | None = None) -> TargetHeads:
-    """The heads of a target of its sizes, without memory."""
-    config = DeepseekV4Config(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, hc_mult=shape.num_streams, num_hidden_layers=3
-    )
+    """Returns the heads of a target with the shape's sizes on the meta device."""
+    config = read_config(asset("tiny"))
+    config.vocab_size, config.hidden_size, config.hc_mult = shape.vocab_size, shape.hidden_size, shape.num_streams
     with torch.device("meta"):
         return TargetHeads(config, dtype=dtype)
 
 
 def build(case: Case, seed: int = 0) -> Setup:
-    """Random weights and states; the document is the same as the other side's (benchmarks/peer_step.py draws it alike)."""
+    """Builds random weights and states; benchmarks/peer_step.py draws the same document."""
     shape, dtype = case.shape, TORCH_DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(0, shape.vocab_size - 1, (1, shape.num_tokens), generator=generator)
@@ -152,14 +152,14 @@ def build(case: Case, seed: int = 0) -> Setup:
 
 
 class OwnStep:
-    """A case built once and stepped many times."""
+    """Builds a case once and runs many steps."""
 
     def __init__(self, request: dict):
         torch.set_num_threads(request["threads"])
         self.case = Case(StepShape(**request["shape"]), request["dtype"], request["objective"])
         keep_freed_memory()  # as training does
         self.setup = build(self.case)
-        gc.freeze()  # what is here stays: collecting before every step is then quick
+        gc.freeze()  # so that the collection before every step is fast
 
     def step(self, anchors: list[int]) -> dict:
         self.setup.sampler.anchors = anchors
@@ -190,14 +190,14 @@ class OwnStep:
 
 
 def process_bytes(field: str) -> int:
-    """VmHWM (peak resident), VmRSS (resident now) or VmSize of this process."""
+    """Returns VmHWM (peak resident), VmRSS (resident) or VmSize of this process."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field + ":"))
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not end up between the answers
+    os.dup2(2, 1)  # keeps the output of libraries out of the answers
     adapter_of("deepseek_v4")  # imported on first use; counts as an import, not as memory of a step
     imports_bytes, built = process_bytes("VmRSS"), None
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options and its result on disk."""
+"""Options, environment and result files of every benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def option_parser(name: str, doc: str, *, rounds: int | None = None, threads: int | None = None) -> ArgumentParser:
-    """``--out``, and ``--rounds`` and ``--threads`` where a default is given; ``doc`` is the benchmark's docstring."""
+    """Returns a parser with ``--out``, and with ``--rounds`` and ``--threads`` where a default is given; ``doc`` is the
+    benchmark's docstring."""
     parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     if rounds is not None:
@@ -25,7 +26,7 @@ def option_parser(name: str, doc: str, *, rounds: int | None = None, threads: in
 
 
 def environment(name: str, arguments: Sequence[str] | None) -> dict:
-    """Command, revision, versions, and the load of the minute before; call it before the work."""
+    """Returns command, revision, versions and the load of the last minute; call it before the work."""
     return {**environment_record(script_command(f"benchmarks.{name}", arguments)), "load_before": os.getloadavg()[0]}
 
 

@@ -212,7 +212,7 @@ def test_a_server_that_only_fails_ends_the_job_soon(ask, server):
 
 def test_another_model_is_refused_in_one_sentence(ask, server):
     server.model = "other"
-    with pytest.raises(ValueError, match=r"/v1 serves other, not m: start it with that model, or name .*server:NAME"):
+    with pytest.raises(ValueError, match=r"/v1 serves other, not m: start it with that model, or give .*server:NAME"):
         ask(conversations(3))
     assert not server.asked
     server.model, server.says_model = "m", "swapped"
