@@ -1,9 +1,9 @@
-"""The cache of target states, measured: layouts side by side, a store of 10,000 shards, codecs.
+"""Measures the cache of target states: layouts in turn, a store of 10,000 shards, codecs.
 
     make bench-cache
-    python -m benchmarks.cache codecs           # one part; the others of results/cache.json stay as they are
+    python -m benchmarks.cache codecs           # one part; the others of results/cache.json stay unchanged
 
-A busy machine makes the rates meaningless: the load before each part is in its record.
+Rates on a busy machine are meaningless, so each part's record has the load before it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--paths", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--target", default="assets/tiny", help="whose states the codecs are tried on")
+    parser.add_argument("--target", default="assets/tiny", help="whose states the codecs encode")
     parser.add_argument("--prompts", type=int, default=60, help="held-out prompts of each domain, for the codecs")
-    parser.add_argument("--scratch", type=Path, help="where the files go meanwhile; the system's temporary directory")
+    parser.add_argument("--scratch", type=Path, help="folder for temporary files; by default the system's")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def formats_figure(record: dict, path: Path) -> None:
-    """Left: GB/s of writing and both kinds of reading; right: the share that has a threshold."""
+    """Draws GB/s of writing and both kinds of reading on the left, the share with a threshold on the right."""
     names = list(record["formats"])[::-1]
     found = [rates(record["formats"][name]) for name in names]
     figure = Figure(figsize=(11.0, 1.2 + 0.62 * len(names)), layout="constrained")

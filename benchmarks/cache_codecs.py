@@ -1,8 +1,8 @@
-"""Part "codecs" of the cache's bench: what each codec costs in bytes, time and exactness.
+"""Part "codecs" of the cache's benchmark: bytes, time and error of each codec.
 
-Rates at the paper's size through the store itself. Errors on the shipped target's own states over held-out prompts, at every
-position: of the states, and of the teacher's probabilities softmax(lm_head(norm(mean over paths))) and the target's own, which
-reads the same states through hc_head.
+Rates are at the paper's size through the store. Errors are on the tiny target's states of held-out prompts at every position:
+of the states, of the teacher's probabilities softmax(lm_head(norm(mean over paths))), and of the target's own, which reads the
+same states through hc_head.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measure(options: Namespace) -> dict:
 
 
 def codec_rates(options: Namespace) -> dict:
-    """Codec -> seconds of each round for writing and for reading every record of fp32 states, and tokens."""
+    """Returns per codec the seconds of each round for writing and reading every record of fp32 states, and the tokens."""
     shards = make_shards(make_records(2 * DOCUMENTS_PER_SHARD, options.tokens), DOCUMENTS_PER_SHARD)
     drawn = state_source(shards, options.paths, options.hidden)
     states = {shard.name: drawn(shard).float() for shard in shards}
@@ -65,7 +65,7 @@ def codec_rates(options: Namespace) -> dict:
 
 @torch.no_grad()
 def codec_errors(options: Namespace) -> dict:
-    """Codec -> errors of the states and of the probabilities that are read from them, over ``options.prompts`` prompts."""
+    """Returns per codec the errors of the states and of their probabilities, over ``options.prompts`` prompts per domain."""
     target = load_target(path=options.target, dtype="fp32", attention="windowed", experts="dense")
     tokenizer = load_tokenizer(options.target)
     prompts = HeldoutPrompts(per_domain=options.prompts, max_length=512, max_new_tokens=64).conversations()
@@ -95,7 +95,7 @@ def codec_errors(options: Namespace) -> dict:
 
 
 def divergence(heads: TargetHeads, exact: Tensor, decoded: Tensor, teacher: str) -> Tensor:
-    """KL(p from exact states || p from decoded states) in nats: [N, M, D] twice -> [N]."""
+    """Returns KL(p of exact states || p of decoded states) in nats: two [N, M, D] -> [N]."""
     log_p, log_q = (heads.logits(heads.collapse(x[None], teacher))[0].double().log_softmax(-1) for x in (exact, decoded))
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 

@@ -1,7 +1,7 @@
 """Three layouts of target states on disk: this project's cache, plain safetensors, and a peer's file per sample.
 
-A record is token ids [T], a loss mask [T] and states [T, M, D] bfloat16. ``write`` stores a shard's records, ``open`` finds
-what is there and returns ``read(shard, record) -> (ids, mask, states)``. Readers keep at most 256 files open.
+A record is token ids [T], a loss mask [T] and states [T, M, D] bfloat16. ``write`` stores a shard's records; ``open`` lists the
+files and returns ``read(shard, record) -> (ids, mask, states)``. Readers hold at most 256 open files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPEN_FILES = 256
 
 
 class Format:
-    """``checks``: reading finds a damaged record."""
+    """A layout; with ``checks`` a read detects a damaged record."""
 
     name: ClassVar[str]
     checks: ClassVar[bool] = False
@@ -90,7 +90,7 @@ class SafetensorsSlices(Format):
 
 
 class SafetensorsSamples(Format):
-    """As speculators 0.9 reads hidden states: ``load_file`` of one file per sample."""
+    """The layout of speculators 0.9: ``load_file`` of one file per sample."""
 
     name = "safetensors, a file per sample"
 

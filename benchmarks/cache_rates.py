@@ -1,12 +1,12 @@
-"""Part "formats" of the cache's bench: how fast each format writes and reads records of the paper's size.
+"""Part "formats" of the cache's benchmark: rates of writing and reading records of the paper's size.
 
-A round takes every format in turn, so that a slow moment of the machine falls on all: write, then, with the files in the page
-cache, a plain sequential read of the files, a new reader's first record, and all records in a random order by another new
-reader, which has no file open yet (of thousands of shards it would have few open either).
+A round takes every format in turn, so that a slow moment of the machine affects all: write; then, with the files in the page
+cache, read the files sequentially, read the first record by a new reader, and read all records in a random order by another
+new reader without open files (of thousands of shards it would have few open too).
 
-Reading a record ends when each of its bytes has been seen: its states go through XXH3 once, in this cache's own reading, after
-the read elsewhere (a mapped file would otherwise not be read at all). The sequential read is ``readinto`` of one 4 MiB buffer,
-which stays in the processor's cache, and looks at nothing.
+A read of a record ends when XXH3 has processed its states once: within this cache's own read, after the read of other formats
+(otherwise a mapped file would not be read). The sequential read is ``readinto`` of one 4 MiB buffer, which stays in the
+processor's cache, and does not look at the bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DOCUMENTS_PER_SHARD = 16
 
 
 def make_records(count: int, mean_tokens: int, seed: int = 0) -> list[Document]:
-    """Documents of very different lengths (log-normal) around ``mean_tokens``."""
+    """Draws documents of log-normal lengths around ``mean_tokens``."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.exp(0.6 * torch.randn(count, generator=generator) - 0.18) * mean_tokens
     lengths = [max(4, int(value)) for value in drawn]
@@ -45,7 +45,7 @@ def make_records(count: int, mean_tokens: int, seed: int = 0) -> list[Document]:
 
 
 def state_source(shards: list[Shard], num_paths: int, hidden_size: int):
-    """States of a shard [N, M, D] bf16: a slice of random numbers that are drawn once."""
+    """Returns a function of a shard's states [N, M, D] bf16, slices of random numbers drawn once."""
     most = max(shard.num_tokens for shard in shards)
     drawn = torch.randn(most, num_paths, hidden_size, generator=torch.Generator().manual_seed(1)).bfloat16()
     return lambda shard: drawn[: shard.num_tokens]
@@ -70,7 +70,7 @@ def shuffled(form: Format, read: Read, places: list[tuple[Shard, int]]) -> None:
 
 
 def flush(directory: Path) -> None:
-    """Dirty pages to the disk, so that writing them does not run beside the reads that are timed."""
+    """Writes dirty pages to the disk, so that the timed reads do not compete with them."""
     for path in directory.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -78,7 +78,7 @@ def flush(directory: Path) -> None:
 
 
 def measure(options: Namespace) -> dict:
-    """Name -> what each round took, in seconds, and bytes."""
+    """Returns per format the seconds of each round and the bytes."""
     torch.set_num_threads(options.threads)
     documents = make_records(options.records, options.tokens)
     shards = make_shards(documents, DOCUMENTS_PER_SHARD)
@@ -122,7 +122,7 @@ def _timed(work) -> float:
 
 
 def rates(times: dict) -> dict[str, float]:
-    """Medians over the rounds: decimal MB/s, and the share that is paired round by round."""
+    """Returns medians over the rounds: decimal MB/s, and the share of paired rounds."""
     size = times["bytes"]
     found = {
         name: statistics.median(size / s for s in times[f"{name}_s"]) / 1e6 for name in ("write", "sequential", "shuffled")

@@ -1,10 +1,10 @@
-"""Part "scale" of the cache's bench: a store of 10,000 shards, in a process of its own for each format.
+"""Part "scale" of the cache's benchmark: a store of 10,000 shards, in one process per format.
 
-    open       from the list of shards to a reader that knows which are missing (where the format can tell)
+    open       from the list of shards to a reader that knows the missing ones (if the format can)
     first      the first record
-    memory     resident bytes of the process after it has read all records in a random order, less those before it opened them
+    memory     growth of the process's resident bytes while it opens the store and reads all records in a random order
 
-A shard holds one document of 8 tokens, 4 paths of 16: what is measured is the number of shards, not of bytes.
+A shard has one document of 8 tokens with 4 paths of 16, so the cost is that of the number of shards, not of bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def many_shards(count: int) -> list[Shard]:
 
 
 def measure(options: Namespace) -> dict:
-    """Name -> what its process reported, and what writing took."""
+    """Returns per format the report of its process and the seconds of writing."""
     shards = many_shards(options.shards)
     states = torch.randn(TOKENS, *SHAPE).bfloat16()
     found = {}
@@ -54,7 +54,7 @@ def measure(options: Namespace) -> dict:
 
 
 def run_alone(name: str, directory: Path, count: int) -> dict[str, float]:
-    """``measure_one`` in a fresh process."""
+    """Runs ``measure_one`` in a new process."""
     command = [sys.executable, "-m", "benchmarks.cache_scale", name, str(directory), str(count)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -84,7 +84,7 @@ def _resident_bytes() -> int:
 
 
 def measure_one(name: str, directory: str, count: str) -> dict[str, float]:
-    """Seconds to open the store, for the first record and for all of them; bytes of memory that this took."""
+    """Returns the seconds to open the store, to read the first record and to read all, and the growth of memory in bytes."""
     shards = many_shards(int(count))
     form = FORMATS[name](Path(directory), *SHAPE)
     order = torch.randperm(len(shards), generator=torch.Generator().manual_seed(0)).tolist()

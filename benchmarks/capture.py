@@ -1,11 +1,11 @@
-"""What writing costs a capture, and how long training waits for its first batch.
+"""Measures the cost of writing in a capture, and the wait of training for its first batch.
 
     python -m benchmarks.capture
 
-A capture's forwards alone, the capture as it is (a thread writes while the next forward runs), and the same with every shard
-written before the next forward: in turn, round after round, each into an empty directory. Two producers: the target on this
-machine's CPU, which shares its cores with the writer, and a stand-in for a target on a device, which hands over states of the
-real target's size after waiting as long as the forward would take.
+Each round takes in turn, each into an empty directory: the forwards of a capture alone, the capture (a thread writes during
+the next forward), and a capture that writes every shard before the next forward. There are two producers: the target on this
+machine's CPU, which shares its cores with the writer, and a stand-in for a target on a device, which returns states of the
+real target's size after the time of a forward.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEVICE_RATE = 4000.0
 
 
 class Device:
-    """A Producer that leaves the host idle: ``tokens_per_s`` of states [N, M, D] in bf16, the same numbers every time."""
+    """A Producer that leaves the host idle: ``tokens_per_s`` of states [N, M, D] in bf16, always the same numbers."""
 
     fingerprint = "stand-in"
     where = "nowhere"

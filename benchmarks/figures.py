@@ -1,4 +1,4 @@
-"""A run as two pictures: ratios beside their thresholds, and growth on logarithmic axes."""
+"""Draws a run as two pictures: ratios beside their thresholds, and growth on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = {OWN: 0, PEER: 1}
 
 
 def thresholds_figure(found: list[Threshold], path: Path) -> Path:
-    """One panel per threshold's name: measured ratios, a line at the bound; nothing drawn where it cannot be said."""
+    """Draws one panel per threshold: measured ratios, and a line at the bound; "n/a" without a value."""
     names = sorted({bar.name for bar in found})
     figure = Figure(figsize=(11.0, 2.9 * len(names)), layout="constrained")
     for axis, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
@@ -27,7 +27,7 @@ def thresholds_figure(found: list[Threshold], path: Path) -> Path:
 
 
 def growth_figure(found: list[Growth], path: Path) -> Path:
-    """Time above, memory below, a column per size; dashed: the degree's slope through this project's first point."""
+    """Draws time above, memory below, one column per size; dashed: the degree's slope through this project's first point."""
     axes_of = list(dict.fromkeys(g.axis for g in found))
     figure = Figure(figsize=(2.7 * len(axes_of) + 0.6, 6.4), layout="constrained")
     panels = figure.subplots(2, len(axes_of), squeeze=False)
@@ -59,11 +59,11 @@ def _bars(axis: Axes, found: list[Threshold]) -> None:
     width = 0.8 / len(dtypes)
     for bar in found:
         place = shapes.index(bar.case.shape.name) + width * (dtypes.index(bar.case.dtype) - (len(dtypes) - 1) / 2)
-        colour = COLORS[dtypes.index(bar.case.dtype)]
+        color = COLORS[dtypes.index(bar.case.dtype)]
         if bar.value is None:
-            axis.text(place, 0, "n/a", ha="center", va="bottom", fontsize=8, color=colour)
+            axis.text(place, 0, "n/a", ha="center", va="bottom", fontsize=8, color=color)
         else:
-            axis.bar(place, bar.value, 0.9 * width, color=colour, alpha=1.0 if bar.met else 0.45)
+            axis.bar(place, bar.value, 0.9 * width, color=color, alpha=1.0 if bar.met else 0.45)
             at_foot = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}  # where no bound lies
             axis.annotate(f"{bar.value:.2f}", (place, 0), color="white" if bar.met else "black", **at_foot)
         axis.plot([place - width / 2, place + width / 2], [bar.bound] * 2, color="black", linewidth=1.5)

@@ -1,8 +1,8 @@
 """Matrix products that a training step cannot do without, and their floating-point operations. Standard library only.
 
-Counted is what the result needs, not what an implementation does: context that an anchor sees (not all of it), supervised
-slots alone at the LM head, no second computation of anything for the backward pass, no gradient of what is frozen. The sum is
-that of drafting/flops.py; here stands every product by itself, so that it can be timed.
+The count has what the result needs, not what an implementation does: only context that an anchor sees, only supervised slots
+at the LM head, nothing computed again for the backward pass, no gradient of frozen weights. The sum equals that of
+drafting/flops.py; this module lists every product, so that it can be timed.
 """
 
 from __future__ import annotations

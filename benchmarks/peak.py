@@ -1,4 +1,4 @@
-"""How fast this machine multiplies the matrices of a step: each product at its own size and layout, best of several."""
+"""Measures this machine's rate of each matrix product of a step at its size and layout, the best of several."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from benchmarks.flops import Product
 from hyperdflash.numerics import fast_fp32_products
 
-MOST_LOGITS = 64_000_000  # a product with the vocabulary is measured on this many outputs, as many rows as that makes
+MOST_LOGITS = 64_000_000  # outputs of a timed product with the vocabulary; they determine its rows
 
 
 def product_rates(products: list[Product], dtype: torch.dtype, seconds: float = 0.1) -> list[dict]:
-    """FLOP/s of every (product, part), the best of at least 3 repetitions and ``seconds``; in fp32 the better of torch's two
-    libraries (MKL and oneDNN). -> dicts of name, part, sizes (batch, rows, inner, columns), flops_per_s."""
+    """Returns the FLOP/s of every (product, part), the best of at least 3 repetitions and ``seconds``; in fp32 of torch's two
+    libraries (MKL and oneDNN): dicts of name, part, sizes (batch, rows, inner, columns), flops_per_s."""
     rates, known = [], {}
     for product in products:
         for part in product.parts:
@@ -28,7 +28,7 @@ def product_rates(products: list[Product], dtype: torch.dtype, seconds: float = 
 
 
 def _sizes(product: Product, part: str) -> tuple[int, int, int, int]:
-    """Batch, rows, inner, columns of the product that a part is."""
+    """Returns batch, rows, inner and columns of a part's product."""
     rows, inner, columns = product.rows, product.inner, product.columns
     if rows * columns * product.batch > MOST_LOGITS and product.batch == 1:
         rows = max(1, MOST_LOGITS // columns)
@@ -40,7 +40,7 @@ def _sizes(product: Product, part: str) -> tuple[int, int, int, int]:
 
 
 def product_rate(sizes: tuple[int, int, int, int], part: str, dtype: torch.dtype, seconds: float) -> float:
-    """FLOP/s of one product, as above."""
+    """Returns the FLOP/s of one product; see ``product_rates``."""
     batch, rows, inner, columns = sizes
     left = torch.randn(batch, *((inner, rows) if part == "weight gradient" else (rows, inner))).to(dtype)
     right = torch.randn(batch, *((columns, inner) if part == "forward" else (inner, columns))).to(dtype)

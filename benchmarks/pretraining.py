@@ -24,7 +24,7 @@ from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.targets.deepseek_v4.build import build_target, set_implementations, tiny_config
 from tiny_target.corpus.embedded import load_embedded
-from tiny_target.pretraining import PretrainSettings, make_optimiser, pack, plant_loops, train_step
+from tiny_target.pretraining import PretrainSettings, make_optimizer, pack, plant_loops, train_step
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Trainer:
         torch._dynamo.reset()
         self.model, self.mtp = build_target(tiny_config(**config, hc_sinkhorn_iters=rung.sinkhorn_iters), seed=0)
         set_implementations(self.model, self.mtp, attention=rung.attention, experts=rung.experts)
-        self.optimiser = make_optimiser(self.model, self.mtp, settings)
+        self.optimiser = make_optimizer(self.model, self.mtp, settings)
         if rung.compile:
             for layer in [*self.model.model.layers, self.mtp.layer]:
                 layer.compile(dynamic=False)

@@ -1,4 +1,4 @@
-"""What the training step is measured on: sizes of a drafter and of one document, dtypes, losses. Standard library only."""
+"""The cases of the training step: sizes of a drafter and of one document, dtypes, losses. Standard library only."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class StepShape:
         return self.num_anchors * self.num_slots
 
     def anchors(self, seed: int) -> list[int]:
-        """A distinct positions, sorted, each with a whole block inside the document: what both sides are made to use."""
+        """Draws A distinct sorted positions, each with a whole block inside the document, for both sides."""
         return sorted(random.Random(seed).sample(range(1, self.num_tokens - self.block_size), self.num_anchors))
 
     @property
     def num_seen(self) -> int:
-        """Context states that some anchor sees, T': the expected largest of A such positions."""
+        """The number of context states that an anchor sees, T': the expected largest of A such positions."""
         return round((self.num_tokens - self.block_size) * self.num_anchors / (self.num_anchors + 1))
 
     @property
     def anchor_sum(self) -> int:
-        """Pairs of an anchor and a state it sees, as expected."""
+        """The expected number of pairs of an anchor and a state that it sees."""
         return self.num_anchors * (self.num_tokens - self.block_size) // 2
 
 
@@ -96,7 +96,7 @@ SYMBOLS = {"num_tokens": "T", "num_anchors": "A", "vocab_size": "V", "hidden_siz
 
 
 def grown(base: StepShape, axis: str, value: int) -> StepShape:
-    """``base`` with one size changed; the MLP stays four times as wide as the drafter."""
+    """Returns ``base`` with one size changed; the MLP stays four times as wide as the drafter."""
     if value == getattr(base, axis):
         return base
     shape = replace(base, **{axis: value}, name=f"{SYMBOLS[axis]} = {value:,}")

@@ -1,4 +1,4 @@
-"""What a run of the step's benchmark found, as Markdown and JSON. Median times, decimal megabytes, ratios of this run alone."""
+"""Renders a run of the step's benchmark as Markdown and JSON: median times, decimal megabytes, ratios of this run alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ oneDNN, and our process keeps freed memory for the next step, both as this proje
 
 @dataclass
 class Run:
-    """All that was measured. ``cases``: side -> result, per case; ``growth``: the same per shape along ``growth_axes``."""
+    """Every measurement. ``cases`` has per case the results by side; ``growth`` has them per shape along ``growth_axes``."""
 
     terms: Terms
     machine: dict
@@ -61,7 +61,7 @@ class Run:
     growth: dict = field(default_factory=dict)
 
     def thresholds(self) -> list[Threshold]:
-        """Of the cases with this project's own loss."""
+        """Returns the thresholds of the cases with this project's own loss."""
         compared = [results for results in self.cases if results[OWN].case.objective == "own"]
         return [found for results in compared for found in thresholds(results[OWN], results.get(PEER))]
 
@@ -85,7 +85,7 @@ def markdown(run: Run) -> list[str]:
 
 
 def record(run: Run) -> dict:
-    """Every step of every case, for json."""
+    """Returns every step of every case as a record for JSON."""
 
     def plain(results: dict[str, Measured]) -> dict:
         return {side: {**asdict(measured), "step_s": step_seconds(measured)} for side, measured in results.items()}

@@ -1,4 +1,4 @@
-"""From measured steps to ratios, thresholds and exponents; no clock and no torch in here."""
+"""Computes ratios, thresholds and exponents of measured steps without a clock and without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIT_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Threshold:
-    """``value`` against ``bound``; met None: it cannot be said, and ``note`` says why."""
+    """``value`` against ``bound``; ``met`` is None without a value, and ``note`` gives the reason."""
 
     name: str
     case: Case
@@ -37,7 +37,7 @@ class Threshold:
 
 
 def step_seconds(measured: Measured) -> float | None:
-    """Median; None where it did not run."""
+    """Returns the median; None where the case did not run."""
     return statistics.median(measured.seconds) if measured.seconds and measured.error is None else None
 
 
@@ -54,12 +54,12 @@ def slots_per_second(measured: Measured) -> float | None:
 
 
 def added_bytes(measured: Measured) -> int | None:
-    """Peak over imports."""
+    """Returns the peak over the size after imports."""
     return None if measured.error is not None else measured.peak_bytes - measured.imports_bytes
 
 
 def seconds_at_own_rates(measured: Measured) -> float | None:
-    """The time of a step's FLOPs (own side), each product at its own rate."""
+    """Returns the time of a step's FLOPs (own side), each product at its own rate."""
     if not measured.rates:
         return None
     rate = {(r["name"], r["part"]): r["flops_per_s"] for r in measured.rates}
@@ -67,7 +67,7 @@ def seconds_at_own_rates(measured: Measured) -> float | None:
 
 
 def over_peak(measured: Measured) -> float | None:
-    """A step's time over that of its FLOPs at the rate of the fastest product right after it; the median."""
+    """Returns the median of a step's time over that of its FLOPs at the rate of the fastest product right after it."""
     flops = step_flops(measured.case)
     return statistics.median(s * peak / flops for s, peak in measured.beside_peak) if measured.beside_peak else None
 
@@ -77,7 +77,7 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def thresholds(own: Measured, peer: Measured | None) -> list[Threshold]:
-    """The three of one case; those beside the peer only where there is one."""
+    """Returns the three thresholds of one case; those against the peer only with a peer."""
     case, found = own.case, []
     if peer is not None:
         note = f"speculators: {peer.error}" if peer.error else (own.error or "")
@@ -92,14 +92,14 @@ def thresholds(own: Measured, peer: Measured | None) -> list[Threshold]:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope of the least-squares line through the logarithms."""
+    """Returns the slope of the least-squares line through the logarithms."""
     return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in values]).slope
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Along one axis: sizes with seconds and bytes, the fitted exponents, that of the FLOPs in the same range, and the
-    degree: the highest power of this size in the FLOPs, and in the bytes."""
+    """Growth along one axis: sizes with seconds and bytes, the fitted exponents, that of the FLOPs in this range, and the
+    degree: the highest power of this size in the FLOPs and in the bytes."""
 
     axis: str
     side: str
@@ -121,7 +121,7 @@ class Growth:
 
 
 def growths(measured: dict[StepShape, dict[str, Measured]], axes: dict[str, list[StepShape]]) -> list[Growth]:
-    """``axes`` axis -> shapes along it; sides that ran at fewer than three of them have no fit."""
+    """Fits growth along ``axes`` (axis -> shapes); a side with fewer than three results on an axis has no fit."""
     found = []
     sides = list(dict.fromkeys(side for results in measured.values() for side in results))
     for axis in GROWTH:

@@ -1,4 +1,4 @@
-"""The commands that make and measure a tiny target; each imports what it runs when it runs."""
+"""The commands that make and measure a tiny target; each imports its job when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretraining of a tiny DeepSeek-V4 target on the embedded corpus: tokenizer, documents, training, files."""
+"""Pretrains a tiny DeepSeek-V4 target on the embedded corpus: tokenizer, documents, training, files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_target.tokenizer import train_tokenizer
 
 
 def pretrain_target(config: DictConfig) -> None:
-    """Writes the trained target into ``config.out``; a killed run goes on from its last checkpoint."""
+    """Writes the trained target into ``config.out``; a killed run continues from its last checkpoint."""
     torch.set_num_threads(config.threads)
     settings, recipe = instantiate(config.settings), config.recipe
     run, out = runs_dir() / "pretrain" / recipe.name, Path(config.out)

@@ -1,16 +1,16 @@
-"""Pretrain a tiny target and its MTP block together, as DeepSeek does.
+"""Pretrains a tiny target and its MTP block together, as DeepSeek does.
 
-1. conversations -> token ids, shuffled, packed end to end      [rows, T + 1]
+1. conversations -> token ids, shuffled, concatenated           [rows, T + 1]
 2. model -> pre_hc_head residual H and logits                   [B, T, M, D], [B, T, V]
 3. MTP block on (H[i], embed(x[i+1])) -> logits for x[i+2]      [B, T - 1, V]
 4. loss = CE(x[i+1]) + mtp_weight * CE(x[i+2])
 5. Muon on matrices, AdamW on the rest, linear warm-up, constant, linear decay to zero
 6. router biases follow the load, without an auxiliary loss (DeepSeek-V3, section 2.1.2)
 
-Left at that, a model this small answers in loops: a greedy text that repeats itself once goes on for good, because every
-repeat makes the next one likelier (arXiv 2206.02369). So some rows get a planted loop between 1 and 2: a short span of the
-text is repeated a few times and the text then goes on. Repeats are trained down (4: unlikelihood, -log(1 - p), arXiv
-1908.04319, section 4.1), and the text after them shows the way out.
+Without more, a model of this size answers in loops: a greedy text that repeats itself once does not stop, because every repeat
+makes the next one likelier (arXiv 2206.02369). So some rows get a planted loop between steps 1 and 2: a short span of the text
+repeats a few times before the text continues. Step 4 lowers the probability of repeats (unlikelihood, -log(1 - p), arXiv
+1908.04319, section 4.1); the text behind them teaches the end of a loop.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from hyperdflash.targets.taps import tap_residual
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """``tokens`` in all; ``context`` T and ``batch_rows`` B of a step; learning rates at the plateau; ``loop_share`` of the
-    rows get a planted loop."""
+    """Total ``tokens``; ``context`` T and ``batch_rows`` B of a step; learning rates of the plateau; ``loop_share`` of the rows
+    gets a planted loop."""
 
     tokens: int = 12_288_000
     context: int = 1024
@@ -64,13 +64,13 @@ class PretrainSettings:
         return self.tokens // (self.context * self.batch_rows)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate at ``step``: warm-up, plateau, linear decay to zero."""
+        """Returns the learning rate at ``step``: warm-up, plateau, linear decay to zero."""
         done = (step + 1) / self.steps
         return self.lr * min(1.0, done / self.warmup_share, (1 - done) / self.decay_share + 1e-8)
 
 
 def pack(documents: Sequence[Tensor], context: int, seed: int, epoch: int) -> Tensor:
-    """Shuffle and lay documents end to end: list of [T_i] -> [rows, context + 1] int64; the remainder is dropped."""
+    """Shuffles and concatenates documents [T_i] into [rows, context + 1] int64; drops the remainder."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(documents), generator=generator).tolist()
     stream = torch.cat([documents[i] for i in order])
@@ -84,11 +84,11 @@ LONGEST_PERIOD, LONGEST_LOOP = 32, 96  # tokens
 
 
 def plant_loops(rows: Tensor, share: float, never: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Repeat a short span in a ``share`` of the rows: [B, T + 1] -> the same shape, and copy number [B, T + 1] int64.
+    """Repeats a short span in a ``share`` of the rows [B, T + 1]; returns rows of this shape and copy numbers [B, T + 1] int64.
 
-    The span's own tokens and all other text have copy number 0, its n-th repeat n; what no longer fits falls off the row's
-    end. Periods are log-uniform in 1..LONGEST_PERIOD, repeats add 2 periods to LONGEST_LOOP tokens. ``never`` [n]: tokens
-    (control tokens) that no repeated span may hold; such a row stays as it is.
+    The n-th repeat has copy number n, the span itself and all other text 0; the row's end is cut. Periods are log-uniform in
+    1..LONGEST_PERIOD; repeats add from 2 periods to LONGEST_LOOP tokens. A row whose span has a token of ``never`` [n] (control
+    tokens) does not change.
     """
     rows, copies = rows.clone(), torch.zeros_like(rows)
     for row, copy in zip(rows, copies, strict=True):
@@ -106,15 +106,15 @@ def plant_loops(rows: Tensor, share: float, never: Tensor, generator: torch.Gene
 
 
 def joint_loss(model: PreTrainedModel, mtp: MTPBlock, rows: Tensor, copies: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[B, T + 1] int64 -> mean next-token and mean MTP cross-entropy in nats a token.
+    """Returns mean next-token and mean MTP cross-entropy of rows [B, T + 1] int64, in nats per token.
 
-    With ``copies`` (see plant_loops) a first repeat counts in neither, later ones count -log(1 - p) in the first alone.
+    With ``copies`` (plant_loops) the first repeat counts in neither; later repeats count as -log(1 - p) in the first only.
     """
     ids, targets = rows[:, :-1], rows[:, 1:]
     with tap_residual(model) as tap:
         hidden = model.model(ids, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden).float()
-    # T rows, so that windowed attention applies; the last index has no x[i+2] inside the row and is left out of the loss.
+    # T rows, so that windowed attention applies; the last index has no x[i+2] in the row, so the loss omits it.
     states = mtp(tap.final, model.model.embed_tokens(targets))[:, :-1]
     mtp_logits = model.lm_head(states).float()
     main = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -128,8 +128,8 @@ def joint_loss(model: PreTrainedModel, mtp: MTPBlock, rows: Tensor, copies: Tens
     return main.mean(), (drafted * text).sum() / text.sum()
 
 
-def make_optimiser(model: PreTrainedModel, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
-    """Muon on the layers' matrices, AdamW on embeddings, heads, norms, hyper-connections and routers."""
+def make_optimizer(model: PreTrainedModel, mtp: MTPBlock, settings: PretrainSettings) -> MuonWithAdamW:
+    """Makes the optimizer: Muon on the layers' matrices, AdamW on embeddings, heads, norms, hyper-connections, routers."""
     named = [*model.named_parameters(), *(("mtp." + name, p) for name, p in mtp.named_parameters())]
     return MuonWithAdamW(named, lr=settings.lr, weight_decay=settings.weight_decay)
 
@@ -137,29 +137,29 @@ def make_optimiser(model: PreTrainedModel, mtp: MTPBlock, settings: PretrainSett
 def train_step(
     model: PreTrainedModel,
     mtp: MTPBlock,
-    optimiser: MuonWithAdamW,
+    optimizer: MuonWithAdamW,
     rows: Tensor,
     copies: Tensor,
     settings: PretrainSettings,
 ) -> tuple[float, float, float]:
-    """One optimiser step on rows [B, T + 1] -> next-token loss, MTP loss, gradient norm before clipping.
+    """Runs one optimizer step on rows [B, T + 1]; returns next-token loss, MTP loss, gradient norm before clipping.
 
-    Where the norm is not finite the weights stay as they are.
+    A norm that is not finite leaves the weights unchanged.
     """
     with torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext():
         main, drafted = joint_loss(model, mtp, rows, copies)
     (main + settings.mtp_weight * drafted).backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
     if math.isfinite(norm):
-        optimiser.step()
-    optimiser.zero_grad()
+        optimizer.step()
+    optimizer.zero_grad()
     return float(main.detach()), float(drafted.detach()), norm
 
 
 @torch.no_grad()
 def balance_routers(model: PreTrainedModel, mtp: MTPBlock, ids: Tensor, rate: float) -> None:
-    """Move each top-k router's selection bias by ``rate`` against its load on ``ids`` [B, T]."""
+    """Moves each top-k router's selection bias by ``rate`` against its load on ``ids`` [B, T]."""
     gates = [layer.mlp.gate for layer in [*model.model.layers, mtp.layer] if not layer.mlp.is_hash]
 
     def adjust(gate, _, output):
@@ -183,14 +183,15 @@ def pretrain(
     control_ids: Sequence[int],
     on_log: Callable[[dict], None] = lambda _: None,
 ) -> dict:
-    """Train in place; returns the last log record ({} where nothing was left to do).
+    """Trains in place; returns the last log record ({} where no step is left).
 
-    A killed run goes on from ``checkpoint`` (written atomically), if that was written with the same ``identity``: a hash of
-    everything besides the settings that decides the result. ``control_ids``: tokens that no planted loop repeats.
+    A killed run continues from ``checkpoint`` (written atomically) if its ``identity`` is equal: a hash of everything besides
+    the settings that decides the result. No planted loop repeats tokens of ``control_ids``. ValueError for a gradient norm
+    that is not finite.
     """
     control = torch.tensor(sorted(control_ids))
-    optimiser = make_optimiser(model, mtp, settings)
-    step, spent_s = _resume(model, mtp, optimiser, settings, identity, checkpoint)
+    optimizer = make_optimizer(model, mtp, settings)
+    step, spent_s = _resume(model, mtp, optimizer, settings, identity, checkpoint)
     if settings.compile:
         for layer in [*model.model.layers, mtp.layer]:
             layer.compile(dynamic=False)
@@ -203,15 +204,15 @@ def pretrain(
         if epoch != packed_epoch:
             rows, packed_epoch = pack(documents, settings.context, settings.seed, epoch), epoch
             steps_per_epoch = max(1, len(rows) // settings.batch_rows)
-            if step // steps_per_epoch != epoch:  # a resumed run goes straight to its epoch
+            if step // steps_per_epoch != epoch:  # a resumed run jumps to its epoch
                 continue
         at = (step % steps_per_epoch) * settings.batch_rows
         batch = rows[at : at + settings.batch_rows]
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = settings.lr_at(step)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         planted, copies = plant_loops(batch, settings.loop_share, control, generator)
-        main, mtp_loss, norm = train_step(model, mtp, optimiser, planted, copies, settings)
+        main, mtp_loss, norm = train_step(model, mtp, optimizer, planted, copies, settings)
         if not math.isfinite(norm):
             raise ValueError(f"gradient norm is {norm} at step {step}: lower lr (now {settings.lr}) and run again")
         if settings.router_bias_every and step % settings.router_bias_every == 0:
@@ -231,19 +232,19 @@ def pretrain(
             bar.set_postfix(loss=f"{record['loss']:.3f}", mtp=f"{record['mtp_loss']:.3f}", refresh=False)
         bar.update()
         if time.monotonic() - saved > settings.checkpoint_every_s:
-            _save(model, mtp, optimiser, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
+            _save(model, mtp, optimizer, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
             saved = time.monotonic()
     bar.close()
     model.eval(), mtp.eval()
-    _save(model, mtp, optimiser, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
+    _save(model, mtp, optimizer, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
     return record
 
 
-def _save(model, mtp, optimiser, settings, identity: str, path: Path, step: int, elapsed_s: float) -> None:
+def _save(model, mtp, optimizer, settings, identity: str, path: Path, step: int, elapsed_s: float) -> None:
     state = {
         "model": model.state_dict(),
         "mtp": mtp.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimiser": optimizer.state_dict(),
         "settings": asdict(settings),
         "identity": identity,
         "step": step,
@@ -255,7 +256,7 @@ def _save(model, mtp, optimiser, settings, identity: str, path: Path, step: int,
     partial.replace(path)
 
 
-def _resume(model, mtp, optimiser, settings, identity: str, path: Path) -> tuple[int, float]:
+def _resume(model, mtp, optimizer, settings, identity: str, path: Path) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)
@@ -264,5 +265,5 @@ def _resume(model, mtp, optimiser, settings, identity: str, path: Path) -> tuple
         raise ValueError(f"{path} was written with another {what}: remove it to start again, or run with what it had")
     model.load_state_dict(state["model"])
     mtp.load_state_dict(state["mtp"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimizer.load_state_dict(state["optimiser"])
     return state["step"], state["elapsed_s"]

@@ -1,13 +1,13 @@
 """vLLM plug-in: auxiliary "layers" that are the paths of DeepSeek-V4's residual before hc_head.
 
-vLLM's own auxiliary states of V4 are the mean over the paths, [T, D] a layer, from which no path can be recovered. Its MTP
-block needs the whole residual, though, so the model keeps it in a buffer [tokens, M * D] that every forward fills. With
+vLLM's own auxiliary states of V4 are the mean over the paths, [T, D] per layer, from which no path can be recovered. Its MTP
+block needs the whole residual, so every forward writes it to a buffer [tokens, M * D]. With
 HYPERDFLASH_PRE_HC_HEAD=1 the model returns the M paths of that buffer in place of its M auxiliary layers:
 
     torch.stack(aux, dim=1)  ==  H                cat(aux, dim=-1)  ==  vec(H)                H [T, M, D]
 
-so `extract_hidden_states` with any M layer ids (which ones does not matter) writes H as ``hidden_states`` [T, M, D].
-This module imports nothing of vLLM; the model class is named by a string and loaded where vLLM builds the model.
+so `extract_hidden_states` with any M layer ids (any) writes H as ``hidden_states`` [T, M, D].
+This module imports nothing of vLLM: a string names the model class, and vLLM loads it when it builds the model.
 """
 
 import os
@@ -19,7 +19,7 @@ ARCHITECTURE = "DeepseekV4ForCausalLM"
 
 
 def register() -> None:
-    """The entry point, called in every process of vLLM: does nothing unless the switch is set."""
+    """Registers the model class in every process of vLLM if the switch is set."""
     if os.environ.get(SWITCH) == "1":
         from vllm import ModelRegistry
 
@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def residual_as_layers(buffer: torch.Tensor, num_tokens: int, num_paths: int, width: int) -> list[torch.Tensor]:
-    """buffer [>= T, M * D] -> M views [T, D]: path j is columns j * D to (j + 1) * D. Rows from T on are of earlier steps."""
+    """Returns M views [T, D] of the buffer [>= T, M * D]: path j has columns j * D to (j + 1) * D. Later rows are stale."""
     if buffer.ndim != 2 or buffer.shape[1] != num_paths * width or len(buffer) < num_tokens:
         raise RuntimeError(
             f"the residual's buffer is {list(buffer.shape)}, wanted at least [{num_tokens}, {num_paths} * {width}]: "
@@ -37,16 +37,16 @@ def residual_as_layers(buffer: torch.Tensor, num_tokens: int, num_paths: int, wi
 
 
 def with_residual(output, buffer: torch.Tensor | None, num_paths: int):
-    """What the model's forward returned -> the same with its auxiliary states replaced.
+    """Replaces the auxiliary states in the output of the model's forward, ``(hidden [T, D], aux)``.
 
-    ``(hidden [T, D], aux)`` where auxiliary layers were asked for; anything else (no auxiliary layers, a pipeline stage that
-    is not the last) passes through. RuntimeError where it cannot be done: states of another kind must not go out silently.
+    Other outputs (no auxiliary layers, a pipeline stage that is not the last) pass through. RuntimeError where it cannot
+    replace them, so that no other states leave silently.
     """
     if not isinstance(output, tuple):
         return output
     hidden, aux = output
     if buffer is None:
-        raise RuntimeError(f"{SWITCH}=1, but this vLLM keeps no residual for its MTP block: use another version of vLLM")
+        raise RuntimeError(f"{SWITCH}=1, but this vLLM has no residual for its MTP block: use another version of vLLM")
     if len(aux) != num_paths:
         raise RuntimeError(
             f"{SWITCH}=1 needs as many eagle_aux_hidden_state_layer_ids as the model has paths: {num_paths}, got {len(aux)}"

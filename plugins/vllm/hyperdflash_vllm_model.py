@@ -1,18 +1,18 @@
 """The model class that hyperdflash_vllm registers; only vLLM imports it.
 
-Written from vLLM's source and not run here: `python -m src.check_engine` says whether your version gives the residual.
+It follows vLLM's source and has no test run: `python -m src.check_engine` tells whether your version returns the residual.
 """
 
 from hyperdflash_vllm import with_residual
 
 try:
     from vllm.models.deepseek_v4 import DeepseekV4ForCausalLM
-except ImportError:  # before the models moved
+except ImportError:  # older versions
     from vllm.model_executor.models.deepseek_v4 import DeepseekV4ForCausalLM
 
 
 class DeepseekV4WithResidual(DeepseekV4ForCausalLM):
-    """Outside the compiled part of the model; the buffer keeps its address, so CUDA graphs replay it too."""
+    """Wraps the compiled part of the model; the buffer's address is constant, so CUDA graphs can replay it."""
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)

@@ -272,7 +272,7 @@ def test_the_plugin_turns_the_residual_into_one_layer_a_path(plugin):
     assert plugin.with_residual(hidden, buffer, 4) is hidden
     with pytest.raises(RuntimeError, match="4, got 3"):
         plugin.with_residual((hidden, [hidden] * 3), buffer, 4)
-    with pytest.raises(RuntimeError, match="keeps no residual"):
+    with pytest.raises(RuntimeError, match="has no residual"):
         plugin.with_residual((hidden, [hidden] * 4), None, 4)
     with pytest.raises(RuntimeError, match=r"auxiliary layer is \[5, 6\] where the hidden states are \[7, 6\]"):
         plugin.with_residual((hidden, [hidden] * 3 + [hidden[:5]]), buffer, 4)

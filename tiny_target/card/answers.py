@@ -1,4 +1,4 @@
-"""What greedy answers look like: do they end, loop, parse, and is the arithmetic right?"""
+"""Measures greedy answers: shares that end, loop, parse, and have the right number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_target.corpus.eval_prompts import final_number
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt's last answer. ``wanted`` the right final number of a maths prompt, None elsewhere."""
+    """A prompt's last answer. ``wanted`` is the right final number of a math prompt, None elsewhere."""
 
     id: str
     group: str
@@ -25,7 +25,7 @@ class Answer:
 
 
 def parses(text: str) -> bool:
-    """Whether ``text`` is Python with at least one statement."""
+    """Tells whether ``text`` is Python with at least one statement."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in strings
         try:
@@ -35,10 +35,10 @@ def parses(text: str) -> bool:
 
 
 def answer_figures(answers: Sequence[Answer]) -> dict:
-    """Shares over the answers of one group; ``parse*`` for code, ``right`` for maths, None where it does not apply or
-    there is nothing to divide by."""
+    """Returns shares over the answers of one group; ``parse*`` is for code, ``right`` for math; None where a share does not
+    apply or has no answers."""
     code = answers and answers[0].group == "code"
-    maths = [a for a in answers if a.wanted is not None]
+    math_answers = [a for a in answers if a.wanted is not None]
     ended = [a for a in answers if a.ended]
     return {
         "prompts": len(answers),
@@ -47,10 +47,10 @@ def answer_figures(answers: Sequence[Answer]) -> dict:
         "mean_tokens": sum(a.num_tokens for a in answers) / len(answers) if answers else None,
         "parses": share(answers, lambda a: parses(a.text)) if code else None,
         "parses_of_ended": share(ended, lambda a: parses(a.text)) if code else None,
-        "right": share(maths, lambda a: final_number(a.text) == a.wanted),
+        "right": share(math_answers, lambda a: final_number(a.text) == a.wanted),
     }
 
 
 def share(items: Sequence, holds) -> float | None:
-    """Share of ``items`` for which ``holds``; None of none."""
+    """Returns the share of ``items`` for which ``holds`` is true; None without items."""
     return sum(map(bool, map(holds, items))) / len(items) if items else None

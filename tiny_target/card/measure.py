@@ -1,7 +1,7 @@
-"""A target's model card: what it is, what it can do, and which thresholds it reaches.
+"""Measures a target's model card: its description, its abilities, and the thresholds that it reaches.
 
 1. text         held-out documents -> nats of the target and a 5-gram, bytes of xz; path statistics of the same forwards
-2. answers      greedy, to the committed prompts (kept on disk, shared with src.evaluate where the limits agree)
+2. answers      greedy, to the committed prompts (stored on disk, shared with src.evaluate where the limits agree)
 3. MTP          states of the answers (cached) -> replay of the native block
 4. card         model_card.json, and model_card.md rendered from it
 """
@@ -62,7 +62,7 @@ SETTINGS = ("mode", "text_bytes", "prime_bytes", "ngram_order", "mtp_steps", "sa
 
 
 def make_card(config: DictConfig) -> dict:
-    """Measure everything and write the card; returns what model_card.json holds."""
+    """Measures everything and writes the card; returns the content of model_card.json."""
     for name in ("text_bytes", "prime_bytes", "mtp_steps", "batch_tokens", "threads"):
         positive_int(name, config[name])
     natural_int("samples", config.samples)
@@ -119,7 +119,7 @@ def make_card(config: DictConfig) -> dict:
 
 
 def training_record(log: Path) -> dict | None:
-    """The last line of a pretraining's log.jsonl; None where there is no such file."""
+    """Returns the last record of a pretraining's log.jsonl; None without one."""
     lines = log.read_text().splitlines() if log.exists() else []
     if not lines:
         return None
@@ -141,7 +141,7 @@ def _measure_text(
     groups: dict[str, list[Conversation]],
     seconds: dict[str, float],
 ) -> tuple[dict, dict, int]:
-    """(group -> figures of its held-out text, group and "all" -> path figures, training tokens of the n-gram)."""
+    """Returns figures of held-out text by group, path figures by group and "all", and the n-gram's training tokens."""
     documents = {name: [encode(c, tokenizer, config.mode) for c in found] for name, found in groups.items()}
     with _timed(seconds, "5-gram"):
         bar = tqdm(train, desc="encode training text", unit="doc", mininterval=2)
@@ -182,12 +182,12 @@ def _answers(
     tokenizer: PreTrainedTokenizerBase,
     mask_token_id: int | None,
 ) -> dict[str, list[Answer]]:
-    """The last answer to each prompt by group."""
+    """Returns the last answer to each prompt by group."""
     eos_id = special_ids(tokenizer, mask_token_id).eos
     questions = {prompt.id: prompt.turns[-1].content for prompt in prompts}
     wanted = reference_answers()
     answers: dict[str, list[Answer]] = {name: [] for name in GROUPS}
-    for document in (d for d in documents if d.id in questions):  # think_high has one more for each earlier turn
+    for document in (d for d in documents if d.id in questions):  # think_high has another one per earlier turn
         others = (~document.loss_mask).nonzero()
         ids = document.input_ids[int(others[-1]) + 1 if len(others) else 0 :].tolist()
         group = group_of(document.id, document.domain)
@@ -207,9 +207,9 @@ def _answers(
 
 
 def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Document], looping: set[str]) -> dict:
-    """Acceptance of the native MTP block, chained ``mtp_steps`` times, at T = 0.
+    """Measures the acceptance of the native MTP block, chained ``mtp_steps`` times, at T = 0.
 
-    By group, maths also as a whole, and each domain once more without the documents in ``looping``, whose text is easy.
+    By group, by domain, and by domain without the documents in ``looping``, whose text is easy to draft.
     """
     job = StatesJob.of(config)
     states = job.states(documents, job.open_store(target.heads), (), lambda: InProcess(target))
@@ -217,7 +217,7 @@ def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Documen
     drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()
     without = {domain: f"{domain}, no loops" for domain in DOMAINS}
     metrics = {name: AcceptanceMetrics(config.mtp_steps) for name in (*GROUPS[:2], *DOMAINS, *without.values())}
-    pools: dict[tuple[str, ...], list[int]] = {}  # the rows of the metrics a document counts in -> documents
+    pools: dict[tuple[str, ...], list[int]] = {}  # names of the metrics that a document counts in -> documents
     for index, document in enumerate(ordered):
         names = {group_of(document.id, document.domain), document.domain}
         names |= set() if document.id in looping else {without[document.domain]}

@@ -1,6 +1,6 @@
-"""Are the hyper-connections alive? Cosines of the paths, spread of the gates, and what the gate adds over a plain mean.
+"""Measures the hyper-connections: cosines of the paths, spread of the gates, and the gate's distance from a plain mean.
 
-Shapes: see contracts.py; N tokens. If paths coincide or gates are constant, inheriting the gate means nothing.
+Shapes: see contracts.py; N tokens. If paths coincide or gates are constant, an inherited gate has no effect.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from hyperdflash.targets.heads import TargetHeads
 
 
 def head_gates(hc_head: nn.Module, final: Tensor) -> Tensor:
-    """What ``hc_head`` weights the paths with: [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
+    """Returns the path weights of ``hc_head``, [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
     flat = hc_head.input_norm(final.flatten(2).float())
     mixes = F.linear(flat, hc_head.hc_fn.float())
     return torch.sigmoid(mixes * hc_head.hc_scale.float() + hc_head.hc_base.float()) + hc_head.eps
 
 
 def path_cosines(final: Tensor) -> Tensor:
-    """[N, M, D] -> cosine of each pair of paths [N, M, M]."""
+    """Returns the cosine of each pair of paths: [N, M, D] -> [N, M, M]."""
     unit = F.normalize(final.float(), dim=-1)
     return unit @ unit.transpose(-1, -2)
 
 
 def teacher_divergence(heads: TargetHeads, gated: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normed states [N, D] of the two teachers -> KL(hc_head || mean_pool), KL(mean_pool || hc_head) in nats, and
+    """Compares normed states [N, D] of the two teachers: KL(hc_head || mean_pool) and KL(mean_pool || hc_head) in nats, and
     whether their most likely tokens differ, each [N]."""
     p, q = heads.logits(gated).log_softmax(-1), heads.logits(pooled).log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), p.argmax(-1) != q.argmax(-1)
 
 
 class PathStatistics:
-    """Sums over tokens in fp64; divided once, by ``figures``."""
+    """Sums over tokens in fp64; ``figures`` divides once."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -41,7 +41,7 @@ class PathStatistics:
 
     @torch.inference_mode()
     def update(self, heads: TargetHeads, final: Tensor, rows: int = 4096) -> None:
-        """``final`` [N, M, D]: residuals of the tokens to count."""
+        """Adds the tokens with residuals ``final`` [N, M, D]."""
         for states in final.split(rows):
             batched = states.unsqueeze(0)
             gates = head_gates(heads.hc_head, batched)[0]
@@ -71,9 +71,9 @@ class PathStatistics:
         return both
 
     def figures(self) -> dict:
-        """Plain numbers for the card; ValueError without tokens."""
+        """Returns the numbers of the card; ValueError without tokens."""
         if not self.num_tokens:
-            raise ValueError("the held-out answers have no tokens, so there is nothing to say of the paths: raise text_bytes")
+            raise ValueError("the held-out answers have no tokens to measure the paths on: raise text_bytes")
         mean = {name: value / self.num_tokens for name, value in self.sums.items()}
         cosines = mean["cosines"]
         apart = ~torch.eye(len(cosines), dtype=torch.bool)

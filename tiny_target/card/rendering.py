@@ -1,4 +1,4 @@
-"""A card's thresholds, and its Markdown: everything written here is in model_card.json."""
+"""Computes a card's thresholds and renders its Markdown from model_card.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Threshold:
-    """``measured`` must stand in ``relation`` to ``asked``; ``digits`` and ``percent`` say how they are written."""
+    """The condition ``measured`` ``relation`` ``asked``; ``digits`` and ``percent`` set their format."""
 
     name: str
     relation: Literal["<", "<=", ">", ">="]
@@ -44,7 +44,7 @@ class Threshold:
 
 
 def thresholds(card: dict) -> list[Threshold]:
-    """All that a target must reach, from a card's numbers; a figure that was not measured (None) reaches nothing."""
+    """Returns every threshold of a target from a card's numbers; a figure without a measurement (None) misses its threshold."""
     text, answers, mtp, target = card["text"], card["answers"], card["mtp"], card["target"]
     found = [Threshold("parameters with MTP", "<=", MAX_PARAMETERS, target["parameters"], digits=0)]
     found.append(Threshold("file, bytes", "<=", MAX_FILE_BYTES, target["file_bytes"], digits=0))
@@ -60,10 +60,10 @@ def thresholds(card: dict) -> list[Threshold]:
     for group, row in answers.items():
         found.append(Threshold(f"answers that end in a loop, {group}", "<=", 0.1, row["looped"], percent=True))
     found.append(Threshold("arithmetic right, seen templates", ">=", 0.5, answers["math seen"]["right"], percent=True))
-    # A loop is easy to draft, so what stands only because of loops is shown.
+    # A loop is easy to draft, so the figures without loops stand beside.
     for group in ("code", "code, no loops"):
         found.append(Threshold(f"MTP first slot, {group}", ">", 0.8, mtp[group]["conditional"][0]))
-    # The paper does not say which of the two its Figure 1 shows.
+    # The paper does not specify which of the two its Figure 1 shows.
     for kind, group in (("survival", "code"), ("conditional", "code"), ("conditional", "code, no loops")):
         rise = largest_rise(mtp[group][kind])
         found.append(Threshold(f"MTP {kind} falls from slot to slot (largest step), {group}", "<", 0.0, rise))
@@ -71,14 +71,14 @@ def thresholds(card: dict) -> list[Threshold]:
 
 
 def largest_rise(values: list[float | None]) -> float | None:
-    """The largest step from one position to the next; below 0 where all fall. None with a value missing."""
+    """Returns the largest step from one position to the next, below 0 where all fall; None where a value is absent."""
     if len(values) < 2 or None in values:
         return None
     return max(after - before for before, after in pairwise(values))
 
 
 def markdown(card: dict) -> str:
-    """model_card.md."""
+    """Renders model_card.md."""
     target, made, training, settings = card["target"], card["made_by"], card["training"], card["settings"]
     revision = f"{made['git_revision'] or 'unknown'}{' with uncommitted changes' if made['git_dirty'] else ''}"
     held = [one.met for one in thresholds(card)]
@@ -229,7 +229,7 @@ def sample_lines(group: str, samples: Sequence[dict]) -> list[str]:
 
 
 def fenced(text: str) -> list[str]:
-    """A fence that the text cannot close."""
+    """Encloses ``text`` in a fence that it cannot close."""
     fence = "```"
     while fence in text:
         fence += "`"

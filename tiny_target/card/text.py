@@ -1,7 +1,7 @@
-"""Bits per byte of held-out text: of the target, of xz and of a 5-gram, on the same documents.
+"""Measures bits per byte of the target, xz and a 5-gram on the same held-out documents.
 
-Shapes: see contracts.py. The nats of all tokens but a document's first (control tokens included: they say where a
-turn ends) over the raw UTF-8 bytes of all turns; xz codes the same turns with one line break after each.
+Shapes: see contracts.py. Bits per byte are the nats of all tokens but a document's first (with control tokens, which mark the
+ends of turns) over the UTF-8 bytes of all turns; xz codes the same turns with one line break after each.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ XZ_PRESET = 9 | lzma.PRESET_EXTREME
 
 
 def group_of(conversation_id: str, domain: str) -> str:
-    """Domain, maths apart by whether training saw the template."""
+    """Returns the domain; math has two groups by whether training sees the template."""
     kind = heldout_kind(conversation_id)
     return f"{domain} {kind}" if kind else domain
 
 
 def heldout_groups(conversations: Iterable[Conversation], max_bytes: int) -> dict[str, list[Conversation]]:
-    """The first whole conversations of each group that fit into ``max_bytes`` of text; ValueError where none does."""
+    """Returns per group the first conversations that fit into ``max_bytes`` of text; ValueError where none does."""
     groups: dict[str, list[Conversation]] = {name: [] for name in GROUPS}
     sizes = dict.fromkeys(GROUPS, 0)
     for conversation in conversations:
@@ -51,13 +51,13 @@ def heldout_groups(conversations: Iterable[Conversation], max_bytes: int) -> dic
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Sum of nats over bytes, in bits."""
+    """Converts a sum of nats to bits per byte."""
     return nats / math.log(2) / num_bytes
 
 
 @dataclass(frozen=True)
 class StateBatch:
-    """One right-padded forward.
+    """The result of one right-padded forward.
 
     ``input_ids`` [B, T] int64, ``real`` and ``loss_mask`` [B, T] bool, ``final`` [B, T, M, D].
     """
@@ -72,7 +72,7 @@ class StateBatch:
 def state_batches(
     target: Target, documents: Sequence[Document], batch_tokens: int = 2048, progress: str | None = None
 ) -> Iterator[StateBatch]:
-    """Documents by length, as many a forward as ``batch_tokens`` of padded width allow (at least one)."""
+    """Yields batches of documents by length, as many per forward as fit into ``batch_tokens`` with padding, at least one."""
     window = target.model.config.sliding_window
     ordered = sorted(documents, key=lambda d: (-len(d.input_ids), d.id))
     with tqdm(total=sum(len(d.input_ids) for d in ordered), desc=progress, unit="tok", disable=progress is None) as bar:
@@ -92,7 +92,7 @@ def state_batches(
 
 
 def nats_sum(heads: TargetHeads, batch: StateBatch, rows: int = 4096) -> tuple[float, int]:
-    """(sum of -log p(x[i+1]) read from H[i], number of such tokens): all real tokens but the first of each row."""
+    """Returns the sum of -log p(x[i+1]) from H[i] and the number of tokens: all real tokens but the first of each row."""
     predicted = batch.real[:, 1:]
     labels = batch.input_ids[:, 1:][predicted]  # [N]
     hidden = heads.collapse(batch.final)[:, :-1][predicted]  # [N, D]
@@ -103,12 +103,12 @@ def nats_sum(heads: TargetHeads, batch: StateBatch, rows: int = 4096) -> tuple[f
 
 
 def raw_text(conversations: Iterable[Conversation]) -> bytes:
-    """All turns, a line break after each."""
+    """Returns all turns with a line break after each."""
     return "".join(f"{turn.content}\n" for c in conversations for turn in c.turns).encode()
 
 
 def priming_text(train: Sequence[Conversation], domain: str, max_bytes: int) -> bytes:
-    """At most ``max_bytes`` of training text: the domain's own last (nearest to what follows), others before it."""
+    """Returns at most ``max_bytes`` of training text: other domains first, the domain's own next to the text that follows."""
     own = raw_text(c for c in train if c.domain == domain)[:max_bytes]
     others = raw_text(c for c in train if c.domain != domain)[: max_bytes - len(own)]
     return others + own
@@ -117,7 +117,7 @@ def priming_text(train: Sequence[Conversation], domain: str, max_bytes: int) -> 
 def xz_bytes(
     train: Sequence[Conversation], groups: dict[str, list[Conversation]], max_bytes: int, workers: int
 ) -> dict[str, int]:
-    """Group -> bytes that xz adds for its held-out text: compressed(training + held-out) - compressed(training)."""
+    """Returns per group the bytes that xz adds for held-out text: compressed(training + held-out) - compressed(training)."""
     domains = {name: found[0].domain for name, found in groups.items()}
     primes = {domain: priming_text(train, domain, max_bytes) for domain in set(domains.values())}
     texts = {("train", domain): prime for domain, prime in primes.items()}
@@ -146,7 +146,7 @@ class KneserNey:
 
         p_n(w | h) = (c(hw) - D(c(hw))) / c(h) + freed(h) / c(h) * p_{n-1}(w | h'),      p_0(w) = 1 / V
         c           occurrences at the highest order, number of different left neighbors below it
-        freed(h)    what was discounted from h's continuations; p_n(. | h) = p_{n-1}(. | h') where h was never seen
+        freed(h)    sum of the discounts of h's continuations; p_n(. | h) = p_{n-1}(. | h') for an unseen h
 
     A gram of n tokens is the rank of (rank of its first n - 1 tokens) * V + last token among all such keys. A document's first
     token is given, not predicted, and repeated to the left, so that every other one has a full context.
@@ -175,7 +175,7 @@ class KneserNey:
         self.orders = [_order(keys[n], counts[n], vocab_size, sizes[n]) for n in range(order)]
 
     def nats(self, documents: Sequence[Sequence[int]]) -> np.ndarray:
-        """-log p of every token but each document's first, in order: fp64 [tokens - documents]."""
+        """Returns -log p of every token but each document's first, in order: fp64 [tokens - documents]."""
         stream, events = self._stream(documents)
         grams = np.zeros(len(stream), dtype=np.int64)
         p = np.full(len(stream), 1 / self.vocab_size)
@@ -191,7 +191,7 @@ class KneserNey:
         return -np.log(p[events])
 
     def _stream(self, documents: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Documents end to end with their padding, int64 [N], and the positions of predicted tokens, int64 [E]."""
+        """Returns the concatenated documents with padding, int64 [N], and the positions of predicted tokens, int64 [E]."""
         padding = self.order - 2
         parts = [np.asarray(ids, dtype=np.int64) for ids in documents]
         stream = np.concatenate([np.concatenate([np.repeat(ids[:1], padding), ids]) for ids in parts])
@@ -200,14 +200,14 @@ class KneserNey:
 
 
 def check_order(order: object) -> int:
-    """ValueError for what is no order of an n-gram with a context."""
+    """Raises ValueError unless ``order`` is that of an n-gram with a context."""
     if positive_int("ngram_order", order) < 2:
         raise ValueError(f"ngram_order must be at least 2, got {order}: give 5")
     return order
 
 
 def _shift(grams: np.ndarray) -> np.ndarray:
-    """Rank of the gram that ends one token earlier; the stream's first position is padding, any value serves."""
+    """Returns the rank of the gram that ends one token earlier; any value is right at the first position, which is padding."""
     return np.concatenate([grams[:1] * 0, grams[:-1]])
 
 
@@ -219,7 +219,7 @@ def _order(keys: np.ndarray, counts: np.ndarray, vocab_size: int, num_contexts: 
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """D for counts 0, 1, 2 and >= 3; within (0, count], so that something is always freed for unseen tokens."""
+    """Returns D for counts 0, 1, 2 and >= 3, within (0, count], so that unseen tokens always have some mass."""
     n = np.bincount(counts.clip(max=5), minlength=6).astype(float)
     share = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.5
     raw = [i - (i + 1) * share * n[i + 1] / n[i] if n[i] else 0.5 for i in (1, 2, 3)]

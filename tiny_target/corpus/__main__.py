@@ -1,4 +1,4 @@
-"""What is in the embedded corpus: ``python -m tiny_target.corpus [--tokenizer DIR] [--write-prompts] [--benchmarks hub]``."""
+"""Reports the embedded corpus: ``python -m tiny_target.corpus [--tokenizer DIR] [--write-prompts] [--benchmarks hub]``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_TOKENIZER = Path("assets/tiny")
 
 
 def _counter(folder: Path) -> tuple[str, Callable[[str], Sequence[int]]]:
-    """("tokens" or "words", text -> ids): words, by hash, where no tokenizer has been trained yet."""
+    """Returns ("tokens", encoder) of the tokenizer in ``folder``, or ("words", hashes of words) where there is none."""
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder)
         return "tokens", lambda text: tokenizer.encode(text, add_special_tokens=False)
@@ -36,7 +36,7 @@ def _counter(folder: Path) -> tuple[str, Callable[[str], Sequence[int]]]:
 
 
 def report(splits: dict[str, list[Conversation]], tokenizer: Path, samples: int, console: Console) -> None:
-    """Print the table of counts and overlaps, and samples of the training text."""
+    """Prints the table of counts and overlaps, and samples of the training text."""
     unit, ids_of = _counter(tokenizer)
     table = Table(title=f"Embedded corpus ({unit} of {tokenizer if unit == 'tokens' else 'white space'})")
     for column in (
@@ -74,7 +74,7 @@ def report(splits: dict[str, list[Conversation]], tokenizer: Path, samples: int,
 
 
 def report_contamination(train: list[Conversation], benchmarks: str, console: Console) -> None:
-    """Print, a line a conversation and one for all, which training conversations hold a benchmark's prompt."""
+    """Prints one line per training conversation that holds a benchmark's prompt, and one with the counts."""
     path = None if benchmarks == "hub" else benchmarks
     names = held_prompts(train, (prompt for name in BENCHMARKS for prompt in benchmark_prompts(name, path)))
     held = {conversation.id: name for conversation, name in zip(train, names, strict=True) if name}
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tiny_target.corpus", description=__doc__)
     parser.add_argument("--tokenizer", type=Path, default=DEFAULT_TOKENIZER, help="folder with tokenizer.json")
     parser.add_argument("--cache-dir", type=Path, help="default $HYPERDFLASH_RUNS/corpus, or runs/corpus")
-    parser.add_argument("--samples", type=int, default=2, help="conversations shown a domain")
+    parser.add_argument("--samples", type=int, default=2, help="conversations shown per domain")
     parser.add_argument("--write-prompts", action="store_true", help=f"rewrite {eval_prompts_file().name} and stop")
-    parser.add_argument("--benchmarks", help="folder of <name>.jsonl, or hub: count training texts that hold a prompt; stop")
+    parser.add_argument("--benchmarks", help="folder of <name>.jsonl, or hub: count training texts that hold a prompt and stop")
     options = parser.parse_args(arguments)
     console = Console()
     if options.tokenizer != DEFAULT_TOKENIZER:

@@ -1,4 +1,4 @@
-"""Functions -> instruction and code (Evol-CodeAlpaca's shape: one user turn, one answer that is the code alone)."""
+"""Turns functions into an instruction and code, as Evol-CodeAlpaca does: one user turn, one answer with only the code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tiny_target.corpus.definitions import FunctionDefinition
 from tiny_target.corpus.words import words
 
 MIN_CHARS, MAX_CHARS, MAX_LINE_CHARS = 40, 900, 140
-SHORT_CHARS = 220  # every function up to here is taken; longer ones with a share that falls as SHORT_CHARS / length
+SHORT_CHARS = 220  # takes every function up to this length, and a share SHORT_CHARS / length of longer ones
 
 _WORDS = words("code")
 VERBS = frozenset(_WORDS["verbs"])
 
 
 def third_person(verb: str) -> str:
-    """``return`` -> ``returns``, ``fetch`` -> ``fetches``, ``apply`` -> ``applies``."""
+    """Conjugates a verb: ``return`` -> ``returns``, ``fetch`` -> ``fetches``, ``apply`` -> ``applies``."""
     if verb.endswith(("s", "x", "z", "ch", "sh")):
         return verb + "es"
     if verb.endswith("y") and verb[-2] not in "aeiou":
@@ -47,7 +47,7 @@ def _instruction(function: FunctionDefinition) -> str:
 
 
 def is_taken(function: FunctionDefinition) -> bool:
-    """Whether a function makes a good answer: short, plain characters, no overlong line."""
+    """Tells whether a function makes a good answer: short, plain characters, no overlong line."""
     source = function.source
     if not MIN_CHARS <= len(source) <= MAX_CHARS or not source.isascii() or len(function.signature) > 120:
         return False
@@ -57,7 +57,7 @@ def is_taken(function: FunctionDefinition) -> bool:
 
 
 def code_task(function: FunctionDefinition) -> Conversation | None:
-    """The conversation of one function; None where it makes no good answer or does not parse on its own."""
+    """Returns the conversation of one function; None where it makes no good answer or does not parse on its own."""
     if not is_taken(function):
         return None
     try:

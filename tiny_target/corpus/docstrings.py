@@ -1,4 +1,4 @@
-"""Plain sentences out of docstrings: markup removed, one space between words, only complete sentences kept."""
+"""Extracts plain sentences from docstrings: complete sentences without markup, one space between words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARKUP = re.compile(r"::|>>>|\.\. |\||\\|http|\*\*|[<>]{2}|%\(|\{\{|:\w+:|__doc
 
 
 def paragraphs(doc: str) -> list[str]:
-    """Prose paragraphs of a docstring, in order, up to the first section, list, code block or field."""
+    """Returns the prose paragraphs of a docstring in order, up to the first section, list, code block or field."""
     found: list[str] = []
     for block in re.split(r"\n\s*\n", doc.strip()):
         lines = block.splitlines()
@@ -24,7 +24,7 @@ def paragraphs(doc: str) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """Markup roles, literals and links reduced to `name`; white space collapsed."""
+    """Reduces markup roles, literals and links to `name`, and collapses white space."""
     text = _ROLE.sub(r"`\1`", text)
     text = _LITERAL.sub(r"`\1`", text)
     text = _LINK.sub(r"\1", text)
@@ -32,9 +32,9 @@ def clean(text: str) -> str:
 
 
 def sentences(text: str, *, shortest: int = 12, longest: int = 180) -> list[str]:
-    """Complete sentences from the start of ``text``, stopping at the first that is not plain; lengths in characters.
+    """Returns complete sentences from the start of ``text`` up to the first that is not plain; lengths in characters.
 
-    A sentence is plain if it is ASCII, starts with a capital, ends with a full stop and holds no left-over markup.
+    A sentence is plain if it is ASCII, starts with a capital, ends with a full stop and has no markup left.
     """
     found = []
     for sentence in _SENTENCE_END.split(text):
@@ -62,7 +62,7 @@ def sentences(text: str, *, shortest: int = 12, longest: int = 180) -> list[str]
 
 
 def summary_sentences(doc: str | None, *, at_most: int = 4) -> list[str]:
-    """The plain sentences that open a docstring; empty if it opens with anything else."""
+    """Returns the plain sentences that open a docstring; [] if it opens with anything else."""
     if not doc:
         return []
     opening = paragraphs(doc)

@@ -1,10 +1,10 @@
-"""The embedded corpus: text that is on every machine that has installed the project. No network.
+"""The embedded corpus: text that every installation of the project has on its machine; needs no network.
 
 1. files of the standard library and of this project's dependencies  -> definitions        (packages, definitions)
-2. definitions -> code tasks and explanations, topics -> explanations, templates -> problems  -> candidates a domain
-3. candidates in a stable order by their hash, near-duplicates dropped                      (near_duplicates)
+2. definitions -> code tasks and explanations, topics -> explanations, templates -> problems  -> candidates per domain
+3. candidates in a stable order by their hash, without near-duplicates                       (near_duplicates)
 4. each to train or held-out: whole modules, whole templates, and a share of the rest by content   (split)
-5. train capped in bytes a domain, all of it kept as JSONL under ``runs/corpus``
+5. at most TRAIN_BYTES of training text per domain, written as JSONL under ``runs/corpus``
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRAIN_BYTES = {"code": 7_500_000, "chat": 4_500_000, "math": 4_000_000}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A conversation with what decides its fate: ``folded`` (near-duplicates) and ``heldout`` (side of the split)."""
+    """A conversation with its ``folded`` text (for near-duplicates) and its side of the split, ``heldout``."""
 
     conversation: Conversation
     folded: str
@@ -52,12 +52,12 @@ class Candidate:
 
 
 def text_bytes(conversation: Conversation) -> int:
-    """UTF-8 bytes of all turns."""
+    """Returns the UTF-8 bytes of all turns."""
     return sum(len(turn.content.encode()) for turn in conversation.turns)
 
 
 def code_candidates(definitions: Iterable[Definition]) -> list[Candidate]:
-    """Functions as tasks. The split follows the summary, so that a function's task and explanation share a side."""
+    """Makes tasks of functions. The summary decides the split, so that a function's task and explanation share a side."""
     found = []
     for item in definitions:
         if isinstance(item, FunctionDefinition) and (conversation := code_task(item)):
@@ -67,7 +67,7 @@ def code_candidates(definitions: Iterable[Definition]) -> list[Candidate]:
 
 
 def chat_candidates(definitions: Iterable[Definition], topics: Iterable[Topic] = ()) -> list[Candidate]:
-    """Functions, classes, modules and topics as explanations; the docstring's sentences decide what is a duplicate."""
+    """Makes explanations of functions, classes, modules and topics; the docstring's sentences decide the duplicates."""
     found = []
     for item in definitions:
         explain = explain_function if isinstance(item, FunctionDefinition) else explain_namespace
@@ -83,7 +83,7 @@ def chat_candidates(definitions: Iterable[Definition], topics: Iterable[Topic] =
 
 
 def math_candidates(sources: Iterable[Template], count: int = PROBLEMS_PER_TEMPLATE) -> list[Candidate]:
-    """Problems; two with the same template and numbers are the same problem, whatever its names and things."""
+    """Makes problems; those of one template with equal numbers are one problem, whatever their names and things."""
     found = []
     for source in sources:
         for problem in problems(source, count):
@@ -93,9 +93,9 @@ def math_candidates(sources: Iterable[Template], count: int = PROBLEMS_PER_TEMPL
 
 
 def select(candidates: Iterable[Candidate], train_bytes: int | None, *, by_shingles: bool = True, progress: bool = False):
-    """(train, held-out) conversations in an order that depends on their ids alone, without near-duplicates.
+    """Returns (train, held-out) conversations without near-duplicates, in an order that depends on their ids alone.
 
-    ``by_shingles=False`` compares folded texts for equality only (maths, whose numbers are its content).
+    ``by_shingles=False`` compares folded texts for equality only (math, whose content is its numbers).
     """
     ordered = sorted(candidates, key=lambda item: (content_hash(item.conversation.id), item.folded))
     if by_shingles:
@@ -116,7 +116,7 @@ def select(candidates: Iterable[Candidate], train_bytes: int | None, *, by_shing
 
 
 def build(*, num_workers: int | None = None, progress: bool = True) -> dict[str, list[Conversation]]:
-    """The whole corpus from this machine's files: split -> conversations, domains mixed in a stable order."""
+    """Builds the whole corpus from this machine's files: conversations by split, domains mixed in a stable order."""
     definitions = scan(corpus_files(), num_workers=num_workers or default_workers(), progress=progress)
     candidates = {
         "math": math_candidates(templates()),
@@ -134,12 +134,12 @@ def build(*, num_workers: int | None = None, progress: bool = True) -> dict[str,
 
 
 def default_cache_dir() -> Path:
-    """``$HYPERDFLASH_RUNS/corpus``, or ``runs/corpus``."""
+    """Returns ``$HYPERDFLASH_RUNS/corpus``, or ``runs/corpus``."""
     return Path(os.environ.get("HYPERDFLASH_RUNS", "runs")) / "corpus"
 
 
 def cache_key() -> str:
-    """Hash of the code and words that decide the content, of the Python version and of the versions of all packages read."""
+    """Hashes the code and words that decide the content, the Python version and the versions of all packages read."""
     files = [path for path in sorted(Path(__file__).parent.glob("[!_]*.*")) if path.suffix in (".py", ".toml")]
     files.append(Path(stable_hash.__file__))
     texts = {path: path.read_text(encoding="utf-8") for path in files}
@@ -155,8 +155,10 @@ def load_embedded(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> list[Conversation]:
-    """Conversations of one split, domains mixed in a stable order; built on the first call (about a minute), then read
-    from ``cache_dir``."""
+    """Returns the conversations of one split, domains mixed in a stable order.
+
+    The first call builds the corpus in about a minute; later calls read it from ``cache_dir``. ValueError for unknown names.
+    """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if unknown := [domain for domain in domains if domain not in DOMAINS]:
@@ -173,7 +175,7 @@ def load_embedded(
 
 
 def write_rows(path: Path, corpus: dict[str, list[Conversation]]) -> None:
-    """Write all splits to one JSONL file, which appears under its name only when complete."""
+    """Writes all splits to one JSONL file, which appears under its name only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # one a process: two may build at the same time
     try:
@@ -188,8 +190,8 @@ def write_rows(path: Path, corpus: dict[str, list[Conversation]]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedCorpus(Corpus):
-    """``stage1``, ``stage2``: conversations per domain, each stage from its own half of the train split, so that no document
-    is in both."""
+    """``stage1`` and ``stage2`` give the conversations per domain; each stage has its own half of the train split, so that no
+    document is in both."""
 
     stage1: Mapping[str, int]
     stage2: Mapping[str, int]
@@ -210,13 +212,13 @@ class EmbeddedCorpus(Corpus):
         return self.stage1 if self.stage == 1 else self.stage2
 
     def train(self) -> list[Conversation]:
-        """The first conversations of each domain in this stage's half, in the corpus's stable order."""
+        """Returns the first conversations of each domain in this stage's half, in the corpus's stable order."""
         side = self.stage - 1
         half = (c for c in load_embedded("train", cache_dir=self.directory) if int(content_hash(c.id), 16) % 2 == side)
         return _take(half, self._mixture)
 
     def validation_conversations(self) -> list[Conversation]:
-        """``validation`` held-out conversations of each domain in the mixture, none of them an evaluation prompt."""
+        """Returns ``validation`` held-out conversations per domain of the mixture, none of them an evaluation prompt."""
         prompts = {prompt.id for prompt in load_eval_prompts()}
         free = (c for c in load_embedded("heldout", cache_dir=self.directory) if c.id not in prompts)
         return _take(free, {name: self.validation for name, count in self._mixture.items() if count})

@@ -1,4 +1,4 @@
-"""Definitions -> short explanations in one to three exchanges (EagleChat's shape)."""
+"""Turns definitions into short explanations of one to three exchanges, as in EagleChat."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tiny_target.corpus.definitions import FunctionDefinition, NamespaceDefiniti
 from tiny_target.corpus.words import words
 
 _MAX_ANSWER_CHARS = 320
-_MAX_NAME_CHARS = 64  # longer dotted names are left out: all path and no lesson
+_MAX_NAME_CHARS = 64  # longer dotted names are left out
 
 _WORDS = words("explanations")
 
 
 def spoken_list(items: Sequence[str]) -> str:
-    """`a`, `b` and `c`."""
+    """Joins items in prose: `a`, `b` and `c`."""
     quoted = [f"`{item}`" for item in items]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def arguments_sentence(arguments: Sequence[str]) -> str:
-    """The regular answer to "What arguments does it take?"; defaults are told one by one, at most two."""
+    """Returns the answer to "What arguments does it take?"; it states at most two defaults."""
     if not arguments:
         return "It takes no arguments."
     names = [argument.partition("=")[0] for argument in arguments]
@@ -38,7 +38,7 @@ def arguments_sentence(arguments: Sequence[str]) -> str:
 
 
 def example_call(function: FunctionDefinition) -> str:
-    """A call with the required arguments, spelled as their names."""
+    """Returns a call with the required arguments by their names."""
     required = ", ".join(argument for argument in function.arguments if "=" not in argument and not argument.startswith("*"))
     owner = f"{function.class_name.lower().strip('_')}." if function.class_name else ""
     wait = "await " if function.is_async else ""
@@ -46,14 +46,14 @@ def example_call(function: FunctionDefinition) -> str:
 
 
 def _opening(sentences: Sequence[str]) -> tuple[str, str]:
-    """(first answer, what is left for a follow-up), each at most two sentences."""
+    """Returns (first answer, rest for a follow-up), each of at most two sentences."""
     take = 2 if len(sentences) > 1 and len(sentences[0]) + len(sentences[1]) < _MAX_ANSWER_CHARS else 1
     first, rest = " ".join(sentences[:take]), " ".join(sentences[take : take + 2])
     return first, rest if len(rest) <= _MAX_ANSWER_CHARS else sentences[take]
 
 
 class _Choices:
-    """Draws that depend on the definition's own text, one per salt."""
+    """Draws options by the definition's own text and a salt."""
 
     def __init__(self, text: str):
         self.text = text
@@ -62,7 +62,7 @@ class _Choices:
         return options[int(unit_interval(self.text, salt=salt) * len(options))]
 
     def follow_ups(self, available: Sequence[Callable[[], tuple[str, str]]]) -> list[tuple[str, str]]:
-        """None, one or two (question, answer) pairs in an order of their own."""
+        """Returns no, one or two (question, answer) pairs in a drawn order."""
         order = sorted(range(len(available)), key=lambda index: unit_interval(self.text, salt=f"follow-up {index}"))
         count = self.one((0, 1, 1, 2, 2), "exchanges")
         return [available[index]() for index in order[:count]]
@@ -79,7 +79,7 @@ def _conversation(question: str, answer: str, follow_ups: Sequence[tuple[str, st
 
 
 def explain_function(function: FunctionDefinition) -> Conversation | None:
-    """About a function or method: its purpose, then its arguments, a call, its module or more of its docstring."""
+    """Explains a function or method: its purpose, then its arguments, a call, its module or more of its docstring."""
     owner = f"{function.module}.{function.class_name}" if function.class_name else function.module
     name = f"{owner}.{function.name}"
     if len(name) > _MAX_NAME_CHARS:
@@ -102,7 +102,7 @@ def explain_function(function: FunctionDefinition) -> Conversation | None:
 
 
 def explain_namespace(item: NamespaceDefinition) -> Conversation | None:
-    """About a class or a module: its purpose, then its members, bases, place or more; None if too long."""
+    """Explains a class or a module: its purpose, then its members, bases, place or more; None if too long."""
     name = f"{item.module}.{item.name}" if item.kind == "class" else item.module
     if len(name) > _MAX_NAME_CHARS:
         return None

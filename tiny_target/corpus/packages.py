@@ -1,7 +1,7 @@
-"""Which Python files the embedded corpus reads: the standard library and this project's own dependencies, by name.
+"""Lists the Python files that the embedded corpus reads: the standard library and this project's dependencies, by name.
 
-The list is fixed so that another package in the environment changes nothing. A listed distribution that is missing
-is left out, and the cache key says so.
+The list is fixed, so that other packages of the environment change nothing. A listed distribution that is not installed is left
+out, and the cache key records it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Distributions, and after "=" the folders that each installs into site-packages where they are named otherwise.
+# Distributions; behind "=" the folders of site-packages that a distribution installs under other names.
 _DISTRIBUTIONS_TEXT = """
 torch transformers tokenizers safetensors numpy sympy mpmath networkx pandas pyarrow python-dateutil=dateutil lightning
 lightning-utilities=lightning_utilities torchmetrics datasets huggingface-hub=huggingface_hub dill filelock fsspec
@@ -41,14 +41,14 @@ _SKIPPED_FOLDERS = frozenset(_SKIPPED_FOLDERS_TEXT.split())
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A Python file and the dotted module it is imported as."""
+    """A Python file and its dotted module name."""
 
     path: Path
     module: str
 
 
 def python_files(root: Path, prefix: str = "") -> Iterator[SourceFile]:
-    """Files below ``root`` in sorted order; ``prefix`` is the dotted name of ``root`` ("" for the standard library)."""
+    """Yields files below ``root`` in sorted order; ``prefix`` is the dotted name of ``root`` ("" for the standard library)."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS)
         for name in sorted(names):
@@ -62,7 +62,7 @@ def python_files(root: Path, prefix: str = "") -> Iterator[SourceFile]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Version of every listed distribution, "missing" where it is not installed."""
+    """Returns the version of every listed distribution, "missing" where it is not installed."""
     versions = {}
     for name in DISTRIBUTIONS:
         try:
@@ -73,7 +73,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def corpus_files() -> list[SourceFile]:
-    """Every file the embedded corpus is built from, standard library first."""
+    """Returns every file of the embedded corpus, the standard library first."""
     files = list(python_files(Path(sysconfig.get_paths()["stdlib"])))
     site = Path(sysconfig.get_paths()["purelib"])
     for folders in DISTRIBUTIONS.values():

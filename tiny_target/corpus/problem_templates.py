@@ -1,9 +1,9 @@
-"""Templates of arithmetic word problems, read from problem_templates.toml, which says what its fields mean.
+"""Reads templates of arithmetic word problems from problem_templates.toml, which explains its fields.
 
-1. a table or family with ``with`` -> one per row, <key> replaced by the row's value
+1. a table or family with ``with`` -> one per row, with the row's value for <key>
 2. [templates.NAME] -> ``Template``
 3. [[chains]]       -> one ``Template`` per start and chain of events in the family's table, in all wordings of its parts, so
-                       that a part recurs in other chains
+                       that chains share parts
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hyperdflash.stable_hash import unit_interval
 
-UNSEEN_TEMPLATES = 0.10  # share of templates that appear in no training text
+UNSEEN_TEMPLATES = 0.10  # share of templates without training text
 LARGEST_RESULT = 200  # of a chain
 
 _COMPUTED = re.compile(r"\[(\w+) =")
@@ -29,8 +29,8 @@ _EVENT_NAME = re.compile(r"\b[kmuvw]\b")
 
 @dataclass(frozen=True)
 class Template:
-    """``numbers`` maps a name to its inclusive range, ``derived`` names to expressions of earlier ones; ``condition`` is an
-    expression of all of them and of the computed names that must hold; ``family`` is None outside a chain."""
+    """``numbers`` maps a name to its inclusive range, ``derived`` a name to an expression of earlier names; ``condition`` is an
+    expression of all names that must hold; ``family`` is None outside a chain."""
 
     name: str
     questions: tuple[str, ...]
@@ -42,13 +42,13 @@ class Template:
 
     @property
     def is_unseen(self) -> bool:
-        """Whether the whole template is held out."""
+        """Tells whether the whole template is held out."""
         return unit_interval(self.name, salt="maths template") < UNSEEN_TEMPLATES
 
 
 @dataclass(frozen=True)
 class Part:
-    """A start or an event of a chain; fields as in ``Template``."""
+    """A start or an event of a chain; the fields are those of ``Template``."""
 
     wordings: tuple[str, ...]
     steps: str
@@ -58,7 +58,7 @@ class Part:
 
 @cache
 def templates() -> tuple[Template, ...]:
-    """All templates: single ones first, then chains, in the file's order."""
+    """Returns all templates in the file's order, single ones first, then chains."""
     tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     single = [
         Template(name, tuple(row["questions"]), row["steps"], _ranges(row), row.get("let", {}), row.get("when", "True"))
@@ -75,7 +75,7 @@ def templates() -> tuple[Template, ...]:
 
 
 def _expanded(named: dict, rows: Sequence[dict[str, str]] | None) -> Iterator[tuple[str, dict]]:
-    """(name, table) once per row of ``with``, <key> replaced; as it is where there is none."""
+    """Yields (name, table) per row of ``with`` with <key> replaced; the table itself without ``with``."""
     for row in rows or [{}]:
         text = json.dumps(named)
         for key, value in row.items():
@@ -102,7 +102,7 @@ def _chains(family: dict) -> Iterator[Template]:
 
 
 def chain(name: str, start: Part, *events: Part, family: str | None = None) -> Template:
-    """One template: the steps in order, every combination of wordings, all results in 2 .. LARGEST_RESULT."""
+    """Builds one template: the steps in order, every combination of wordings, all results in 2 .. LARGEST_RESULT."""
     steps, numbers, wordings, quantity = [start.steps], dict(start.numbers), [start.wordings], "a"
     for position, event in enumerate((start, *events)):
         if position:
@@ -120,7 +120,7 @@ def chain(name: str, start: Part, *events: Part, family: str | None = None) -> T
 
 
 def _numbered(text: str, quantity: str, position: int) -> str:
-    """An event's text with ``u`` replaced by the quantity so far and its other names numbered by the event's position."""
+    """Replaces ``u`` by the current quantity in an event's text, and numbers its other names by the event's position."""
 
     def rename(name: re.Match) -> str:
         return quantity if name.group() == "u" else f"{name.group()}{position}"

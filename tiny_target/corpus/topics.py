@@ -1,4 +1,4 @@
-"""Python's own reference topics (``pydoc_data.topics``) -> explanations, a paragraph a conversation."""
+"""Turns Python's own reference topics (``pydoc_data.topics``) into explanations, one conversation per paragraph."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _QUOTED = re.compile(r'"([^"\s]{1,24})"')
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic's name and its text (reStructuredText rendered as plain text)."""
+    """A topic's name and its plain text."""
 
     name: str
     text: str
 
 
 def reference_topics() -> list[Topic]:
-    """The topics of the running Python, by name."""
+    """Returns the topics of the running Python by name."""
     from pydoc_data.topics import topics
 
     return [Topic(name, text) for name, text in sorted(topics.items())]
 
 
 def explain_topic(topic: Topic) -> Iterator[Conversation]:
-    """One conversation for each prose paragraph that opens with a plain sentence and names something in quotes."""
+    """Yields one conversation per prose paragraph that opens with a plain sentence and names something in quotes."""
     for block in re.split(r"\n\s*\n", topic.text):
         text = re.sub(r"\*(\w[^*]*)\*", r"\1", clean(block))
         subject = _QUOTED.search(text)

@@ -1,10 +1,10 @@
-"""Arithmetic word problems with worked answers, generated from templates (problem_templates).
+"""Generates arithmetic word problems with worked answers from templates (problem_templates).
 
-1. draw the numbers of a template; skip draws that break its condition, do not divide evenly or were drawn before
+1. draw the numbers of a template; skip draws that break its condition, do not divide evenly or repeat an earlier one
 2. draw names and things, write question and steps: ``[c = a + b]`` becomes ``3 + 4 = 7``, and the last result is the answer
 3. add "The answer is n."
 
-The generator's seed is the template's name, so that the problems of one template do not depend on the others.
+The generator's seed is the template's name, so that the problems of a template do not depend on other templates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STEP = re.compile(r"\[(\w+) = ([^\]]+)\]")
 
 @dataclass(frozen=True)
 class Problem:
-    """``key`` is equal for problems that differ in names, things and wording only."""
+    """Problems that differ only in names, things and wording have equal ``key``."""
 
     template: str
     key: str
@@ -36,15 +36,17 @@ class Problem:
 
 
 def _value(expression: str, numbers: dict[str, int]) -> int:
-    """An expression of the template files (our own constants, never input)."""
+    """Evaluates an expression of the template files (our own constants, never input)."""
     value = eval(expression, {"__builtins__": {}}, numbers)
     assert value == int(value), f"{expression} is not whole with {numbers}"
     return int(value)
 
 
 def _work(steps: str, numbers: dict[str, int]) -> tuple[str, dict[str, int]] | None:
-    """``steps`` with its computations written out, and all names bound, the last computed one last; None where a
-    division leaves a rest or a result is not positive."""
+    """Writes out the computations of ``steps``; returns the text and all names with values, the last computed one last.
+
+    None where a division has a remainder or a result is not positive.
+    """
     bound = dict(numbers)
     for name, expression in _STEP.findall(steps):
         if "/" in expression and _value(expression.replace("/", "%"), bound):
@@ -61,7 +63,7 @@ def _work(steps: str, numbers: dict[str, int]) -> tuple[str, dict[str, int]] | N
 
 
 def problems(source: Template, count: int) -> list[Problem]:
-    """Up to ``count`` problems with different numbers; fewer where the ranges hold fewer."""
+    """Returns up to ``count`` problems with different numbers; fewer where the ranges have fewer."""
     rng = random.Random(f"maths {source.name}")
     found: dict[str, Problem] = {}
     for _ in range(count * 12):
@@ -91,7 +93,7 @@ def _holds(condition: str, numbers: dict[str, int]) -> bool:
 
 
 def as_conversation(problem: Problem, *, unseen_template: bool) -> Conversation:
-    """One user turn and its worked answer; the id tells whether training saw the template."""
+    """Returns one user turn and its worked answer; the id tells whether training sees the template."""
     kind = "unseen" if unseen_template else "seen"
     turns = (Turn("user", problem.question), Turn("assistant", problem.worked))
     return Conversation(f"math/{kind}/{content_hash(turns[0].content + turns[1].content)}", "math", turns)

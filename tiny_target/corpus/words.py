@@ -1,4 +1,4 @@
-"""Words and wordings of the generated text, read from words.toml."""
+"""Reads the words and wordings of the generated text from words.toml."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def _tables() -> dict[str, dict]:
 
 
 def words(section: str) -> dict[str, tuple[str, ...]]:
-    """Name -> words or wordings of a section; a text holds words between white space."""
+    """Returns words or wordings by name of a section; white space separates the words of a text."""
     return {name: tuple(value.split() if isinstance(value, str) else value) for name, value in _tables()[section].items()}
