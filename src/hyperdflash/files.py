@@ -1,4 +1,4 @@
-"""Where the files of this project lie, and how a file is written whole or not at all."""
+"""Finds the files of this project, and writes a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path`` when the block ends, and leaves nothing behind when the block fails.
+    """Opens a binary file that appears under ``path`` when the block ends, and leaves nothing behind when the block fails.
 
-    Of several processes that write ``path`` at once, one wins and none fails. ``sync`` forces the bytes to the disk first.
+    When several processes write ``path`` at once, the last wins and none fails. ``sync`` forces the bytes to the disk first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -33,19 +33,19 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(name: str) -> Path:
-    """The folder ``conf`` or ``assets``: the copy that a wheel installs in the package, else the repository's."""
+    """Returns the folder ``conf`` or ``assets``: the copy that a wheel installs in the package, else the repository's."""
     installed = PACKAGE / name
     return installed if installed.exists() else PACKAGE.parents[1] / name
 
 
 def asset(name: str) -> str:
-    """The path of ``assets/name``: as it reads from the current folder where it lies below it, else absolute."""
+    """Returns the path of ``assets/name``, relative to the current folder when it lies below it, else absolute."""
     path = resource("assets") / name
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def portable(path: str) -> str:
-    """``path`` with a shipped asset written as ``assets/NAME``, wherever the project lies; another path as it is."""
+    """Returns a shipped asset's path as ``assets/NAME``, wherever the project lies, and any other path as it is."""
     assets, whole = resource("assets"), Path(path).resolve()
     return f"assets/{whole.relative_to(assets)}" if whole.is_relative_to(assets) else path
 

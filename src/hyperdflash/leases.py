@@ -1,12 +1,12 @@
-"""Leases: small files that tell the processes of one directory who works on what, who needs what and who is there.
+"""Leases: small files that show the processes of one directory who works on what, who needs what and who is alive.
 
-    acquire(name)   creates the file with O_EXCL, so one process gets it, on whatever host it runs
-    post(name, ..)  writes a file that only this process writes, and replaces it whole
+    acquire(name)   creates the file with O_EXCL, so only one process of all hosts gets it
+    post(name, ..)  writes, or replaces as a whole, a file that only this process writes
     heartbeat       a thread touches the files of this process
-    abandoned       the owner's process is gone (same host), or nobody touched the file for ``stale_s`` seconds by the
-                    observer's own clock (another host, whose clock may differ)
+    abandoned       a file whose owner has ended (same host), or that nobody touched for ``stale_s`` seconds of the observer's
+                    own clock (another host, whose clock may differ)
 
-A race or a paused owner causes at most work done twice: both results are the same and appear whole.
+A race or a paused owner can at most repeat work: both results are equal, and each appears whole.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 
 from hyperdflash.files import write_text
 
-EMPTY_S = 5.0  # age of a file without content that counts as abandoned: its owner died between two system calls
+EMPTY_S = 5.0  # age at which an empty file counts as abandoned: its owner died between two system calls
 
 
 class Leases:
-    """The files of this process below ``directory``, kept fresh until `close`.
+    """The files of this process below ``directory``; a thread touches them until `close`.
 
-    A name may hold a folder: ``leases/ab12``. ``stale_s`` seconds without a heartbeat make a file of another host abandoned.
+    A name may contain a folder: ``leases/ab12``. Another host's file is abandoned after ``stale_s`` seconds without heartbeat.
     """
 
     def __init__(self, directory: str | Path, stale_s: float = 60.0):
@@ -50,7 +50,7 @@ class Leases:
         self.close()
 
     def acquire(self, name: str, **record) -> bool:
-        """True when this process gets the file; False when a living process (this one included) has it."""
+        """Returns True when this process gets the file, False when a living process (this one included) has it."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
@@ -75,7 +75,7 @@ class Leases:
         self._own(path)
 
     def release(self, name: str) -> None:
-        """Removes a file of this process, if it has one of that name."""
+        """Removes a file of this process, if it owns one of that name."""
         path = self._path(name)
         with self._lock:
             ours = path in self._owned
@@ -84,12 +84,12 @@ class Leases:
             path.unlink(missing_ok=True)
 
     def owner(self, name: str) -> str:
-        """Process and host that own a file, for messages."""
+        """Returns the process and host that own a file, for messages."""
         record = _record(_read(self._path(name)) or b"")
         return f"process {record['pid']} on {record['host'].partition(' ')[0]}" if record else "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
-        """Name -> record of every file in ``folder`` whose owner is alive; removes the others."""
+        """Returns name -> record of every file in ``folder`` whose owner is alive; removes the others."""
         found = {}
         for path in sorted((self.directory / folder).glob("*.json")):
             content = _read(path)
@@ -103,7 +103,7 @@ class Leases:
         return found
 
     def close(self) -> None:
-        """Removes the files of this process; does nothing in a fork of the process that made them."""
+        """Removes the files of this process; does nothing in a fork of the process that created them."""
         if os.getpid() != self._pid:
             return
         self._stop.set()
@@ -133,7 +133,7 @@ class Leases:
                     os.utime(path)
 
     def _abandoned(self, path: Path) -> bytes | None:
-        """The content of a file whose owner is gone; None when the owner lives or the file is gone."""
+        """Returns the content of a file whose owner has ended; None when the owner lives or the file is gone."""
         content = _read(path)
         try:
             touched = path.stat().st_mtime_ns
@@ -152,7 +152,7 @@ class Leases:
         return content if time.monotonic() - since > limit else None
 
     def _take_away(self, path: Path, content: bytes) -> None:
-        """Removes an abandoned file, unless somebody replaced it since it was read."""
+        """Removes an abandoned file, unless somebody replaced it after it was read."""
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
             path.rename(aside)
@@ -165,9 +165,9 @@ class Leases:
 
 @contextmanager
 def exclusive(directory: str | Path, name: str, *, wait_s: float = math.inf, busy: str = "") -> Iterator[None]:
-    """Runs a block in one process at a time; the others wait and print for whom.
+    """Runs a block in one process at a time; the others wait and print which process has it.
 
-    ValueError with the sentence ``busy`` after ``wait_s`` seconds.
+    Raises ValueError with the sentence ``busy`` after ``wait_s`` seconds.
     """
     with Leases(directory) as leases:
         started = reported = time.monotonic()
@@ -183,7 +183,7 @@ def exclusive(directory: str | Path, name: str, *, wait_s: float = math.inf, bus
 
 
 def host() -> str:
-    """Name of the machine and of the process-id namespace: a process id has a meaning only within it."""
+    """Returns the name of the machine and of the process-id namespace, within which a process id is unique."""
     try:
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -210,7 +210,7 @@ def _record(content: bytes) -> dict | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/<pid>/stat from the state on; None without such a file."""
+    """Returns the fields of /proc/<pid>/stat from the state on; None when the file is missing."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -218,7 +218,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _started(pid: int) -> str | None:
-    """Start of a process in ticks since boot: tells it from a later process with the same number."""
+    """Returns the start of a process in ticks since boot, which differs from that of a later process with the same id."""
     fields = _stat(pid)
     return fields[19] if fields else None
 

@@ -161,7 +161,7 @@ def test_offline_without_answers_says_what_to_run(compose_config, mini_overrides
     config = compose_config("train", ["experiment=stage1", *mini_overrides, "cache=offline"])
     with pytest.raises(ValueError, match=r"cache=offline loads no target.*python -m src\.capture"):
         runs.train(config)
-    with pytest.raises(ValueError, match=r"cache=offline writes nothing"):
+    with pytest.raises(ValueError, match=r"cache=offline writes no states"):
         capture_states(config)
 
 

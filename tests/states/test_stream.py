@@ -138,7 +138,7 @@ def test_processes_beside_the_training_feed_it(store, shards, tmp_path, capsys):
     assert len({pid for pid, _ in made}) == 2 and os.getpid() not in {pid for pid, _ in made}
     data.leases.close()
     processes[1].join(20)
-    assert processes[1].exitcode == 0  # no reader is left
+    assert processes[1].exitcode == 0  # no reader remains
     assert len(made) <= 24 + 4
 
 
@@ -173,7 +173,7 @@ def test_room_is_made_from_one_listing(store, shards, monkeypatch):
 def test_a_shard_that_does_not_come_is_an_error_that_says_so(store, shards, monkeypatch, capsys):
     monkeypatch.setattr(stream, "TELL_S", 0.1)
     data = streamed(store, shards, 5, producer=None, wait_s=0.4)
-    with pytest.raises(ValueError, match=rf"shard {shards[0].name} did not come in cache.wait_s=0.4 s.*src\.capture"):
+    with pytest.raises(ValueError, match=rf"shard {shards[0].name} did not appear within cache.wait_s=0.4 s.*src\.capture"):
         data[0]
     assert f"waiting for shard {shards[0].name}" in capsys.readouterr().out
 

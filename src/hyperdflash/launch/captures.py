@@ -1,10 +1,10 @@
-"""The capture processes of one training (``cache=stream cache.captures=N``), started and watched by the process that starts its
-ranks, so that a target that serves and a training that lives on its states are one command.
+"""The capture processes of one training (``cache=stream cache.captures=N``). The process that starts the ranks
+also starts and watches them, so that one command runs the target and the training that reads its states.
 
-    python -m hyperdflash.launch.captures RUN   `python -m src.capture` as the run has it; writes to RUN/captures/<n>.log
+    python -m hyperdflash.launch.captures RUN   does the work of `python -m src.capture` for RUN; logs to RUN/captures/<n>.log
 
-One that fails ends the run, which its own command resumes: what can be tried again (a request to a server) was tried again
-before (``target.attempts``). They end with the training, however that ends.
+When one fails, the run ends, and its own command resumes it; a failed request to a server was repeated before
+(``target.attempts``). Capture processes end with the training, however that ends.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from omegaconf import DictConfig
 from hyperdflash.launch.child import end_child, how_it_ended, start_child, take_job
 
 MODULE = "hyperdflash.launch.captures"
-PUT_AWAY_S = 10.0  # what they have to finish the shard at hand
+FINISH_S = 10.0  # time in which they finish the current shard
 POLL_S = 0.1
 
 
 def num_captures(config: DictConfig) -> int:
-    """Capture processes that a training starts; other modes than stream have none."""
+    """Returns the number of capture processes that a training starts; 0 in every mode but stream."""
     return config.cache.get("captures", 0)
 
 
 class Captures:
-    """A context manager around the ranks' lives. ``gpus``: CUDA_VISIBLE_DEVICES of the captures, None for this process's."""
+    """Runs ``count`` capture processes during a block. ``gpus``: their CUDA_VISIBLE_DEVICES, None for that of this process."""
 
     def __init__(self, run: Path, count: int, gpus: str | None = None):
         self.count, self.folder = count, run / "captures"
@@ -61,14 +61,14 @@ class Captures:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for process in self._processes:
             process.terminate()
-        deadline = time.monotonic() + PUT_AWAY_S
+        deadline = time.monotonic() + FINISH_S
         while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
             time.sleep(POLL_S)
         for process in self._processes:
             end_child(process)
 
     def failure(self) -> str | None:
-        """Of the first one that is no longer there, in one sentence: none ends by itself."""
+        """Returns a sentence about the first one that has ended, or None: a healthy one does not end by itself."""
         for number, process in enumerate(self._processes):
             if (code := process.poll()) is not None:
                 log = self._log(number)
@@ -83,15 +83,16 @@ class Captures:
 
 
 def last_line(log: Path) -> str:
-    """The last one that is not empty; a progress bar's states are lines too."""
+    """Returns the last line that is not empty; each update of a progress bar counts as a line."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
 
 def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str | None, str | None]:
-    """CUDA_VISIBLE_DEVICES of the captures and of the ranks, which get the others; (None, None): they see what we see.
+    """Returns CUDA_VISIBLE_DEVICES of the captures and of the ranks, which get the other GPUs; None stands for no change.
 
-    ``capture_gpus`` as CUDA_VISIBLE_DEVICES names them; ``wanted`` ranks on this machine. ValueError where they do not add up.
+    ``capture_gpus`` are named as in CUDA_VISIBLE_DEVICES; ``wanted`` is the number of ranks on this machine. ValueError when
+    a GPU is missing or too few remain.
     """
     if capture_gpus is None:
         return None, None
@@ -112,7 +113,8 @@ def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str |
 
 def main(run: Path) -> None:
     config = take_job(run)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leases go, the shard being written is stored
+    # the exit stores the shard that is being written and releases leases
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from hyperdflash.preparing.dataset import capture_states
 
     capture_states(config, stay=True)

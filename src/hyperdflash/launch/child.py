@@ -1,7 +1,7 @@
-"""Processes that a training starts: what the starter leaves for them, and how they take it up and end with it.
+"""Child processes of a training: how they get its configuration, and how they end with their parent.
 
-A child is ``python -m MODULE RUN``. It reads the configuration that `save_job` left in RUN/ranks, and ends when the process
-that started it does, however that ended: a pipe that nobody writes to comes to its end.
+A child is ``python -m MODULE RUN``. It reads the configuration that `save_job` wrote to RUN/ranks, and ends when its parent
+ends, for whatever reason: its standard input, a pipe from the parent, then closes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import quiet_libraries
 
-END_S = 2.0  # what a child has to notice that it shall end
+END_S = 2.0  # time in which a child ends after its input closes
 
 
 def save_job(config: DictConfig, run: Path) -> Path:
-    """Returns the folder, which is emptied before."""
+    """Empties RUN/ranks, writes the configuration there, and returns the folder."""
     folder = run / "ranks"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
@@ -35,8 +35,8 @@ def save_job(config: DictConfig, run: Path) -> Path:
 
 
 def take_job(run: Path) -> DictConfig:
-    """In the child, before anything else."""
-    threading.Thread(target=_end_with_the_starter, daemon=True).start()
+    """Returns the configuration of the run; a child calls it before anything else."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries()
     if (run / "ranks" / "hydra.yaml").exists():
         HydraConfig.instance().cfg = OmegaConf.load(run / "ranks" / "hydra.yaml")
@@ -44,7 +44,8 @@ def take_job(run: Path) -> DictConfig:
 
 
 def start_child(module: str, run: Path, log: Path | None, environment: Mapping[str, str]) -> subprocess.Popen:
-    """``log`` None: it writes to this terminal. In a session of its own: a terminal's Ctrl-C comes once, from this process."""
+    """Starts a child that writes to ``log``, or to this terminal (None). It gets its own session, so that Ctrl-C reaches
+    it once, through this process."""
     command = [sys.executable, "-m", module, str(run)]
     output = log.open("wb") if log else None
     try:
@@ -57,7 +58,7 @@ def start_child(module: str, run: Path, log: Path | None, environment: Mapping[s
 
 
 def end_child(process: subprocess.Popen) -> None:
-    """At once, with the processes that it started itself."""
+    """Ends a child at once, together with its own children."""
     process.stdin.close()
     try:
         process.wait(END_S)
@@ -67,12 +68,12 @@ def end_child(process: subprocess.Popen) -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code that was not wanted, in words."""
+    """Returns in words how a process with this exit code ended."""
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _end_with_the_starter() -> None:
+def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)
-    if os.getsid(0) == os.getpid():  # as `start_child` started it: what it started itself, such as corpus workers, goes too
+    if os.getsid(0) == os.getpid():  # started by `start_child`: ends its own children too, such as corpus workers
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)  # started by hand: the group is that of a shell or script

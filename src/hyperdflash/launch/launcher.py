@@ -1,12 +1,12 @@
-"""The ranks of one training: one process a device, started from the run's own configuration.
+"""Starts the ranks of one training from the run's own configuration, one process per device.
 
-Lightning's launcher would run the command line again in every rank, a sweep's jobs and all. Here a rank is
+Lightning's launcher would run the whole command line again in every rank, all jobs of a sweep included. Here a rank is
 
-    python -m hyperdflash.launch.rank RUN      reads RUN/ranks/config.yaml, trains, leaves RUN/ranks/<rank>.json if it fails
+    python -m hyperdflash.launch.rank RUN      reads RUN/ranks/config.yaml, trains, writes RUN/ranks/<rank>.json if it fails
 
-with the environment that torch.distributed reads. Rank 0 writes to the terminal, the others to RUN/ranks/<rank>.log. A rank
-that fails takes the others with it, and its error becomes the run's. Ranks that torchrun or Slurm started are used as they are.
-Capture processes that the training wants (launch/captures.py) are started here too, beside one rank as beside eight.
+with the environment that torch.distributed reads. Rank 0 writes to the terminal, the others to RUN/ranks/<rank>.log. When a
+rank fails, the others end too, and its error becomes that of the run. Ranks of torchrun or Slurm are used as they are. The
+launcher also starts the capture processes of the training (launch/captures.py).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from hyperdflash.launch.captures import Captures, num_captures, split_gpus
 from hyperdflash.launch.child import end_child, how_it_ended, save_job, start_child
 from hyperdflash.training.checkpoints import SIGNALS, Handler, Stopped, handled_by
 
-GRACE_S = 5.0  # what the other ranks have to end by themselves
-SAVE_S = 300.0  # what they have to save and stop once one has stopped, or a capture process failed: who waits for states cannot
+GRACE_S = 5.0  # time in which the other ranks end by themselves after a failure
+SAVE_S = 300.0  # time to save and stop after one rank stopped or a capture process failed
 POLL_S = 0.1
-STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # how ranks end that were told to
+STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # exit codes of ranks that a signal stopped
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """Who started this process, and so where its rank is written."""
+    """Returns who started this process, which decides where its rank is read from."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
@@ -49,13 +49,14 @@ def cluster_environment() -> ClusterEnvironment:
 
 
 def is_rank() -> bool:
-    """Whether this process is one of several that were started for one training."""
+    """Returns whether this process is one of the ranks that somebody started for one training."""
     environment = cluster_environment()
     return not isinstance(environment, LightningEnvironment) or environment.creates_processes_externally
 
 
 def num_devices(trainer: DictConfig) -> int:
-    """Ranks on this machine; ValueError where ``trainer.devices`` is none of a number, a list of indices and auto."""
+    """Returns the number of ranks on this machine; ValueError unless ``trainer.devices`` is a number, a list of indices or
+    auto."""
     devices = trainer.devices
     if isinstance(devices, ListConfig) and len(devices):
         return len(devices)
@@ -67,13 +68,16 @@ def num_devices(trainer: DictConfig) -> int:
 
 
 def num_ranks(trainer: DictConfig) -> int:
-    """World size of a training."""
+    """Returns the world size of a training."""
     return num_devices(trainer) * trainer.num_nodes
 
 
 def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
-    """Whether this process has to start the ranks, also one that ``captures`` stand beside; ValueError where several
-    machines are wanted and it stands alone, or where others started the ranks, and not as many or with captures."""
+    """Returns whether this process must start ranks, or one rank with ``captures`` capture processes.
+
+    ValueError when it is alone and several machines are configured, or when others started another number of ranks, or
+    ranks of a training with captures.
+    """
     if is_rank():
         _check_started(trainer)
         if captures and not isinstance(cluster_environment(), LightningEnvironment):
@@ -102,9 +106,9 @@ def _check_started(trainer: DictConfig) -> None:
 
 
 def launch_ranks(config: DictConfig, run: Path) -> None:
-    """Start the ranks of ``run`` and wait for them; ValueError with the error of the one that failed first.
+    """Starts the ranks of ``run`` and waits for them; ValueError with the error of the one that failed first.
 
-    SIGTERM and SIGINT go on to the ranks, which save and stop: then ``Stopped``. The ranks also end when this process does.
+    Passes SIGTERM and SIGINT on to the ranks, which save and stop, then raises ``Stopped``. The ranks end with this process.
     """
     count, captures = num_devices(config.trainer), num_captures(config)
     capture_gpus, gpus = _share_gpus(config, count) if captures else (None, None)
@@ -119,14 +123,14 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
             for rank in range(count):
                 if not signals:
                     processes.append(_start(run, rank, count, port, gpus))
-            if signals:  # one of them may not have been told, and none has begun
+            if signals:  # no rank has begun, and one may have missed the signal
                 print(f"\n{Stopped(signals[-1])} before the training began", flush=True)
                 raise Stopped(signals[-1])
             ended_s, no_states = _wait(processes, signals, beside)
         finally:
             for process in processes:
                 end_child(process)
-    # a rank that got a signal alone tells the others, and all save and stop together
+    # a rank that alone got a signal shares it, and all save and stop together
     told_to_stop = bool(signals) or all(process.returncode in STOPPED for process in processes)
     failures = [
         _failure(ranks / f"{rank}.json", rank, processes[rank].returncode, when)
@@ -145,8 +149,8 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
 
 
 def _share_gpus(config: DictConfig, count: int) -> tuple[str | None, str | None]:
-    """CUDA_VISIBLE_DEVICES of the captures and of ``count`` ranks; ValueError where there are not enough, or where the ranks'
-    are named by indices, which other GPUs have once the captures' are hidden."""
+    """Returns CUDA_VISIBLE_DEVICES of the captures and of ``count`` ranks; ValueError when there are too few GPUs, or when the
+    configuration names those of the ranks by index: hiding the captures' GPUs changes the indices."""
     trainer, named = config.trainer, config.cache.capture_gpus
     if named is not None and isinstance(trainer.devices, ListConfig):
         raise ValueError(
@@ -171,10 +175,10 @@ def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None)
 
 
 def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Captures) -> tuple[dict[int, float], str | None]:
-    """Until all are done, or ``GRACE_S`` after one failed or ``SAVE_S`` after one stopped of a signal that only ranks got;
-    rank -> when it was seen to have ended.
+    """Waits until all ranks end, at most ``GRACE_S`` after one failed or ``SAVE_S`` after one stopped by a signal of its own.
 
-    A capture process that fails is the second result; the ranks are then told to save and stop, within ``SAVE_S``.
+    Returns rank -> time at which its end was seen, and the failure of a capture process, after which it signals the ranks to
+    save and stop within ``SAVE_S``.
     """
     ended_s: dict[int, float] = {}
     no_states, told_s = None, 0.0
@@ -184,7 +188,7 @@ def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Capture
             if rank not in ended_s and process.poll() is not None:
                 ended_s[rank] = now
         limits_s = [
-            when + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # killed by a signal, a rank has not saved itself
+            when + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # a rank that a signal killed has saved nothing
             for rank, when in ended_s.items()
             if not _is_good(code := processes[rank].returncode, bool(signals))
         ]
@@ -205,7 +209,7 @@ def _is_good(code: int, told_to_stop: bool) -> bool:
 
 
 def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float, int, str]:
-    """(when, rank, what happened): one rank's loss makes the others fail, so the earliest is the cause."""
+    """Returns (time, rank, what happened): the failure of one rank makes the others fail, so the earliest is the cause."""
     if record.exists():
         told = json.loads(record.read_text())
         return told["time_s"], rank, f"failed: {told['error']}"
@@ -213,7 +217,7 @@ def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float,
 
 
 def _pass_on(processes: list[subprocess.Popen], signals: list[int]) -> Handler:
-    """A handler that keeps the signals it got in ``signals``."""
+    """Returns a handler that passes signals on and appends them to ``signals``."""
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         signals.append(signum)

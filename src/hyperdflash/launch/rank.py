@@ -1,4 +1,4 @@
-"""python -m hyperdflash.launch.rank RUN: one rank of a training, as launch/launcher.py starts it."""
+"""python -m hyperdflash.launch.rank RUN: one rank of a training; launch/launcher.py starts it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main(run: Path) -> None:
         text = str(error).splitlines()[0] if str(error) else ""
         write_json(ranks / f"{rank}.json", {"time_s": time.time(), "error": text or type(error).__name__})
         sys.stdout.flush()
-        os._exit(1)  # whatever waits for other ranks must not keep this one
+        os._exit(1)  # a thread that waits for other ranks must not keep this process alive
 
 
 if __name__ == "__main__":

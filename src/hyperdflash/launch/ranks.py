@@ -1,4 +1,4 @@
-"""What a process needs to know of the other ranks before Lightning's trainer takes over."""
+"""Coordinates the ranks of a training before Lightning's trainer starts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import torch.distributed as dist
 from hyperdflash.launch.launcher import cluster_environment
 
 WAIT = timedelta(days=7)  # rank 0 may have to prepare the dataset and capture its states first
-SPARE_S = 600.0  # how long a collective outlasts a wait for states: who waited in vain says so before the others give up
+SPARE_S = 600.0  # a collective outlasts a wait for states by this time, so that the rank that waited in vain reports first
 
 
 class Ranks:
-    """``rank`` of ``world_size``; with several, joins the process group that the trainer then uses.
+    """``rank`` of ``world_size``; with several, joins the trainer's process group and leaves it at the end of the block.
 
-    ``patience_s`` how long one rank may wait for states (states.modes) while the others are in a collective. A context
-    manager: the group is left at its end.
+    ``patience_s`` is how long one rank may wait for states (states/modes.py) while the others are in a collective.
     """
 
     def __init__(self, world_size: int, accelerator: str, patience_s: float = 0.0):
@@ -47,7 +46,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def rank_zero_first(self) -> Iterator[None]:
-        """The block runs in rank 0, then in the others, without what they print: rank 0 has said it."""
+        """Runs the block in rank 0, then in the others without their output, which rank 0 has printed."""
         if self.rank == 0:
             yield
         if self.world_size > 1:

@@ -1,6 +1,6 @@
-"""The jobs of a sweep without running them: what `python -m src.train -m sweep=kl target=tiny,deep` would train.
+"""Lists the jobs of a sweep without running them: those that `python -m src.train -m sweep=kl target=tiny,deep` trains.
 
-The words are the training command's own, expanded as Hydra's basic sweeper does, so a job's name is its run's directory.
+Hydra's basic sweeper expands the words of the training command, so every job has the run directory of that training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hyperdflash.identity import CONF, decided_by, run_name, runs_dir
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its swept values by axis, what decides its result, and where that lies."""
+    """One run of a sweep: its swept values by axis, the options that decide its result, and its directory."""
 
     choices: dict[str, str]
     decided: dict
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """``axes`` axis -> its values in order; ``baseline`` axis -> value, the part of it that is swept."""
+    """``axes``: axis -> its values in order; ``baseline``: axis -> value, of swept axes alone."""
 
     name: str
     axes: dict[str, tuple[str, ...]]
@@ -40,7 +40,7 @@ class SweepPlan:
 
 
 def plan_sweep(words: Sequence[str]) -> SweepPlan:
-    """``words`` of the training command; ValueError where nothing is swept."""
+    """Expands ``words`` of the training command; ValueError when they sweep nothing."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -64,7 +64,7 @@ def _plan(words: Sequence[str]) -> SweepPlan:
     axes = {key: values for key, values in axes.items() if len(values) > 1}
     if not axes:
         raise ValueError(f"nothing is swept by {shlex.join(words)!r}: give sweep=NAME, or an option with several values")
-    composed: dict[tuple[str, ...], DictConfig] = {}  # seeds share a composition: it is most of the time
+    composed: dict[tuple[str, ...], DictConfig] = {}  # seeds share a composition, which takes most of the time
     jobs = []
     for row in table:
         own = tuple(f"{key}={value}" for key, value in row.items() if key != "seed" or not value.isdigit())
@@ -78,7 +78,7 @@ def _plan(words: Sequence[str]) -> SweepPlan:
 
 
 def swept_here() -> dict[str, str]:
-    """Inside a training job: axis -> value of the named sweep it belongs to; empty outside one."""
+    """Returns axis -> value of the named sweep that this training job belongs to; empty outside a sweep."""
     if not HydraConfig.initialized():
         return {}
     hydra = HydraConfig.get()

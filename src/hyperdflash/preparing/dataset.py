@@ -1,8 +1,8 @@
-"""Prepares a dataset once, and captures its states: what `python -m src.capture` does, and a training whose dataset is missing.
+"""Prepares a dataset once and captures its states, for `python -m src.capture` and for a training whose dataset is missing.
 
 1. documents    conversations, answers, token ids                     (preparing/documents.py)
-2. dataset      the index of the documents, written by one process    (states/dataset.py)
-3. states       captured in shards, by any number of processes        (states/capture.py, states/stream.py)
+2. dataset      one process writes the index of the documents         (states/dataset.py)
+3. states       any number of processes capture shards                (states/capture.py, states/stream.py)
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def prepare(job: PrepareJob, heads: TargetHeads, target: Callable[[], Target] | 
 
 
 def capture_states(config: DictConfig, *, stay: bool = False) -> None:
-    """Writes the dataset and the states of a training. With cache=stream, beside trainings: captures what they need until the
-    last one is gone; ``stay``: until somebody ends this process."""
+    """Writes the dataset and the states of a training. With cache=stream, captures what running trainings need until
+    the last of them ends or, with ``stay``, until somebody ends this process."""
     job = PrepareJob.of(config, make_parts(config).layer_ids).for_capture()
     if job.threads:
         torch.set_num_threads(job.threads)

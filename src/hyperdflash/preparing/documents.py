@@ -1,8 +1,8 @@
-"""From a corpus to documents: which rows, whose answers, and what became of every row.
+"""Turns a corpus into documents and counts what became of every row.
 
-1. rows           conversations of the corpus, training and validation apart          (hyperdflash.data)
+1. rows           conversations of the corpus, per split                              (hyperdflash.data)
 2. answers        the corpus's own, the target's or a server's, as token ids          (hyperdflash.answers)
-3. documents      those with a supervised pair, and a count of every other row
+3. documents      those with two supervised tokens in a row, and counts of the rest
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hyperdflash.targets.load import Target
 def dataset_documents(
     job: PrepareJob, target_fingerprint: str, target: Callable[[], Target] | None = None
 ) -> tuple[dict[str, list[Document]], dict]:
-    """(documents of each split, what became of every row); prints the latter. Calls the target when an answer is missing."""
+    """Returns the documents of each split and the row statistics; prints the latter. The target answers what has no answer."""
     documents, rows = {}, {}
     for name, (corpus, conversations) in job.splits().items():
         found = conversations()
@@ -53,7 +53,7 @@ def _documents(
 
 
 def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
-    """Documents that can give an anchor; prints how many cannot. ValueError: none can."""
+    """Returns the documents that can hold an anchor and prints how many cannot; ValueError when none can."""
     kept = [d for d in documents if eligible_anchors(d.loss_mask[None], torch.tensor([len(d.loss_mask)])).any()]
     if not kept:
         raise ValueError(
@@ -66,7 +66,8 @@ def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
 
 
 def count_rows(conversations: Sequence[Conversation], documents: Sequence[Document], max_length: int) -> dict[str, int]:
-    """``without_document``: conversations that gave none; ``at_max_length``: documents as long as allowed, most of them cut."""
+    """Counts one split; ``without_document``: conversations without a document; ``at_max_length``: documents of that length,
+    most of them cut."""
     given = {document.id.partition("#")[0] for document in documents}
     return {
         "conversations": len(conversations),

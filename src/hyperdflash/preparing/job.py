@@ -1,4 +1,4 @@
-"""What captures states, and what prepares a dataset: two frozen jobs, each made once from a configuration and checked."""
+"""Two frozen jobs, each made once from a configuration and checked: one captures states, the other also prepares a dataset."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class NoTarget(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StatesJob:
-    """How the states of documents are captured and kept: of a training, an evaluation or a check.
+    """How a training, an evaluation or a check captures and stores the states of documents.
 
-    ``target`` the group of the configuration; ``capture_command`` fills a cache that lacks states.
+    ``target`` is that group of the configuration; ``capture_command`` is what a user runs to capture missing states.
     """
 
     cache: CacheMode
@@ -84,11 +84,11 @@ class StatesJob:
 
     @cached_property
     def producer(self) -> Callable[[], Producer]:
-        """Computes states; made on the first call."""
+        """Makes, on the first call, what computes states."""
         return self.producer_of(self.load)
 
     def producer_of(self, target: Callable[[], Target]) -> Callable[[], Producer]:
-        """What computes states: ``target`` in this process, or the servers of ``target.engine``."""
+        """Makes, on the first call, what computes states: ``target`` in this process, or the servers of ``target.engine``."""
 
         @cache
         def make() -> Producer:
@@ -99,6 +99,7 @@ class StatesJob:
         return make
 
     def key(self, heads: TargetHeads) -> CacheKey:
+        """Returns what the states depend on; reads the tokenizer's file."""
         return CacheKey(
             target=fingerprint(heads),
             target_dtype=self.target["dtype"],
@@ -112,7 +113,7 @@ class StatesJob:
         )
 
     def open_store(self, heads: TargetHeads) -> StateStore:
-        """The cache directory of this target and dtype."""
+        """Opens the store of this target and dtype."""
         return self.cache.open(self.key(heads))
 
     def states(
@@ -122,7 +123,7 @@ class StatesJob:
         layer_ids: Sequence[int] = (),
         producer: Callable[[], Producer] | None = None,
     ) -> ShardedStates:
-        """Documents with their states, in the order of their shards, not the order given. ``producer`` None: the job's own."""
+        """Returns documents with their states, in the order of their shards. ``producer`` None is that of the job."""
         shards = make_shards(documents, self.cache.documents_per_shard)
         return self.cache.states(shards, store, producer or self.producer, layer_ids, command=self.capture_command)
 
@@ -133,8 +134,8 @@ class StatesJob:
         settings: AnswerSettings,
         target: Callable[[], Target] | None = None,
     ) -> list[Document]:
-        """Documents with the target's own answers, kept on disk. Of several processes that need the same ones, one computes
-        them. ``target`` None: the job's own."""
+        """Returns documents with the target's own answers and stores them on disk. Of several processes that need the same
+        answers, one computes them. ``target`` None is that of the job."""
         wanted = repr((target_fingerprint, settings, [conversation.id for conversation in conversations]))
         given = (conversations, target or self.load, target_fingerprint, self.tokenizer, settings, answers_dir())
         if not self.cache.loads_target and not self.cache.writes:  # reads only
@@ -147,8 +148,8 @@ class StatesJob:
 class PrepareJob(StatesJob):
     """What decides a dataset.
 
-    ``name`` of the dataset and ``decided_by``, the options behind it; ``layer_ids`` the taps to capture; ``seed`` of sampled
-    answers; ``regenerate_command`` asks a server for missing answers.
+    ``decided_by`` are the options behind ``name``; ``layer_ids`` are the taps to capture; ``seed`` is that of sampled answers;
+    ``regenerate_command`` is what a user runs to ask a server for missing answers.
     """
 
     name: str
@@ -179,7 +180,7 @@ class PrepareJob(StatesJob):
         )
 
     def for_capture(self) -> Self:
-        """The job of a capture process of the same training."""
+        """Returns the job of a capture process of the same training."""
         return replace(self, cache=self.cache.for_capture())
 
     def splits(self) -> dict[str, tuple[Corpus, Callable[[], list[Conversation]]]]:
@@ -202,7 +203,7 @@ class PrepareJob(StatesJob):
         )
 
     def served_file(self, corpus: Corpus, target_fingerprint: str) -> Path:
-        """The answers of ``corpus.responses=server:NAME``."""
+        """Returns the file of the answers of ``corpus.responses=server:NAME``."""
         assert corpus.server_model is not None
         settings = self.answer_settings(corpus)
         return served_path(answers_dir(), target_fingerprint, corpus.server_model, self.tokenizer, settings)
@@ -213,17 +214,17 @@ def answers_dir() -> Path:
 
 
 def engine_checks_dir() -> Path:
-    """Where `python -m src.check_engine` leaves its stamps."""
+    """Returns the folder of the stamps of `python -m src.check_engine`."""
     return runs_dir() / "engine_checks"
 
 
 def regenerate_command() -> str:
-    """Asks a server for missing answers."""
+    """Returns the command that asks a server for missing answers."""
     return f"{command_of('src.regenerate')}{'' if config_name() == 'regenerate' else ' server=http://host:port/v1'}"
 
 
 def check_command(target: Mapping) -> str:
-    """Compares the engine of this job's ``target`` with the target in process."""
+    """Returns the command that compares the engine of ``target`` with the target in process."""
     if HydraConfig.initialized():
         kept = ("hydra.searchpath=", "target=", "target.", "target/")
         overrides = [override for override in given_overrides() if override.lstrip("+~").startswith(kept)]

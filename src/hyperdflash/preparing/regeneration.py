@@ -1,4 +1,4 @@
-"""Makes the answers that a training would need, and nothing else: by the target in this process, or by servers."""
+"""Gets the answers that a training needs, and nothing else, from the target in this process or from servers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hyperdflash.training.components import make_parts
 
 
 def regenerate(config: DictConfig) -> None:
-    """Fills in missing answers, then writes the dataset, which prints what a training will find."""
+    """Gets missing answers, writes the dataset and prints its summary."""
     make_parts(config)
     job = PrepareJob.of(config)
     servers = _servers(config, job)

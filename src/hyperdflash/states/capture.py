@@ -1,11 +1,12 @@
-"""Fills a store with target states: every shard once, by any number of processes at the same time.
+"""Fills a store with target states: any number of processes at the same time capture every shard once.
 
-    1. shards                  the same in every process
-    2. a shard not stored      -> a lease on it (hyperdflash/leases.py); while another process has it: the next shard
-    3. one forward per shard   -> taps [N, M, D], written by a thread while the next forward runs
-    4. stored                  -> the lease is released
+    1. shards                  the same list in every process
+    2. missing shard           -> this process leases it (hyperdflash/leases.py), or tries the next when another process has it
+    3. one forward per shard   -> taps [N, M, D], which a thread writes while the next forward runs
+    4. stored shard            -> its lease is released
 
-A killed capture repeats the shard in its forward and the one being written, no more; another process takes its leases.
+After a kill, at most two shards are captured again: the one in its forward and the one being written. Another process takes
+over their leases.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TELL_S = 20.0
 
 
 def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> TargetStates:
-    """States of a shard as a cache with ``codec`` gives them, as one right-padded batch; no cache is read or written."""
+    """Computes the states of a shard as one right-padded batch, rounded as in a cache with ``codec``; touches no disk."""
     taps = {tap: rounded(value, codec) for tap, value in producer.states(shard.sequences, layer_ids).items()}
     final, *layers = (taps[tap].split(shard.lengths) for tap in (None, *layer_ids))
     rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(shard.documents), strict=True)
@@ -38,7 +39,7 @@ def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], code
 
 
 def lease_of(shard: Shard) -> str:
-    """Name of the lease on a shard."""
+    """Returns the name of the lease on a shard."""
     return f"leases/{shard.name}"
 
 
@@ -51,9 +52,9 @@ def capture(
     progress: bool = True,
     stale_s: float = 60.0,
 ) -> None:
-    """Returns when ``store`` holds every tap of every shard, whoever captured it.
+    """Captures missing taps and returns when ``store`` holds every tap of every shard, from this process or from others.
 
-    Calls ``producer()`` only when a tap is missing; ``stale_s`` as in hyperdflash.leases.Leases.
+    Calls ``producer()`` only when a tap is missing. ``stale_s`` is that of hyperdflash.leases.Leases, in seconds.
     """
     missing = store.missing_of(shards, layer_ids)
     waiting = deque(shard for shard in shards if missing[shard.name])
@@ -81,7 +82,7 @@ def capture(
     with bar, Leases(store.directory, stale_s) as leases:
         tidy(store, leases)
         with ShardWriter(store, stored) as writer:
-            passed, reported = 0, time.monotonic()  # shards in a row that other processes have
+            passed, reported = 0, time.monotonic()  # consecutive shards that other processes have leased
             while waiting:
                 shard = waiting.popleft()
                 taps = store.missing(shard, layer_ids)
@@ -106,13 +107,13 @@ def capture(
 
 
 def tidy(store: StateStore, leases: Leases) -> None:
-    """Removes the leases and partial files of killed captures; touches nothing of a living process."""
+    """Removes the leases and partial files of killed captures; leaves those of living processes."""
     leases.living("leases")
     remove_abandoned(store.directory.glob("??/*.partial*"), leases)
 
 
 def remove_abandoned(partials: Iterable[Path], leases: Leases) -> None:
-    """Removes each partial file on whose shard no living process has a lease."""
+    """Removes each partial file whose shard no living process has leased."""
     for path in partials:
         name = f"leases/{path.name.partition('.')[0]}"
         if leases.acquire(name):

@@ -1,11 +1,11 @@
-"""How states lie on disk: the dtype that training reads, and the tensors a tap is written as.
+"""Codecs: the tensors that a tap is written as, and the dtype that training reads.
 
-    bf16   states [N, M, D] bfloat16                               2 M D bytes a token
+    bf16   states [N, M, D] bfloat16                               2 M D bytes per token
     fp32   states [N, M, D] float32                                4 M D
-    fp8    states [N, M, D] float8_e4m3fn, scale [N, M] float32    M D + 4 M      one scale a token and path; read as bfloat16
+    fp8    states [N, M, D] float8_e4m3fn, scale [N, M] float32    M D + 4 M      one scale per token and path; read as bfloat16
 
-N tokens, M paths, D hidden width. ``decode(encode(x))`` is what every reader gets, so states that never touch a disk are put
-through the same (``StateStore.round``).
+N tokens, M paths, D hidden width. Every reader gets ``decode(encode(x))``; `rounded` gives the same for states that never touch
+a disk.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ CHUNK = 2**19  # values encoded at a time
 
 
 class Codec(Protocol):
-    """``dtype`` is what ``decode`` gives."""
+    """``dtype`` is that of ``decode``."""
 
     @property
     def dtype(self) -> torch.dtype: ...
 
     def encode(self, states: Tensor) -> dict[str, Tensor]:
-        """[N, M, D] of any float dtype -> named tensors, each with N rows."""
+        """Converts states [N, M, D] of any float dtype to named tensors, each with N rows."""
         ...
 
     def decode(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensors of ``encode``, or the same rows of each -> [n, M, D]."""
+        """Converts the tensors of ``encode``, or the same n rows of each, to states [n, M, D]."""
         ...
 
     def bytes_per_token(self, num_paths: int, hidden_size: int) -> int: ...
@@ -42,7 +42,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """States as they are, rounded to ``dtype``; read without a copy."""
+    """Rounds states to ``dtype``; decodes without a copy."""
 
     dtype: torch.dtype
 
@@ -58,10 +58,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Fp8:
-    """e4m3 with a scale that is a power of two, the smallest that brings a path's largest value to at most 448.
+    """e4m3 with one power-of-two scale per token and path: the smallest that brings the path's largest value to at most 448.
 
-    A power of two keeps the three mantissa bits as good as any scale would (the values are floating, not fixed point) and
-    makes decoding exact: every product is a bfloat16 number, so states are rounded once.
+    Any scale gives floating-point values the same three mantissa bits. A power of two also makes decoding exact: every product
+    is a bfloat16 number, so states are rounded once.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -69,7 +69,7 @@ class Fp8:
     def encode(self, states: Tensor) -> dict[str, Tensor]:
         empty = partial(torch.empty, device=states.device)
         encoded = {"states": empty(states.shape, dtype=E4M3), "scale": empty(states.shape[:2])}
-        rows = max(1, CHUNK // states[:1].numel())  # what is in between stays in the processor's cache
+        rows = max(1, CHUNK // states[:1].numel())  # intermediate results stay in the processor's cache
         for values, *out in zip(states.split(rows), *(tensor.split(rows) for tensor in encoded.values()), strict=True):
             peak = values.abs().amax(dim=-1).float()
             if not torch.isfinite(peak).all():
@@ -89,10 +89,10 @@ class Fp8:
 
 
 def e4m3_to_bf16(values: Tensor) -> Tensor:
-    """Finite e4m3 numbers as bfloat16, exactly; torch's own conversion is several times slower on a CPU.
+    """Converts finite e4m3 numbers to bfloat16 exactly, on a CPU several times faster than torch does.
 
-    Sign, exponent and mantissa of s eeee mmm move to their places in s 0000eeee mmm0000, which is the number times 2^-120
-    (the exponents' biases are 7 and 127), subnormal ones included.
+    The bits s eeee mmm move to s 0000eeee mmm0000, which is the number times 2^-120 (the exponents' biases are 7 and 127); this
+    holds for subnormal numbers too.
     """
     bits = values.view(torch.int8).to(torch.int16)  # ssssssss seeeemmm
     bits.bitwise_left_shift_(4).bitwise_and_(0x87F0 - 0x10000)
@@ -100,10 +100,10 @@ def e4m3_to_bf16(values: Tensor) -> Tensor:
 
 
 def rounded(states: Tensor, codec: Codec) -> Tensor:
-    """``states`` [..., M, D] as they would be read after a write."""
+    """Returns ``states`` [..., M, D] as a reader gets them after a write."""
     return codec.decode(codec.encode(states.flatten(0, -3))).view(states.shape)
 
 
 CODECS: dict[str, Codec] = {"bf16": Plain(torch.bfloat16), "fp32": Plain(torch.float32), "fp8": Fp8()}
-# cache.dtype -> what training and replay read
+# cache.dtype -> the dtype that training and replay read
 DTYPES = {name: codec.dtype for name, codec in CODECS.items()}

@@ -6,12 +6,12 @@
         dataset.json             what documents and states depend on, the local files that the rows came from, row statistics,
                                  a digest and a checksum; written last
 
-N tokens, R documents and S shards of a split. Both index files are mapped: opening one reads everything but the tokens, and a
-document is checked when it is read. A directory without dataset.json was cut while it was written, and counts as missing.
+N tokens, R documents and S shards per split. Both index files are mapped: opening one reads everything but the tokens, and
+reading a document checks its bytes. A directory without dataset.json is incomplete and counts as missing.
 
-The states are not copied: the name of a shard, a digest of its documents, finds them in the cache directory. So two datasets
-share the shards that they have in common, several processes capture one shard each, a layer tap is added later without a new
-index, a stream holds some shards at a time, and every byte of a state file is checked where it is read.
+The states are not copied: the name of a shard, which is a digest of its documents, finds them in the cache directory. So two
+datasets share the shards that they have in common, several processes capture different shards, a layer tap is added later
+without a new index, a stream holds some shards at a time, and every read checks the bytes of a state file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REMEDY = "remove the directory and capture again"
 
 
 class Index(Sequence[Document]):
-    """The documents of one split, read from its mapped file; another process that gets it opens the file anew."""
+    """The documents of one split, read from its mapped file; unpickling opens the file again."""
 
     def __init__(self, path: Path, identity: Mapping[str, str]):
         self.path, self.identity = path, dict(identity)
@@ -49,7 +49,7 @@ class Index(Sequence[Document]):
         except ValueError as error:
             raise ValueError(f"{path} is damaged or missing: {error}; {REMEDY}") from error
         others = self._file.others
-        self._ids = others["ids"].numpy()  # text, not 300,000 strings: they would take 20 MB
+        self._ids = others["ids"].numpy()  # one array: 300,000 strings would take 20 MB
         self._id_ends = np.flatnonzero(self._ids == 0)[: len(self._file.offsets) - 1]
         self._domains, self._domain_names = others["domains"], _texts(others["domain_names"])
         starts = others["shard_starts"].tolist()
@@ -68,7 +68,7 @@ class Index(Sequence[Document]):
         return bytes(self._ids[self._id_ends[row - 1] + 1 if row else 0 : self._id_ends[row]]).decode()
 
     def __getitem__(self, row: int) -> Document:
-        """ValueError when a byte of the document is not what was written."""
+        """ValueError when a byte of the document differs from what was written."""
         try:
             record = self._file.record(row)
         except DamagedShard as error:
@@ -77,7 +77,7 @@ class Index(Sequence[Document]):
         return Document(self.id(row), domain, record["input_ids"].long(), record["loss_mask"])
 
     def lengths(self, start: int, stop: int) -> list[int]:
-        """Tokens of the documents ``start`` to ``stop - 1``; reads none of them."""
+        """Returns the number of tokens of documents ``start`` to ``stop - 1``; reads none of them."""
         offsets = self._file.offsets[start : stop + 1]
         return (offsets[1:] - offsets[:-1]).tolist()
 
@@ -109,7 +109,7 @@ class IndexedShard(Shard):
 
 @dataclass(frozen=True)
 class Dataset:
-    """``shards`` of each split in order; ``key`` of their states; ``record``: the content of dataset.json."""
+    """``shards`` of each split in order, and ``record``, the content of dataset.json."""
 
     directory: Path
     record: dict
@@ -117,6 +117,7 @@ class Dataset:
 
     @cached_property
     def key(self) -> CacheKey:
+        """What the states of all documents depend on."""
         return CacheKey.of(self.record["states"])
 
     @property
@@ -130,11 +131,11 @@ class Dataset:
 
     @property
     def rows(self) -> dict:
-        """What became of every row: ``sources``, and counts per split."""
+        """Row statistics: ``sources``, and counts per split."""
         return self.record["rows"]
 
     def summary(self) -> list[str]:
-        """One line per split: documents, tokens, and rows that a limit touched."""
+        """Returns one line per split: documents, tokens, documents of the maximum length, conversations without a document."""
         lines = []
         for split in SPLITS:
             count = self.rows[split]
@@ -153,7 +154,7 @@ def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: C
     """Writes a dataset of the given splits. ``record`` holds ``mask_token_id``, ``rows``, ``source_files`` (of `record_files`)
     and other entries of dataset.json.
 
-    One process at a time may call it for one directory.
+    Only one process at a time may write a directory.
     """
     digest = data_digest(key, shards)
     directory.mkdir(parents=True, exist_ok=True)
@@ -196,7 +197,7 @@ def open_dataset(directory: Path) -> Dataset:
 
 
 def data_digest(key: CacheKey, shards: Mapping[str, Sequence[Shard]]) -> str:
-    """16 hex digits of the key and of all documents in order: the name of a shard is a digest of ids, tokens and masks."""
+    """Returns 16 hex digits over the key and all documents in order; a shard's name is a digest of ids, tokens and masks."""
     names = [key.digest, *(f"{name} {shard.name}" for name in sorted(shards) for shard in shards[name])]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
@@ -220,13 +221,13 @@ def _write_index(path: Path, shards: Sequence[Shard], identity: Mapping[str, str
 
 
 def _text(words: Sequence[str]) -> Tensor:
-    """Words, none of which holds a zero byte, as uint8: UTF-8 with a zero after each."""
+    """Encodes words as uint8: UTF-8 with a zero byte after each."""
     assert not any("\0" in word for word in words)
     return _padded("".join(f"{word}\0" for word in words).encode())
 
 
 def _padded(content: bytes) -> Tensor:
-    """uint8, with zeros up to a multiple of 8."""
+    """Pads bytes with zeros to a multiple of 8."""
     return torch.frombuffer(bytearray(content + b"\0" * (-len(content) % 8)), dtype=torch.uint8)
 
 

@@ -1,6 +1,6 @@
-"""What a cache depends on, written beside its shards as manifest.json, and compared with what a run needs.
+"""manifest.json: what the states of a cache depend on, written beside the shards and compared with what a run needs.
 
-People read the file, so it also says what taps are. Every byte of it counts, so every change of it is found.
+People read the file, so it also explains taps. A checksum covers every byte of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IN_PROCESS = "none"
 ENGINES = (IN_PROCESS, *SERVED)
 TAPS = {
     "final": "the residual before hc_head collapses it, [tokens, paths, hidden_size]; every shard has it",
-    "layer<i>": "output of layer i, transformers' hidden_states[i + 1], same shape; added when first asked for",
+    "layer<i>": "output of layer i, transformers' hidden_states[i + 1], same shape; added when a run first needs it",
 }
 
 
@@ -30,12 +30,12 @@ TAPS = {
 class CacheKey:
     """What cached states depend on, besides the documents themselves.
 
-    ``tokenizer`` and ``mode`` stay empty when documents come as token ids, without text. The states of an engine differ from
-    those of the target in process by rounding, so each has caches of its own.
+    ``tokenizer`` and ``mode`` are empty when documents come as token ids, without text. The states of an engine differ by
+    rounding from those of the target in process, so each engine has its own caches.
     """
 
     target: str  # fingerprint of the weights
-    target_dtype: str  # what the target computes in
+    target_dtype: str  # dtype of the target's weights and products
     num_paths: int
     hidden_size: int
     dtype: str  # the codec
@@ -43,7 +43,7 @@ class CacheKey:
     mode: str = ""  # chat mode of the documents
     encoding_version: int = 1  # of the chat encoding
     format_version: int = FORMAT_VERSION
-    engine: str = IN_PROCESS  # what ran the target
+    engine: str = IN_PROCESS  # which engine ran the target
 
     def __post_init__(self):
         one_of("cache.dtype", self.dtype, tuple(CODECS))
@@ -51,12 +51,12 @@ class CacheKey:
 
     @classmethod
     def of(cls, content: dict) -> Self:
-        """The inverse of ``content``; other entries are ignored."""
+        """Makes the key with ``content``; ignores other entries."""
         return cls(**{name: content[name] for name in cls.__dataclass_fields__ if name in content})
 
     @property
     def content(self) -> dict:
-        """Entries of the manifest and of the digest; an engine is named when there is one."""
+        """Entries of the manifest and of the digest; ``engine`` only when an engine ran the target."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("engine", IN_PROCESS)}
 
     @property
@@ -66,13 +66,13 @@ class CacheKey:
 
 
 def write_manifest(directory: Path, key: CacheKey) -> None:
-    """Several processes may do so at once: they write the same."""
+    """Writes manifest.json; processes that do so at once write the same bytes."""
     token = CODECS[key.dtype].bytes_per_token(key.num_paths, key.hidden_size)
     write_checked(directory / NAME, {**key.content, "bytes_per_token": token, "taps": TAPS})
 
 
 def check_manifest(directory: Path, key: CacheKey) -> None:
-    """ValueError when ``directory`` holds states of another target, codec, encoding or format, or a damaged manifest."""
+    """Raises ValueError when ``directory`` holds states of another target, codec, encoding or format, or a damaged manifest."""
     found = read_checked(
         directory / NAME, FORMAT_VERSION, f"cache {directory}", "give another cache.directory, remove it and capture again"
     )
@@ -84,15 +84,15 @@ def check_manifest(directory: Path, key: CacheKey) -> None:
 
 
 def write_checked(path: Path, content: dict) -> None:
-    """Writes ``content`` as JSON with a checksum; the file appears only when complete."""
+    """Writes ``content`` as JSON with a checksum, whole or not at all."""
     write_text(path, _text({**content, "checksum": json_digest(content)}))
 
 
 def read_checked(path: Path, version: int, what: str, remedy: str) -> dict:
-    """The content of `write_checked`.
+    """Returns what `write_checked` wrote.
 
-    ValueError: the file is damaged, or its ``format_version`` is not ``version``. ``what`` names its owner and ``remedy`` says
-    what to do about another format.
+    ValueError when the file is damaged, or when its ``format_version`` is not ``version``: the sentence names ``what`` and ends
+    with ``remedy``.
     """
     damaged = f"{path} is damaged: remove {path.parent} and capture again"
     try:
@@ -111,7 +111,7 @@ def read_checked(path: Path, version: int, what: str, remedy: str) -> dict:
 
 
 def json_digest(content: object) -> str:
-    """16 hex digits of a value that JSON can hold; the order of keys does not matter."""
+    """Returns 16 hex digits over a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,9 +1,9 @@
-"""How a run gets its states: one class per mode, one file each in conf/cache. The result of a run does not depend on the mode.
+"""Cache modes: how a run gets its states. One class and one file of conf/cache per mode; the result does not depend on it.
 
-Disk      captures what is missing before the training starts, and reads it
-Offline   reads only: loads no target but its heads
-Off       computes states while it trains and writes none
-Stream    keeps a byte budget on disk: shards come and go, captured here or by capture processes beside the training
+Disk      captures missing states before the training starts, then reads them
+Offline   reads only, and loads nothing of the target but its heads
+Off       computes states during the training and writes none
+Stream    keeps a byte budget on disk; the training, or capture processes beside it, capture shards when they are needed
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMode:
-    """``directory`` holds a folder per target, dtype, chat mode and engine; ``documents_per_shard`` documents run in one
-    forward and are stored together."""
+    """``directory`` holds one folder per target, dtype, chat mode and engine; ``documents_per_shard`` documents share one
+    forward and one file per tap."""
 
     directory: str
     dtype: str
     documents_per_shard: int
 
     name: ClassVar[str]
-    writes: ClassVar[bool] = False  # to the disk
+    writes: ClassVar[bool] = False  # whether states go to the disk
     loads_target: ClassVar[bool] = True  # whether this process may load the whole target
-    patience_s: ClassVar[float] = 0.0  # how long to wait for the work of other processes
+    patience_s: ClassVar[float] = 0.0  # how long this process waits for states of other processes
 
     def __post_init__(self):
         one_of("cache.dtype", self.dtype, tuple(CODECS))
         positive_int("cache.documents_per_shard", self.documents_per_shard)
 
     def for_capture(self) -> Self:
-        """The mode of a capture process of this run; ValueError when the mode writes nothing."""
+        """Returns the mode of a capture process of this run; ValueError when the mode writes no states."""
         if not self.writes:
-            raise ValueError(f"cache={self.name} writes nothing: run `python -m src.capture` with cache=disk or cache=stream")
+            raise ValueError(f"cache={self.name} writes no states: run `python -m src.capture` with cache=disk or cache=stream")
         return self
 
     def open(self, key: CacheKey) -> StateStore:
-        """The store of one target, dtype, chat mode and engine.
+        """Opens the store of one target, dtype, chat mode and engine.
 
-        ValueError: the mode does not write and only another engine's states are there. A mode that writes prints that it leaves
-        those alone.
+        When only another engine's states are there, a mode that writes or computes states prints that it leaves them alone, and
+        one that only reads raises ValueError.
         """
         name = f"{key.target}-{key.target_dtype}-{key.dtype}-{key.mode}"
         folders = {engine: Path(self.directory) / (name if engine == IN_PROCESS else f"{name}-{engine}") for engine in ENGINES}
@@ -78,7 +78,10 @@ class CacheMode:
         command: str = "python -m src.capture",
         name: str = "data",
     ) -> ShardedStates:
-        """The documents of ``shards`` with their states. ``command`` captures missing ones; ``name`` tells readers apart."""
+        """Returns the documents of ``shards`` with their states.
+
+        ``command`` is what an error tells the user to run for missing states; ``name`` tells the readers of a process apart.
+        """
         raise NotImplementedError
 
     def fill(
@@ -90,7 +93,7 @@ class CacheMode:
         *,
         stay: bool = False,
     ) -> None:
-        """The work of a capture process. ``stay``: it serves readers until somebody ends it."""
+        """Does the work of a capture process; with ``stay`` it serves readers until somebody ends it."""
         raise NotImplementedError
 
 
@@ -132,11 +135,11 @@ class Off(CacheMode):
 
 @dataclass(frozen=True, kw_only=True)
 class Stream(CacheMode):
-    """``budget_gb`` decimal gigabytes on disk; a reader waits ``wait_s`` seconds for a shard.
+    """Keeps at most ``budget_gb`` (1e9 bytes) on disk; a reader waits at most ``wait_s`` seconds for a shard.
 
-    ``in_process``: the training process captures shards itself while there is no capture process. ``captures``: number of
-    capture processes that the training starts; it then captures none itself (launch/captures.py). ``capture_gpus``: their GPUs,
-    which the ranks of the training then do not see.
+    With ``in_process`` the training captures shards itself while no capture process runs. ``captures`` is the number of
+    capture processes that the training starts (launch/captures.py); it then captures none itself. ``capture_gpus`` are their
+    GPUs, which the ranks of the training do not see.
     """
 
     budget_gb: float
@@ -174,7 +177,7 @@ class Stream(CacheMode):
         return int(self.budget_gb * 1e9)
 
     def for_capture(self) -> Self:
-        return replace(self, in_process=True, captures=0, capture_gpus=None)  # whatever the training says
+        return replace(self, in_process=True, captures=0, capture_gpus=None)  # these options concern the training alone
 
     def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> StreamedStates:
         producer = producer if self.loads_target else None

@@ -1,9 +1,9 @@
-"""Documents with their target states, read from a store or computed when they are asked for.
+"""Documents with their target states, read from a store or computed on access.
 
-shards             what is captured and stored together             place(index)    (shard, row) of a document
-data[index]        TargetStates of one document; the same bits whichever class gives it
+data[index]        TargetStates of one document, the same bits from every class
+place(index)       (shard, row) of a document
 prefetch(order)    announces the next shards in the order of use, window by window
-release()          ends a pass over them
+release()          withdraws the announcement at the end of a pass
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:  # a training reads states without the target's modules
 
 
 class ShardedStates(Dataset):
-    """Documents of ``shards``, shard after shard: index -> TargetStates of batch size 1.
+    """Maps the index of a document, counted through all ``shards``, to TargetStates of batch size 1.
 
-    ``lengths``: per shard, the tokens of its documents.
+    ``lengths[shard][row]`` is the number of tokens of a document.
     """
 
     def __init__(self, shards: Sequence[Shard], layer_ids: Sequence[int] = ()):
@@ -40,29 +40,29 @@ class ShardedStates(Dataset):
         return self._ends[-1] if self._ends else 0
 
     def place(self, index: int) -> tuple[Shard, int]:
-        """The shard of a document and its row there. IndexError: there is no such document."""
+        """Returns the shard of a document and its row there; IndexError for an index out of range."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         position = bisect_right(self._ends, index)
         return self.shards[position], index - (self._ends[position - 1] if position else 0)
 
     def document(self, index: int) -> Document:
-        """Token ids and loss mask of a document, without its states."""
+        """Returns a document without its states."""
         shard, row = self.place(index)
         return shard.documents[row]
 
     def prefetch(self, order: Sequence[int], window: int) -> None:
-        """Positions in ``shards`` of the next reads, soonest first; documents of ``window`` of them come mixed."""
+        """Announces the next reads: positions in ``shards``, soonest first, of which ``window`` at a time are read mixed."""
 
     def release(self) -> None:
-        """Ends a pass: the shards that this reader announced need not be kept or captured for it."""
+        """Withdraws the announced shards: nobody needs to keep or capture them for this reader."""
 
     def __getitem__(self, index: int) -> TargetStates:
         raise NotImplementedError
 
 
 class CachedStates(ShardedStates):
-    """Documents of a filled store."""
+    """Reads documents of a store that holds all their states."""
 
     def __init__(self, store: StateStore, shards: Sequence[Shard], layer_ids: Sequence[int] = ()):
         super().__init__(shards, layer_ids)
@@ -74,10 +74,10 @@ class CachedStates(ShardedStates):
 
 
 class LiveStates(ShardedStates):
-    """Documents whose states never touch the disk.
+    """Computes the states of documents on access, without the disk.
 
-    A shard is computed when one of its documents is read, in the forward that a capture would run, and rounded as ``store``
-    rounds. The shards of a window stay in memory, so each is computed once per epoch.
+    The first read of a document computes its whole shard, in the same forward as a capture and rounded as ``store`` rounds. The
+    shards of a window stay in memory, so each is computed once per epoch.
     """
 
     def __init__(
@@ -108,16 +108,16 @@ class LiveStates(ShardedStates):
 
 
 def checked(producer: Producer, store: StateStore) -> Producer:
-    """ValueError when the weights of ``producer`` are not those of the store."""
+    """Returns ``producer``; ValueError when its weights are not those of the store."""
     if producer.fingerprint != store.key.target:
         raise ValueError(
             f"the target at {producer.where} has fingerprint {producer.fingerprint} and the cache {store.directory} wants "
-            f"{store.key.target}: give the target.path that the cache was made with, or another cache.directory"
+            f"{store.key.target}: give the target.path that the cache was captured from, or another cache.directory"
         )
     return producer
 
 
 def refuse_workers(what: str) -> None:
-    """ValueError in a worker process of a loader: the target is in the process that trains."""
+    """Raises ValueError in a worker process of a loader: only the training process holds the target."""
     if get_worker_info() is not None:
-        raise ValueError(f"{what} makes states in the training process: set the number of loader workers to 0")
+        raise ValueError(f"{what} computes states in the training process: set the number of loader workers to 0")

@@ -1,9 +1,9 @@
 """A safetensors file of records that checks itself: one tap of one shard of the cache, or the index of a dataset.
 
     length      8 bytes, of the header
-    header      JSON: names, dtypes, shapes and places of what follows; which cache, shard and tap this is
+    header      JSON: names, dtypes, shapes and places of the tensors below; which cache, shard and tap the file holds
     offsets     [R + 1] int64: record r has the rows offsets[r] to offsets[r + 1]
-    others      small tensors that are not rows (the index of a dataset)
+    others      small tensors that are not rows (in the index of a dataset)
     checksums   [R + 1] uint64, XXH3: of each record, and last of every byte of the file before that last checksum
     rows        tensors [N, ...]: record after record
 
@@ -47,7 +47,7 @@ class MissingShard(ValueError):
 
 
 class DamagedShard(ValueError):
-    """A file of the cache is not what was written."""
+    """A byte of a file differs from what was written."""
 
 
 def write_shard_file(
@@ -59,8 +59,8 @@ def write_shard_file(
 ) -> int:
     """Writes ``rows``, each [N, ...] with N = sum of ``lengths``, whole or not at all; returns the number of bytes.
 
-    ``identity`` is text that `ShardFile` expects; ``others`` are tensors of any shape whose
-    bytes are a multiple of 8, checked when the file is opened.
+    `ShardFile` compares ``identity`` with what its caller wants. ``others`` are tensors of any shape whose size in bytes is a
+    multiple of 8; opening the file checks them.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
     views = {name: _bytes(tensor) for name, tensor in rows.items()}
@@ -82,16 +82,16 @@ def write_shard_file(
 
 
 class ShardFile:
-    """A mapped, checked file. MissingShard: it is not there. DamagedShard: a byte outside the records is wrong.
+    """A mapped file, checked but for its records; ``others`` holds the tensors that are not rows.
 
-    ``others``: the tensors that are not rows.
+    MissingShard when the file does not exist, DamagedShard when a byte outside the records is wrong.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]):
         self.path = path
         try:
             with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private: nothing is written back
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private: changes stay in memory
         except FileNotFoundError:
             raise MissingShard(f"the cache has no {path.name}: run `python -m src.capture` with the same options") from None
         except ValueError:
@@ -117,7 +117,7 @@ class ShardFile:
         index_end = start + header["checksums"]["data_offsets"][1]
         if xxh3_64_intdigest(self._view[: index_end - 8]) != int.from_bytes(self._view[index_end - 8 : index_end], "little"):
             raise DamagedShard("the checksum of its header and index does not fit")
-        # from here on everything is what was written
+        # the checksum covers everything that is read from here on
         for name, wanted in identity.items():
             if found[name] != wanted:
                 raise DamagedShard(f"it says {name}={found[name]} where {name}={wanted} belongs")
@@ -140,8 +140,8 @@ class ShardFile:
         return torch.frombuffer(self._map, dtype=_TORCH[entry["dtype"]], count=count, offset=place).view(shape)
 
     def record(self, index: int) -> dict[str, Tensor]:
-        """The rows of one record, views of the file; DamagedShard where they are not what was written."""
-        if self._map.size() != self.size:  # touching what was cut off a mapped file would end the process
+        """Returns the rows of one record as views of the file; DamagedShard when a byte of them is wrong."""
+        if self._map.size() != self.size:  # reading behind the end of a truncated mapped file would kill the process
             raise DamagedShard(f"it had {self.size:,} bytes when it was opened and has {self._map.size():,} now")
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         digest = xxh3_64()
@@ -153,9 +153,9 @@ class ShardFile:
 
 
 class OpenFiles:
-    """The files that a reader used last, mapped: at most ``most_files`` of ``most_bytes`` together, one whatever its size.
+    """The mapped files that a reader used last: at most ``most_files`` and ``most_bytes`` together, but always one.
 
-    A mapped file's space is not free, even when the file has been removed; so few stay where they are large.
+    The disk space of a removed file stays taken while the file is mapped, so few large files stay open.
     """
 
     def __init__(self, most_files: int = 256, most_bytes: int = 2**30):
@@ -178,7 +178,7 @@ class OpenFiles:
         return file
 
     def drop(self, path: Path) -> None:
-        """Forget a file; records that were read from it stay readable."""
+        """Forgets a file; records that were read from it stay readable."""
         file = self._files.pop(path, None)
         if file is not None:
             self._bytes -= file.size
@@ -189,7 +189,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _header(tensors: Mapping[str, Tensor], identity: Mapping[str, str], before_rows: int) -> bytes:
-    """Length and JSON, padded with spaces until the rows are aligned."""
+    """Returns the header's length and JSON, padded with spaces to align the rows."""
     entries, place = {"__metadata__": dict(identity)}, 0
     for name, tensor in tensors.items():
         end = place + tensor.nbytes

@@ -1,14 +1,14 @@
-"""Target states on disk: one folder a target and codec, shard files named by the documents they hold.
+"""Target states on disk: one folder per target and codec, shard files named after the documents they hold.
 
     1. documents, in any order            -> shards: sorted by length, then id; a fixed number of documents each
-    2. a shard's name                     = hash of its documents' ids, tokens and loss masks
-    3. ab/<name>.final.safetensors          states [N, M, D] as the codec has them, input_ids [N], loss_mask [N]
-       ab/<name>.layer3.safetensors         states alone, one file a tapped layer, added when first asked for
-    4. manifest.json                        what the states depend on; another target, codec or encoding is refused by name
+    2. name of a shard                    = hash of its documents' ids, tokens and loss masks
+    3. ab/<name>.final.safetensors          encoded states [N, M, D], input_ids [N], loss_mask [N]
+       ab/<name>.layer3.safetensors         encoded states alone, one file per tapped layer, added when a run first needs it
+    4. manifest.json                        what the states depend on; opening refuses another target, codec or encoding
 
-N is the number of tokens of all documents of the shard, laid end to end; ab are the first letters of its name. A file appears
-under its name only when complete, and every byte of it is checked when it is read (states/shard_file.py).
-Which batch a document is captured in is a function of the documents alone, so states never depend on what was cached before.
+N is the number of tokens of all documents of the shard, one after the other; ab are the first letters of its name. A file
+appears under its name only when complete, and a read checks every byte that it returns (states/shard_file.py). The documents
+alone decide which batch a document is captured in, so states never depend on what was cached before.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = [
 
 
 class NoSpace(ValueError):
-    """The disk is full; nothing of the file is left."""
+    """The disk is full; no partial file remains."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Documents that are captured in one forward and stored together."""
+    """Documents that share one forward and one file per tap."""
 
     name: str
     documents: Sequence[Document]
@@ -89,13 +89,13 @@ def _shard_name(documents: Sequence[Document]) -> str:
 
 
 class StateStore:
-    """Reads and writes shards below ``directory``; ValueError where it belongs to another target, codec or format.
+    """Reads and writes shards below ``directory``; ValueError when it belongs to another target, codec or format.
 
-    Any number of processes may read and write one directory. ``round``, ``write`` and ``read`` agree bit for bit.
+    Any number of processes may read and write one directory. ``round``, and ``write`` followed by ``read``, give the same bits.
     """
 
     def __init__(self, directory: str | Path, key: CacheKey, create: bool = True):
-        """``create`` False: a directory that is not there stays so (reading alone, or only ``round``)."""
+        """``create`` False writes no manifest, so a missing directory stays missing."""
         self.directory = Path(directory)
         self.key = key
         self.codec = CODECS[key.dtype]
@@ -108,19 +108,19 @@ class StateStore:
             write_manifest(self.directory, key)
 
     def __getstate__(self) -> dict:
-        """A loader's worker opens its own files."""
+        """Pickles without open files: a loader's worker opens its own."""
         return {**self.__dict__, "_opened": OpenFiles()}
 
     def path(self, shard: Shard, layer_id: int | None = None) -> Path:
-        """File of a tap: the final residual, or the output of one layer."""
+        """Returns the file of a tap: the final residual (None), or the output of one layer."""
         return self.directory / shard.name[:2] / f"{shard.name}.{_tap(layer_id)}.safetensors"
 
     def missing(self, shard: Shard, layer_ids: Sequence[int]) -> list[int | None]:
-        """Taps of ``shard`` that are not on disk; None stands for the final residual."""
+        """Returns the taps of ``shard`` that are not on disk; None stands for the final residual."""
         return [tap for tap in (None, *layer_ids) if not self.path(shard, tap).exists()]
 
     def missing_of(self, shards: Sequence[Shard], layer_ids: Sequence[int]) -> dict[str, list[int | None]]:
-        """``missing`` of many shards by name, from one listing of each folder instead of a look at each file."""
+        """Returns ``missing`` of many shards by name; lists each folder once instead of looking for each file."""
         there: set[str] = set()
         for folder in {shard.name[:2] for shard in shards}:
             try:
@@ -131,13 +131,13 @@ class StateStore:
         return {shard.name: [tap for tap, end in taps if shard.name + end not in there] for shard in shards}
 
     def round(self, states: Tensor) -> Tensor:
-        """``states`` [N, M, D] as they would be read after a write, in the cache's dtype."""
+        """Returns ``states`` [N, M, D] as ``read`` gives them after a ``write``, in the cache's dtype."""
         return rounded(states, self.codec)
 
     def write(self, shard: Shard, states: Tensor, layer_id: int | None = None) -> int:
-        """Store one tap, ``states`` [N, M, D]; returns the bytes written. NoSpace where the disk is full.
+        """Stores one tap, ``states`` [N, M, D], and returns the number of bytes; NoSpace when the disk is full.
 
-        The file is not forced to the disk: after a power cut it may be short, which reading it finds.
+        The bytes are not forced to the disk: after a power cut the file may be short, and the next read reports it.
         """
         assert states.shape == (shard.num_tokens, self.key.num_paths, self.key.hidden_size), states.shape
         rows = self.codec.encode(states)
@@ -157,13 +157,13 @@ class StateStore:
             ) from error
 
     def remove(self, shard: Shard) -> int:
-        """Delete all taps of ``shard``; returns the bytes freed.
+        """Deletes all taps of ``shard`` and returns the number of bytes freed.
 
-        The final residual goes first and every read opens it first: a reader has all taps or finds MissingShard.
+        Removal begins with the final residual and every read opens it first, so a reader gets all taps or MissingShard.
         """
         freed = 0
         for path in sorted(self._files(shard), key=lambda path: path != self.path(shard)):
-            with suppress(FileNotFoundError):  # another process removes it too
+            with suppress(FileNotFoundError):  # another process removed it
                 size = path.stat().st_size
                 path.unlink()
                 freed += size
@@ -171,20 +171,20 @@ class StateStore:
         return freed
 
     def read(self, shard: Shard, index: int, layer_ids: Sequence[int] = ()) -> TargetStates:
-        """One document of a shard as a batch of one row, in the cache's dtype; nothing else of the shard is read.
+        """Reads one document of a shard, and nothing else of it, as a batch of one row in the cache's dtype.
 
-        MissingShard where a tap is not there, DamagedShard where a byte of the record, or of what tells its place, is wrong.
+        MissingShard when a tap is not on disk; DamagedShard when a byte of the record, the header or the index is wrong.
         """
         document = shard.documents[index]
         places = (None, *layer_ids)
-        files = [self._open(shard, index, tap) for tap in places]  # all of them, before any record is read
+        files = [self._open(shard, index, tap) for tap in places]  # opens all files before it reads a record
         taps = []
         for tap, file in zip(places, files, strict=True):
             with self._named(shard, index, tap):
                 taps.append(file.record(index))
         with self._named(shard, index, None):
             if not torch.equal(taps[0]["input_ids"], document.input_ids):
-                raise DamagedShard("it holds other tokens than asked for")
+                raise DamagedShard("its tokens are not those of the document")
         document = replace(document, loss_mask=taps[0]["loss_mask"])
         final, *layers = (self.codec.decode(tap) for tap in taps)
         return states_of(document, final, layers, layer_ids)
@@ -195,7 +195,7 @@ class StateStore:
 
     @contextmanager
     def _named(self, shard: Shard, index: int, layer_id: int | None) -> Iterator[None]:
-        """Says which record of which file is damaged, and forgets the file, so that a new one is opened next time."""
+        """Names the damaged record and its file in the error, and closes the file so that the next read opens a new one."""
         try:
             yield
         except DamagedShard as error:
@@ -218,7 +218,7 @@ def _tap(layer_id: int | None) -> str:
 
 
 def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer_ids: Sequence[int]) -> TargetStates:
-    """One document as a batch of one row: ``final`` [T, M, D] and, for each of ``layer_ids``, [T, M, D]."""
+    """Returns one document as a batch of one row; ``final`` and each of ``layers`` (of ``layer_ids``) are [T, M, D]."""
     return TargetStates(
         ids=(document.id,),
         domains=(document.domain,),
@@ -232,7 +232,7 @@ def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer
 
 
 def collate(rows: Sequence[TargetStates]) -> TargetStates:
-    """Rows of batch size 1 -> one right-padded batch [B, T, ...]; padding is zero and masked."""
+    """Joins rows of batch size 1 to one right-padded batch [B, T, ...]; padding is zero and masked."""
     length = max(row.input_ids.shape[1] for row in rows)
 
     def pad(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,13 +1,13 @@
 """States within a byte budget: shards are captured before use, removed after use and captured again for the next use.
 
-    demand/<reader>     the shards that a reader needs next, soonest first; removed at the end of a pass (`release`)
-    producers/<pid>     a capture process is there
-    leases/<shard>      a process captures it; its record holds the bytes that it will take
+    demand/<reader>     the shards that a reader needs next, soonest first; `release` removes it at the end of a pass
+    producers/<pid>     one file per living capture process
+    leases/<shard>      one file per shard that a process captures; it records the bytes that the shard will take
 
-The shard that is needed soonest is captured first, by a capture process (`supply`) or, when there is none, by the training
-process itself. Before that, `make_room` removes the least recently used shards that nobody needs, then those needed last, and
-never one that is needed sooner than the new one: when nothing may go, producers wait. Readers and producers share nothing but
-the directory of the cache, so they start, stop and are killed in any order.
+Capture processes (`supply`) or, when none runs, the training process capture the shard that is needed soonest. `make_room`
+first removes the least recently used shards that nobody needs, then those needed last, but none that is needed sooner than the
+new shard: when nothing can be removed, producers wait. Readers and producers share only the directory of the cache, so they
+start, stop and are killed in any order.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from hyperdflash.states.store import MissingShard, Shard, StateStore
 from hyperdflash.states.writer import ShardWriter, write_taps
 from hyperdflash.targets.producer import Producer
 
-HORIZON = 1024  # shards of one reader's demand
-READ_AHEAD = 4  # shards in the order of the data set where nobody called expect
+HORIZON = 1024  # most shards in one reader's demand
+READ_AHEAD = 4  # shards demanded at a read, in their order, when nobody called prefetch
 TOUCH_S = 5.0
 
 
 def shard_size(store: StateStore, shard: Shard, layer_ids: Sequence[int]) -> int:
-    """Bytes that a shard will take at most: states of every tap, ids, mask and what the file adds."""
+    """Returns the most bytes that a shard takes: states of every tap, ids, mask, headers and checksums."""
     token = CODECS[store.key.dtype].bytes_per_token(store.key.num_paths, store.key.hidden_size)
     return shard.num_tokens * (token * (1 + len(layer_ids)) + 9) + 4096 * (1 + len(layer_ids))
 
 
 class Stored(NamedTuple):
-    """A shard on disk: bytes of all its files, time of last use, and which of the files are being written."""
+    """A shard on disk: bytes of all its files, time of last use (s since the epoch), and its partial files."""
 
     size: int = 0
     used: float = 0.0
@@ -53,7 +53,7 @@ class Stored(NamedTuple):
 
 
 def stored_shards(store: StateStore) -> dict[str, Stored]:
-    """Every shard on disk by name, of other runs too."""
+    """Returns every shard on disk by name, those of other runs included."""
     found: dict[str, Stored] = {}
     for path in store.directory.glob("??/*"):
         try:
@@ -68,20 +68,20 @@ def stored_shards(store: StateStore) -> dict[str, Stored]:
 
 
 def demanded(leases: Leases) -> list[str]:
-    """Names of the shards that living readers need, soonest first."""
+    """Returns the names of the shards that living readers need, soonest first."""
     orders = [record["shards"] for record in leases.living("demand").values()]
     return list(dict.fromkeys(name for names in zip_longest(*orders) for name in names if name is not None))
 
 
 def make_room(store: StateStore, leases: Leases, shard: Shard, budget_bytes: int) -> bool:
-    """Removes shards until ``shard``, leased by this process, fits in; False when those left are needed sooner."""
-    held = leases.living("leases")  # before the files: a shard in neither list is not there yet
+    """Removes shards until ``shard``, which this process has leased, fits in; False when all others are needed sooner."""
+    held = leases.living("leases")  # listed before the files, so that every shard is in one of the lists
     stored = stored_shards(store)
     if left := [path for name, found in stored.items() if name not in held for path in found.partials]:
         remove_abandoned(left, leases)
         stored = stored_shards(store)
     order = {name: position for position, name in enumerate(demanded(leases))}
-    # what is being written counts as what it will be, once
+    # a shard that is being written counts with its final size
     pending = sum(max(0, record.get("bytes", 0) - stored.get(name, Stored()).size) for name, record in held.items())
     excess = sum(found.size for found in stored.values()) + pending - budget_bytes
     own = order.get(shard.name, len(order))
@@ -101,10 +101,10 @@ def make_room(store: StateStore, leases: Leases, shard: Shard, budget_bytes: int
 
 
 class StreamedStates(ShardedStates):
-    """Documents of a store that holds some of their shards at a time.
+    """Reads documents of a store that holds some of their shards at a time.
 
-    ``producer`` None: wait for capture processes; else it fills in where none is there. A shard that does not come within
-    ``wait_s`` is a ValueError. ``name`` tells this data set's demand from that of others of the process.
+    Captures a missing shard with ``producer`` when no capture process runs; with ``producer`` None it only waits. ValueError
+    when a shard does not appear within ``wait_s`` seconds. ``name`` tells the demands of one process apart.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class StreamedStates(ShardedStates):
         self._publish(self._order)
 
     def release(self) -> None:
-        """Withdraws this reader's demand, until it reads again."""
+        """Withdraws this reader's demand until the next read."""
         self._order = []
         self.leases.release(self._demand)
 
@@ -155,7 +155,7 @@ class StreamedStates(ShardedStates):
 
     @property
     def leases(self) -> Leases:
-        """This process's: a loader's worker is another process than the one that made the data set."""
+        """The leases of this process; a loader's worker is another process than the one that opened the dataset."""
         if os.getpid() not in self._leases_of:
             leases = Leases(self.store.directory)
             weakref.finalize(self, leases.close)
@@ -173,7 +173,7 @@ class StreamedStates(ShardedStates):
         self.leases.post(self._demand, shards=list(names))
 
     def _touch(self, shard: Shard) -> None:
-        """Recency of use, for all to see."""
+        """Records the time of use as the file's modification time, at most every TOUCH_S seconds."""
         now = time.monotonic()
         if now - self._touched.get(shard.name, -TOUCH_S) >= TOUCH_S:
             self._touched[shard.name] = now
@@ -192,8 +192,8 @@ class StreamedStates(ShardedStates):
             now = time.monotonic()
             if now - started > self.wait_s:
                 raise ValueError(
-                    f"shard {shard.name} did not come in cache.wait_s={self.wait_s:g} s ({len(producers)} capture processes on "
-                    f"{self.store.directory}): run `python -m src.capture cache=stream` with these options beside it"
+                    f"shard {shard.name} did not appear within cache.wait_s={self.wait_s:g} s ({len(producers)} capture "
+                    f"processes on {self.store.directory}): run `python -m src.capture cache=stream` with these options"
                 )
             if now - reported > TELL_S:
                 reported = now
@@ -201,7 +201,7 @@ class StreamedStates(ShardedStates):
             time.sleep(POLL_S / 4)
 
     def _make(self, shard: Shard) -> bool:
-        """Capture a shard in this process; False where another has it or nothing can go for it now."""
+        """Captures a shard in this process; False when another process has it, or when nothing can be removed for it."""
         refuse_workers("cache=stream without a capture process")
         if not self.leases.acquire(lease_of(shard), bytes=shard_size(self.store, shard, self.layer_ids)):
             return False
@@ -229,8 +229,8 @@ def supply(
     linger_s: float = 30.0,
     progress: bool = True,
 ) -> int:
-    """Make what readers have in demand until they are gone: ``linger_s`` after the last one, or ``wait_s`` where none comes.
-    Returns the number of shards made."""
+    """Captures the shards that readers demand and returns their number: ``linger_s`` seconds after the last demand, or after
+    ``wait_s`` seconds without any."""
     known = {shard.name: shard for shard in shards}
     made = written = 0
 
@@ -262,7 +262,7 @@ def supply(
             made += 1
             bar.update(shard.num_tokens)
     if progress:
-        print(f"no reader is left: {made} shards made, {tqdm.format_sizeof(written, 'B')}", flush=True)
+        print(f"no reader is left: {made} shards captured, {tqdm.format_sizeof(written, 'B')}", flush=True)
     return made
 
 
@@ -274,7 +274,7 @@ def _next(
     layer_ids: Sequence[int],
     budget_bytes: int,
 ) -> Shard | None:
-    """The missing shard that is needed soonest, leased by this process, with room for it; None: nothing to do."""
+    """Leases the missing shard that is needed soonest and makes room for it; None when there is none, or no room."""
     for shard in (known[name] for name in demand if name in known):
         if not store.missing(shard, layer_ids):
             continue

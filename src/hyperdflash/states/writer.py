@@ -1,8 +1,8 @@
 """Writes shards in a thread of its own, so that the next forward does not wait for the disk.
 
-put(shard, states)  -> hands a shard over; waits while ``depth`` shards are handed over and not yet stored
-the thread          -> store.write(shard, tap by tap), the final residual last: a shard that has it is complete
-an error there      -> raised by the next put, or at the end of the block, in the calling thread
+put(shard, states)  -> queues a shard; waits while ``depth`` queued shards are not yet stored
+the thread          -> writes one tap after the other, the final residual last: a shard that has it is complete
+an error there      -> is raised by the next put, or at the end of the block, in the calling thread
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def write_taps(store: StateStore, shard: Shard, states: Taps) -> int:
 
 
 class ShardWriter:
-    """Calls ``after(shard, written)`` in the thread once a shard is stored, ``written`` in bytes."""
+    """Calls ``after(shard, num_bytes)`` in the thread when a shard is stored."""
 
     def __init__(self, store: StateStore, after: Callable[[Shard, int], None] = lambda *_: None, depth: int = 1):
         self.store, self.after = store, after
@@ -35,7 +35,7 @@ class ShardWriter:
         self._thread.start()
 
     def put(self, shard: Shard, states: Taps) -> None:
-        """Hands a shard over; waits for room, and raises the error of an earlier shard."""
+        """Queues a shard; waits for room, and raises the error of an earlier shard."""
         self._room.acquire()
         if self._error is not None:
             self._room.release()
@@ -46,7 +46,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        """Stores every shard that was handed over, whatever ended the block."""
+        """Stores every queued shard, also when the block ends with an error."""
         self._waiting.put(None)
         self._thread.join()
         if kind is None and self._error is not None:

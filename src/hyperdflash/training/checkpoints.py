@@ -1,10 +1,10 @@
-"""Checkpoints of a running training: when they are written, how they appear, which one a resumed run starts from.
+"""Checkpoints of a running training: when it writes them, and which one a resumed run starts from.
 
-    step00000120.ckpt    everything that the run needs to go on as if nothing had happened, 120 steps done; the last KEEP stay
+    step00000120.ckpt    all state of the run after 120 steps, from which it continues bit for bit; the last KEEP stay
     best.ckpt            the drafter alone, at the best validation tau so far
 
-A file appears under its name only when complete, and is a zip archive whose entries carry their checksums, so damage is seen
-without loading. Nothing is unpickled but tensors and plain values.
+A file appears under its name only when complete. It is a zip archive with a checksum per entry, so damage is found without
+loading it. Loading unpickles only tensors and plain values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hyperdflash.files import whole_file
 KEEP = 2
 BEST = "best.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME = {  # what a resumed run has in common with the one that wrote the checkpoint
+SAME = {  # what a resumed run shares with the run that wrote the checkpoint
     "target": "the target",
     "engine": "the engine (target.engine; none is the target in process)",
     "data": "the data (documents, cache.documents_per_shard and the cache's key, as a digest)",
@@ -40,7 +40,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(SystemExit):
-    """A run that was asked to stop by signal ``signum`` and has saved itself."""
+    """Ends a run that got signal ``signum`` and has saved a checkpoint."""
 
     def __init__(self, signum: int):
         super().__init__(128 + signum)
@@ -51,7 +51,8 @@ class Stopped(SystemExit):
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """SIGTERM and SIGINT go to ``handler``; nothing changes outside the main thread, where Python allows no handlers."""
+    """Sends SIGTERM and SIGINT to ``handler`` during the block; does nothing outside the main thread, where Python allows no
+    handlers."""
     in_main = threading.current_thread() is threading.main_thread()
     before = {signum: signal.signal(signum, handler) for signum in SIGNALS} if in_main else {}
     try:
@@ -62,7 +63,7 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes and reads as Lightning does, but whole files, and weights only."""
+    """Lightning's reader and writer, but files appear whole and only tensors and plain values are unpickled."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         with whole_file(Path(path), sync=True) as file:
@@ -81,17 +82,17 @@ def step_of(path: Path) -> int:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes; None where they are those that were written."""
+    """Returns what is wrong with the bytes of a checkpoint, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
         return f"{wrong} has another checksum" if wrong else None
-    except Exception as error:  # the many ways in which a damaged archive fails to be read
+    except Exception as error:  # a damaged archive fails in many ways
         return str(error) or type(error).__name__
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The last undamaged checkpoint of a run; a damaged one is named, and renamed so that it is not counted again."""
+    """Returns the last undamaged checkpoint of a run; prints and renames each damaged one after it."""
     for path in sorted(directory.glob("step*.ckpt"), reverse=True):
         wrong = damage(path)
         if wrong is None:
@@ -102,8 +103,8 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
-    """ValueError where checkpoint ``path``, of a run that says ``found`` of itself, is none of the run that says ``wanted``."""
-    found = {"engine": wanted["engine"], **found}  # where a checkpoint names none, the data's digest has it
+    """Raises ValueError when ``found``, the run that wrote checkpoint ``path``, is not the run ``wanted``."""
+    found = {"engine": wanted["engine"], **found}  # a checkpoint without it: the data's digest covers the engine
     for name, what in SAME.items():
         if found.get(name) != wanted[name]:
             raise ValueError(
@@ -113,11 +114,11 @@ def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
 
 
 class Checkpoints(L.Callback):
-    """Saves every ``every_steps`` steps and every ``every_s`` seconds (None: not so), at the best tau, and when told to stop.
+    """Saves every ``every_steps`` steps and ``every_s`` seconds (None: never), at the best tau, and on SIGTERM or SIGINT.
 
-    A checkpoint is taken before a step, when the one before it is done with everything, its validation included. All ranks
-    save and stop at the same step: once a step they exchange what each wants, on the CPU, while the step computes.
-    ``command`` is what a stopped run is continued with; ``on_best(trainer, tau)`` is called in every rank at a new best tau.
+    It saves before a step, when everything of the previous step is done, validation included. All ranks save and stop at the
+    same step: in every step they exchange requests on the CPU, while the step computes. ``command`` continues a stopped run;
+    every rank calls ``on_best(trainer, tau)`` at a new best tau.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Checkpoints(L.Callback):
         self.best_tau = -math.inf
         self.validation_s = 0.0
         self._signal = 0
-        self._wishes: tuple[dist.Work, torch.Tensor] | None = None
+        self._requests: tuple[dist.Work, torch.Tensor] | None = None
         self._handlers = ExitStack()
 
     def state_dict(self) -> dict:
@@ -148,9 +149,9 @@ class Checkpoints(L.Callback):
         # Lightning's own agreement about SIGTERM waits for the device in every step; `_agreed` takes its place.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._group = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if trainer.world_size > 1 else None
-        self._handlers.enter_context(handled_by(self._told))
+        self._handlers.enter_context(handled_by(self._on_signal))
 
-    def _told(self, signum: int, frame) -> None:
+    def _on_signal(self, signum: int, frame) -> None:
         if self._signal == signal.SIGINT == signum:
             raise KeyboardInterrupt
         self._signal = signum
@@ -169,22 +170,22 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         if trainer.global_step == trainer.estimated_stepping_batches:
-            trainer.should_stop = True  # validates after the last step, also where the interval does not end there
+            trainer.should_stop = True  # validates after the last step, whatever the interval
 
     def _agreed(self, step: int) -> tuple[bool, int]:
-        """(somebody wants to save, the signal that somebody got), as of one step ago where there are several ranks."""
+        """Returns (whether to save, the signal that any rank got); several ranks act on their requests of the previous step."""
         due_s = self.every_s is not None and time.monotonic() - self._saved_s >= self.every_s
         wanted = torch.tensor([int(due_s), self._signal])
         if self._group is not None:
-            before = self._wishes
-            self._wishes = (dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group, async_op=True), wanted)
+            before = self._requests
+            self._requests = (dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=self._group, async_op=True), wanted)
             if before is None:
                 return False, 0
             before[0].wait()
             wanted = before[1]
         timed = bool(wanted[0])
         if self._group is not None and step - 1 <= self._saved_step:
-            timed = False  # wished before the last save, which has met it
+            timed = False  # requested before the last save, which fulfilled it
         due = self.every_steps is not None and step % self.every_steps == 0
         return timed or due, int(wanted[1])
 
@@ -210,8 +211,8 @@ class Checkpoints(L.Callback):
             self.on_best(trainer, tau)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._wishes is not None:
-            self._wishes[0].wait()
+        if self._requests is not None:
+            self._requests[0].wait()
         module.check_finite()
         if trainer.global_step > self._saved_step:
             self._save(trainer, module, trainer.global_step)

@@ -1,4 +1,4 @@
-"""The cheap parts of a training configuration, checked before any weight is read."""
+"""The cheap parts of a training configuration, checked before the training reads any weight."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from hyperdflash.training.module import OptimSettings
 
 @dataclass(frozen=True)
 class Parts:
-    """The instantiated, checked groups of a training configuration; nothing here has read a weight or a text."""
+    """The instantiated, checked groups of a training configuration; making them reads no weight and no text."""
 
     target_config: TargetConfig
-    mask_token_id: int | None  # None: the tokenizer says it
+    mask_token_id: int | None  # None: that of the tokenizer
     conditioning: Conditioning | None
     reducer: ReducerConfig | None
     drafter: DraftModelConfig
@@ -44,7 +44,7 @@ class Parts:
         return self.drafter.layer_ids(self.conditioning)
 
     def build(self, heads: TargetHeads, target: DictConfig, seed: int, mask_token_id: int | None = None) -> nn.Module:
-        """A new drafter; on meta heads its shapes only. ``mask_token_id`` None: that of the tokenizer at ``target.path``."""
+        """Builds a new drafter; with meta heads, only its shapes. ``mask_token_id`` None: that of the target's tokenizer."""
         parts = DrafterParts(
             conditioning=self.conditioning,
             reducer=self.reducer,
@@ -58,11 +58,11 @@ class Parts:
 
 
 def make_parts(config: DictConfig) -> Parts:
-    """Instantiate every cheap group and try the drafter on the meta device; ValueError within a second."""
+    """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second."""
     target_config = read_config(config.target.path)
-    source_names(config)  # ValueError where a drafter misses the conditioning or the reducer that it reads
+    source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
     parts = {
-        name: instantiate(config.get(name))  # none of what the method does not read
+        name: instantiate(config.get(name))  # None for a group that the method does not read
         for name in ["conditioning", "reducer", "drafter", "head", "blocks", "objective", "optim"]
     }
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
@@ -85,14 +85,14 @@ def make_parts(config: DictConfig) -> Parts:
 
 
 def mask_id(target_path: str, given: int | None) -> int:
-    """The token that fills unknown slots, by the tokenizer at ``target_path``; a training takes it from its dataset."""
+    """Returns the token that fills unknown slots, by the target's tokenizer; a training takes it from its dataset."""
     from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 
     return special_ids(load_tokenizer(target_path), given).mask
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """ValueError for what the trainer's group cannot be."""
+    """Raises ValueError for a wrong option of the trainer group."""
     for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
         positive_int(f"trainer.{name}", trainer[name])
     one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))

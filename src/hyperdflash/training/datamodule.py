@@ -3,9 +3,9 @@
     step -> global batch (training/epoch_plan.py) -> this rank's micro-batches: states and blocks
                                             -> counts of the whole global batch, from its masks alone
 
-Every rank draws the blocks of every document of the global batch, each from the seed, the step and the document's id. So the
-counts that sums are divided by are known before the first forward and without a message, and neither they nor the blocks
-depend on how many ranks and micro-batches share the work.
+Every rank draws the blocks of every document of the global batch, each from the seed, the step and the document's id. So each
+rank knows the counts that divide the sums before the first forward and without communication, and neither counts nor blocks
+depend on the number of ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Documents of one forward and backward, with the blocks drawn in them."""
+    """Documents of one forward and backward pass, with the blocks drawn in them."""
 
     states: TargetStates
     blocks: Blocks
@@ -55,7 +55,7 @@ class StepBatch:
 
 
 class TrainingSteps(Dataset):
-    """step -> StepBatch of rank ``rank`` of ``world_size``, in ``accumulate`` micro-batches."""
+    """Maps a step to the StepBatch of one rank of ``world_size``, in ``accumulate`` micro-batches."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class TrainingSteps(Dataset):
         return len(self.order)
 
     def ids(self, step: int) -> tuple[str, ...]:
-        """Documents of the global batch of ``step``."""
+        """Returns the ids of the documents in the global batch of ``step``."""
         return tuple(self.states.document(index).id for index in self.order.batch(step))
 
     def __getitem__(self, step: int) -> StepBatch:
@@ -97,14 +97,14 @@ class TrainingSteps(Dataset):
         return MicroBatch(collate([self.states[i] for i in members]), stack_blocks([blocks[i] for i in members]))
 
     def _empty(self, member: int, blocks: dict[int, Blocks]) -> MicroBatch:
-        """What a rank without a document computes, so that it takes part in the step: every mask is False."""
+        """Returns the batch of a rank without a document, which takes part in the step with every mask False."""
         drawn = blocks[member]
         nothing = {name: torch.zeros_like(getattr(drawn, name)) for name in ("anchor_mask", "label_mask")}
         return MicroBatch(unsupervised(self.states[member]), replace(drawn, **nothing))
 
 
 class TargetStatesData(L.LightningDataModule):
-    """``train`` and ``validation`` documents; training starts at step ``first_step``."""
+    """Loaders of ``train`` and ``validation`` documents; training starts at step ``first_step``."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class TargetStatesData(L.LightningDataModule):
         return self._ahead(DataLoader(steps, sampler=sampler, batch_size=None, collate_fn=as_it_is))
 
     def val_dataloader(self) -> DataLoader:
-        """Every document on one rank; a rank without one replays a text without supervision, which has no rounds."""
+        """Validates every document on one rank; a rank without one replays an unsupervised text, which has no rounds."""
         lengths = [length for shard in self.validation_states.lengths for length in shard]
         by_length = sorted(range(len(self.validation_states)), key=lengths.__getitem__)
         mine = by_length[self.trainer.global_rank :: self.trainer.world_size]
@@ -151,13 +151,13 @@ class TargetStatesData(L.LightningDataModule):
         return self._ahead(DataLoader(self.validation_states, batch_sampler=batches, collate_fn=collate))
 
     def _ahead(self, batches: DataLoader) -> DataLoader | ReadAhead:
-        """Read beside an accelerator's work; on the CPU, where it would take from the computation, as it is asked for."""
+        """Reads ahead while a GPU computes; on the CPU, reading ahead would slow the computation down."""
         device = self.trainer.strategy.root_device
         return ReadAhead(batches, device, self._reading) if device.type == "cuda" else batches
 
 
 class FromStep(Sampler[int]):
-    """Steps ``first``, ``first`` + 1, ... of ``order``; its length is that of the whole run, which Lightning counts by.
+    """Yields steps ``first``, ``first`` + 1, ... of ``order``; its length is that of the whole run, which Lightning counts by.
 
     Calls ``prefetch`` at every window with the next shards and the number of shards per window.
     """
@@ -176,10 +176,10 @@ class FromStep(Sampler[int]):
 
 
 class ReadAhead(Sized, Iterable[T]):
-    """``batches`` in their order, the next one read in a thread while this one is computed on; for a GPU, in pinned memory.
+    """Yields ``batches`` in order and reads the next one in a thread meanwhile; for a GPU, into pinned memory.
 
-    Loaders with one lock read one after the other: a store, and a target in this process, are used by one thread at a time.
-    What reading raises is raised where its batch is asked for.
+    Loaders that share ``lock`` read one after the other, because one thread at a time may use a store or a target. An error of
+    the thread is raised where its batch is needed.
     """
 
     END = object()
@@ -205,7 +205,7 @@ class ReadAhead(Sized, Iterable[T]):
                 with self.lock:
                     batch = next(source, self.END)
                 if self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)  # a thread starts on the first one
+                    torch.cuda.set_device(self.device)  # a new thread uses device 0
                     batch = on_tensors(batch, Tensor.pin_memory)
                 future.set_result(batch)
             except BaseException as error:
@@ -216,7 +216,7 @@ class ReadAhead(Sized, Iterable[T]):
 
 
 def stack_blocks(rows: list[Blocks]) -> Blocks:
-    """Blocks of one document each -> of all of them, [B, A, ...] with the largest A; what is added is masked."""
+    """Stacks blocks of one document each to [B, A, ...] with the largest A; padding is masked."""
     size = max(row.anchors.shape[1] for row in rows)
 
     def stacked(name: str) -> Tensor:
@@ -227,11 +227,12 @@ def stack_blocks(rows: list[Blocks]) -> Blocks:
 
 
 def unsupervised(states: TargetStates) -> TargetStates:
+    """Returns ``states`` with no position supervised."""
     return replace(states, loss_mask=torch.zeros_like(states.loss_mask))
 
 
 def on_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
-    """``function`` of the tensors in frozen dataclasses and tuples, which Lightning does not move by itself."""
+    """Applies ``function`` to the tensors in dataclasses and tuples; Lightning does not look into frozen dataclasses."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""The dataset and the states of a training. Only a missing dataset makes this process read text, tokenizer or answers."""
+"""Opens the dataset and the states of a training. Only when the dataset is missing does this process read text or answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLL_S = 0.2
 
 
 def check_dataset(config: DictConfig) -> None:
-    """ValueError for a wrong option of the corpus, when the dataset must be prepared first; reads no weight."""
+    """Raises ValueError for a wrong option of the corpus when the dataset is missing; reads no weight."""
     found = dataset_dir(dataset_name(config), "*")
     if not any(is_complete(directory) for directory in found.parent.glob(found.name)):
         from hyperdflash.preparing.job import PrepareJob
@@ -37,8 +37,8 @@ def check_dataset(config: DictConfig) -> None:
 
 
 def check_trained_on(trained: Mapping, run: Path) -> None:
-    """ValueError when the dataset ``trained`` (an entry of result.json) of a finished run was prepared anew from other rows, or
-    one of its source files was edited; a dataset that was removed is accepted."""
+    """Raises ValueError when the dataset of a finished run (its entry ``trained`` of result.json) now holds other rows, or when
+    one of its source files was edited; accepts a removed dataset."""
     directory = runs_dir() / "datasets" / trained["name"]
     if is_complete(directory) and check_sources(directory, capture_command())["digest"] != trained["digest"]:
         raise ValueError(f"{run} was trained on other rows than {directory} holds: remove {run} and run the command again")
@@ -47,7 +47,7 @@ def check_trained_on(trained: Mapping, run: Path) -> None:
 def training_data(
     config: DictConfig, heads: TargetHeads, layer_ids: Sequence[int]
 ) -> tuple[Dataset, StateStore, dict[str, ShardedStates]]:
-    """The dataset of a training, the store of its states, and the states of each split.
+    """Returns the dataset of a training, the store of its states, and the states of each split.
 
     When the dataset is missing, prepares it if this process may load the target; otherwise waits ``cache.patience_s`` seconds
     for a capture process, then ValueError with the command to run. Loads the target when a state is missing. ValueError when a
@@ -91,6 +91,6 @@ def _wait_for(directory: Path, mode: CacheMode) -> None:
 
 
 def _check_tokenizer(dataset: Dataset, path: Path) -> None:
-    """ValueError when the tokenizer of the target, if it is there, is not the one that encoded the documents."""
+    """Raises ValueError when the target has a tokenizer and it is not the one that encoded the documents."""
     if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()[:16] != dataset.key.tokenizer:
         raise ValueError(f"{path} is not the tokenizer of {dataset.directory}: remove that directory and capture again")

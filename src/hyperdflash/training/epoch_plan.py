@@ -1,12 +1,12 @@
-"""Which documents a training step takes: a function of the seed and the step alone, so any run can start at any step.
+"""Which documents a training step takes. They follow from the seed and the step alone, so a run can start at any step.
 
-1. epoch      a seeded permutation of the data set's shards, in windows of WINDOW shards (more where a batch needs it)
+1. epoch      a seeded permutation of the dataset's shards, in windows of WINDOW shards (more where a batch needs it)
 2. window     its documents shuffled, then sorted by length and cut into as few global batches as hold them, equally large
 3. batches    shuffled within the window
-4. part       of a rank and micro-batch: an equal slice of the global batch
+4. part       an equal slice of the global batch per rank and micro-batch
 
-A global batch has at most ``batch_size`` documents, every document is in one batch an epoch, and shards are read window by
-window, so a data set that makes or fetches states while training sees them in an order that it can be told in advance.
+A global batch has at most ``batch_size`` documents, and every document is in one batch per epoch. Shards are read window by
+window, so a reader that captures states during the training knows the order in advance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW = 16
 
 
 class TrainingOrder:
-    """``lengths`` one list a shard: the tokens of its documents, which are numbered through all shards."""
+    """The global batches of all epochs. Documents are numbered through all shards; ``lengths[shard][row]`` counts tokens."""
 
     def __init__(self, lengths: Sequence[Sequence[int]], *, batch_size: int, epochs: int, seed: int):
         self.lengths = [length for shard in lengths for length in shard]
@@ -34,28 +34,28 @@ class TrainingOrder:
         self.steps_per_epoch = sum(map(self._num_batches, self._windows(0)))
 
     def __len__(self) -> int:
-        """Steps of all epochs."""
+        """Returns the number of steps of all epochs."""
         return self.epochs * self.steps_per_epoch
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
 
     def batch(self, step: int) -> list[int]:
-        """Documents of a global batch, sorted by length."""
+        """Returns the documents of the global batch of ``step``, sorted by length."""
         return self._batches(self.epoch_of(step))[step % self.steps_per_epoch]
 
     def opens_window(self, step: int) -> bool:
         return self._window_of(step)[1] == 0
 
     def shards_from(self, step: int) -> list[int]:
-        """Shards in the order they are needed: from the window of ``step`` to the end of the next epoch."""
+        """Returns the shards in the order of use, from the window of ``step`` to the end of the next epoch."""
         epoch = self.epoch_of(step)
         following = self._windows(epoch)[self._window_of(step)[0] :]
         following += self._windows(epoch + 1) if epoch + 1 < self.epochs else []
         return [shard for window in following for shard in window]
 
     def _window_of(self, step: int) -> tuple[int, int]:
-        """(number of the window within its epoch, batches of it before ``step``)."""
+        """Returns (number of the window within its epoch, number of its batches before ``step``)."""
         before = step % self.steps_per_epoch
         for number, window in enumerate(self._windows(self.epoch_of(step))):
             if before < self._num_batches(window):
@@ -67,7 +67,8 @@ class TrainingOrder:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
 
     def _make_windows(self, epoch: int) -> list[list[int]]:
-        """The last shard may be short; it has the same place in every epoch, so that all have as many steps."""
+        """Returns the shards of each window. The last shard, which may be short, has the same place in every epoch, so that all
+        epochs have equally many steps."""
         order = torch.randperm(len(self.shards) - 1, generator=self._generator(epoch)).tolist()
         order.insert(self.seed % len(self.shards), len(self.shards) - 1)
         return [order[start : start + self.window] for start in range(0, len(order), self.window)]
@@ -88,5 +89,5 @@ class TrainingOrder:
 
 
 def part(items: list[int], index: int, count: int) -> list[int]:
-    """Slice ``index`` of ``count`` slices whose sizes differ by at most one."""
+    """Returns slice ``index`` of ``count`` slices whose sizes differ by at most one."""
     return items[index * len(items) // count : (index + 1) * len(items) // count]

@@ -1,12 +1,12 @@
 """One training run from a configuration: parts, data, drafter, trainer, record.
 
-1. parts        everything that is cheap, checked with the drafter's shapes on the meta device: a mistake fails here
-2. directory    a finished run is reported and left alone; a broken one continues from its last good checkpoint
-3. ranks        with several devices one process each; steps 4 to 7 are theirs
-4. dataset      opened; rank 0 prepares it first when it is missing, and that alone reads text
+1. parts        all cheap parts are made and checked, with the drafter's shapes on the meta device: a mistake fails here
+2. directory    a finished run is reported and left alone; an unfinished one continues from its last undamaged checkpoint
+3. ranks        with several devices, one process each; every rank runs steps 4 to 7
+4. dataset      opened; when it is missing, rank 0 prepares it first, which alone reads text
 5. states       read from the cache; the target is loaded only when a state is missing
-6. fit          best checkpoint by validation tau
-7. record       result.json last: a directory that has it is finished
+6. fit          the best checkpoint is that of the highest validation tau
+7. record       result.json is written last: a directory that has it is finished
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from hyperdflash.training.run_index import finished_run
 from hyperdflash.training.validation_record import ValidationRecord
 from hyperdflash.training.warm_start import check_target, load_drafter_weights, parent_of
 
-LOCK_S = 5.0  # the ranks of a killed run end a moment after it
+LOCK_S = 5.0  # the ranks of a killed run end a moment after its starter
 
 
 def train(config: DictConfig) -> dict:
-    """Run or resume one training; returns the record in result.json."""
+    """Runs or resumes one training; returns the content of result.json."""
     parts = make_parts(config)
     run = train_run_dir(config)
     if (run / "result.json").exists():
@@ -76,7 +76,7 @@ def train(config: DictConfig) -> dict:
 
 
 def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ranks: Ranks) -> dict:
-    """Steps 4 to 7, in every rank."""
+    """Runs steps 4 to 7 in every rank; returns the content of result.json."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     heads = training_heads(config)
@@ -159,9 +159,8 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
 
 
 def training_heads(config: DictConfig) -> TargetHeads:
-    """The frozen heads of a training: in ``target.dtype`` under autocast (``trainer.precision=bf16-mixed``), whose products are
-    in bf16 anyway, else in fp32, because losses and replay form their products in the heads' dtype. hc_head and norm are fp32
-    either way."""
+    """Loads the frozen heads: in ``target.dtype`` under autocast (``trainer.precision=bf16-mixed``), whose products are in bf16
+    anyway, else in fp32, because losses and replay multiply in the heads' dtype. hc_head and norm are always fp32."""
     mixed = config.trainer.precision == "bf16-mixed"
     return load_heads(config.target.path, config.target.dtype if mixed else "fp32")
 
@@ -169,7 +168,7 @@ def training_heads(config: DictConfig) -> TargetHeads:
 def make_data(
     config: DictConfig, parts: Parts, data: dict, num_slots: int, world_size: int, first_step: int = 0
 ) -> TargetStatesData:
-    """``data`` with the training order and blocks of a configuration."""
+    """Returns the loaders of ``data``, the states of each split, with the training order and blocks of a configuration."""
 
     def draw(document: Document, generator: torch.Generator) -> Blocks:
         length = torch.tensor([len(document.input_ids)])
@@ -190,9 +189,9 @@ def make_data(
 
 
 def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Callback], steps: int) -> L.Trainer:
-    """One long epoch of ``steps`` steps: a run resumed anywhere is then always resumed in the middle of it."""
+    """Makes a trainer of one epoch of ``steps`` steps, so that a run is always resumed in the middle of that epoch."""
     interval = trainer.val_check_interval
-    if isinstance(interval, float):  # of an epoch
+    if isinstance(interval, float):  # a share of an epoch
         interval = max(1, round(steps / trainer.max_epochs * interval))
     return L.Trainer(
         accelerator=trainer.accelerator,
@@ -215,14 +214,14 @@ def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Call
 
 
 def strategy_of(trainer: DictConfig) -> str | Strategy:
-    """DDP without the exchange of buffers at every forward: the heads are frozen, and ranks may validate unequal numbers."""
+    """Returns DDP without an exchange of buffers per forward: the heads are frozen, and ranks may validate unequal numbers."""
     if num_ranks(trainer) == 1:
         return "auto"
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 class Double(DoublePrecision):
-    """fp64; states stay in the cache's dtype until the drafter takes them."""
+    """Computes in fp64; states stay in the cache's dtype until the drafter converts them."""
 
     def convert_input(self, data: object) -> object:
         return data
@@ -230,7 +229,7 @@ class Double(DoublePrecision):
 
 @contextmanager
 def exclusive_run(run: Path, *, unless: bool = False) -> Iterator[None]:
-    """ValueError when another process trains the same run; ``unless`` somebody else has checked it."""
+    """Raises ValueError when another process trains the same run; ``unless`` skips the check, which the starter has done."""
     if unless:
         yield
         return

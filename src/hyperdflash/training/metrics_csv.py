@@ -1,4 +1,4 @@
-"""A run's metrics as one CSV file that survives a resume: no step twice, none lost."""
+"""Writes a run's metrics to one CSV file that holds every step once, also after a resume."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hyperdflash.files import whole_file
 
 
 class MetricsCSV(Logger):
-    """``run``/metrics.csv: a row a call, on disk when the call returns; a new metric rewrites the file with its column.
+    """Writes one row of ``run``/metrics.csv per call, before the call returns; a new metric rewrites the file with its column.
 
-    Columns are ``step`` (steps done before, so the first is 0), ``epoch``, then metrics in the order they came.
+    Columns are ``step`` (the number of steps before, so the first is 0), ``epoch``, then metrics by first appearance.
     """
 
     def __init__(self, run: Path):
@@ -43,11 +43,11 @@ class MetricsCSV(Logger):
         return self
 
     def log_hyperparams(self, params: dict | Namespace, *args, **kwargs) -> None:
-        """The run's configuration has its own file."""
+        """Does nothing: the run's configuration has its own file."""
 
     @rank_zero_only
     def restart_at(self, step: int) -> None:
-        """Drop what a run that now goes on from ``step`` will write again, and a row that was cut short."""
+        """Drops incomplete rows, and those that a run that continues from ``step`` writes again."""
         columns, rows = self._read()
         self._rewrite(columns, [row for row in rows if int(row["step"]) < step])
 
@@ -65,7 +65,7 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """Columns and whole rows on disk."""
+        """Returns the columns and the complete rows on disk."""
         text = self.path.read_text() if self.path.exists() else ""
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         if not lines:

@@ -1,10 +1,10 @@
 """The LightningModule: a frozen target's heads, a trainable drafter, one objective, replayed tau as validation.
 
     StepBatch -> for each micro-batch: drafted slots -> logits -> sums, divided by the counts of the global batch -> gradients
-              -> gradients summed over ranks -> clipped -> one optimiser step
-    validation: replay at T = 0 over the target's own answers -> tau, survival and conditional acceptance a slot
+              -> gradients summed over ranks -> clipped -> one optimizer step
+    validation: replay at T = 0 over the target's own answers -> tau; survival and conditional acceptance per slot
 
-Wiring only. It optimises ``drafter.parameters()`` and saves nothing of the target (tests/training/test_training.py).
+Wiring only: it optimizes ``drafter.parameters()`` and saves nothing of the target.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from hyperdflash.training.datamodule import StepBatch
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """``name`` adamw, or muon for matrices with AdamW for the rest; linear warm-up over ``warmup_share`` of all steps, cosine
-    to zero; ``batch_size`` documents a device and micro-batch."""
+    """``name``: adamw, or muon for matrices with AdamW for the rest. The learning rate warms up linearly over ``warmup_share``
+    of all steps and falls to zero as a cosine. ``batch_size`` counts documents per device and micro-batch."""
 
     name: str
     lr: float
@@ -51,7 +51,7 @@ class OptimSettings:
         positive_int("optim.batch_size", self.batch_size)
 
     def factor(self, step: int, total: int) -> float:
-        """Learning rate at ``step`` of ``total`` as a share of ``lr``."""
+        """Returns the learning rate at ``step`` of ``total`` as a share of ``lr``."""
         warmup = max(1, round(total * self.warmup_share))
         if step < warmup:
             return (step + 1) / warmup
@@ -61,8 +61,8 @@ class OptimSettings:
 class DraftingModule(L.LightningModule):
     """``drafter`` is a ``DraftModel`` (drafting/draft_model.py).
 
-    ``clip`` the largest norm of a step's gradient, None for any. A step makes its own backward passes and update
-    (Lightning's manual optimisation), so that sums of all micro-batches and ranks meet in one division.
+    ``clip`` is the largest gradient norm of a step, None for no limit; ``meta`` describes the run in its checkpoints. A step
+    runs its own backward passes and update (Lightning's manual optimization), so one division serves all micro-batches.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class DraftingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         keep_freed_memory()
-        # -1, or the first step whose loss or gradient was not finite; read only where waiting for it costs nothing
+        # the first step whose loss or gradient is not finite, or -1; on the device, and read only when a wait costs nothing
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
 
     def on_train_start(self) -> None:
@@ -101,9 +101,9 @@ class DraftingModule(L.LightningModule):
         self._tokens, self._since = torch.zeros((), dtype=torch.int64, device=self.device), time.monotonic()
 
     def training_step(self, batch: StepBatch, batch_index: int) -> None:
-        """Nothing here waits for an accelerator but the steps that log."""
-        step, optimiser = self.global_step, self.optimizers()
-        optimiser.zero_grad()
+        """Waits for an accelerator only in steps that log."""
+        step, optimizer = self.global_step, self.optimizers()
+        optimizer.zero_grad()
         losses, sums = [], []
         for number, micro in enumerate(batch.micro, start=1):
             with self._gradients_stay_here(number < len(batch.micro)), fast_fp32_products():
@@ -112,7 +112,7 @@ class DraftingModule(L.LightningModule):
                 logits = self.drafter.head.logits(slots, self.target_heads)
                 part = self.objective.sums(logits, blocks, micro.states.final, self.target_heads)
                 loss = self.objective.loss(part, batch.counts)
-                self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over ranks; the sum is wanted
+                self.manual_backward(loss * self.trainer.world_size)  # DDP averages over ranks; this makes it a sum
             losses.append(loss.detach())
             sums.append(part)
             self._tokens = self._tokens + micro.states.lengths.sum() * micro.blocks.anchor_mask.any()
@@ -122,18 +122,18 @@ class DraftingModule(L.LightningModule):
         self.first_bad = torch.where(bad, step, self.first_bad)
         if self.device.type == "cpu":
             self.check_finite()
-        optimiser.step()
+        optimizer.step()
         self.lr_schedulers().step()
         if (step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_step(step, batch, loss, norm, sums)
 
     def _gradients_stay_here(self, stay: bool):
-        """Gradients travel between ranks with the last micro-batch alone."""
+        """Keeps gradients local, if ``stay``: ranks exchange them only with the last micro-batch."""
         ranks = getattr(self.trainer.strategy.model, "no_sync", None)
         return ranks() if stay and ranks is not None else nullcontext()
 
     def check_finite(self) -> None:
-        """ValueError where any step so far had a loss or gradient that is not finite; waits for the device."""
+        """Raises ValueError when the loss or gradient of any step so far is not finite; waits for the device."""
         step = int(self.first_bad)
         if step < 0:
             return
@@ -144,13 +144,13 @@ class DraftingModule(L.LightningModule):
         )
 
     def _log_step(self, step: int, batch: StepBatch, loss: Tensor, norm: Tensor, parts: list[LossSums]) -> None:
-        """Sums of all ranks in one message, divided by the counts of the global batch."""
+        """Logs sums of all ranks, from one all-reduce, divided by the counts of the global batch."""
         coverages = [torch.stack(coverage(m.blocks, m.states.loss_mask, m.states.lengths)) for m in batch.micro]
         own = torch.stack([torch.stack([part.slot_ce_sum.sum(), part.top1.sum().double()]) for part in parts]).sum(0)
         own = [loss[None], own, torch.stack(coverages).sum(0), self._tokens[None]]
         logged_terms = [
             (term.name, place) for place, term in enumerate(self.objective.active) if term.reading is not None
-        ]  # cross-entropy is logged without its weights
+        ]  # terms without a reading, as cross-entropy, are logged above
         own += [torch.stack([part.term_sums[place].detach() for part in parts]).sum(0).flatten() for _, place in logged_terms]
         sums = self.trainer.strategy.reduce(torch.cat([value.double() for value in own]), reduce_op="sum").tolist()
         loss, ce_sum, top1, covered, supervised, tokens, *rest = sums
@@ -173,7 +173,7 @@ class DraftingModule(L.LightningModule):
         self._restart_clock()
 
     def _write(self, values: dict[str, float], step: int) -> None:
-        """To the loggers under the number of the last step made, and to what bar and checkpoints read."""
+        """Passes values to the loggers, under the number of the last step, and to Lightning's callback metrics."""
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": self.trainer.datamodule.order.epoch_of(step)}, step=step)
         for name, value in values.items():
@@ -201,16 +201,16 @@ class DraftingModule(L.LightningModule):
     def configure_optimizers(self):
         shared = {"lr": self.optim.lr, "weight_decay": self.optim.weight_decay}
         if self.optim.name == "adamw":
-            optimiser = torch.optim.AdamW(self.drafter.parameters(), fused=True, **shared)
+            optimizer = torch.optim.AdamW(self.drafter.parameters(), fused=True, **shared)
         else:
             tables = [module.weight for module in self.drafter.modules() if isinstance(module, nn.Embedding)]
-            optimiser = MuonWithAdamW(self.drafter.named_parameters(), tables=tables, **shared)
+            optimizer = MuonWithAdamW(self.drafter.named_parameters(), tables=tables, **shared)
         total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.optim.factor(step, total))
-        return [optimiser], [schedule]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optim.factor(step, total))
+        return [optimizer], [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the drafter alone: the target's heads come from the target."""
+        """Drops the weights of the target's heads, which come from the target."""
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("drafter.")}
         checkpoint["run"] = self.meta
 

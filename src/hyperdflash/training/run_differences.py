@@ -1,4 +1,4 @@
-"""What differs between two finished runs: bit for bit, but for rates in time."""
+"""Compares two finished runs bit for bit, except for their speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
 
 
 def run_differences(one: Path, other: Path, steps: int) -> list[str]:
-    """Names of the tensors, states, metrics and files that differ between the directories of two runs of ``steps`` steps."""
+    """Returns the names of tensors, states, metrics and files that differ between two run directories of ``steps`` steps."""
     states = [torch.load(checkpoint_path(run / "checkpoints", steps), weights_only=True) for run in (one, other)]
     leaves = [{keystr(at): leaf for at, leaf in tree_leaves_with_path({n: s[n] for n in _COMPARED})} for s in states]
     best = [torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for run in (one, other)]
@@ -35,6 +35,6 @@ def _same(one: object, other: object) -> bool:
 
 
 def _metrics(run: Path) -> list[dict]:
-    """All rows of metrics.csv without rates in time."""
+    """Returns all rows of metrics.csv without speeds."""
     with (run / "metrics.csv").open() as file:
         return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in csv.DictReader(file)]

@@ -1,6 +1,6 @@
-"""The index of finished training runs: a run is found by what decided its result, whatever else its configuration holds.
+"""The index of finished training runs, which finds a run by the options that decide its result and ignores all others.
 
-runs/train/<run>/result.json      of a finished run: what decided it, the target's fingerprint, its parent
+runs/train/<run>/result.json      exists when the run is finished: the deciding options, the target's fingerprint, its parent
 runs/train/<run>/config.yaml      its whole configuration, resolved
 """
 
@@ -30,7 +30,7 @@ class FinishedRun:
 
     @property
     def finished_s(self) -> float:
-        """When it ended, as seconds since the epoch."""
+        """End of the run, in seconds since the epoch."""
         return (self.directory / "result.json").stat().st_mtime
 
     @property
@@ -39,22 +39,22 @@ class FinishedRun:
 
     @property
     def parent(self) -> Path | None:
-        """The run whose weights this one started from; relative in the record where both lie in one runs folder."""
+        """The run whose weights this one started from; the record holds a relative path when both lie in one runs folder."""
         return self.directory.absolute().parents[1] / self.record["init_from"] if self.record["init_from"] else None
 
     def agrees(self, options: Mapping[str, object]) -> bool:
-        """Whether the run has all ``options``, whatever others it has."""
+        """Returns whether the run has all ``options``; it may have others."""
         return options.items() <= self.decided.items()
 
     def differences(self, wanted: Mapping[str, object], ignored: Collection[str] = ()) -> dict[str, tuple]:
-        """Dotted option -> (this run's value, the wanted one), where the two differ; None where one has no such option."""
+        """Returns dotted option -> (this run's value, the wanted value) where these differ; None is a missing option."""
         names = [name for name in {**self.decided, **wanted} if name not in ignored]
         pairs = {name: (self.decided.get(name), wanted.get(name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def finished_run(directory: str | Path) -> FinishedRun:
-    """ValueError where the run is not there, not finished or damaged."""
+    """Reads the record of a finished run; ValueError when the run is missing, unfinished or damaged."""
     path = Path(directory) / "result.json"
     if not path.exists():
         raise ValueError(f"{directory} is not a finished run (no result.json): run its `python -m src.train ...` command first")
@@ -65,7 +65,7 @@ def finished_run(directory: str | Path) -> FinishedRun:
 
 
 class RunIndex:
-    """The finished runs below ``folder`` (``runs/train``); reads result.json files alone."""
+    """The finished runs below ``folder`` (None: ``runs/train``); reads only result.json files."""
 
     def __init__(self, folder: Path | None = None):
         self.folder = runs_dir() / "train" if folder is None else folder
@@ -76,8 +76,8 @@ class RunIndex:
     def nearest(
         self, wanted: Mapping[str, object], needed: Callable[[str], bool], ignored: Collection[str] = ()
     ) -> list[tuple[FinishedRun, dict[str, tuple]]]:
-        """Runs that agree with ``wanted`` (dotted option -> value) in every ``needed`` option, each with its other differences:
-        the fewest first, of equally many the newest first."""
+        """Returns the runs that agree with ``wanted`` (dotted option -> value) in every ``needed`` option, each with its other
+        differences. Runs with the fewest differences come first, and of those the newest."""
         found = [(run, run.differences(wanted, ignored)) for run in self]
         fitting = [(run, differing) for run, differing in found if not any(map(needed, differing))]
         return sorted(fitting, key=lambda pair: (len(pair[1]), -pair[0].finished_s))

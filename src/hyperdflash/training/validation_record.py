@@ -1,4 +1,4 @@
-"""validation.json of a run: what every validation prompt accepted at the best checkpoint, for paired comparisons of runs."""
+"""Writes validation.json: counts per validation prompt at the best checkpoint, for paired comparisons of runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hyperdflash.record import write_json
 
 
 class ValidationRecord(L.Callback):
-    """Keeps what the prompts of a validation accepted; ``write`` puts it into ``run``/validation.json:
+    """Collects the counts of every prompt of a validation; ``write`` saves them as ``run``/validation.json:
 
     {"tau", "step", "prompts": [{"id", "domain", "emitted", "accepted", "rounds", "survived" [S], "reached" [S]}, ...]}
 
-    Checkpoints calls ``write`` whenever it saves best.ckpt, so the two belong together.
+    Checkpoints calls ``write`` whenever it saves best.ckpt, so both are of the same step.
     """
 
     def __init__(self, run: Path):
@@ -34,12 +34,12 @@ class ValidationRecord(L.Callback):
         counts = document_counts(outputs["rounds"], len(batch.ids))
         for row, (name, domain) in enumerate(zip(batch.ids, batch.domains, strict=True)):
             if not batch.loss_mask[row].any():
-                continue  # what a rank without a document replays
+                continue  # a rank without a document replays an unsupervised text
             sums = {field: values[row].tolist() for field, values in counts._asdict().items()}
             self._prompts[name] = {"id": name, "domain": domain, **sums}
 
     def write(self, trainer: L.Trainer, tau: float) -> None:
-        """All ranks' prompts, by rank 0; every rank has to call it."""
+        """Writes the prompts of all ranks in rank 0; every rank must call it."""
         prompts = self._prompts
         if trainer.world_size > 1:
             prompts = {name: row for part in _gathered(prompts, trainer) for name, row in part.items()}
@@ -49,7 +49,7 @@ class ValidationRecord(L.Callback):
 
 
 def _gathered(part: dict, trainer: L.Trainer) -> list[dict]:
-    """Every rank's ``part``, as JSON in bytes."""
+    """Gathers ``part`` from every rank, as JSON in bytes."""
     device = trainer.strategy.root_device
     text = torch.tensor(list(json.dumps(part).encode()), dtype=torch.uint8, device=device)
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(trainer.world_size)]

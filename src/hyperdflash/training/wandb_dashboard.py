@@ -1,9 +1,9 @@
-"""The W&B workspace over a project's trainings: the page of `python -m src.report`, for a logged-in user.
+"""The W&B workspace over the trainings of a project, with the content of the page of `python -m src.report`.
 
-acceptance    survival and conditional acceptance at the best checkpoint a position, by method; over training
+acceptance    survival and conditional acceptance per position by method, at the best checkpoint and over training
 tau           by step, by method, against each numeric axis
 choices       parallel coordinates from the axes to tau
-drafts        the tables of drafted against accepted text
+drafts        tables of drafted and accepted text
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_dashboard(config: DictConfig) -> None:
 
 
 def build_workspace(entity: str, project: str, *, sweep: str | None = None, num_slots: int = 6) -> ws.Workspace:
-    """Nothing is sent: ``.save()`` does that. ``sweep`` shows the runs of that group alone."""
+    """Builds the workspace and sends nothing; ``sweep`` limits it to the runs of that group."""
     slots = range(1, num_slots + 1)
     method = wr.Config("method")
     bars = [
