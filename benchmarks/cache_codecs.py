@@ -24,7 +24,8 @@ from hyperdflash.data.prompts import HeldoutPrompts
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.codecs import CODECS
-from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.states.manifest import CacheKey
+from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess

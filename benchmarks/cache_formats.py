@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hyperdflash.states.store import CacheKey, Shard, StateStore
+from hyperdflash.states.manifest import CacheKey
+from hyperdflash.states.store import Shard, StateStore
 
 Record = tuple[Tensor, Tensor, Tensor]
 Read = Callable[[Shard, int], Record]

@@ -40,7 +40,8 @@ from hyperdflash.files import write_text
 from hyperdflash.record import write_json
 from hyperdflash.report.tables import markdown_table
 from hyperdflash.states.capture import capture
-from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.states.manifest import CacheKey
+from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess, Producer
 from hyperdflash.training.checkpoints import newest_checkpoint, step_of

@@ -10,7 +10,7 @@ from benchmarks.capture import make_documents, measure, table
 from benchmarks.kills import PARTS, kill_captures, main
 from benchmarks.kills import table as kills_table
 from benchmarks.result import RESULTS
-from hyperdflash.states.store import CacheKey
+from hyperdflash.states.manifest import CacheKey
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hyperdflash.contracts import Document
-from hyperdflash.states.store import CacheKey, Shard, StateStore, make_shards
+from hyperdflash.states.manifest import CacheKey
+from hyperdflash.states.store import Shard, StateStore, make_shards
 
 KEY = {
     "target": "beef",

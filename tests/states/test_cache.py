@@ -9,8 +9,9 @@ import torch
 
 from hyperdflash.contracts import Document
 from hyperdflash.states.capture import capture
+from hyperdflash.states.manifest import CacheKey
 from hyperdflash.states.readers import CachedStates
-from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 
@@ -68,7 +69,7 @@ def plain_states(target, document):
     return [*(state[0] for state in output.hidden_states[:-1]), kept[0][0]]
 
 
-def test_a_hit_loads_no_target_and_a_new_tap_captures_only_itself(target, tmp_path):
+def test_full_cache_loads_no_target_and_a_new_tap_is_captured_alone(target, tmp_path):
     store = StateStore(tmp_path, key(target))
     loads = []
 

@@ -29,7 +29,7 @@ def content(directory) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def test_three_processes_make_each_shard_once(tmp_path):
+def test_three_processes_capture_each_shard_once(tmp_path):
     (tmp_path / "many").mkdir()
     processes = [fork.Process(target=run_capture, args=(tmp_path / "many", tmp_path / "log")) for _ in range(3)]
     for process in processes:
@@ -44,7 +44,7 @@ def test_three_processes_make_each_shard_once(tmp_path):
     assert content(tmp_path / "many") == content(tmp_path / "one")  # no claim, no partial file is left
 
 
-def test_what_a_killed_capture_had_in_hand_is_taken_over(tmp_path):
+def test_another_process_takes_over_the_shards_of_a_killed_capture(tmp_path):
     process = fork.Process(target=run_capture, args=(tmp_path / "cache", tmp_path / "log", 0.05))
     process.start()
     while len(forwards(tmp_path / "log")) < 5:
@@ -64,7 +64,7 @@ def test_what_a_killed_capture_had_in_hand_is_taken_over(tmp_path):
     assert content(tmp_path / "cache") == content(tmp_path / "one")
 
 
-def test_a_claim_is_one_process_s_until_it_is_gone(tmp_path):
+def test_a_lease_belongs_to_one_process_until_its_release(tmp_path):
     with Leases(tmp_path) as leases, Leases(tmp_path) as other:
         assert leases.acquire("leases/a") and not other.acquire("leases/a") and not leases.acquire("leases/a")
         other.release("leases/a")  # not its own
@@ -79,7 +79,7 @@ def put_claim(directory, name, **record):
     (directory / "leases" / f"{name}.json").write_text(json.dumps(record) if record else "")
 
 
-def test_dead_owners_of_this_host_and_silent_ones_of_others(tmp_path):
+def test_leases_of_dead_owners_and_of_silent_hosts_are_abandoned(tmp_path):
     process = fork.Process(target=lambda: None)
     process.start()
     process.join()
@@ -99,7 +99,7 @@ def test_dead_owners_of_this_host_and_silent_ones_of_others(tmp_path):
         assert len(leases.living("leases")) == 4  # the heartbeat keeps ours
 
 
-def test_a_failing_forward_keeps_what_was_made_and_leaves_no_claim(tmp_path):
+def test_a_failing_forward_keeps_stored_shards_and_leaves_no_lease(tmp_path):
     class Fails(RandomStates):
         def states(self, sequences, layer_ids=()):
             if len(forwards(self.log)) == 5:
@@ -155,7 +155,7 @@ def test_the_queue_is_bounded_and_the_forward_does_not_wait_for_the_disk(tmp_pat
     assert len(handed) == 3 and not any(store.missing(shard, ()) for shard in shards)
 
 
-def test_a_shard_in_other_hands_is_waited_for(tmp_path):
+def test_capture_waits_for_a_shard_that_another_process_has(tmp_path):
     store = StateStore(tmp_path / "cache", key())
     shards = make_shards(documents(24), 2)
     leases = Leases(store.directory)

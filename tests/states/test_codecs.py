@@ -17,7 +17,7 @@ def states(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_second_round_changes_nothing(name, dtype):
+def test_rounding_twice_equals_rounding_once(name, dtype):
     codec = CODECS[name]
     once = codec.decode(codec.encode(states(50, 4, 64).to(dtype)))
     assert once.dtype == codec.dtype == DTYPES[name]
@@ -36,7 +36,7 @@ def test_the_relative_error_is_within_half_a_step(name, bound):
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize(("paths", "width"), [(4, 64), (4, 4096), (1, 3)])
-def test_bytes_a_token(name, paths, width):
+def test_bytes_per_token(name, paths, width):
     codec = CODECS[name]
     tensors = codec.encode(states(3, paths, width))
     assert sum(tensor.nbytes for tensor in tensors.values()) == 3 * codec.bytes_per_token(paths, width)

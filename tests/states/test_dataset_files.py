@@ -58,7 +58,7 @@ def test_documents_are_those_that_were_written(directory):
     assert found.summary()[0] == "train: 7 documents, 168 tokens, 140 supervised (2 as long as max_length)"
 
 
-def test_a_cut_write_counts_as_missing_and_is_written_again(tmp_path, directory, monkeypatch):
+def test_an_incomplete_dataset_counts_as_missing_and_is_written_again(tmp_path, directory, monkeypatch):
     cut = tmp_path / "cut"
 
     def killed(*_):

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from hyperdflash.contracts import TargetStates
-from hyperdflash.states.store import DamagedShard, MissingShard, NoSpace, Shard, StateStore, make_shards
+from hyperdflash.states.shard_file import DamagedShard, MissingShard
+from hyperdflash.states.store import NoSpace, Shard, StateStore, make_shards
 from tests.states.conftest import make_documents, make_key, random_states
 
 FLIPS = 1000
@@ -118,7 +119,7 @@ def test_another_format_is_refused(tmp_path, version, words):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"target": "beef"}', '{"format_version": 2}', "\xff"])
-def test_a_manifest_that_is_none_is_refused(tmp_path, text):
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged: remove .* and capture again"):
         StateStore(tmp_path, make_key())
@@ -126,7 +127,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize("kept", [0, 5, 300, -100, -1])
 @pytest.mark.parametrize("tap", [None, 2])
-def test_a_cut_file_is_named(filled, kept, tap):
+def test_a_truncated_file_is_named(filled, kept, tap):
     store, shards, _ = filled()
     path = store.path(shards[1], tap)
     path.write_bytes(path.read_bytes()[:kept])
@@ -135,7 +136,7 @@ def test_a_cut_file_is_named(filled, kept, tap):
     assert store.read(shards[0], 2, (2,)).ids == ("d2",)
 
 
-def test_a_file_that_is_cut_while_it_is_open_is_named(filled):
+def test_a_file_that_is_truncated_while_it_is_open_is_named(filled):
     store, shards, states = filled()
     store.read(shards[1], 2, (2,))
     path = store.path(shards[1], 2)
@@ -184,7 +185,7 @@ class FullDisk(io.FileIO):
 
 
 @pytest.mark.parametrize("room", [0, 100, 3000])
-def test_a_full_disk_stops_cleanly_and_goes_on_later(tmp_path, monkeypatch, room):
+def test_a_full_disk_stops_the_capture_cleanly_and_a_later_one_continues(tmp_path, monkeypatch, room):
     store = StateStore(tmp_path, make_key())
     shards = make_shards(make_documents(), 3)
     states = random_states(shards[0])

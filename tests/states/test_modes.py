@@ -60,7 +60,7 @@ def test_states_are_the_same_in_every_mode(target, tmp_path, dtype):
     assert not (tmp_path / "off").exists()
 
 
-def test_live_states_make_a_shard_once_while_its_window_is_read(target, tmp_path):
+def test_live_states_compute_a_shard_once_per_window(target, tmp_path):
     key = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
     mode = Off(directory=str(tmp_path), **SHARED)
     made = []
@@ -80,7 +80,7 @@ def test_live_states_make_a_shard_once_while_its_window_is_read(target, tmp_path
     assert len(made) == 6
 
 
-def test_offline_says_what_is_missing_and_how_to_make_it(target, tmp_path):
+def test_offline_names_missing_states_and_the_command_that_captures_them(target, tmp_path):
     key = CacheKey(target=target.fingerprint, target_dtype="fp32", num_paths=4, hidden_size=32, dtype="bf16")
     mode = Offline(directory=str(tmp_path / "none"), **SHARED)
     with pytest.raises(ValueError, match=r"3 of 3 shards .* are not in .*none.*: run `python -m src\.capture seed=3`"):

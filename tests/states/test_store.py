@@ -14,8 +14,8 @@ from hyperdflash.contracts import ENCODING_VERSION
 from hyperdflash.data.tokenizer import tokenizer_fingerprint
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.states.manifest import check_manifest
-from hyperdflash.states.shard_file import OpenFiles
-from hyperdflash.states.store import MissingShard, StateStore, collate, make_shards
+from hyperdflash.states.shard_file import MissingShard, OpenFiles
+from hyperdflash.states.store import StateStore, collate, make_shards
 from hyperdflash.targets.load import fingerprint, load_heads
 from tests.states.conftest import make_documents, make_key, random_states
 

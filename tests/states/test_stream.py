@@ -77,7 +77,7 @@ def read_epoch(data, reference, order, window, watch=lambda: None) -> bool:
     return same_states
 
 
-def test_an_epoch_in_process_makes_each_shard_once_within_the_budget(store, shards, tmp_path):
+def test_an_epoch_in_process_captures_each_shard_once_within_the_budget(store, shards, tmp_path):
     log = tmp_path / "log"
     data = streamed(store, shards, 4, producer=lambda: RandomStates(log))
     largest = []
@@ -90,7 +90,7 @@ def test_an_epoch_in_process_makes_each_shard_once_within_the_budget(store, shar
     assert 12 < len(forwards(log)) < 24
 
 
-def test_what_goes_first(store, shards):
+def test_order_of_removal(store, shards):
     now = time.time()
     for age, shard in enumerate(shards[:4]):
         write(store, shard, now - 100 + age)
@@ -113,7 +113,7 @@ def test_what_goes_first(store, shards):
         assert room_for(wanted, [names[3], wanted.name, names[0], names[1], names[2]]) == {names[2]}  # needed last
 
 
-def test_processes_beside_the_training_feed_it(store, shards, tmp_path, capsys):
+def test_capture_processes_supply_the_training(store, shards, tmp_path, capsys):
     """Two of them, one killed on the way; the training makes nothing itself."""
     settings = {"budget_bytes": budget_of(store, shards, 5), "wait_s": 20, "linger_s": 0.5, "progress": False}
 
@@ -142,7 +142,7 @@ def test_processes_beside_the_training_feed_it(store, shards, tmp_path, capsys):
     assert len(made) <= 24 + 4
 
 
-def test_a_pass_that_is_over_needs_nothing(store, shards):
+def test_a_finished_pass_demands_no_shard(store, shards):
     """Its shards make room for those of another reader of the process, which it would have kept out."""
     training, validation = (streamed(store, shards, 3, name=name) for name in ("train", "validation"))
     validation[0]
@@ -170,7 +170,7 @@ def test_room_is_made_from_one_listing(store, shards, monkeypatch):
     assert len([path for path, _ in listed if path.name == "leases"]) == 1
 
 
-def test_a_shard_that_does_not_come_is_an_error_that_says_so(store, shards, monkeypatch, capsys):
+def test_a_shard_that_does_not_appear_is_an_error(store, shards, monkeypatch, capsys):
     monkeypatch.setattr(stream, "TELL_S", 0.1)
     data = streamed(store, shards, 5, producer=None, wait_s=0.4)
     with pytest.raises(ValueError, match=rf"shard {shards[0].name} did not appear within cache.wait_s=0.4 s.*src\.capture"):
@@ -205,7 +205,7 @@ def test_two_processes_may_remove_the_same_shard(store, shards, monkeypatch):
     assert store.remove(shards[0]) == rest and store.remove(shards[0]) == 0
 
 
-def test_what_a_killed_writer_left_takes_no_room(store, shards):
+def test_partial_files_of_a_killed_writer_take_no_room(store, shards):
     partial = store.path(shards[0]).with_suffix(".safetensors.1.partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(5000))
@@ -214,7 +214,7 @@ def test_what_a_killed_writer_left_takes_no_room(store, shards):
         assert make_room(store, leases, shards[1], budget_bytes=4500) and not partial.exists()
 
 
-def test_a_loader_s_worker_makes_no_states(store, shards, monkeypatch):
+def test_a_loader_s_worker_computes_no_states(store, shards, monkeypatch):
     monkeypatch.setattr("hyperdflash.states.readers.get_worker_info", lambda: object())
     for data in (streamed(store, shards, 5), LiveStates(store, shards, RandomStates, LAYERS)):
         with pytest.raises(ValueError, match="set the number of loader workers to 0"):

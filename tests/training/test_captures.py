@@ -62,7 +62,7 @@ def gone(pid: str) -> bool:
         return True
 
 
-def test_one_that_fails_ends_the_run_with_the_last_line_of_its_log(beside, monkeypatch, tmp_path):
+def test_a_failed_capture_ends_the_run_with_the_last_line_of_its_log(beside, monkeypatch, tmp_path):
     stand_in(monkeypatch, [RANK])
     config = beside("print('supply states: 3tok\\rsupply states: 9tok')\nraise ValueError('the server is down')")
     with pytest.raises(ValueError, match=r"process 0 of 1 ended with exit code 1: ValueError: the server is down; more in"):
@@ -116,7 +116,7 @@ def test_ranks_that_finish_although_a_capture_failed_are_no_failure(compose_conf
     assert "a capture process is gone" in capsys.readouterr().out
 
 
-def test_captures_that_cannot_all_be_started_are_ended(monkeypatch, tmp_path):
+def test_when_one_capture_cannot_start_all_end(monkeypatch, tmp_path):
     started = []
 
     def start(*given) -> subprocess.Popen:
@@ -131,7 +131,7 @@ def test_captures_that_cannot_all_be_started_are_ended(monkeypatch, tmp_path):
     assert started[0].returncode is not None
 
 
-def test_they_stay_however_long_nobody_needs_anything(monkeypatch, tmp_path):
+def test_captures_stay_without_any_demand(monkeypatch, tmp_path):
     """A rank that validates for an hour has nothing in demand."""
     taken = []
     monkeypatch.setattr(captures, "take_job", lambda run: "its configuration")
@@ -167,7 +167,7 @@ def test_ranks_that_cannot_save_are_not_waited_for(beside, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("how", ["done", "failed", "stopped"])
-def test_they_end_with_the_training(how, beside, monkeypatch, tmp_path):
+def test_captures_end_with_the_training(how, beside, monkeypatch, tmp_path):
     ready = f"while not os.path.exists({str(tmp_path / 'captures' / 'ready')!r}): time.sleep(0.05)\n"
     end = {"done": "", "failed": "sys.exit(3)", "stopped": "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"}
     stand_in(monkeypatch, [f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n{ready}{end[how]}"])
@@ -183,7 +183,7 @@ def test_they_end_with_the_training(how, beside, monkeypatch, tmp_path):
     assert [process.returncode for process in started] == [143]  # asked to, and it put its work away
 
 
-def test_they_end_with_a_training_that_is_killed(beside, tmp_path):
+def test_captures_end_with_a_killed_training(beside, tmp_path):
     tell = "import os, subprocess, time\nworker = subprocess.Popen(['sleep', '60'])\n"
     tell += "(run / 'captures' / 'pids').write_text(f'{os.getpid()} {worker.pid}')\n"
     save_job(beside(f"{tell}{READY}time.sleep(60)"), tmp_path)
@@ -202,7 +202,7 @@ def test_they_end_with_a_training_that_is_killed(beside, tmp_path):
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_one_started_by_hand_ends_alone(leads, beside, tmp_path):
+def test_a_capture_started_by_hand_ends_alone(leads, beside, tmp_path):
     """``leads``: a session of its own, as `start_child` gives it. Its standard input is at its end from the start."""
     save_job(beside("import time\ntime.sleep(60)"), tmp_path)
     by_hand = f"{sys.executable} -m tests.training.capture_stand_in {tmp_path} < /dev/null"
@@ -216,7 +216,7 @@ def test_one_started_by_hand_ends_alone(leads, beside, tmp_path):
     assert (told.returncode, told.stdout) == ((-signal.SIGKILL, b"") if leads else (0, b"1\n"))
 
 
-def test_a_training_with_captures_makes_no_states_itself(compose_config, monkeypatch):
+def test_a_training_with_captures_computes_no_states_itself(compose_config, monkeypatch):
     given = {"directory": "x", "dtype": "bf16", "documents_per_shard": 1, "budget_gb": 1, "wait_s": 1, "in_process": True}
     assert Stream(**given).loads_target and not Stream(**given, captures=2).loads_target
     for wrong in (

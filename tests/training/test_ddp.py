@@ -52,7 +52,7 @@ def test_two_ranks_in_micro_batches_train_as_one_process_does(runs_here, prepare
 
 
 @pytest.mark.slow
-def test_ranks_that_are_told_to_stop_save_and_go_on(runs_here, prepared_overrides, compose_config, tmp_path, capfd):
+def test_ranks_that_get_a_signal_save_and_continue(runs_here, prepared_overrides, compose_config, tmp_path, capfd):
     ranks = compose_config("train", ["trainer=ddp_cpu", *prepared_overrides, *SAME])
     runs_here(tmp_path / "undisturbed")
     train(ranks)
@@ -166,7 +166,7 @@ def test_ranks_that_stop_together_without_the_launcher_are_a_stop(monkeypatch, t
         launcher.launch_ranks(compose_config("train", ["trainer=ddp_cpu"]), tmp_path)
 
 
-def test_a_rank_is_out_of_reach_of_the_terminals_ctrl_c(tmp_path):
+def test_the_terminals_ctrl_c_reaches_no_rank_directly(tmp_path):
     (tmp_path / "ranks").mkdir()
     process = launcher._start(tmp_path, 1, 2, 0)
     try:
@@ -177,7 +177,7 @@ def test_a_rank_is_out_of_reach_of_the_terminals_ctrl_c(tmp_path):
         process.stdin.close()
 
 
-def test_a_timed_checkpoint_is_written_once_however_late_the_wishes_arrive(monkeypatch, tmp_path):
+def test_a_timed_checkpoint_is_written_once_however_late_the_requests_arrive(monkeypatch, tmp_path):
     """Wishes of several ranks are read one step later: that of the step that saves must not save again."""
     monkeypatch.setattr(checkpoints.dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
     saver = Checkpoints(tmp_path, every_steps=None, every_s=5.0, command="", on_best=None)
@@ -229,7 +229,7 @@ def test_ranks_wait_for_each_other_longer_than_for_a_shard(prepared_overrides, c
     assert joined["timeout"].total_seconds() >= 5000 + 60
 
 
-def test_devices_and_machines_that_cannot_be(compose_config):
+def test_impossible_devices_and_machines_are_refused(compose_config):
     with pytest.raises(ValueError, match=r"trainer\.devices must be a number"):
         launcher.must_launch(compose_config("train", ["trainer.devices=some"]).trainer)
     with pytest.raises(ValueError, match="srun"):

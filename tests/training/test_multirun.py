@@ -81,7 +81,7 @@ def test_joblib_runs_the_jobs_side_by_side(runs_here, prepared_overrides, tmp_pa
 
 
 @pytest.mark.slow
-def test_optuna_searches_and_goes_on(runs_here, prepared_overrides, tmp_path):
+def test_optuna_searches_and_continues(runs_here, prepared_overrides, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     runs = runs_here(tmp_path / "runs")
     search = ["hydra/sweeper=tpe", "hydra.sweeper.n_trials=4", "kl.alpha=choice(0,1.5,0.15)", "trainer.max_epochs=1"]

@@ -14,7 +14,7 @@ def order(batch_size: int = 6, **kwargs) -> TrainingOrder:
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 64, 1000])
-def test_every_document_once_an_epoch_in_batches_that_differ_by_one(batch_size):
+def test_every_document_comes_once_per_epoch_in_batches_whose_sizes_differ_by_one(batch_size):
     made = order(batch_size)
     for epoch in range(3):
         steps = range(epoch * made.steps_per_epoch, (epoch + 1) * made.steps_per_epoch)
@@ -35,7 +35,7 @@ def test_a_step_is_a_function_of_seed_and_step():
     assert order(seed=1).batch(0) != made.batch(0)
 
 
-def test_shards_are_told_before_they_are_read_and_read_window_by_window():
+def test_shards_are_announced_before_they_are_read_window_by_window():
     made = order()
     shard_of = [s for s, lengths in enumerate(SHARDS) for _ in lengths]
     told: list[int] = []

@@ -49,7 +49,7 @@ def test_one_batch_is_read_ahead_in_another_thread():
     assert threading.main_thread() not in numbers.threads
 
 
-def test_an_error_arrives_where_its_batch_is_asked_for():
+def test_a_reading_error_is_raised_where_its_batch_is_needed():
     seen = []
     with pytest.raises(ValueError, match="row 3 is damaged"):
         for number in ReadAhead(DataLoader(Numbers(bad=3), batch_size=None), CPU, threading.Lock()):

@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize(("changed", "what"), [("data", "with the data "), ("length", "with this number of steps: 18")])
-def test_a_run_does_not_go_on_with_other_data_or_another_length(
+def test_a_run_does_not_continue_with_other_data_or_another_length(
     changed, what, runs_here, prepared_overrides, rows_file, compose_config, killed_at, tmp_path, monkeypatch
 ):
     """A dataset that was prepared again from another text; more steps than the run of the checkpoint had."""
@@ -215,7 +215,7 @@ def test_no_two_processes_train_one_run(tmp_path, monkeypatch):
         pytest.fail("two at once")
 
 
-def test_metrics_are_written_at_once_and_cut_at_the_step_that_comes_again(tmp_path):
+def test_metrics_are_written_at_once_and_a_resume_drops_repeated_steps(tmp_path):
     log = MetricsCSV(tmp_path)
     log.log_metrics({"train/loss": 2.0, "epoch": 0}, 0)
     log.log_metrics({"val/tau": 1.5, "epoch": 0}, 0)

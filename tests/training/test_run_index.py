@@ -62,7 +62,7 @@ def test_a_method_is_found_among_runs_of_other_parts_stages_seeds_and_targets(fi
         found("pre_fc")
 
 
-def test_of_several_the_nearest_is_taken_and_what_differs_is_said(finish, found, capsys):
+def test_the_nearest_of_several_runs_is_taken_and_its_differences_are_printed(finish, found, capsys):
     finish("far", "method=hyperdflash", "drafter.num_layers=4", "blocks.num_anchors=3")
     finish("near", "method=hyperdflash", "drafter.num_layers=4")
     assert found("hyperdflash").name == "near"
@@ -103,7 +103,7 @@ def test_a_parent_of_equal_nearness_is_the_newest(finish, compose_config, mini_t
     assert find_stage1(config).name == "new"
 
 
-def test_what_is_not_finished_or_damaged_is_told(finish, tmp_path):
+def test_unfinished_and_damaged_runs_are_named(finish, tmp_path):
     (tmp_path / "train" / "broken").mkdir(parents=True)
     assert list(RunIndex()) == []
     (tmp_path / "train" / "broken" / "result.json").write_text("{")

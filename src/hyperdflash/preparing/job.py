@@ -26,10 +26,10 @@ from hyperdflash.identity import dataset_decided_by, dataset_name, runs_dir
 from hyperdflash.leases import exclusive
 from hyperdflash.settings import natural_int, one_of
 from hyperdflash.stable_hash import content_hash
-from hyperdflash.states.manifest import IN_PROCESS
+from hyperdflash.states.manifest import IN_PROCESS, CacheKey
 from hyperdflash.states.modes import CacheMode
 from hyperdflash.states.readers import ShardedStates
-from hyperdflash.states.store import CacheKey, StateStore, make_shards
+from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import DTYPES, Target, fingerprint
 from hyperdflash.targets.producer import InProcess, Producer

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,33 +22,18 @@ E4M3_MAX = 448.0  # the largest finite e4m3 value
 CHUNK = 2**19  # values encoded at a time
 
 
-class Codec(Protocol):
-    """``dtype`` is that of ``decode``."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def encode(self, states: Tensor) -> dict[str, Tensor]:
-        """Converts states [N, M, D] of any float dtype to named tensors, each with N rows."""
-        ...
-
-    def decode(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Converts the tensors of ``encode``, or the same n rows of each, to states [n, M, D]."""
-        ...
-
-    def bytes_per_token(self, num_paths: int, hidden_size: int) -> int: ...
-
-
 @dataclass(frozen=True)
 class Plain:
     """Rounds states to ``dtype``; decodes without a copy."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype  # of decoded states
 
     def encode(self, states: Tensor) -> dict[str, Tensor]:
+        """Converts states [N, M, D] of any float dtype to named tensors, each with N rows."""
         return {"states": states.to(self.dtype)}
 
     def decode(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Converts the tensors of ``encode``, or the same n rows of each, to states [n, M, D]."""
         return tensors["states"]
 
     def bytes_per_token(self, num_paths: int, hidden_size: int) -> int:
@@ -97,6 +81,9 @@ def e4m3_to_bf16(values: Tensor) -> Tensor:
     bits = values.view(torch.int8).to(torch.int16)  # ssssssss seeeemmm
     bits.bitwise_left_shift_(4).bitwise_and_(0x87F0 - 0x10000)
     return bits.view(torch.bfloat16).mul_(2.0**120)
+
+
+Codec = Plain | Fp8
 
 
 def rounded(states: Tensor, codec: Codec) -> Tensor:

@@ -25,23 +25,10 @@ import torch
 from torch import Tensor
 
 from hyperdflash.contracts import Document, TargetStates
-from hyperdflash.states.codecs import CODECS, DTYPES, rounded
+from hyperdflash.states.codecs import CODECS, rounded
 from hyperdflash.states.manifest import NAME as MANIFEST
 from hyperdflash.states.manifest import CacheKey, check_manifest, write_manifest
-from hyperdflash.states.shard_file import DamagedShard, MissingShard, OpenFiles, ShardFile, write_shard_file
-
-__all__ = [
-    "DTYPES",
-    "CacheKey",
-    "DamagedShard",
-    "MissingShard",
-    "NoSpace",
-    "Shard",
-    "StateStore",
-    "collate",
-    "make_shards",
-    "states_of",
-]
+from hyperdflash.states.shard_file import DamagedShard, OpenFiles, ShardFile, write_shard_file
 
 
 class NoSpace(ValueError):

@@ -29,7 +29,8 @@ from hyperdflash.leases import Leases
 from hyperdflash.states.capture import POLL_S, TELL_S, lease_of, remove_abandoned, tidy
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.readers import ShardedStates, checked, refuse_workers
-from hyperdflash.states.store import MissingShard, Shard, StateStore
+from hyperdflash.states.shard_file import MissingShard
+from hyperdflash.states.store import Shard, StateStore
 from hyperdflash.states.writer import ShardWriter, write_taps
 from hyperdflash.targets.producer import Producer
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.contracts import TargetStates
 from hyperdflash.decoding.drafted import drafted_rounds, drafts_html, drafts_text
 from hyperdflash.record import STARTS, read_starts
-from hyperdflash.states.store import CacheKey
+from hyperdflash.states.manifest import CacheKey
 from hyperdflash.training.loggers import wandb_axes
 from hyperdflash.training.run_index import finished_run
 
