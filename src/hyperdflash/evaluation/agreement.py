@@ -1,11 +1,11 @@
-"""Do the decoding loop and replay agree? The rows of an evaluation by decoding, replayed.
+"""Replays the texts of an evaluation by decoding, to check that the loop and replay agree.
 
-1. texts     what each method wrote, a document per turn
+1. texts     each method's texts, a document per turn
 2. states    one plain forward over each text, rounded to the cache's dtype
-3. replay    the same drafter, the same text, the rounds without the loop
-4. compare   T = 0: round by round, a difference with its gap of logits. T > 0: the coins differ, so tau's difference with
-             its interval over prompts, which covers 0 if both draw the same distribution; the replay is drawn several times,
-             which leaves the loop's own coins as the interval's width
+3. replay    the same drafter on the same text
+4. compare   T = 0: per round, a difference with its gap of logits. T > 0: random draws differ, so the difference of tau with
+             its interval over prompts, which covers 0 if both draw from one distribution; several replays average out their
+             own draws
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Agreement:
 def agreements(
     rows: Sequence[dict], methods: Sequence[Method], modules: dict[str, DraftModel], target: Target, config: DictConfig
 ) -> list[Agreement]:
-    """Every method with a drafter, given by name in ``modules``; every temperature in ``rows``."""
+    """Compares every method with a drafter (``modules``, by name) at every temperature in ``rows``."""
     found = []
     for method in methods:
         for temperature in sorted({row["temperature"] for row in rows}):
@@ -115,7 +115,7 @@ def _agreement(
 
 
 def agreement_markdown(found: Sequence[Agreement]) -> str:
-    """A row per method and temperature; below it every greedy round that differs."""
+    """Returns a row per method and temperature, and every greedy round that differs."""
     rows, wrong = [], []
     for a in found:
         ties = sum(d.tie for d in a.differences)

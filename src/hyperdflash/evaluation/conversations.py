@@ -1,8 +1,8 @@
-"""What evaluation by decoding and by a serving engine share: every method on every prompt, one line per prompt, resumable.
+"""Runs every method on every prompt, resumable, for an evaluation by decoding or by a serving engine.
 
 1. places       the prompts that fit (data.lengths), mode by mode and temperature by temperature
-2. converse     prompt by prompt all methods, another one first each time; every turn on the history its method wrote
-3. rows.jsonl   one line per prompt, appended once all methods are done (evaluation.turn_rows): a kill loses one prompt
+2. converse     per prompt all methods, in rotating order; every turn continues the history that its method wrote
+3. rows.jsonl   one line per prompt after its last method (evaluation.turn_rows): a kill loses one prompt
 4. samples_of   lines -> a Sample per method, benchmark, mode and temperature (hyperdflash.report.measure)
 """
 
@@ -30,7 +30,7 @@ Answer = Callable[[str, list[int], float, str], dict]  # method, prompt ids, tem
 
 
 def modes_of(config: DictConfig) -> list[Mode]:
-    """``mode`` as a list."""
+    """Returns ``mode`` as a list."""
     return list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
 
 
@@ -45,10 +45,10 @@ def answer_all(
     prepare: Callable[[list[int]], None] = lambda prompt_ids: None,
     complete: Callable[[dict], None] = lambda row: None,
 ) -> Path:
-    """Every method on every prompt, mode and temperature; what is already in rows.jsonl is not done again.
+    """Runs every method on every prompt, mode and temperature that rows.jsonl lacks; returns its path.
 
-    ``identity`` decides the rows, with the seed, the methods and the prompts. ``prepare`` is called with a first prompt's ids
-    where anything is left to do, before the file says which methods it holds; ``complete`` with each row, before it is kept.
+    ``identity`` decides the rows, with the seed, the methods and the prompts. ``prepare`` takes the first prompt's ids
+    where any prompt is left, before the file's header names the methods; ``complete`` takes each row before it is written.
     """
     places = [
         (mode, float(temperature), prompt)
@@ -88,7 +88,7 @@ def answer_all(
 def converse(
     answer: Callable[[list[int], int], dict], rounds: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mode: Mode
 ) -> list[dict]:
-    """Answers user turn after user turn; ends early where an answer was cut.
+    """Answers every user turn in order; ends early where an answer reaches its length limit.
 
     ``answer`` takes the prompt's ids and the turn's number, and returns a row with ``ids`` and ``ended_by``.
     """
@@ -109,7 +109,7 @@ def samples_of(
     runs: dict[str, str],
     count: Callable[[str, list[list[dict]]], tuple[PromptCounts, list[float]]],
 ) -> list[Sample]:
-    """A sample per method, benchmark, mode and temperature; the turns of a prompt are summed.
+    """Returns a sample per method, benchmark, mode and temperature, summed over a prompt's turns.
 
     ``count``: a method and the turns of each of N prompts -> its counts and the seconds of decoding of each prompt.
     """
@@ -141,13 +141,13 @@ def samples_of(
 def write_tables(
     samples: Sequence[Sample], config: DictConfig, target: str, methods: Sequence[str], figures: bool = True
 ) -> list[Path]:
-    """paper.md and its companions, with rows for ``methods`` even where nothing was measured."""
+    """Writes paper.md and its companions, with rows for ``methods`` even where nothing was measured."""
     columns = columns_of([name for s in samples for name in s.groups])
     return write_paper_report(samples, config.out, target, columns, methods, config.num_resamples, config.seed, figures)
 
 
 def write_evaluation(config: DictConfig, fingerprint: str, num_prompts: int, **more: object) -> Path:
-    """evaluation.json: what was measured, by which command and code."""
+    """Writes evaluation.json: target, prompts, command and code."""
     path = Path(config.out) / "evaluation.json"
     record = {"target": {"path": str(config.target.path), "fingerprint": fingerprint}, "prompts": num_prompts, **more}
     write_json(path, record | {"environment": environment_record(command_of("src.evaluate"))})

@@ -1,9 +1,9 @@
-"""Measure methods by decoding with them: each prompt by every method in turn, timed, in one process.
+"""Measures methods by decoding: every method on each prompt in turn, timed, in one process.
 
 1. methods      plain autoregressive decoding (AR), then those of the configuration
 2. decode       evaluation.conversations, each turn by the draft-verify loop
-3. check        T = 0: the text is AR's; where it is not, the gap of the logits says whether that is a tie
-4. report       the paper's tables, Figure 1 and where the time goes, all from rows.jsonl (evaluation.decoding_report)
+3. check        T = 0: the text equals AR's, or the gap of the logits is that of a tie
+4. report       from rows.jsonl the paper's tables, Figure 1 and the cost of a round (evaluation.decoding_report)
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def decode_all(
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Path:
-    """rows.jsonl of every method on every prompt; ``modules``: a method's drafter by its name."""
+    """Writes rows.jsonl of every method on every prompt; ``modules``: method name -> drafter."""
     benchmark: Prompts = instantiate(config.benchmarks)
     stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
     drafters: dict[str, Proposer] = {AR: Autoregressive()}
@@ -74,7 +74,7 @@ def decode_all(
     asked = Counter((row["mode"], row["benchmark"]) for row in rows if "generate" in row)
 
     def answer(name: str, prompt_ids: list[int], temperature: float, draws: str) -> dict:
-        """``draws`` names the draws: they depend on it alone, not on what was decoded before."""
+        """Decodes one answer; ``draws`` alone seeds its draws, so earlier answers do not matter."""
         generation = decode(
             target.model,
             drafters[name],
@@ -106,9 +106,9 @@ def decode_all(
 
 
 def compare_texts(model: PreTrainedModel, rows: dict[str, list[dict]]) -> None:
-    """Writes ``differs`` into every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
+    """Adds ``differs`` to every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
 
-    Turns after a difference have another history and cannot be compared: ``compared`` is False there.
+    Turns after a difference have another history, so ``compared`` is False there.
     """
     for turns in rows.values():
         parted = False
@@ -123,7 +123,7 @@ def compare_texts(model: PreTrainedModel, rows: dict[str, list[dict]]) -> None:
 
 @torch.inference_mode()
 def plain_generate(model: PreTrainedModel, turn: dict, max_new_tokens: int, stop_ids: set[int]) -> dict:
-    """transformers' own ``generate()`` on the prompt of ``turn``, beside our AR loop: seconds of both, prefill included."""
+    """Times transformers' ``generate()`` on the prompt of ``turn`` beside the AR loop, prefill included."""
     prompt_ids, own = turn["prompt_ids"], as_generation(turn)
     started = time.perf_counter()
     text = model.generate(

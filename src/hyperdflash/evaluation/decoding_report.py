@@ -1,4 +1,4 @@
-"""What an evaluation by decoding found, from its rows alone: the paper's tables, where time goes, whether it is lossless."""
+"""Reports an evaluation by decoding from its rows: the paper's tables, the cost of a round, and whether it is lossless."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GENERATE = "transformers generate()"
 
 
 def report(rows: Sequence[dict], config: DictConfig, run_ids: dict[str, str], fingerprint: str, eos_id: int) -> None:
-    """paper.md and its companions, cost/, cost_sampled/, lossless.md, evaluation.json; ``run_ids`` of the drafting methods."""
+    """Writes paper.md with its companions, cost/, cost_sampled/, lossless.md, evaluation.json; ``run_ids`` per method."""
     out, target = Path(config.out), f"{config.target.path} ({fingerprint})"
     written = write_tables(decoded_samples(rows, config.seed, eos_id, run_ids), config, target, list(run_ids))
     greedy = [row for row in rows if row["temperature"] == 0]
@@ -37,12 +37,12 @@ def report(rows: Sequence[dict], config: DictConfig, run_ids: dict[str, str], fi
 
 
 def generations_of(rows: Sequence[dict]) -> dict[str, list[Generation]]:
-    """Method -> all its turns."""
+    """Returns all turns per method."""
     return {name: [as_generation(turn) for row in rows for turn in row["methods"][name]] for name in rows[0]["methods"]}
 
 
 def round_times(method: str, generations: Sequence[Generation], batch_size: int = 1) -> RoundTimes:
-    """Every round of ``generations``, decoded in ``batch_size`` rows in lockstep."""
+    """Returns the times of every round of ``generations``, decoded in ``batch_size`` rows in lockstep."""
     rounds = [r for generation in generations for r in generation.rounds]
     draft, verify, rest = (np.array([getattr(r.seconds, part) for r in rounds]) for part in ("draft", "verify", "rest"))
     emitted = np.array([batch_size * len(r.emitted) for r in rounds])
@@ -51,7 +51,7 @@ def round_times(method: str, generations: Sequence[Generation], batch_size: int 
 
 
 def decoded_samples(rows: Sequence[dict], seed: int, eos_id: int, run_ids: dict[str, str]) -> list[Sample]:
-    """A sample per method, benchmark, mode and temperature."""
+    """Returns a sample per method, benchmark, mode and temperature."""
 
     def count(name: str, prompts: list[list[dict]]) -> tuple[PromptCounts, list[float]]:
         turns = [[as_generation(turn) for turn in own] for own in prompts]
@@ -65,7 +65,7 @@ def decoded_samples(rows: Sequence[dict], seed: int, eos_id: int, run_ids: dict[
 
 
 def lossless_markdown(rows: Sequence[dict]) -> str:
-    """T = 0: how many texts of each method are AR's; every other one with its gap; and AR beside transformers' generate()."""
+    """Compares greedy texts with AR's per method, lists those that differ, and compares AR with transformers' generate()."""
     if not rows:
         return "No prompts at temperature 0.\n"
     lines, differences = [], []

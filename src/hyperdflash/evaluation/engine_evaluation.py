@@ -1,8 +1,8 @@
-"""Measure AR and native MTP inside a serving engine: the same prompts through running servers' API, the same tables.
+"""Measures AR and native MTP in running servers of a serving engine: the same prompts, the same tables.
 
-1. servers      one per method, since a server runs one: ``AR``, ``MTP3``, ...; a request to each before anything is timed
+1. servers      one per method: ``AR``, ``MTP3``, ...; an untimed request to each first
 2. ask          evaluation.conversations, each turn by a request to the method's server, one at a time: batch size 1
-3. report       the paper's tables and engine.md: throughput, latency, acceptance as the engine counts it
+3. report       the paper's tables and engine.md: throughput, latency, acceptance by the engine's counters
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MTP = re.compile(r"MTP *\(?(\d+)\)?")
 
 
 def evaluate_in_engine(config: DictConfig) -> Path:
-    """Asks, then reports; returns the folder."""
+    """Asks the servers, then writes the report; returns the folder."""
     engine = one_of("engine.name", config.engine.name, ENGINES)
     servers = servers_of(config.engine)
     rows = list(read_rows(ask_all(config, engine, servers)))
@@ -43,7 +43,7 @@ def evaluate_in_engine(config: DictConfig) -> Path:
 
 
 def servers_of(engine: DictConfig) -> dict[str, str]:
-    """Method as the tables name it -> base URL, AR first; ValueError for a name that says no method."""
+    """Returns base URLs by method as the tables name it, AR first; ValueError for a name that is no method."""
     if OmegaConf.is_missing(engine, "servers") or not OmegaConf.is_dict(engine.servers) or not engine.servers:
         raise ValueError(
             "give a server a method, in quotes for the shell: 'engine.servers={AR:http://host:8000,MTP3:http://host:8001}'"
@@ -65,12 +65,12 @@ def servers_of(engine: DictConfig) -> dict[str, str]:
 
 
 def num_slots(method: str) -> int:
-    """Drafts per round: 0 for AR."""
+    """Returns drafts per round, 0 for AR."""
     return 0 if method == AUTOREGRESSIVE else int(MTP.fullmatch(method)[1])
 
 
 def ask_all(config: DictConfig, engine: str, servers: dict[str, str]) -> Path:
-    """rows.jsonl of every server on every prompt."""
+    """Writes rows.jsonl of every server on every prompt; returns its path."""
     benchmark: Prompts = instantiate(config.benchmarks)
     tokenizer = load_tokenizer(config.target.path)
     stop_ids = (special_ids(tokenizer, config.target.mask_token_id).eos,)
@@ -96,7 +96,7 @@ def ask_all(config: DictConfig, engine: str, servers: dict[str, str]) -> Path:
 
 
 def check_method(method: str, server: str, answer: Served) -> None:
-    """ValueError where the server runs another method than it was named for."""
+    """Raises ValueError where the server runs another method than its name."""
     if method == AUTOREGRESSIVE:
         if answer.rounds:
             raise ValueError(f"{server} was named AR but drafts: start it without speculation, or name it by its method")
@@ -109,12 +109,12 @@ def check_method(method: str, server: str, answer: Served) -> None:
 
 
 def seed_of(draws: str) -> int:
-    """A request's seed: what is asked decides it, not what was asked before."""
+    """Returns a request's seed, which earlier requests do not change."""
     return int.from_bytes(hashlib.blake2b(draws.encode(), digest_size=8).digest(), "big") >> 33
 
 
 def report(rows: Sequence[dict], config: DictConfig, engine: str, servers: dict[str, str]) -> None:
-    """paper.md and its companions, engine.md, evaluation.json."""
+    """Writes paper.md and its companions, engine.md and evaluation.json."""
     out, target = Path(config.out), fingerprint(load_heads(config.target.path))
     eos_id = special_ids(load_tokenizer(config.target.path), config.target.mask_token_id).eos
 
@@ -134,15 +134,15 @@ def report(rows: Sequence[dict], config: DictConfig, engine: str, servers: dict[
 
 
 def not_served(config: DictConfig) -> list[str]:
-    """The configured methods with a drafter of their own, as the tables name them."""
+    """Returns the configured methods with a drafter of their own, as the tables name them."""
     composed = [compose_method(name, config.training) for name in config.methods]
     trained = [method for method in composed if "native_steps" not in method.method]
     return [f"{method.method.title} ({instantiate(method.drafter).num_slots})" for method in trained]
 
 
 def prompt_counts(prompts: Sequence[Sequence[dict]], slots: int) -> PromptCounts:
-    """Turns of each of N prompts -> sums per prompt. AR's rounds are its tokens; a slot is reached where the one before it was
-    accepted."""
+    """Sums the turns of each of N prompts. AR's rounds are its tokens; a round reaches a slot where it accepts the one
+    before."""
     emitted, accepted, rounds = np.zeros((3, len(prompts)), dtype=np.int64)
     survived = np.zeros((len(prompts), slots), dtype=np.int64)
     for i, turns in enumerate(prompts):
@@ -157,7 +157,7 @@ def prompt_counts(prompts: Sequence[Sequence[dict]], slots: int) -> PromptCounts
 
 
 def engine_markdown(rows: Sequence[dict], target: str, by_slot: bool, unserved: Sequence[str]) -> str:
-    """Throughput, latency and acceptance of every method and temperature, and what no stock engine can serve."""
+    """Returns throughput, latency and acceptance per method and temperature, and the methods that no stock engine serves."""
     header = ["Method", "T", "answers", "tokens", "tokens/s", "first token ms", "p95", "ms/token", "answer s", "p95", "τ"]
     header += ["accepted", "text as AR's"]
     lines = []

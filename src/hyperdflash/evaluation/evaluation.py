@@ -1,8 +1,8 @@
-"""Measure methods by replay: answers of the target, their states, every method's rounds on the same texts.
+"""Measures methods by replay: the target's answers, their states, every method's rounds on the same texts.
 
 1. methods      native MTP with n steps, or finished runs by the index
-2. prompts      held-out; the target answers them at each temperature (kept on disk)
-3. states       captured with every layer any method reads
+2. prompts      held-out prompts with the target's answers at each temperature, from disk or made once
+3. states       with every layer that any method reads
 4. replay       one pass per method and batch -> rounds -> counts per prompt
 5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
 """
@@ -42,7 +42,7 @@ from hyperdflash.training.datamodule import on_tensors
 
 
 def evaluate_by_replay(config: DictConfig) -> dict:
-    """Replay all methods; returns what metrics.json holds."""
+    """Replays all methods; returns the content of metrics.json."""
     if OmegaConf.is_list(config.mode):
         raise ValueError(f"replay takes one mode, got mode={list(config.mode)}: mode=non_think does, by=decoding takes several")
     natural_int("seed", config.seed)
@@ -132,7 +132,7 @@ def device_of(name: str) -> torch.device:
 
 
 def _last_answer(document: Document) -> list[int]:
-    """The trailing run of supervised tokens."""
+    """Returns the trailing run of supervised tokens."""
     mask = document.loss_mask.tolist()
     start = len(mask)
     while start and mask[start - 1]:

@@ -1,4 +1,4 @@
-"""The methods that an evaluation compares: the target's own MTP block, and the drafters of finished training runs.
+"""Finds the methods that an evaluation compares: the target's own MTP block, and drafters of finished training runs.
 
 An entry of ``methods`` is a method's name (conf/method), whose run the index finds; a run's directory; or a mapping that gives
 a row its own name: {name: ..., run: DIRECTORY} or {name: ..., native_steps: N}.
@@ -36,8 +36,8 @@ NEEDED = ("stage", "seed", "recipe", "target.path", "drafter.option")  # beside 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables, ``native_steps`` of the shipped MTP block or a finished ``run`` with its ``parts``; ``option`` of
-    conf/method that it was found by, if any."""
+    """A row of the tables: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts``; ``option`` of
+    conf/method that names it, if any."""
 
     name: str
     native_steps: int | None = None
@@ -54,7 +54,7 @@ class Method:
         return () if self.parts is None else self.parts.layer_ids
 
     def drafter(self, config: DictConfig, heads: TargetHeads) -> DraftModel:
-        """Ready to draft, in eval mode, on the heads' device."""
+        """Returns the drafter in eval mode on the heads' device."""
         if self.run is None:
             module = MTPChain(load_mtp(config.target.path, experts=config.target.experts), self.native_steps)
         else:
@@ -63,13 +63,13 @@ class Method:
         return module.eval().to(heads.embed_tokens.weight.device)
 
     def loop_drafter(self, config: DictConfig, heads: TargetHeads, module: DraftModel | None = None) -> Proposer:
-        """The form of ``drafter`` that decoding takes, on states of the cache's dtype; ``module`` where it is made already."""
+        """Returns the proposer of ``module`` (by default a new drafter) for states of the cache's dtype."""
         module = self.drafter(config, heads) if module is None else module
         return module.proposer(heads, CODECS[config.cache.dtype])
 
 
 def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, DictConfig]:
-    """The drafter of a finished training run and the run's configuration; ValueError where it is not finished."""
+    """Returns the method of a finished training run and the run's configuration; ValueError where it is not finished."""
     run = finished_run(run).directory
     training = OmegaConf.load(run / "config.yaml")
     training.target.path = str(target_path)
@@ -79,7 +79,7 @@ def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, Dic
 
 
 def make_methods(config: DictConfig) -> list[Method]:
-    """Every method of ``config.methods``, or the run in ``config.run``, checked before anything is loaded."""
+    """Returns every method of ``config.methods``, or the run in ``config.run``; loads no weights."""
     entries = [config.run] if config.run else list(config.methods)
     methods = [method for entry in entries for method in methods_of(entry, config)]
     if len({method.name for method in methods}) < len(methods):
@@ -88,7 +88,7 @@ def make_methods(config: DictConfig) -> list[Method]:
 
 
 def methods_of(entry: str | DictConfig, config: DictConfig) -> list[Method]:
-    """The rows of one entry; a method that ships with the target has one per number of steps."""
+    """Returns the rows of one entry; a method that ships with the target has one per number of steps."""
     if OmegaConf.is_dict(entry):
         if set(entry) == {"name", "native_steps"}:
             return [Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps))]
@@ -108,7 +108,7 @@ def methods_of(entry: str | DictConfig, config: DictConfig) -> list[Method]:
 
 
 def compose_method(name: str, words: str = "") -> DictConfig:
-    """What ``python -m src.train method=NAME experiment=stage2 WORDS`` trains; ValueError where there is no such method."""
+    """Composes ``python -m src.train method=NAME experiment=stage2 WORDS``; ValueError for an unknown method."""
     try:
         return compose("train", overrides=training_words(name, words))
     except MissingConfigException as error:
@@ -120,21 +120,21 @@ def compose_method(name: str, words: str = "") -> DictConfig:
 
 
 def training_words(name: str, words: str) -> list[str]:
-    """Of the training command of a method, as this command's own options and its ``training`` have it."""
+    """Returns the words of a method's training command, with those of this command and of its ``training``."""
     own = shlex.split(words)
     stage = [] if any(word.startswith("experiment=") for word in own) else ["experiment=stage2"]
     return [*_given("hydra.searchpath="), f"method={name}", *stage, *own]
 
 
 def stated_options(config: DictConfig) -> dict[str, object]:
-    """Dotted option -> value of what decides a training, without options that follow from others (interpolations); an
-    objective's terms are such references in every record."""
+    """Returns the dotted options that decide a training, without interpolations, which follow from others, except those of
+    an objective's terms, which every record has."""
     decided = flat(decided_by(config, resolve=False))
     return {name: value for name, value in decided.items() if "${" not in str(value) or name.startswith("objective.")}
 
 
 def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:
-    """The finished run of a method: of the same parts, stage, seed and target, and among those the nearest in all else.
+    """Finds the finished run of a method: same parts, stage, seed and target, and the nearest in all else.
 
     Prints what else differs. ValueError, one sentence, where there is none, and where two are equally near.
     """
@@ -171,7 +171,7 @@ def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:
 
 
 def baseline_of(config: DictConfig, methods: Sequence[Method]) -> str:
-    """The row to compare others with: ``config.baseline`` (a row's or a method's name), or vanilla DFlash, or the first."""
+    """Returns the baseline's row: ``config.baseline`` (a row's or a method's name), or vanilla DFlash, or the first."""
     wanted = config.baseline or "dflash"
     for method in methods:
         if wanted in (method.name, method.option):
@@ -182,5 +182,5 @@ def baseline_of(config: DictConfig, methods: Sequence[Method]) -> str:
 
 
 def _given(*names: str) -> list[str]:
-    """The evaluation's own overrides that a training needs too: those that begin with one of ``names``."""
+    """Returns this command's overrides that begin with one of ``names``."""
     return [override for override in given_overrides() if override.startswith(names)]

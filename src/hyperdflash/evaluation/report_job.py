@@ -1,4 +1,4 @@
-"""Finished runs of a sweep as tables, figures and one page.
+"""Reports a sweep's finished runs in tables, figures and one page.
 
 python -m src.report sweep=kl                                   the words of the training command: runs are found by their name
 python -m src.report sweep=conditioning target=tiny,deep html=runs/conditioning.html
@@ -74,8 +74,8 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
 
 
 def _read(folders: Sequence[Path], plan: SweepPlan | None) -> tuple[list[TrainedRun], dict[str, str]]:
-    """Finished runs in ``folders``, of two with one name the first; of a plan read from its own folder, the plan's runs alone.
-    Beside them those that are left out, with the reason."""
+    """Reads finished runs in ``folders``, the first of each name; with a plan and its own folder, only the plan's runs. Also
+    returns the runs left out, with the reason."""
     wanted = {job.directory.name for job in plan.jobs} if plan and list(folders) == [runs_dir() / "train"] else None
     runs: dict[str, TrainedRun] = {}
     left_out: dict[str, str] = {}
@@ -95,8 +95,8 @@ def _read(folders: Sequence[Path], plan: SweepPlan | None) -> tuple[list[Trained
 
 
 def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Member], dict[str, str], list[str]]:
-    """Runs by their job; those that are no job's with the reason; labels of jobs without a run, with the
-    reason where it is known."""
+    """Returns runs with a job, runs without one and the reason, and labels of jobs without a run, with the reason where it
+    is known."""
     by_name = {run.directory.name: run for run in runs}
     members, missing = [], []
     for job in plan.jobs:
@@ -112,7 +112,7 @@ def _members_of(plan: SweepPlan, runs: Sequence[TrainedRun]) -> tuple[list[Membe
 
 
 def _unnamed(job: Job) -> str:
-    """Why a run cannot be found by its name: vanilla's taps are part of it, and follow the target's depth; else empty."""
+    """Explains why a job has no run name: vanilla's taps are part of it, and follow the target's depth; else empty."""
     conditioning = job.decided["conditioning"] or {}
     if conditioning.get("layer_ids", ()) is not None:
         return ""

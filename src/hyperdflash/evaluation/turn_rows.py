@@ -1,4 +1,4 @@
-"""rows.jsonl of an evaluation: what was decoded, prompt by prompt, so that a killed evaluation resumes behind its last line.
+"""Writes and reads rows.jsonl, a line per prompt, so that a killed evaluation resumes after its last line.
 
 A line is ``mode``, ``temperature``, ``benchmark``, ``id`` and ``methods``: name -> its turns (``turn_row``). At temperature 0 a
 turn whose text is not AR's has ``differs``, and those after it, on another history, ``compared`` false.
@@ -16,7 +16,7 @@ from hyperdflash.decoding.loop import FirstToken, Generation, Round, Seconds
 
 
 class Rows:
-    """A header that says what decides the rows, then one line per prompt. Drops a line that a kill cut short."""
+    """Appends to rows.jsonl below a header of what decides the rows; drops a line that a kill cut short."""
 
     def __init__(self, path: Path, identity: dict):
         self.path = path
@@ -49,7 +49,7 @@ class Rows:
 
 
 def read_rows(path: Path) -> Iterator[dict]:
-    """The prompts' lines, the header left out; none where there is no file yet."""
+    """Yields the prompts' lines, without the header; none where there is no file."""
     if not path.exists():
         return
     with path.open() as lines:
@@ -60,7 +60,7 @@ def read_rows(path: Path) -> Iterator[dict]:
 
 
 def turn_row(prompt_ids: Sequence[int], generation: Generation) -> dict:
-    """A generation as JSON. ``rounds``: [anchor, drafted ids, accepted, emitted, draft s, verify s, rest s] each."""
+    """Returns JSON values. ``rounds``: [anchor, drafted ids, accepted, emitted, draft s, verify s, rest s] each."""
     return {
         "prompt_ids": list(prompt_ids),
         "ids": list(generation.token_ids),
@@ -74,7 +74,7 @@ def turn_row(prompt_ids: Sequence[int], generation: Generation) -> dict:
 
 
 def as_generation(turn: dict) -> Generation:
-    """The inverse of ``turn_row``; times to a tenth of a microsecond."""
+    """Inverts ``turn_row``; times are exact to a tenth of a microsecond."""
     place, rounds = 1, []
     for anchor, drafted, accepted, emitted, *seconds in turn["rounds"]:
         text = tuple(turn["ids"][place : place + emitted])

@@ -1,7 +1,7 @@
-"""What a replay of methods on the same texts says: the demo's tables.
+"""Renders the demo's tables: a replay of several methods on the same texts.
 
-tau first, as in the paper's tables: a column per domain, then their plain mean. The best of a column and temperature is bold;
-an interval stands beside every number that is compared.
+tau comes first, as in the paper: a column per domain, then their plain mean. The best of a column and temperature is bold, and
+every compared number has an interval.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hyperdflash.report.tables import Block, Table, bold_best, estimate_text, nu
 
 @dataclass(frozen=True)
 class Acceptance:
-    """``results`` of every method beside ``baseline``."""
+    """``results`` of all methods, with differences to ``baseline``."""
 
     results: Results
     baseline: str
@@ -25,7 +25,7 @@ class Acceptance:
     seed: int
 
     def to_json(self) -> dict:
-        """What ``metrics.json`` holds: the record, and what it is relative to."""
+        """Returns the content of ``metrics.json``: the record, its baseline and its intervals."""
         return {
             "baseline": self.baseline,
             "domains": list(self.results.groups[:-1]),
@@ -35,7 +35,7 @@ class Acceptance:
 
 
 def replay_results(samples: Sequence[Sample], baseline: str, num_resamples: int = 2000, seed: int = 0) -> Acceptance:
-    """Every other method is compared with ``baseline`` at its own temperature; all were replayed on the same texts."""
+    """Compares every method with ``baseline`` at its own temperature; ValueError where their texts differ."""
     if not samples:
         raise ValueError("no results to report; run python -m src.evaluate first")
     groups = None
@@ -56,7 +56,7 @@ def replay_results(samples: Sequence[Sample], baseline: str, num_resamples: int 
 
 
 def acceptance_blocks(found: Acceptance) -> list[Block]:
-    """Per temperature a table of tau, one of differences and one of positions; then the definitions they need."""
+    """Returns tables of tau, differences and positions per temperature, then their definitions."""
     blocks: list[Block] = []
     for temperature in found.results.distinct("temperature"):
         here = found.results.at(temperature=temperature)
@@ -67,7 +67,7 @@ def acceptance_blocks(found: Acceptance) -> list[Block]:
 
 
 def main_table(found: Acceptance) -> Table:
-    """The main table, a section per temperature; about 110 columns wide with six methods' names of usual length."""
+    """Returns the terminal's table, a section per temperature; six methods take about 110 columns."""
     groups = found.results.groups
     header = ["Method", *groups[:-1], f"mean [{LEVEL:.0%}]", f"minus {found.baseline} [{LEVEL:.0%}]", "accepted", "loops"]
     rows: list[list[str]] = []
@@ -92,13 +92,13 @@ def main_table(found: Acceptance) -> Table:
 
 
 def prompts_text(here: Results) -> str:
-    """``60 math, 60 code``"""
+    """Counts prompts per domain: ``60 math, 60 code``."""
     method = here.distinct("method")[0]
     return ", ".join(f"{here.count(method, 'prompts', group)} {group}" for group in here.groups[:-1])
 
 
 def positions(here: Results, methods: Sequence[str], over: str = "prompts") -> Table:
-    """Survival and conditional acceptance in percent, a column per slot."""
+    """Returns survival and conditional acceptance in percent, a column per slot."""
     rates = {(method, metric): here.slots(method, metric, over) for method in methods for metric in ("survival", "conditional")}
     slots = max(map(len, rates.values()))
     rows = []

@@ -1,12 +1,11 @@
-"""Bootstrap over prompts: pooled ratios within a domain, their plain mean over domains, 95% percentile intervals.
+"""Bootstraps over prompts: pooled ratios within a domain, their plain mean over domains, 95% percentile intervals.
 
 Legend: N prompts, S draft slots, R resamples, G groups (the domains in order of first appearance, then MEAN).
 
-A resample draws, within each domain, as many prompts as the domain has, with replacement; it is kept as how often each
-prompt was drawn, so every statistic is a ratio of two matrix products and two methods that share
-their prompts also share the resample: the difference of their statistics is then a paired one. Prompts are the unit
-because rounds of one answer are not independent. The interval speaks of these prompts only: not of another training
-seed, nor of another target.
+A resample draws, within each domain, as many prompts as the domain has, with replacement. It holds the number of draws per
+prompt, so every statistic is a ratio of two matrix products. Methods on the same prompts share the resamples, so differences
+are paired. Prompts are the unit because rounds of one answer are not independent. The interval covers the choice of prompts,
+not the training seed nor the target.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class PromptCounts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and its 95% interval; NaN where it is not defined."""
+    """A statistic and its 95% interval; NaN where undefined."""
 
     value: float
     low: float
@@ -61,7 +60,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each resample drew each prompt, domain by domain (legend: n prompts of that domain).
+    """Number of draws per resample and prompt, by domain of n prompts.
 
     ``members`` domain -> [n] rows of its prompts; ``weights`` domain -> [R, n] float64, each row sums to n.
     """
@@ -91,14 +90,14 @@ def resample_prompts(domains: Sequence[str], num_resamples: int = 2000, seed: in
 
 @dataclass(frozen=True)
 class Ratio:
-    """A pooled ratio per group: ``value`` [G, ...] on the prompts as they are, ``resampled`` [R, G, ...]."""
+    """A pooled ratio per group: ``value`` [G, ...] of all prompts, ``resampled`` [R, G, ...]."""
 
     groups: tuple[str, ...]
     value: np.ndarray
     resampled: np.ndarray
 
     def estimates(self) -> dict[str, Estimate] | dict[str, tuple[Estimate, ...]]:
-        """An Estimate per group; a tuple of S of them where the ratio has slots."""
+        """Returns an Estimate per group, or a tuple of S where the ratio has slots."""
         low, high = interval(self.resampled)
         if self.value.ndim == 1:
             return {g: Estimate(*map(float, row)) for g, *row in zip(self.groups, self.value, low, high, strict=True)}
@@ -108,12 +107,12 @@ class Ratio:
         }
 
     def minus(self, other: Ratio) -> Ratio:
-        """Paired difference; both must come from the same Resamples."""
+        """Returns the paired difference of two ratios of the same Resamples."""
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
         return Ratio(self.groups, self.value - other.value, self.resampled - other.resampled)
 
     def over(self, other: Ratio) -> Ratio:
-        """Paired quotient per domain, and the plain mean of these (not the quotient of the means)."""
+        """Returns the paired quotient per domain, and the plain mean of the quotients."""
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
         value = _divide(self.value[:-1], other.value[:-1])
         resampled = _divide(self.resampled[:, :-1], other.resampled[:, :-1])
@@ -125,9 +124,9 @@ class Ratio:
 
 
 def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> Ratio:
-    """sum(numerator) / sum(denominator) per domain and the plain mean of these: [N] or [N, S] each.
+    """Returns sum(numerator) / sum(denominator) per domain, and their plain mean; both arguments [N] or [N, S].
 
-    A domain whose denominator is 0 (every answer one token, a slot never reached) is NaN and so is the plain mean.
+    A domain whose denominator is 0 (one-token answers, a slot that no round reaches) is NaN, and so is the plain mean.
     """
     assert len(numerator) == len(denominator) == sum(map(len, resamples.members.values()))
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
@@ -142,9 +141,9 @@ def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resa
 
 
 def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval over axis 0: [R, ...] -> (low [...], high [...]).
+    """Returns the percentile interval over axis 0: [R, ...] -> (low [...], high [...]).
 
-    Resamples in which the statistic is undefined are left out; where it never is defined the bounds are NaN.
+    Leaves out resamples where the statistic is undefined; bounds are NaN where all are.
     """
     tail = (1 - LEVEL) / 2
     defined = ~np.isnan(resampled).all(axis=0)
@@ -155,5 +154,5 @@ def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """0 / 0 is NaN, without a warning."""
+    """Divides; 0 / 0 is NaN without a warning."""
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=np.asarray(bottom) != 0)

@@ -1,7 +1,7 @@
-"""What all figures share, drawn without a display and without pyplot's global state; and the paper's Figure 1.
+"""Draws the paper's Figure 1, and offers what all figures share, without a display or pyplot's global state.
 
-The paper does not say whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both, side by
-side. ``label_lines`` writes each line's name beside its end instead of in a legend.
+The paper does not state whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both.
+``label_lines`` writes each line's name beside its end instead of in a legend.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from hyperdflash.report.bootstrap import LEVEL, MEAN, Estimate
 from hyperdflash.report.results import Results
 
-# Okabe and Ito's palette: told apart with any common color blindness; markers repeat the distinction in print
+# Okabe and Ito's palette, distinct with any common color blindness; markers repeat the distinction in print
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANELS = (
@@ -31,7 +31,7 @@ WIDTH_IN, PANEL_IN, DPI = 12.0, 3.7, 150
 
 @dataclass(frozen=True)
 class Line:
-    """One method in a panel; ``index`` keeps its look the same in every panel."""
+    """One method in a panel; ``index`` gives it the same look in every panel."""
 
     name: str
     index: int
@@ -68,7 +68,7 @@ def acceptance_figure(
 
 
 def results_figure(found: Results, path: Path | str, title: str, methods: Sequence[str] = ()) -> Path:
-    """``acceptance_figure`` with a panel per temperature and a line per method of ``found`` (all, or ``methods``)."""
+    """Draws ``acceptance_figure`` with a panel per temperature and a line per method of ``found`` (all, or ``methods``)."""
     methods = methods or found.distinct("method")
     panels, counts = [], {}
     for temperature in found.distinct("temperature"):
@@ -92,7 +92,7 @@ def results_figure(found: Results, path: Path | str, title: str, methods: Sequen
 def headed_figure(
     title: str, lines: Sequence[str], heights: Sequence[float], width: float = WIDTH_IN
 ) -> tuple[Figure, list[SubFigure]]:
-    """A figure with a title, ``lines`` of small text below it, and a part per height in inches."""
+    """Returns a figure with a title and ``lines`` of small text, and a part per height in inches."""
     head = 0.5 + 0.2 * len(lines)
     figure = Figure(figsize=(width, head + sum(heights)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
@@ -104,7 +104,7 @@ def headed_figure(
 
 
 def save_figure(figure: Figure, path: Path | str) -> Path:
-    """Writes a PNG at ``path``, at once."""
+    """Writes a PNG; ``path`` is complete or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.png")
@@ -114,12 +114,12 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
 
 
 def look(index: int) -> tuple[str, str]:
-    """Color and marker; beyond the palette a color comes again with another marker."""
+    """Returns color and marker; beyond the palette colors repeat with other markers."""
     return COLORS[index % len(COLORS)], MARKERS[(index + 3 * (index // len(COLORS))) % len(MARKERS)]
 
 
 def error_bars(axis: Axes, x: Sequence[float], estimates: Sequence[Estimate], index: int, joined: bool = True) -> None:
-    """Values with their intervals; an undefined interval is not drawn."""
+    """Draws values with their intervals, without those that are undefined."""
     color, marker = look(index)
     value, low, high = np.array([(e.value, e.low, e.high) for e in estimates]).T
     # a percentile interval may lie to one side of the value; error bars take lengths
@@ -159,7 +159,7 @@ def label_lines(axis: Axes, ends: Sequence[tuple], gap: float = 0.062) -> None:
 
 
 def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending ``heights`` moved as little as keeps them ``gap`` apart and, where they fit, within 0..1."""
+    """Moves ascending ``heights`` as little as possible, so that they are ``gap`` apart and, where they fit, within 0..1."""
     placed: list[float] = []
     for height in heights:  # upwards, then back down from the top
         placed.append(max(height, placed[-1] + gap) if placed else max(height, 0.0))

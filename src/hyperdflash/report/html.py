@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing else, no account, no network, no server: its pictures and tables, which sort."""
+"""Writes a report as one HTML page with its pictures and sortable tables, which needs no network and no server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ document.body.dataset.ready = "yes";
 
 
 def write_page(title: str, blocks: Iterable[Block], pictures: Iterable[Path], path: Path) -> Path:
-    """Replaces the file at ``path`` when the page is complete; the pictures stand behind the first section."""
+    """Writes the page, which replaces ``path`` when complete; the pictures follow the first section."""
     blocks = list(blocks)
     images = [
         f'<img alt="{escape(picture.stem)}" src="data:image/png;base64,{b64encode(picture.read_bytes()).decode()}">'

@@ -1,7 +1,7 @@
-"""Counts per prompt -> the tidy record: every statistic that tables and figures show is computed here.
+"""Computes every statistic that tables and figures show: counts per prompt -> the tidy record.
 
-    1. Sample       what one run of one method counted, an entry per prompt
-    2. pool, join   seeds of a method are summed prompt by prompt: the prompt stays the unit of the bootstrap
+    1. Sample       counts of one run of one method, an entry per prompt
+    2. pool, join   sums of a method's seeds per prompt: the prompt stays the unit of the bootstrap
     3. ratios       accepted length, acceptance per slot, speed: a value per group and its resamples
     4. measure      Rows, and the paired difference to a baseline
 
@@ -21,13 +21,13 @@ import numpy as np
 from hyperdflash.report.bootstrap import MEAN, Estimate, PromptCounts, Ratio, Resamples, pooled_ratio, resample_prompts
 from hyperdflash.report.results import MINUS_BASELINE, Row
 
-AUTOREGRESSIVE = "AR"  # what every record calls the target's plain decoding in this project's own loop
+AUTOREGRESSIVE = "AR"  # name in every record of the target's plain decoding in this project's loop
 COUNTS = ("emitted", "accepted", "rounds", "survived", "reached")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One method in one mode at one temperature with one seed, N prompts of one or several groups.
+    """Counts of one method in one mode at one temperature with one seed, on N prompts of one or several groups.
 
     ``prompt_ids``, ``groups`` (domain or benchmark) N entries; ``counts`` of its rounds, S = 0 for plain decoding;
     ``looped`` [N] bool, the answer ends in a loop, or the share of a prompt's answers that do; ``seconds`` [N] float64 of all
@@ -68,21 +68,14 @@ class Sample:
 
     @property
     def is_plain(self) -> bool:
-        """Decodes without a drafter."""
+        """Whether the method has no drafter."""
         return self.counts.num_slots == 0
 
     def of(self, group: str) -> Sample:
-        """Its prompts of ``group``."""
+        """Returns the sample of ``group``'s prompts alone."""
         kept = np.array([own == group for own in self.groups])
-        return replace(
-            self,
-            prompt_ids=tuple(name for name, own in zip(self.prompt_ids, kept, strict=True) if own),
-            groups=(group,) * int(kept.sum()),
-            counts=_combined([self.counts], lambda arrays: arrays[0][kept]),
-            looped=self.looped[kept],
-            seconds=None if self.seconds is None else self.seconds[kept],
-            without_loops=_combined([self.without_loops], lambda arrays: arrays[0][kept]),
-        )
+        names = tuple(name for name, own in zip(self.prompt_ids, kept, strict=True) if own)
+        return _combined([self], lambda arrays: arrays[0][kept], prompt_ids=names, groups=(group,) * len(names))
 
 
 def measure(
@@ -92,9 +85,9 @@ def measure(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Row, ...]:
-    """All rows of ``samples``, mode by mode and temperature by temperature, methods in order of appearance.
+    """Returns the rows of ``samples`` by mode and temperature, methods in order of appearance.
 
-    ``groups`` that are wanted: a method that lacks one has no MEAN. Intervals: ``num_resamples`` bootstrap samples of the
+    A method that lacks one of ``groups`` has no MEAN. Intervals: ``num_resamples`` bootstrap samples of the
     prompts, drawn with ``seed`` and shared by all methods. With ``baseline`` the paired difference of tau to that method.
     """
 
@@ -127,7 +120,7 @@ def measure(
 
 
 def pool(samples: Sequence[Sample], order: Sequence[str]) -> dict[str, Sample]:
-    """One method's samples by group, in ``order``; the seeds of a prompt are summed, their share of loops is averaged."""
+    """Returns one method's samples by group, in ``order``: sums over a prompt's seeds, the mean of their loops."""
     found = {}
     for group in order:
         mine = [s.of(group) for s in samples if group in s.groups]
@@ -139,34 +132,25 @@ def pool(samples: Sequence[Sample], order: Sequence[str]) -> dict[str, Sample]:
         for other in mine[1:]:
             if (other.prompt_ids, other.counts.num_slots) != (mine[0].prompt_ids, mine[0].counts.num_slots):
                 raise ValueError(f"{other} and {mine[0]} differ in prompts or draft slots: seeds of one method share both")
-        found[group] = replace(
-            mine[0],
-            counts=_combined([s.counts for s in mine], lambda arrays: np.sum(arrays, axis=0)),
-            without_loops=_combined([s.without_loops for s in mine], lambda arrays: np.sum(arrays, axis=0)),
-            looped=np.mean([s.looped for s in mine], axis=0),
-            seconds=None if mine[0].seconds is None else np.sum([s.seconds for s in mine], axis=0),
-            seeds=seeds,
-        )
+        looped = np.mean([s.looped for s in mine], axis=0)
+        found[group] = _combined(mine, lambda arrays: np.sum(arrays, axis=0), looped=looped, seeds=seeds)
     return found
 
 
 def join(parts: Iterable[Sample]) -> Sample:
-    """The groups of one method as one sample."""
+    """Concatenates the groups of one method into one sample."""
     parts = list(parts)
-    return replace(
-        parts[0],
+    return _combined(
+        parts,
+        np.concatenate,
         prompt_ids=tuple(name for part in parts for name in part.prompt_ids),
         groups=tuple(name for part in parts for name in part.groups),
-        counts=_combined([part.counts for part in parts], np.concatenate),
-        without_loops=_combined([part.without_loops for part in parts], np.concatenate),
-        looped=np.concatenate([part.looped for part in parts]),
-        seconds=None if parts[0].seconds is None else np.concatenate([part.seconds for part in parts]),
         seeds=tuple(sorted({seed for part in parts for seed in part.seeds})),
     )
 
 
 def ratios(sample: Sample, resamples: Resamples) -> dict[str, Ratio]:
-    """Metric -> ratio per group: tau, accepted, tau_without_loops [G]; survival, conditional [G, S]."""
+    """Returns ratios per group: tau, accepted, tau_without_loops [G]; survival, conditional [G, S]."""
     counts, kept = sample.counts, sample.without_loops
     rounds = np.broadcast_to(counts.rounds[:, None], counts.survived.shape)
     return {
@@ -179,7 +163,7 @@ def ratios(sample: Sample, resamples: Resamples) -> dict[str, Ratio]:
 
 
 def speeds(sample: Sample, plain: dict[str, Sample], resamples: Resamples) -> dict[str, Ratio]:
-    """tokens_per_second, and speedup over ``plain``: group -> plain decoding of the same prompts and seeds."""
+    """Returns tokens_per_second, and speedup over ``plain``: group -> plain decoding of the same prompts and seeds."""
     speed = pooled_ratio(sample.counts.emitted, sample.seconds, resamples)
     tokens, seconds = np.zeros((2, len(sample.groups)))  # 0 / 0 where there is no plain decoding: no speedup
     for name, own in plain.items():
@@ -189,7 +173,7 @@ def speeds(sample: Sample, plain: dict[str, Sample], resamples: Resamples) -> di
 
 
 def _plain_of_same_seeds(parts: dict[str, Sample], plain: Sequence[Sample]) -> dict[str, Sample]:
-    """Group -> plain decoding of the very seeds that ``parts`` pools there; a group that lacks one of them is left out."""
+    """Returns plain decoding per group with exactly the seeds of ``parts``, without groups that lack one of them."""
     found = {}
     for group, own in parts.items():
         same = [s for s in plain if group in s.groups and set(s.seeds) <= set(own.seeds)]
@@ -198,12 +182,20 @@ def _plain_of_same_seeds(parts: dict[str, Sample], plain: Sequence[Sample]) -> d
     return found
 
 
-def _combined(counts: Sequence[PromptCounts], combine: Callable[[list[np.ndarray]], np.ndarray]) -> PromptCounts:
-    return PromptCounts(*(combine([getattr(own, name) for own in counts]) for name in COUNTS))
+def _combined(samples: Sequence[Sample], combine: Callable[[list[np.ndarray]], np.ndarray], **changes) -> Sample:
+    """Combines every array of ``samples``; ``changes`` replace other fields of the first one."""
+
+    def counts(part: str) -> PromptCounts:
+        return PromptCounts(*(combine([getattr(getattr(s, part), name) for s in samples]) for name in COUNTS))
+
+    arrays = {"counts": counts("counts"), "without_loops": counts("without_loops")}
+    arrays["looped"] = combine([s.looped for s in samples])
+    arrays["seconds"] = None if samples[0].seconds is None else combine([s.seconds for s in samples])
+    return replace(samples[0], **(arrays | changes))
 
 
 def _facts(parts: dict[str, Sample], keys: tuple) -> Iterator[Row]:
-    """Whole numbers and shares without an interval; at MEAN their sums, of shares the plain mean."""
+    """Yields counts, with their sum at MEAN, and shares, with their plain mean at MEAN; neither has an interval."""
     shares = {group: float(np.mean(own.looped)) for group, own in parts.items()}
     for group in (*parts, MEAN):
         mine = list(parts.values()) if group == MEAN else [parts[group]]
@@ -216,7 +208,7 @@ def _facts(parts: dict[str, Sample], keys: tuple) -> Iterator[Row]:
 
 
 def _rows(found: dict[str, Ratio], sample: Sample, keys: tuple) -> Iterator[Row]:
-    """A row per group, metric and slot."""
+    """Yields a row per group, metric and slot."""
     sizes = {name: sample.groups.count(name) for name in sample.groups} | {MEAN: len(sample.groups)}
     for metric, ratio in found.items():
         for group, estimates in ratio.estimates().items():
@@ -228,7 +220,7 @@ def _rows(found: dict[str, Ratio], sample: Sample, keys: tuple) -> Iterator[Row]
 
 
 def _check_same_prompts(pooled: dict[str, dict[str, Sample]], temperature: float) -> None:
-    """Rows are comparable, and differences paired, only on the same prompts."""
+    """Raises ValueError where methods differ in prompts, so rows are not comparable."""
     reference: dict[str, Sample] = {}
     for parts in pooled.values():
         for group, mine in parts.items():

@@ -1,8 +1,8 @@
-"""The paper's Tables 2 and 3 and Figure 1 from samples that were measured by decoding.
+"""Renders the paper's Tables 2 and 3 and Figure 1 from samples of an evaluation by decoding.
 
 Table 2 is Non-thinking, Table 3 Think-high; a section per temperature, a row per method, speedup and tau in a column pair per
-benchmark, grouped Math, Code, Chat; Average is the plain mean of the columns. A column that was not measured stays a gap, and
-Average is one unless all columns are there; nothing is ever filled in.
+benchmark, grouped Math, Code, Chat; Average is the plain mean of the columns. A column without a measurement is a gap, and so
+is an Average that lacks a column.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PAPER_COLUMNS = tuple(
 
 
 def columns_of(benchmarks: Sequence[str]) -> tuple[Column, ...]:
-    """The paper's columns, or one per domain for prompts that are none of the paper's."""
+    """Returns the paper's columns, or one per domain for prompts from elsewhere."""
     if set(benchmarks) <= {column.name for column in PAPER_COLUMNS}:
         return PAPER_COLUMNS
     return tuple(Column(name, name, "Held-out") for name in dict.fromkeys(benchmarks))
@@ -48,7 +48,7 @@ def columns_of(benchmarks: Sequence[str]) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Table 2 or 3: ``methods`` with a drafter and ``plain`` ones, in order; ``missing`` a sentence per gap."""
+    """Table 2 or 3: ``methods`` with a drafter, ``plain`` ones, and a sentence per gap in ``missing``."""
 
     mode: str
     results: Results
@@ -65,11 +65,11 @@ class PaperTable:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Group -> what is printed over it, Average last."""
+        """Printed title per group, Average last."""
         return {column.name: column.title for column in self.columns} | {MEAN: AVERAGE}
 
     def sections(self) -> list[tuple[float, Results]]:
-        """Temperature and its rows."""
+        """Returns each temperature with its rows."""
         return [(t, self.results.at(temperature=t)) for t in sorted(self.results.distinct("temperature"))]
 
 
@@ -81,7 +81,7 @@ def paper_table(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> PaperTable:
-    """The table of ``mode``; ``methods`` are rows that are wanted even where nothing was measured."""
+    """Returns the table of ``mode``, with rows for ``methods`` even where nothing was measured."""
     one_of("mode", mode, tuple(MODES))
     samples = [s for s in samples if s.mode == mode]
     names = tuple(column.name for column in columns)
@@ -102,10 +102,7 @@ def paper_table(
 
 
 def figure1_results(table: PaperTable, samples: Sequence[Sample]) -> Results | None:
-    """Rows over the columns that every method has, None where there is none; ``samples`` are those of ``table``.
-
-    A method that was not measured at all is left out.
-    """
+    """Returns rows over the columns that every measured method has, or None; ``samples`` are those of ``table``."""
     measured = [(here, m) for _, here in table.sections() for m in table.methods if here.measured(m)]
     shared = [c for c in table.columns if measured and all(c.name in here.at(method=m).groups for here, m in measured)]
     if not shared:
@@ -159,7 +156,7 @@ def write_paper_report(
 
 
 def to_json(table: PaperTable, target: str) -> dict:
-    """The record's rows and what they need to be read; None where a number is undefined."""
+    """Returns the record and its settings as JSON values; None where a number is undefined."""
     return jsonable(
         {
             "table": table.number,
@@ -177,7 +174,7 @@ def to_json(table: PaperTable, target: str) -> dict:
 
 
 def paper_blocks(table: PaperTable, target: str) -> list[Block]:
-    """The table, what it lacks, its details, plain decoding and notes."""
+    """Returns the table, its gaps, details, plain decoding and notes."""
     blocks: list[Block] = [f"### Table {table.number}: {MODES[table.mode][1]} mode, target {target}", _main(table)]
     if table.missing:
         blocks += ["Missing:", "\n".join(f"- {gap}" for gap in table.missing)]
@@ -189,7 +186,7 @@ def paper_blocks(table: PaperTable, target: str) -> list[Block]:
 
 
 def _main(table: PaperTable) -> Table:
-    """Three lines of headings as in the paper; Markdown has no merged cells, so a heading stands over its first column."""
+    """Returns the table with the paper's three lines of headings, each over its first column, as Markdown merges no cells."""
     groups = [column.group.upper() for column in table.columns]
     groups = [group if group not in groups[:i] else "" for i, group in enumerate(groups)] + ["AVG."]
     rows = [["", *(text for title in table.titles.values() for text in (title, ""))]]
@@ -224,7 +221,7 @@ def _details(table: PaperTable, here: Results) -> Block:
 
 
 def _plain(table: PaperTable) -> Table:
-    """Tokens/s of every plain method, and the speed of each other one relative to AR."""
+    """Returns tokens/s of every plain method, and its speed relative to AR."""
     rows = []
     for temperature, here in table.sections():
         at = f"{temperature:g}"
@@ -237,7 +234,7 @@ def _plain(table: PaperTable) -> Table:
 
 
 def _missing(table: PaperTable, at: str, here: Results) -> list[str]:
-    """What a section lacks, a sentence per method."""
+    """Returns a sentence per method that a section lacks, in whole or in part."""
     gaps = []
     for method in table.methods:
         own: dict[str, Row] = {row.group: row for row in here.rows if (row.method, row.metric) == (method, "speedup")}

@@ -1,6 +1,6 @@
-"""The tidy record of every evaluation: one number per row, in one form for replay, decoding, serving engines and sweeps.
+"""Holds the tidy record of every evaluation, one number per row: of replay, decoding, serving engines and sweeps.
 
-target, method, mode, temperature    what was measured; empty where an evaluation has one of a kind
+target, method, mode, temperature    the setting; empty where an evaluation has only one
 group                                a domain, a benchmark, or MEAN, the plain mean over them
 metric, slot                         tau, accepted, survival, speedup, "tau minus baseline", ...; slot k from 1, else None
 value, low, high                     NaN where undefined; the interval is over prompts or over seeds, as ``over`` says
@@ -23,7 +23,7 @@ MINUS_BASELINE = "tau minus baseline"
 
 
 class Row(NamedTuple):
-    """One number, with its place in the record (see the module)."""
+    """One number with its place in the record (see the module)."""
 
     target: str
     method: str
@@ -48,23 +48,23 @@ UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Results:
-    """``rows``, and ``details``: (target, method) -> what else is known of a method, such as its run or its choices."""
+    """``rows``, and ``details``: (target, method) -> further facts of a method, such as its run or its choices."""
 
     rows: tuple[Row, ...]
     details: dict[tuple[str, str], dict[str, object]] = field(default_factory=dict)
 
     def at(self, **keys) -> Results:
-        """The rows whose columns equal ``keys``."""
+        """Selects the rows whose columns equal ``keys``."""
         places = [(Row._fields.index(name), value) for name, value in keys.items()]
         return Results(tuple(r for r in self.rows if all(r[i] == value for i, value in places)), self.details)
 
     def distinct(self, column: str) -> tuple:
-        """Values of ``column`` in order of appearance."""
+        """Returns the values of ``column`` in order of appearance."""
         return tuple(dict.fromkeys(getattr(row, column) for row in self.rows))
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """MEAN last."""
+        """All groups, MEAN last."""
         found = self.distinct("group")
         return (*(group for group in found if group != MEAN), *((MEAN,) if MEAN in found else ()))
 
@@ -73,17 +73,17 @@ class Results:
         return {(r.method, r.group, r.metric, r.slot, r.over): r for r in reversed(self.rows)}
 
     def get(self, method: str, metric: str, group: str = MEAN, slot: int | None = None, over: str = "prompts") -> Estimate:
-        """The first row's estimate; NaN where nothing was measured."""
+        """Returns the first row's estimate; NaN where nothing was measured."""
         row = self._index.get((method, group, metric, slot, over))
         return row.estimate if row else UNDEFINED
 
     def count(self, method: str, metric: str, group: str = MEAN) -> int:
-        """A whole number: prompts, rounds, seeds; 0 where nothing was measured."""
+        """Returns a count of prompts, rounds or seeds; 0 where nothing was measured."""
         value = self.get(method, metric, group).value
         return 0 if math.isnan(value) else int(value)
 
     def slots(self, method: str, metric: str, over: str = "prompts") -> tuple[Estimate, ...]:
-        """``metric`` of MEAN at slots 1, 2, ..."""
+        """Returns ``metric`` of MEAN at slots 1, 2, ..."""
         found = {
             slot for own, group, name, slot, kind in self._index if (own, group, name, kind) == (method, MEAN, metric, over)
         }
@@ -93,7 +93,7 @@ class Results:
         return any(row.method == method for row in self.rows)
 
     def csv_text(self) -> str:
-        """A line per row, the method's details in front; undefined numbers are empty."""
+        """Returns a line per row with the method's details in front; undefined numbers are empty."""
         names = list(dict.fromkeys(name for own in self.details.values() for name in own))
         lines = []
         for row in self.rows:
@@ -102,7 +102,7 @@ class Results:
         return csv_text([*names, *Row._fields], lines)
 
     def to_json(self) -> list[dict]:
-        """A dict per row; JSON has no NaN, so an undefined number is None (``hyperdflash.report.tables.jsonable``)."""
+        """Returns a dict per row; ``hyperdflash.report.tables.jsonable`` turns NaN, which JSON lacks, into None."""
         return [row._asdict() for row in self.rows]
 
 
@@ -115,7 +115,7 @@ def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _plain(value: object) -> object:
-    """Numbers to six digits, whole ones without a point."""
+    """Formats numbers to six digits, whole ones without a point."""
     if not isinstance(value, float):
         return "" if value is None else value
     if math.isnan(value):

@@ -1,8 +1,8 @@
-"""Runs of a sweep -> the tidy record that its tables, figures and page show.
+"""Summarizes a sweep's runs in the tidy record that its tables, figures and page show.
 
-A cell is what the seeds of one choice of the axes on one target share. Two intervals stand beside its mean over seeds: over
+A cell is one choice of the axes on one target, with all its seeds. Two intervals stand beside its mean over seeds: over
 seeds (Student's t, needs two) and over prompts (bootstrap, the same resampled prompts for all runs of a target). Differences to
-the baseline are paired by seed and by prompt. A verdict needs both intervals to leave out 0.
+the baseline are paired by seed and by prompt. A verdict requires both intervals to exclude 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 @dataclass(frozen=True)
 class Cell:
-    """A choice of the axes on a target; ``label`` is its method in the record. ``shared`` seeds that the baseline has too."""
+    """A choice of the axes on a target; ``label`` is its method in the record, ``shared`` the seeds it has in common with the
+    baseline."""
 
     target: str
     label: str
@@ -43,7 +44,7 @@ class Cell:
 
     @property
     def over(self) -> str:
-        """What its interval is over: seeds, or prompts where there is one seed."""
+        """Unit of its interval: seeds, or prompts where there is one seed."""
         return "seeds" if len(self.seeds) > 1 else "prompts"
 
 
@@ -78,15 +79,15 @@ class SweepReport:
         return tuple(cell for cell in self.cells if cell.target == target)
 
     def get(self, cell: Cell, metric: str, group: str = MEAN, slot: int | None = None, over: str = "") -> Estimate:
-        """Over seeds, or over prompts where the cell has one seed, unless ``over`` says."""
+        """Returns the estimate over ``over``: by default over seeds, or over prompts where the cell has one seed."""
         return self.of_target[cell.target].get(cell.label, metric, group, slot, over or cell.over)
 
     def curve(self, cell: Cell, metric: str = CURVE) -> list[Row]:
-        """By step."""
+        """Returns the curve's rows by step."""
         return [row for row in self.of_target[cell.target].rows if (row.method, row.metric) == (cell.label, metric)]
 
     def verdict(self, cell: Cell) -> str:
-        """AHEAD or BEHIND only where both intervals leave out 0; with one seed the prompts' decides and the word says so."""
+        """Returns AHEAD or BEHIND only where both intervals exclude 0; with one seed the prompts' interval decides."""
         alone = len(cell.shared) < 2
         parts = [self.get(cell, MINUS_BASELINE, over=over) for over in (("prompts",) if alone else ("prompts", "seeds"))]
         word = AHEAD if all(e.low > 0 for e in parts) else BEHIND if all(e.high < 0 for e in parts) else EVEN
@@ -94,7 +95,7 @@ class SweepReport:
 
 
 def label_of(choices: dict[str, str]) -> str:
-    """``dflash · kl off``: values that say what they are stand alone."""
+    """Names a choice: ``dflash · kl off``; a value that explains itself has no axis before it."""
     named = (v if k in ("method", "reducer", "conditioning", "run") else f"{k} {v}" for k, v in choices.items() if v != "")
     return " · ".join(named) or "the runs"
 
@@ -109,7 +110,7 @@ def summarize_sweep(
     left_out: dict[str, str] | None = None,
     missing: Sequence[str] = (),
 ) -> SweepReport:
-    """``baseline`` axis -> value; ValueError where no run has it, or where the runs of a target cannot be paired."""
+    """Compares ``members`` with ``baseline`` (axis -> value); ValueError where it has no run, or runs cannot be paired."""
     if not members:
         why = "".join(f"; {run} {reason}" for run, reason in list((left_out or {}).items())[:3])
         raise ValueError(f"no finished run of {name} to report: run `python -m src.train -m sweep={name}` first{why}")
@@ -184,7 +185,7 @@ def summarize_sweep(
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and its 95% interval by Student's t; without a second seed the interval is not defined."""
+    """Returns the mean and its 95% interval by Student's t, which is NaN for one seed."""
     values = np.asarray(values, np.float64)
     mean = float(values.mean())
     if len(values) < 2:
@@ -195,7 +196,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def verdict_lines(report: SweepReport) -> list[str]:
-    """A sentence per choice: where it stands to the baseline on every target, and whether the targets agree."""
+    """Returns a sentence per choice: its verdict on every target, and whether the targets agree."""
     lines = []
     for label in dict.fromkeys(cell.label for cell in report.cells):
         verdicts = {c.target: report.verdict(c) for c in report.cells if c.label == label and c.shared}
@@ -233,12 +234,12 @@ def _check_pairing(runs: Sequence[TrainedRun], target: str) -> None:
 
 
 def _by_seed(runs: dict[int, TrainedRun], resamples: Resamples) -> dict[int, dict[str, Ratio]]:
-    """Seed -> metric -> ratio."""
+    """Returns seed -> metric -> ratio."""
     return {seed: ratios(run.sample, resamples) for seed, run in sorted(runs.items())}
 
 
 def _rows(cell: Cell, runs: dict[int, dict[str, Ratio]], domains: Sequence[str]) -> Iterator[Row]:
-    """tau per group over seeds and over prompts; survival and conditional per slot of MEAN."""
+    """Yields tau per group over seeds and over prompts, then survival and conditional per slot of MEAN."""
     found = list(runs.values())
     yield from _estimates(cell, "tau", [own["tau"] for own in found], domains)
     for metric in ("survival", "conditional"):
@@ -250,7 +251,7 @@ def _rows(cell: Cell, runs: dict[int, dict[str, Ratio]], domains: Sequence[str])
 
 
 def _estimates(cell: Cell, metric: str, runs: Sequence[Ratio], domains: Sequence[str]) -> Iterator[Row]:
-    """Mean over seeds, a resample at a time, with the interval over prompts; and the same mean with that over seeds."""
+    """Yields the mean over seeds twice: with its interval over seeds, and over prompts (the mean of each resample)."""
     mean = Ratio(runs[0].groups, np.mean([r.value for r in runs], axis=0), np.mean([r.resampled for r in runs], axis=0))
     over_prompts = mean.estimates()
     for i, group in enumerate(mean.groups):
@@ -260,7 +261,7 @@ def _estimates(cell: Cell, metric: str, runs: Sequence[Ratio], domains: Sequence
 
 
 def _curve(cell: Cell, runs: Sequence[TrainedRun]) -> Iterator[Row]:
-    """Steps at which every seed was validated: mean, lowest and highest seed."""
+    """Yields mean, lowest and highest seed at steps where every seed was validated."""
     curves = [dict(run.curve) for run in runs]
     for step in sorted(set.intersection(*map(set, curves))):
         values = np.array([curve[step] for curve in curves])
@@ -269,7 +270,7 @@ def _curve(cell: Cell, runs: Sequence[TrainedRun]) -> Iterator[Row]:
 
 
 def _curve_difference(cell: Cell, own: dict[int, TrainedRun], base: dict[int, TrainedRun]) -> Iterator[Row]:
-    """Paired by seed, at the steps at which every seed of both cells was validated."""
+    """Yields differences paired by seed, at steps where every seed of both cells was validated."""
     curves = [{seed: dict(run.curve) for seed, run in runs.items()} for runs in (own, base)]
     steps = set.intersection(*(set(curve) for runs in curves for curve in runs.values()))
     for step in sorted(steps):

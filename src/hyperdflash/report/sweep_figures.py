@@ -1,4 +1,4 @@
-"""Figures of a SweepReport: acceptance per position, tau against each axis, tau against step."""
+"""Draws a SweepReport: acceptance per position, tau against each axis, tau against step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _line(report: SweepReport, cell: Cell, index: int, name: str) -> Line:
 
 
 def _by_axis(report: SweepReport, path: Path) -> Path:
-    """A row per target, a panel per axis: tau over the axis's values, a line per choice of the other axes."""
+    """Draws tau over an axis's values: a row per target, a panel per axis, a line per choice of the other axes."""
     names = list(report.axes) or [None]
     title, width = f"Accepted length by axis, sweep {report.name}", COLUMN_IN * len(names) + 1.2
     figure, parts = headed_figure(title, [_heading(report)], [PANEL_IN] * len(report.targets), width)
@@ -76,7 +76,7 @@ def _by_axis(report: SweepReport, path: Path) -> Path:
 
 
 def _by_step(report: SweepReport, path: Path) -> Path:
-    """A panel per target and choice of the other axes, a line per value of the last axis; the band spans the seeds."""
+    """Draws a panel per target and choice of the other axes, a line per value of the last axis with a band over seeds."""
     axis = list(report.axes)[-1] if report.axes else None
     facets = _facets(report.cells, axis)
     columns = min(3, len(facets))
@@ -111,7 +111,7 @@ def _curves(panel: Axes, report: SweepReport, axis: str | None, cells: Sequence[
 
 
 def _facets(cells: Sequence[Cell], axis: str | None) -> list[tuple[str, list[Cell]]]:
-    """Cells that differ in ``axis`` alone -> (title, cells); a title names the target and the other axes."""
+    """Groups cells that differ in ``axis`` alone: (title, cells); a title names the target and the other axes."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         others = {name: value for name, value in cell.choices.items() if value and name != axis}
@@ -125,7 +125,7 @@ def _index(report: SweepReport, axis: str | None, cell: Cell) -> int:
 
 
 def _numbers(values: Sequence[str]) -> list[float] | None:
-    """Positions on a numeric scale, where all values are numbers."""
+    """Returns ``values`` as numbers; None where one is no number."""
     try:
         return [float(value) for value in values]
     except ValueError:

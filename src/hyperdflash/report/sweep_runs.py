@@ -1,4 +1,4 @@
-"""Finished training runs as a sweep's report reads them: what decided them, counts per validation prompt, tau by step.
+"""Reads finished training runs for a sweep's report: their options, counts per validation prompt, and tau by step.
 
 1. run directory   result.json, validation.json, metrics.csv, run.json  ->  TrainedRun
 2. members         a run and its place in the sweep: choices by axis, seed, target  ->  Member
@@ -45,7 +45,7 @@ class TrainedRun:
 
     @property
     def sample(self) -> Sample:
-        """Its counts, as replayed at temperature 0."""
+        """Its counts of a replay at temperature 0."""
         return Sample(self.directory.name, 0.0, self.prompt_ids, self.domains, self.counts, np.zeros(len(self.domains), bool))
 
     @property
@@ -66,7 +66,7 @@ class Member:
 
 
 def read_run(directory: Path) -> TrainedRun:
-    """ValueError where the run is not finished or keeps no counts per prompt."""
+    """Reads a run's directory; ValueError where the run is not finished or has no counts per prompt."""
     result = _json(directory / "result.json", "is not finished: run its command again")
     kept = _json(
         directory / "validation.json",
@@ -95,7 +95,7 @@ def read_run(directory: Path) -> TrainedRun:
 
 
 def read_curve(directory: Path) -> np.ndarray:
-    """[V, 2] float64: optimizer steps done and val/tau, from metrics.csv; empty where the run wrote none."""
+    """Returns [V, 2] float64 of optimizer steps and val/tau from metrics.csv; empty where the run wrote none."""
     path = directory / "metrics.csv"
     if not path.exists():
         return np.zeros((0, 2))
@@ -105,7 +105,7 @@ def read_curve(directory: Path) -> np.ndarray:
 
 
 def flat(decided: dict) -> dict[str, object]:
-    """Nested options -> dotted ones."""
+    """Flattens nested options into dotted ones."""
     out: dict[str, object] = {}
     for name, value in decided.items():
         if isinstance(value, dict):
@@ -116,7 +116,7 @@ def flat(decided: dict) -> dict[str, object]:
 
 
 def differing(runs: Iterable[dict[str, object]]) -> dict[str, tuple]:
-    """Dotted options in which ``runs`` differ, seed and target left out -> their values, in order of appearance."""
+    """Returns the dotted options in which ``runs`` differ, without seed and target, with their values."""
     runs = list(runs)
     names = dict.fromkeys(name for run in runs for name in run)
     found = {}
@@ -130,8 +130,8 @@ def differing(runs: Iterable[dict[str, object]]) -> dict[str, tuple]:
 
 
 def members_by_difference(runs: Sequence[TrainedRun]) -> list[Member]:
-    """Without a plan: runs by the head of their name (stage1-pre_hc_head-hc_gate-kl0.15), and by every option in which runs
-    of one head differ; an option that a run does not have is ""."""
+    """Groups runs without a plan: by the head of their name (stage1-pre_hc_head-hc_gate-kl0.15), and by every option in which
+    runs of one head differ; an option that a run lacks is ""."""
     heads: dict[str, list[TrainedRun]] = {}
     for run in runs:
         heads.setdefault(run.directory.name.partition("-s")[0], []).append(run)
@@ -145,7 +145,7 @@ def members_by_difference(runs: Sequence[TrainedRun]) -> list[Member]:
 
 
 def value_text(value: object) -> str:
-    """As on the command line."""
+    """Writes a value as on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -156,7 +156,7 @@ def value_text(value: object) -> str:
 
 
 def refusal(run: TrainedRun, jobs: Sequence[dict[str, object]]) -> str:
-    """Why a run is none of ``jobs`` (flat options each): how it differs from the nearest, seeds and targets apart."""
+    """Explains why a run is none of ``jobs`` (flat options each): its differences from the nearest, without seed and target."""
     distances = [differing([run.decided, job]) for job in jobs]
     nearest = min(distances, key=len)
     if not nearest:
@@ -166,7 +166,7 @@ def refusal(run: TrainedRun, jobs: Sequence[dict[str, object]]) -> str:
 
 
 def marks(members: Sequence[Member]) -> dict[Path, str]:
-    """Runs that compare with a reservation: other code or rows than most, or another start than their options say."""
+    """Returns the runs to compare with caution, and why: other code or rows than most, or another start than its options."""
     codes = [member.run.code for member in members]
     usual = max(dict.fromkeys(codes), key=codes.count) if codes else ""
     digests: dict[str, Counter[str]] = {}
@@ -175,18 +175,18 @@ def marks(members: Sequence[Member]) -> dict[Path, str]:
         digests.setdefault(name, Counter())[digest] += 1
     found = {}
     for member in members:
-        run, told = member.run, []
+        run, reasons = member.run, []
         if run.code != usual:
-            told.append(f"made by other code ({run.code}; most runs: {usual})")
+            reasons.append(f"made by other code ({run.code}; most runs: {usual})")
         name, digest = run.dataset
         if digest != (most := digests[name].most_common(1)[0][0]):
-            told.append(f"trained on other rows of dataset {name} ({digest}; most runs: {most})")
+            reasons.append(f"trained on other rows of dataset {name} ({digest}; most runs: {most})")
         if run.parent is not None:
             other = [n for n in differing([run.parent, run.decided]) if n not in ("stage", "corpus.stage", "optim.lr")]
             if other:
-                told.append("its stage-1 run differs in " + ", ".join(other))
-        if told:
-            found[run.directory] = "; ".join(told)
+                reasons.append("its stage-1 run differs in " + ", ".join(other))
+        if reasons:
+            found[run.directory] = "; ".join(reasons)
     return found
 
 

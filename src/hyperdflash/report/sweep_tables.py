@@ -1,4 +1,4 @@
-"""A SweepReport as blocks: verdicts, and per target a table of tau, of differences, of steps and of positions."""
+"""Renders a SweepReport: verdicts, then tables of tau, differences, steps and positions per target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEPS_SHOWN = 20
 
 
 def sweep_blocks(report: SweepReport) -> list[Block]:
-    """What sweep.md and the page show."""
+    """Returns the content of sweep.md and of the page."""
     lines = [f"- {line}" for line in verdict_lines(report)] or ["- nothing to compare: one choice only"]
     compared = sum(bool(cell.shared) for cell in report.cells)
     blocks: list[Block] = [f"# Sweep {report.name}", "## Verdicts", "\n".join(lines)]
@@ -65,7 +65,7 @@ def _differences(cells: Sequence[Cell], report: SweepReport) -> Table:
 
 
 def _steps(cells: Sequence[Cell], report: SweepReport) -> list[Block]:
-    """Steps down, choices across; nothing where no two cells were validated at one step."""
+    """Returns steps down and choices across; nothing where no two cells were validated at one step."""
     curves = {cell.label: {r.slot: r.estimate for r in report.curve(cell, f"{CURVE} minus baseline")} for cell in cells}
     curves = {label: curve for label, curve in curves.items() if curve}
     steps = sorted({step for curve in curves.values() for step in curve})
@@ -95,7 +95,7 @@ def _positions(cells: Sequence[Cell], report: SweepReport) -> Table:
 
 
 def _seeds_text(estimate: Estimate, signed: bool = False) -> str:
-    """Without an interval where there is one seed."""
+    """Writes an estimate over seeds, without an interval where there is one seed."""
     return number_text(estimate.value, signed=signed) if math.isnan(estimate.low) else estimate_text(estimate, signed=signed)
 
 

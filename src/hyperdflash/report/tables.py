@@ -1,4 +1,4 @@
-"""Blocks of a report, paragraphs and tables of text, as Markdown, HTML and on the terminal; and how a number is written.
+"""Renders a report's paragraphs and tables as Markdown, as HTML and on the terminal, and formats its numbers.
 
 A cell ``**x**`` is bold in every format. A row of one cell is a section's heading.
 """
@@ -35,19 +35,19 @@ Block = str | Table
 
 
 def markdown(blocks: Iterable[Block]) -> str:
-    """Blocks with a blank line between them and a line's end behind the last."""
+    """Joins blocks with blank lines; the text ends with a line break."""
     texts = ("\n".join(markdown_table(b.header, b.rows)) if isinstance(b, Table) else b for b in blocks)
     return "\n\n".join(texts) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Returns the lines of a Markdown table."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def terminal_table(table: Table) -> RichTable:
-    """For ``rich.console.Console.print``."""
+    """Returns a table for ``rich.console.Console.print``."""
     found = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, caption=table.caption or None)
     found.title_justify = found.caption_justify = "left"
     for i, name in enumerate(table.header):
@@ -60,7 +60,7 @@ def terminal_table(table: Table) -> RichTable:
 
 
 def html_blocks(blocks: Iterable[Block]) -> str:
-    """Paragraphs, lists, headings (``#``, ``##``, ``###``) and sortable tables as HTML elements."""
+    """Returns paragraphs, lists, headings (``#``, ``##``, ``###``) and tables as HTML elements."""
     found = []
     for block in blocks:
         if isinstance(block, Table):
@@ -80,7 +80,7 @@ def html_blocks(blocks: Iterable[Block]) -> str:
 
 
 def bold_best(values: Sequence[float], texts: Sequence[str], whole: bool = False) -> list[str]:
-    """``texts`` with that of the highest of ``values`` in bold: its first word, or the ``whole``."""
+    """Returns ``texts`` with that of the highest of ``values`` in bold: its first word, or the ``whole``."""
     defined = [value for value in values if not math.isnan(value)]
     found = list(texts)
     if defined:
@@ -91,13 +91,13 @@ def bold_best(values: Sequence[float], texts: Sequence[str], whole: bool = False
 
 
 def estimate_text(estimate: Estimate, signed: bool = False) -> str:
-    """``2.29 [2.20, 2.38]``."""
+    """Writes ``2.29 [2.20, 2.38]``."""
     low, high = (number_text(v, signed=signed) for v in (estimate.low, estimate.high))
     return f"{number_text(estimate.value, signed=signed)} [{low}, {high}]"
 
 
 def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
-    """``2.29``; ``n/a`` for NaN."""
+    """Writes ``2.29``; ``n/a`` for NaN."""
     if math.isnan(value):
         return "n/a"
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -105,12 +105,12 @@ def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
 
 
 def or_gap(text: str) -> str:
-    """A number that may be missing: GAP for ``n/a``."""
+    """Returns GAP for ``n/a``, else ``text``."""
     return GAP if text.startswith("n/a") else text
 
 
 def jsonable(value):
-    """Nested dicts, lists and tuples with None for NaN, which JSON has not."""
+    """Returns nested dicts, lists and tuples with None for NaN, which JSON lacks."""
     if isinstance(value, dict):
         return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
