@@ -29,11 +29,6 @@ from hyperdflash.report.paper import columns_of, write_paper_report
 Answer = Callable[[str, list[int], float, str], dict]  # method, prompt ids, temperature, name of its draws -> a turn's row
 
 
-def modes_of(config: DictConfig) -> list[Mode]:
-    """Returns ``mode`` as a list."""
-    return list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
-
-
 def answer_all(
     config: DictConfig,
     identity: dict,
@@ -50,9 +45,10 @@ def answer_all(
     ``identity`` decides the rows, with the seed, the methods and the prompts. ``prepare`` takes the first prompt's ids
     where any prompt is left, before the file's header names the methods; ``complete`` takes each row before it is written.
     """
+    modes: list[Mode] = list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
     places = [
         (mode, float(temperature), prompt)
-        for mode in modes_of(config)
+        for mode in modes
         for fitting in [prompts.fitting(tokenizer, mode)]
         for temperature in config.temperature
         for prompt in fitting

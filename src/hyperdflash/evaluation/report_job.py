@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hyperdflash.cli import not_installed
-from hyperdflash.files import write_text
 from hyperdflash.identity import runs_dir
 from hyperdflash.launch.sweep_plan import Job, SweepPlan, plan_sweep
 from hyperdflash.report.html import write_page
+from hyperdflash.report.results import write_report
 from hyperdflash.report.sweep import SweepReport, label_of, summarize_sweep, verdict_lines
 from hyperdflash.report.sweep_runs import Member, TrainedRun, flat, members_by_difference, read_run, refusal
 from hyperdflash.report.sweep_tables import sweep_blocks
@@ -61,8 +61,7 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
     )
     out = Path(own["out"]) if own["out"] else runs_dir() / "report" / name
     blocks = sweep_blocks(report)
-    write_text(out / "sweep.md", markdown(blocks))
-    write_text(out / "sweep.csv", report.results.csv_text())
+    write_report(out, {"sweep.md": markdown(blocks), "sweep.csv": report.results.csv_text()})
     figures = sweep_figures(report, out)
     page = write_page(f"Sweep {name}", blocks, figures, Path(own["html"]) if own["html"] else out / "dashboard.html")
     print("\n".join(verdict_lines(report)) or "one choice only: nothing to compare")

@@ -12,7 +12,6 @@ with the text).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,8 @@ import numpy as np
 
 from hyperdflash.report.figures import COLORS, headed_figure, save_figure
 from hyperdflash.report.measure import AUTOREGRESSIVE
-from hyperdflash.report.results import csv_text
-from hyperdflash.report.tables import GAP, Table, jsonable, markdown, number_text, or_gap
+from hyperdflash.report.results import csv_text, write_report
+from hyperdflash.report.tables import GAP, Table, markdown, number_text, or_gap
 from hyperdflash.settings import positive_int
 
 # field, name, color, color of a number on it
@@ -119,19 +118,15 @@ def _cost(times: RoundTimes, reference: Cost | None) -> Cost:
 
 def write_cost_report(times: Sequence[RoundTimes], out: Path | str, setting: str) -> list[Path]:
     """Writes cost.md, cost.csv, cost.json and cost.png into ``out``; ``setting`` as in ``cost_markdown``."""
-    found, out = costs(times), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    found = costs(times)
     rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
-    record = json.dumps(jsonable({"setting": setting, "costs": rows}), indent=1, allow_nan=False, ensure_ascii=False)
     lines = [[value if isinstance(value, str) else _digits(value) for value in row.values()] for row in rows]
-    texts = {
+    contents = {
         "cost.md": cost_markdown(found, setting),
         "cost.csv": csv_text(rows[0], lines),
-        "cost.json": record + "\n",
+        "cost.json": {"setting": setting, "costs": rows},
     }
-    for name, text in texts.items():
-        (out / name).write_text(text)
-    return [*(out / name for name in texts), cost_figure(found, out / "cost.png", setting)]
+    return [*write_report(out, contents), cost_figure(found, Path(out) / "cost.png", setting)]
 
 
 def cost_markdown(found: Sequence[Cost], setting: str) -> str:

@@ -6,7 +6,6 @@ python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.cli import entry_point
 from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
-from hyperdflash.report.results import csv_text
+from hyperdflash.report.results import csv_text, write_report
 from hyperdflash.report.tables import Block, Table, markdown, number_text
 from hyperdflash.settings import one_of
 
@@ -47,18 +46,14 @@ def write_roofline(setting: Setting, out: Path | str) -> list[Path]:
     """Writes roofline.md, roofline.csv, roofline.json and roofline.png into ``out``."""
     from hyperdflash.planning.roofline_figure import roofline_figure  # needs matplotlib
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     record = roofline_record(setting)
     rows = record["verification"]
-    texts = {
+    contents = {
         "roofline.md": markdown(roofline_blocks(setting)),
         "roofline.csv": csv_text(rows[0], (row.values() for row in rows)),
-        "roofline.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
+        "roofline.json": record,
     }
-    for name, text in texts.items():
-        (out / name).write_text(text)
-    return [*(out / name for name in texts), roofline_figure(setting, out / "roofline.png")]
+    return [*write_report(out, contents), roofline_figure(setting, Path(out) / "roofline.png")]
 
 
 def roofline_record(setting: Setting) -> dict:

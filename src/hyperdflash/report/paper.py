@@ -7,7 +7,6 @@ is an Average that lacks a column.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from hyperdflash.data.benchmark_rows import BENCHMARKS
 from hyperdflash.report.bootstrap import LEVEL, MEAN
 from hyperdflash.report.figures import results_figure
 from hyperdflash.report.measure import AUTOREGRESSIVE, Sample, measure
-from hyperdflash.report.results import Results, Row
+from hyperdflash.report.results import Results, Row, write_report
 from hyperdflash.report.tables import GAP, Block, Table, estimate_text, jsonable, markdown, number_text, or_gap
 from hyperdflash.settings import one_of
 
@@ -48,14 +47,13 @@ def columns_of(benchmarks: Sequence[str]) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Table 2 or 3: ``methods`` with a drafter, ``plain`` ones, and a sentence per gap in ``missing``."""
+    """Table 2 or 3: ``methods`` with a drafter, and ``plain`` ones."""
 
     mode: str
     results: Results
     columns: tuple[Column, ...]
     methods: tuple[str, ...]
     plain: tuple[str, ...]
-    missing: tuple[str, ...]
     num_resamples: int
     seed: int
 
@@ -67,6 +65,12 @@ class PaperTable:
     def titles(self) -> dict[str, str]:
         """Printed title per group, Average last."""
         return {column.name: column.title for column in self.columns} | {MEAN: AVERAGE}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """A sentence per gap."""
+        gaps = tuple(gap for t, here in self.sections() for gap in _missing(self, f"T = {t:g}", here))
+        return gaps if self.results.rows else (f"{self.mode}: nothing was measured",)
 
     def sections(self) -> list[tuple[float, Results]]:
         """Returns each temperature with its rows."""
@@ -95,10 +99,7 @@ def paper_table(
     ordered = sorted(samples, key=lambda s: list(runs).index(s.method))
     rows = measure(ordered, groups=names, num_resamples=num_resamples, seed=seed)
     results = Results(rows, {("", method): {"run": run} for method, run in runs.items()})
-    table = PaperTable(mode, results, tuple(columns), drafting, plain, (), num_resamples, seed)
-    missing = [gap for t, here in table.sections() for gap in _missing(table, f"T = {t:g}", here)]
-    gaps = tuple(missing) if samples else (f"{mode}: nothing was measured",)
-    return PaperTable(mode, results, tuple(columns), drafting, plain, gaps, num_resamples, seed)
+    return PaperTable(mode, results, tuple(columns), drafting, plain, num_resamples, seed)
 
 
 def figure1_results(table: PaperTable, samples: Sequence[Sample]) -> Results | None:
@@ -132,45 +133,39 @@ def write_paper_report(
     modes = [mode for mode in MODES if any(s.mode == mode for s in samples)]
     if not modes:
         raise ValueError("no samples to report; run python -m src.evaluate benchmarks=paper first")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     tables = [paper_table(samples, mode, columns, methods, num_resamples, seed) for mode in modes]
     everything = Results(tuple(row for table in tables for row in table.results.rows), tables[0].results.details)
-    record = json.dumps([to_json(table, target) for table in tables], indent=1, allow_nan=False, ensure_ascii=False)
-    texts = {
+    contents = {
         "paper.md": "\n".join(markdown(paper_blocks(table, target)) for table in tables),
         "paper.csv": everything.csv_text(),
-        "paper.json": record + "\n",
+        "paper.json": [to_json(table, target) for table in tables],
     }
-    for name, text in texts.items():
-        (out / name).write_text(text)
-    written = [out / name for name in texts]
+    written = write_report(out, contents)
     for table in tables if figures else ():
         if found := figure1_results(table, samples):
             left_out = [column.title for column in table.columns if column.title not in found.groups]
             without = f", without {', '.join(left_out)}" if left_out else ""
             title = f"Figure 1 ({MODES[table.mode][1]}), target {target}{without}"
             shown = [m for m in table.methods if found.measured(m)]
-            written.append(results_figure(found, out / f"figure1_{table.mode}.png", title, shown))
+            written.append(results_figure(found, Path(out) / f"figure1_{table.mode}.png", title, shown))
     return written
 
 
 def to_json(table: PaperTable, target: str) -> dict:
     """Returns the record and its settings as JSON values; None where a number is undefined."""
-    return jsonable(
-        {
-            "table": table.number,
-            "mode": table.mode,
-            "target": target,
-            "columns": [asdict(column) for column in table.columns],
-            "interval": {"level": LEVEL, "resamples": table.num_resamples, "seed": table.seed, "unit": "prompt"},
-            "methods": table.methods,
-            "plain": table.plain,
-            "runs": {method: own["run"] for (_, method), own in table.results.details.items()},
-            "missing": table.missing,
-            "rows": table.results.to_json(),
-        }
-    )
+    record = {
+        "table": table.number,
+        "mode": table.mode,
+        "target": target,
+        "columns": [asdict(column) for column in table.columns],
+        "interval": {"level": LEVEL, "resamples": table.num_resamples, "seed": table.seed, "unit": "prompt"},
+        "methods": table.methods,
+        "plain": table.plain,
+        "runs": {method: own["run"] for (_, method), own in table.results.details.items()},
+        "missing": table.missing,
+        "rows": table.results.to_json(),
+    }
+    return jsonable(record)
 
 
 def paper_blocks(table: PaperTable, target: str) -> list[Block]:

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
+from hyperdflash.files import write_text
 from hyperdflash.report.bootstrap import MEAN, Estimate
+from hyperdflash.report.tables import jsonable
 
 MINUS_BASELINE = "tau minus baseline"
 
@@ -104,6 +108,15 @@ class Results:
     def to_json(self) -> list[dict]:
         """Returns a dict per row; ``hyperdflash.report.tables.jsonable`` turns NaN, which JSON lacks, into None."""
         return [row._asdict() for row in self.rows]
+
+
+def write_report(folder: Path | str, contents: dict[str, object]) -> list[Path]:
+    """Writes a file per name: text as it is, anything else as JSON with None for NaN; returns their paths."""
+    for name, content in contents.items():
+        if not isinstance(content, str):
+            content = json.dumps(jsonable(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        write_text(Path(folder) / name, content)
+    return [Path(folder) / name for name in contents]
 
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
