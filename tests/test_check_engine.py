@@ -77,7 +77,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_every_kind_of_wrong_state_is_seen(wrong, target):
+def test_every_kind_of_wrong_state_is_detected(wrong, target):
     spoil, sentence = WRONG[wrong]
     prompts = [torch.arange(8, 30), torch.arange(40, 55)]
     own = [InProcess(target).states([prompt])[None] for prompt in prompts]
@@ -102,7 +102,7 @@ def test_a_failed_check_names_the_server_and_ends_every_capture(target, config, 
             StatesJob.of(compose_config("train", [*mini_overrides, *through])).producer()
 
 
-def test_the_heads_alone_see_wrong_states_too(target, config, monkeypatch):
+def test_the_heads_alone_detect_wrong_states(target, config, monkeypatch):
     from hyperdflash.checks import engine_states as engine_check
 
     monkeypatch.setattr(engine_check, "instantiate", lambda _: pytest.fail("the target was loaded"))
@@ -167,8 +167,8 @@ def test_limits_decide(target):
         Limits(cosine=2)
 
 
-def test_a_training_lives_on_what_its_capture_process_makes(target, config, compose_config, mini_overrides, tmp_path, capfd):
-    """The layout of 4 GPUs that serve and 4 that train: a server, and one command for the training and what feeds it."""
+def test_a_training_reads_the_states_of_its_capture_process(target, config, compose_config, mini_overrides, tmp_path, capfd):
+    """Runs the layout of 4 serving and 4 training GPUs: a server, and one command for the training and its captures."""
     from hyperdflash.training.job import train
 
     given = [*mini_overrides, "corpus.max_length=32", "corpus.max_new_tokens=8", "optim.batch_size=8", "trainer.max_epochs=1"]

@@ -40,7 +40,7 @@ MODE = "non_think"
 
 
 class Case:
-    """A drafter, its clean views and what to make one of them again with."""
+    """A drafter with its correct views, and the parts to record one of them again."""
 
     def __init__(self, target, tokenizer, module, layer_ids=(), window=None):
         self.target, self.tokenizer, self.module, self.window = target, tokenizer, module, window
@@ -174,7 +174,7 @@ def normed(states, heads):
 
 
 def plant(case: Case, error: str, path: str, patch: pytest.MonkeyPatch) -> View:
-    """The view of ``path`` with ``error`` in it."""
+    """Records ``path`` with ``error`` planted in it."""
     heads = case.target.heads
     if error == "states" and path == "loop":
         make = loop_module._states
@@ -227,7 +227,7 @@ def test_the_details_say_what_is_wrong(case):
     assert "training never runs reducer.path_norm, replay does" in said["modules"]
 
 
-def test_a_loop_that_counts_its_positions_wrong_is_told_from_one_with_another_base(case):
+def test_a_loop_that_counts_its_positions_wrong_is_distinguished_from_one_with_another_base(case):
     # keys of the context come first: they are turned to their places before any block is
     found = case.compare(loop=case.loop(drafter=OnePlaceOff(case.module, case.target.heads))).first_difference
     assert found.startswith("RoPE: loop differs from the others") and "angles of other positions" in found

@@ -15,7 +15,7 @@ from hyperdflash.planning.v4_sizes import checkpoint_bytes, read_sizes
 PAPER = ["target=deepseek_v4_flash", "corpus=paper", "drafter=paper", "blocks=paper", "optim=adamw"]
 
 
-def test_the_released_configuration_has_the_roofline_s_sizes(compose_config):
+def test_plan_and_roofline_read_the_same_sizes(compose_config):
     sizes = read_sizes(FLASH)
     assert sizes == instantiate(compose_config("roofline", []).model, _convert_="all")
     assert checkpoint_bytes(sizes) / 1e9 == pytest.approx(159.6, abs=0.1)
@@ -34,7 +34,7 @@ def test_the_paper_s_training_is_planned_without_a_checkpoint(compose_config):
     ("gib", "advice"),
     [(40, "^trainer.batch"), (32, "^drafter.gradient_checkpointing=true$"), (28, "checkpointing=true trainer")],
 )
-def test_an_override_that_is_advised_is_enough(gib, advice, compose_config):
+def test_an_advised_override_suffices(gib, advice, compose_config):
     small = [*PAPER, "trainer=ddp8", f"machine.gpu_gib={gib}"]
     (problem,) = [p for p in make_plan(compose_config("plan", small)).problems() if "a rank needs" in p]
     override = problem.split(": ", 1)[1].split(" needs ")[0].split()
@@ -73,7 +73,7 @@ def test_examples_of_a_mixture():
     assert num_examples([{"source": "a", "count": 110}, {"source": "b", "count": 40}]) == 150
 
 
-def test_another_target_s_configuration_is_not_made_up(compose_config):
+def test_a_missing_target_is_refused(compose_config):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         make_plan(compose_config("plan", ["target=deep", "target.path=nowhere"]))
 
@@ -93,7 +93,7 @@ def test_the_target_in_this_process_is_planned_as_it_is_loaded(compose_config):
     assert plan.copies == 1 and plan.shares() == []
 
 
-def test_what_evaluation_counts_is_the_paper_s(compose_config):
+def test_evaluation_counts_the_paper_s_prompts(compose_config):
     full = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8"])).measuring
     assert full.tokens == (3405 + 80) * 512 * 2 * 2 and full.methods == 6 and full.check_tokens == 12 * 512
     few = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8", "per_benchmark=10", "modes=[non_think]"])).measuring

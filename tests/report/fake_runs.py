@@ -21,7 +21,7 @@ DECIDED = {
 
 
 def fake_run(directory: Path, decided: dict, rate: float, *, code: str = "a" * 10, prompts: int = 24, **result) -> Path:
-    """A run whose slots are accepted with ``rate``; seeds draw other rounds, all runs share the prompts."""
+    """A run that accepts each slot with probability ``rate``; seeds draw other rounds, all runs share the prompts."""
     directory.mkdir(parents=True)
     seed = decided["seed"]
     counts = counts_from([rate * 0.97**k for k in range(6)], prompts, seed=seed + 1, rounds_low=30, rounds_high=60)
@@ -54,7 +54,7 @@ def fake_run(directory: Path, decided: dict, rate: float, *, code: str = "a" * 1
 
 
 def fake_sweep(words: list[str], rates, **options) -> list[Path]:
-    """A finished run for every job of a sweep; ``rates(job) -> acceptance rate``, or None where the job is to be missing."""
+    """A finished run for every job of a sweep; ``rates(job) -> acceptance rate``, None for a missing run."""
     from hyperdflash.launch.sweep_plan import plan_sweep
 
     made = {}

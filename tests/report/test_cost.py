@@ -1,4 +1,4 @@
-"""Where the time goes: medians, predicted and measured speedup by hand."""
+"""The cost of a round: medians, predicted and measured speedups by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def times(method, batch_size, draft, verify, rest, emitted, first=(0.1, 0.3, 0.2
 
 @pytest.fixture
 def measured():
-    """AR: 10 ms a token. X: 20 ms a round but for one of 80, 3 tokens a round."""
+    """AR: 10 ms per token. X: 20 ms per round and once 80, 3 tokens per round."""
     return [
         times("X", 1, [0.004] * 3, [0.015, 0.015, 0.075], [0.001] * 3, [2, 3, 4]),
         times("AR", 1, [0.0] * 4, [0.008] * 4, [0.002] * 4, [1] * 4),
@@ -38,7 +38,7 @@ def test_numbers_by_hand(measured):
 
 
 def test_rows_that_ended_leave_ar_comparable():
-    """Half of AR's rows have ended: a token costs it twice the round, and so it does X."""
+    """Half of the rows have ended, so a token costs AR two rounds, and both speedups are 1."""
     ar = times("AR", 2, [0.0], [0.01], [0.0], [1])
     x = times("X", 2, [0.01], [0.01], [0.0], [2])
     assert costs([ar, x])[1].predicted == pytest.approx(costs([ar, x])[1].measured) == pytest.approx(1.0)

@@ -21,7 +21,7 @@ def test_acceptance_png(make_results, tmp_path, temperatures):
     assert image[..., :3].std() > 0.05  # not blank
 
 
-def test_undefined_slots_and_no_run_ids_draw(make_results, tmp_path):
+def test_figures_draw_undefined_slots_and_methods_without_runs(make_results, tmp_path):
     rates = {"a": (0.05,) * 6, "b": (0.9, 0.8)}
     results = make_results(temperatures=(1.0,), per_domain=(3,), rates=rates, run_ids=False)
     path = results_figure(replay_results(results, "a", 20).results, tmp_path / "acceptance.png", "Acceptance")

@@ -50,7 +50,7 @@ def page(monkeypatch, tmp_path) -> Path:
     return tmp_path / "page.html"
 
 
-def test_the_page_is_whole_and_asks_for_nothing(page):
+def test_the_page_is_complete_and_loads_nothing(page):
     text = page.read_text()
     outside = r"""href\s*=|src\s*=\s*"(?!data:)|url\(|@import|fetch\(|XMLHttpRequest|https?://"""
     assert not re.findall(outside, text) and text.count("<img") == 1

@@ -1,4 +1,4 @@
-"""The planner: what it counts is what the reference says, what does not fit is named with what would fix it."""
+"""The planner: its counts equal the reference, and it names what does not fit with an override that fixes it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def plan(**changes) -> Plan:
     return replace(Plan(MACHINE, RATES, FLASH, stages, training), **changes)
 
 
-def test_bytes_a_token_are_the_reference_s():
+def test_bytes_per_token_equal_the_reference():
     ids = 9
     assert FLASH.state_bytes("bf16") == 32 * 1024 + ids
     assert FLASH.state_bytes("fp8") == 16 * 1024 + 16 + ids
@@ -71,7 +71,7 @@ def test_bytes_a_token_are_the_reference_s():
 
 
 @pytest.mark.parametrize(("mean_tokens", "terabytes"), [(512, 7.5), (1024, 15.1), (2048, 30.2)])
-def test_cache_of_the_paper_s_examples_is_the_reference_s_table(mean_tokens, terabytes):
+def test_cache_sizes_of_the_paper_equal_the_reference(mean_tokens, terabytes):
     base = plan()
     sized = replace(base, stages=tuple(replace(stage, mean_tokens=mean_tokens) for stage in base.stages))
     assert sized.cache_bytes("bf16") / 1e12 == pytest.approx(terabytes, abs=0.06)
@@ -80,7 +80,7 @@ def test_cache_of_the_paper_s_examples_is_the_reference_s_table(mean_tokens, ter
 def test_steps_rates_and_hours_by_hand():
     p = plan()
     first = p.stages[0]
-    assert p.steps(first) == 300_000 // 32 * 5  # 9,375 steps an epoch
+    assert p.steps(first) == 300_000 // 32 * 5  # 9,375 steps per epoch
     assert p.step_s == pytest.approx(1e14 / (1000e12 * 0.5))  # 0.2 s
     assert replace(p, training=replace(p.training, step_flops=1e12)).step_s == 0.1
     assert p.step_read_bytes(first) == 8 * 4 * 1024 * (32 * 1024 + 9)
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
     assert "4 GPUs" in small and "target.engine=sglang" in small
 
 
-def test_what_servers_answers_can_carry_bounds_the_capture():
+def test_transport_from_servers_limits_the_capture_rate():
     free = plan()
     bound = replace(free, rates=replace(RATES, transport_tokens_per_s=250, processes=4))
     assert free.capture_rate(2) == 2 * free.capture_rate(1) > 1000
@@ -158,13 +158,13 @@ def test_every_command_is_a_count_times_a_rate():
     )
 
 
-def test_nothing_is_said_of_a_disk_that_is_not_used():
+def test_an_unused_disk_causes_no_problem():
     full = plan(machine=replace(MACHINE, disk_tb=1, read_gb_s=0.1))
     assert len(full.problems()) == 3
     assert replace(full, training=replace(full.training, cache="off")).problems() == []
 
 
-def test_memory_grows_with_what_it_should():
+def test_each_part_of_memory_grows_with_its_sizes():
     base = step_memory(DRAFTER, SIZES)
     assert base.optimizer == 5000 * 8 and base.gradients == 5000 * 4 and base.weights == 5000 * 6
     assert base.heads == 2 * 1000 * 16 * 2
@@ -179,7 +179,7 @@ def test_memory_grows_with_what_it_should():
     assert plain.weights == 5000 * 4
 
 
-def test_texts():
+def test_bytes_and_hours_as_text():
     assert bytes_text(32777) == "32.8 KB" and bytes_text(15.1e12) == "15.1 TB"
     assert (
         hours_text(0.001) == "under 1 min"

@@ -118,7 +118,7 @@ def test_one_verification_by_hand():
     assert found["cache"].fp8_flops == 6 * 2 * 2 * 4 * 50
 
 
-def test_experts_between_own_and_same():
+def test_tokens_that_share_experts_read_fewer_of_them():
     own, same, one = (parts(verification(SMALL, n, 2, 0, s))["routed experts"] for n, s in ((3, False), (3, True), (1, False)))
     assert one.bytes == same.bytes < own.bytes
     assert own.fp8_flops == same.fp8_flops == 3 * one.fp8_flops
@@ -172,8 +172,8 @@ def test_predicted_speedup_is_the_formula(setting):
         small.round(replace(method, slots=4), 1)
 
 
-def test_what_the_roofline_says_of_flash(setting):
-    """Orders, not values: what makes verification dear at small batches and free at none."""
+def test_trends_on_flash(setting):
+    """Checks orders, not values: by batch size, by method and by context."""
     found = setting()
     assert found.ratio(7, 1) == pytest.approx(2.70, abs=0.01) and found.ratio(7, 1, True) < 1.01
     assert found.ratio(7, 128) < found.ratio(7, 32) < found.ratio(7, 4)

@@ -33,7 +33,7 @@ KL = ["sweep=kl", "kl.alpha=0.15,0.2,0.5"]
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path) -> Path:
-    """An empty place for runs; figures take seconds and are drawn in one test alone."""
+    """An empty folder for runs; one test alone draws figures, which takes seconds."""
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     monkeypatch.setattr(sweep_figures, "sweep_figures", lambda report, out: [])
     return tmp_path
@@ -45,7 +45,7 @@ def kl_rate(job) -> float:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_plans_different_runs_and_its_baseline_is_one(name, runs):
-    """With two values an axis, the baseline's among them: every option by itself is composed in tests/test_configs.py."""
+    """Takes two values per axis, the baseline's among them; tests/test_configs.py composes every single option."""
     file = OmegaConf.load(ROOT / "conf" / "sweep" / f"{name}.yaml")
     wanted = dict(word.split("=", 1) for word in file.sweep.baseline)
     words = []
@@ -183,8 +183,8 @@ def test_the_numbers_of_a_cell_are_those_of_its_runs(runs):
             assert report.get(cell, MINUS_BASELINE, over="seeds").low == pytest.approx(differences.mean() - half)
 
 
-def test_what_the_intervals_cover_is_not_called_a_difference(runs):
-    """One seed far off: the prompts' interval leaves out 0, the seeds' does not, and the verdict follows the wider."""
+def test_an_interval_that_covers_0_is_no_difference(runs):
+    """One seed is far off: the prompts' interval excludes 0, the seeds' does not, and the verdict follows the wider."""
     rates = {("0.15", 0): 0.5, ("0.15", 1): 0.5, ("0.15", 2): 0.5, ("0.2", 0): 0.5, ("0.2", 1): 0.5, ("0.2", 2): 0.75}
     fake_sweep(KL, lambda job: rates.get((job.choices["kl.alpha"], int(job.choices["seed"]))))
     report, _ = make_report([*KL, "num_resamples=200"])
@@ -230,7 +230,7 @@ def test_agreement_across_targets_is_claimed_only_where_it_is(runs, deep, told):
 
 
 def test_a_baseline_may_leave_an_axis_open(runs):
-    """Each method beside vanilla at the same KL: a lead that KL gives to both is no lead."""
+    """Compares each method with vanilla at the same KL, so a gain that KL gives to both is no difference."""
     gain = {"paper": 0.1, "off": 0.0}
     fake_sweep(
         ["sweep=conditioning", "method=hyperdflash,dflash"],

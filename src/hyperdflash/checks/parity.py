@@ -115,7 +115,7 @@ def _labels(view: View, heads: TargetHeads, window: int | None) -> Iterator[Find
     for name, anchor, drafting in _anchors(view):
         text = view.texts[name][anchor + 1 :]
         if drafting.labels is not None:
-            wanted = text[: len(drafting.logits())]  # none past the answer's end
+            wanted = text[: len(drafting.logits())]  # no labels past the answer's end
             shown = f"the slots have the labels {list(drafting.labels)}, the text goes on with {wanted}"
             yield _exact(list(drafting.labels) == wanted, name, anchor, shown)
         if drafting.accepted is not None:

@@ -92,7 +92,7 @@ def converse(
     for number, added in enumerate(rounds):
         prompt_ids = [*before, *added]
         turns.append(answer(prompt_ids, number))
-        if turns[-1]["ended_by"] == "length":  # cut: nothing can follow
+        if turns[-1]["ended_by"] == "length":  # nothing can follow a cut answer
             break
         before = history_after(prompt_ids, turns[-1]["ids"], tokenizer, mode)
     return turns

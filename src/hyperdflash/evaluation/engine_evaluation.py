@@ -125,7 +125,7 @@ def report(rows: Sequence[dict], config: DictConfig, engine: str, servers: dict[
     title = f"{config.target.path} ({target}) served by {engine}, batch size 1"
     by_slot = all(turn["survived"] is not None for row in rows for turns in row["methods"].values() for turn in turns)
     drafting = [name for name in servers if name != AUTOREGRESSIVE]
-    write_tables(samples, config, title, drafting, figures=by_slot)  # a figure would show slots that nobody counted
+    write_tables(samples, config, title, drafting, figures=by_slot)  # a figure needs counts per slot
     unserved = not_served(config)
     (out / "engine.md").write_text(engine_markdown(rows, title, by_slot, unserved))
     write_evaluation(config, target, len(rows), engine=engine, servers=servers, not_served=unserved)

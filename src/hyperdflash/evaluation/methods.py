@@ -73,7 +73,7 @@ def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, Dic
     run = finished_run(run).directory
     training = OmegaConf.load(run / "config.yaml")
     training.target.path = str(target_path)
-    # how it was trained does not matter any more; a run older than one of the trainer's options lacks it
+    # a run may lack a trainer option, which drafting does not need
     training.trainer = OmegaConf.merge(OmegaConf.load(Path(CONF) / "trainer" / "cpu.yaml"), training.trainer)
     return Method(run.name, run=run, parts=make_parts(training)), training
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hyperdflash.settings import positive_int
 
-# bytes per weight, scales included: MXFP4 has one byte for 32 weights, FP8 one for 128 x 128
+# bytes per weight, scales included: MXFP4 has one byte per 32 weights, FP8 one per 128 x 128
 BYTES = {"fp4": 0.5 + 1 / 32, "fp8": 1 + 1 / 128**2, "bf16": 2.0, "fp32": 4.0, "int64": 8.0}
 SPARSE_RATIO = 4  # the compress ratio whose layers have two series and an indexer (official inference code: overlap)
 

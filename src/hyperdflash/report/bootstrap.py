@@ -34,13 +34,8 @@ class PromptCounts:
 
     def __post_init__(self):
         prompts, slots = self.survived.shape
-        for name, shape in (
-            ("emitted", (prompts,)),
-            ("accepted", (prompts,)),
-            ("rounds", (prompts,)),
-            ("reached", (prompts, slots)),
-        ):
-            got = getattr(self, name).shape
+        for name in ("emitted", "accepted", "rounds", "reached"):
+            shape, got = (prompts, slots) if name == "reached" else (prompts,), getattr(self, name).shape
             if got != shape:
                 raise ValueError(f"PromptCounts.{name} must be {list(shape)} beside survived [N, S], got {list(got)}")
 
@@ -147,7 +142,7 @@ def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     tail = (1 - LEVEL) / 2
     defined = ~np.isnan(resampled).all(axis=0)
-    filled = np.where(defined, resampled, 0.0)  # nanquantile warns on columns of NaN only
+    filled = np.where(defined, resampled, 0.0)  # nanquantile warns where a whole column is NaN
     quantile = np.nanquantile if np.isnan(filled).any() else np.quantile
     low, high = quantile(filled, [tail, 1 - tail], axis=0)
     return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
