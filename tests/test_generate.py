@@ -107,7 +107,7 @@ def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compos
         module.newest_run(target)
 
 
-def test_what_is_no_finished_run_is_refused(target, tmp_path):
+def test_an_unfinished_run_is_refused(target, tmp_path):
     with pytest.raises(ValueError, match="is not a finished run"):
         load_drafter(tmp_path, target)
 
@@ -165,7 +165,7 @@ def test_a_prompt_reaches_the_command_as_it_was_typed(prompt, monkeypatch, compo
     assert config.prompt == prompt and config.seed == 1 and config.drafted_by == "ar"
 
 
-def test_what_is_quoted_already_stays():
+def test_quoted_text_stays_as_it_is():
     for argument in ("prompt='a, b'", 'prompt="a"', "seed=1", "system=null", "--help"):
         assert quoted(argument) == argument
 
@@ -181,18 +181,18 @@ class Letters:
 
 
 @pytest.mark.parametrize(
-    ("colour", "no_color", "expected"),
+    ("color", "no_color", "expected"),
     [
         (False, "", "a[a]{-bc-}k\n"),
         (True, "1", "a[a]{-bc-}k\n"),
         (True, "", "a\x1b[32ma\x1b[0m\x1b[9;31mbc\x1b[0mk\n"),
     ],
 )
-def test_rounds_are_shown_in_colour_or_in_signs(colour, no_color, expected, monkeypatch):
+def test_rounds_are_shown_in_color_or_in_signs(color, no_color, expected, monkeypatch):
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("TERM", "xterm")
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=colour, color_system="standard" if colour else None)
+    console = Console(file=shown, force_terminal=color, color_system="standard" if color else None)
     printer = RoundPrinter(Letters(), console)
     printer.show(FirstToken(20, Seconds()))
     printer.show(ROUND)
@@ -200,7 +200,7 @@ def test_rounds_are_shown_in_colour_or_in_signs(colour, no_color, expected, monk
     assert shown.getvalue() == expected
 
 
-def test_half_a_character_waits_for_its_rest(target):
+def test_half_a_character_waits_for_the_other_half(target):
     tokenizer = tokenizer_of(target.path)
     ids = tokenizer.encode("naïve – 日本", add_special_tokens=False)
     stream = TextStream(tokenizer)

@@ -1,4 +1,4 @@
-"""The reference that walks and replays are held against."""
+"""The sequential reference for walks and replays."""
 
 from __future__ import annotations
 

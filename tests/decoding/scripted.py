@@ -1,4 +1,4 @@
-"""Doubles for the loop: a target that says a given text, a target that is a Markov chain, drafters that are right at will."""
+"""Doubles for the loop: a target that writes a given text, a target that is a Markov chain, scripted drafters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCAB = 50
 
 
 class _Session:
-    """Keeps the tokens; state i is the number i once it is rounded, so that a drafter can tell which states it was given."""
+    """Records its tokens; state i rounds to the number i, so that a drafter can tell which states it gets."""
 
     model, layer_ids = CPU, ()
 
@@ -50,7 +50,7 @@ class _Session:
 
 
 class TextSession(_Session):
-    """Its greedy text is ``text``, whatever stands before a position."""
+    """Its greedy text is ``text``, whatever precedes a position."""
 
     def __init__(self, text: list[int]):
         super().__init__()
@@ -73,7 +73,7 @@ class MarkovSession(_Session):
 
 
 class ScriptedDrafter:
-    """Drafts ``text`` where ``right[a][k - 1]``, another token elsewhere; keeps what it was given."""
+    """Drafts ``text`` where ``right[a][k - 1]``, another token elsewhere; records its inputs."""
 
     layer_ids, codec = (), CODECS["bf16"]
 
@@ -123,7 +123,7 @@ def markov_joint(table: Tensor, prompt_id: int, temperature: float, top_p: float
 
 
 def joint_p_value(tokens: Tensor, expected: Tensor) -> float:
-    """Pearson's chi-square of draws [N, 3] against probabilities [V, V, V]; 0 where an impossible triple came."""
+    """Pearson's chi-square of draws [N, 3] against probabilities [V, V, V]; 0 if an impossible triple occurs."""
     vocab = len(expected)
     counts = torch.bincount((tokens[:, 0] * vocab + tokens[:, 1]) * vocab + tokens[:, 2], minlength=vocab**3).double()
     expected = expected.flatten() * len(tokens)

@@ -1,4 +1,4 @@
-"""The acceptance rules, and the read-backwards rule against true speculative sampling by simulation."""
+"""The acceptance rules, and replay's rule against true speculative sampling by simulation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_sampled_accept_at_its_borders():
 
 
 def simulate_loop(p, q, n, generator):
-    """True speculative sampling of one token: y ~ q, keep with min(1, p/q), else the residual. (emitted, accepted)."""
+    """True speculative sampling of one token: y ~ q, accepted with min(1, p/q), else the residual: (emitted, accepted)."""
     y = torch.multinomial(q, n, replacement=True, generator=generator)
     accepted = torch.rand(n, generator=generator) < p[y] / q[y]
     residual = torch.multinomial((p - q).clamp(min=0), n, replacement=True, generator=generator)
@@ -41,7 +41,7 @@ def joint(tokens, accepted, vocab):
 
 
 def disagreement(rule) -> tuple[float, float]:
-    """Largest difference of the joint law to the loop's, and of the acceptance rate to sum min(p, q)."""
+    """Largest difference of the joint distribution from the loop's, and of the acceptance rate from sum min(p, q)."""
     generator = torch.Generator().manual_seed(3)
     vocab, n = 7, 200_000
     p = torch.softmax(2 * torch.randn(vocab, generator=generator), -1)
@@ -62,7 +62,7 @@ def test_the_swapped_rule_fails_the_same_check():
     assert law > 0.02 and rate > 0.02
 
 
-def test_probabilities_nucleus():
+def test_the_nucleus_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     assert torch.allclose(probabilities(logits, 1.0), torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     # 0.5 < 0.7 <= 0.8: two tokens stay
@@ -73,7 +73,7 @@ def test_probabilities_nucleus():
     assert torch.allclose(token_probabilities(logits, torch.tensor([1]), 1.0, 0.7), torch.tensor([0.375]))
 
 
-def test_probabilities_nucleus_is_transformers():
+def test_the_nucleus_is_that_of_transformers():
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
     logits = 3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
@@ -82,6 +82,6 @@ def test_probabilities_nucleus_is_transformers():
 
 
 @pytest.mark.parametrize(("temperature", "top_p", "message"), [(-1.0, 1.0, "temperature"), (1.0, 0.0, "top_p")])
-def test_probabilities_refuses(temperature, top_p, message):
+def test_wrong_sampling_settings_are_refused(temperature, top_p, message):
     with pytest.raises(ValueError, match=message):
         probabilities(torch.zeros(1, 3), temperature, top_p)

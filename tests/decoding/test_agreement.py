@@ -1,4 +1,4 @@
-"""Differences are found where they are, and called ties only where the gap says so."""
+"""Differences are found at their position, and are ties only within the gap."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Model:
         return SimpleNamespace(logits=self.logits_row[None, None])
 
 
-def test_the_same_text_needs_no_forward():
+def test_equal_texts_need_no_forward_pass():
     assert compare_greedy(None, [1], [4, 5], (4, 5)) is None
 
 

@@ -1,4 +1,4 @@
-"""What is shown as drafted, accepted and rejected is what replay counted."""
+"""The drafted, accepted and rejected tokens that are shown are those that replay counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hyperdflash.targets.load import load_heads, load_mtp
 
 
 def test_drafts_of_a_replay(mini_target):
-    """Two documents: kept drafts are the text, the first refused one is not, and what was emitted joins to the text."""
+    """Two documents: accepted drafts equal the text, the first rejected one does not, and emitted tokens join to the text."""
     heads = load_heads(mini_target)
     drafter = MTPChain(load_mtp(mini_target, experts="dense"), 4).eval()
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +41,7 @@ def test_drafts_of_a_replay(mini_target):
         assert [i for one in made for i in one.emitted] == ids[row, 7:length].tolist()
 
 
-def test_marks_in_signs_and_colours(mini_target):
+def test_marks_in_signs_and_colors(mini_target):
     tokenizer = load_tokenizer(mini_target)
     ids = tokenizer.encode("adds<b>names", add_special_tokens=False)
     rounds = [DraftedRound(0, tuple(ids), len(ids), (*ids, ids[0])), DraftedRound(9, tuple(ids[:2]), 0, (ids[1],))]

@@ -53,7 +53,7 @@ def block_drafter(target: Target, conditioning=None, reducer=None, head=None, la
 
 
 def captured(target: Target, prompts, generations: list[Generation], layer_ids=()) -> TargetStates:
-    """States of the loop's own texts as the cache would hold them: one padded forward, rounded to bf16."""
+    """States of the loop's own texts as in the cache: one padded forward pass, rounded to bf16."""
     texts = [[*prompt, *g.token_ids] for prompt, g in zip(prompts, generations, strict=True)]
     documents = [
         Document(str(i), "code", torch.tensor(text), torch.arange(len(text)) >= len(prompt))
@@ -77,7 +77,7 @@ def captured(target: Target, prompts, generations: list[Generation], layer_ids=(
 
 
 def prefix(states: TargetStates, start: int, end: int) -> TargetStates:
-    """Positions start..end-1 of the first row, as the loop hands them over."""
+    """Positions start..end-1 of the first row, as the loop passes them."""
     return TargetStates(
         ids=("",),
         domains=("",),
@@ -106,7 +106,7 @@ def text_states(layer_ids=(), length: int = 600) -> TargetStates:
 
 
 class Recorder(Sampler):
-    """Greedy; keeps the logits it chose from."""
+    """Greedy; records the logits of its choices."""
 
     def choose(self, logits):
         self.__dict__.setdefault("logits", []).append(logits)
@@ -130,7 +130,7 @@ VARIANTS = {
 
 @torch.inference_mode()
 def walk_drafter(drafter, module, states: TargetStates, heads, start: int, steps: list[int], num_slots: int) -> None:
-    """Propose and update along a text; the logits of every slot must be those of ``module`` from the same anchor."""
+    """Proposes and updates along a text; every slot must have the logits of ``module`` from the same anchor."""
     drafter.begin(prefix(states, 0, start))
     anchor = start
     for step in steps:
@@ -171,7 +171,7 @@ def test_heads_and_layouts_draft_in_the_loop_what_training_computes(variant, tar
 
 
 @pytest.mark.parametrize("start", [1, 5, 40])
-def test_the_mtp_drafter_drafts_what_the_chain_scores(start, target):
+def test_the_mtp_proposer_drafts_what_the_chain_drafts(start, target):
     chain = MTPChain(target.mtp, 6)  # window 16
     loop = chain.proposer(target.heads)
     assert isinstance(loop, MTPProposer) and loop.num_slots == 6
@@ -215,7 +215,7 @@ def test_drafts_at_a_temperature_come_from_the_given_probabilities(target):
 
 
 def learnt(module, target: Target, states: TargetStates, steps: int):
-    """Teach a drafter the text, so that some of its drafts are right and some are not."""
+    """Trains a drafter on the text until some of its drafts are right and some are not."""
     module = module.requires_grad_(True)
     anchors = torch.arange(3, states.input_ids.shape[1] - 1).expand(len(states.ids), -1)
     mask = (anchors < states.lengths[:, None] - 1) & states.loss_mask.gather(1, anchors)
@@ -234,7 +234,7 @@ def learnt(module, target: Target, states: TargetStates, steps: int):
 
 @pytest.fixture
 def greedy(target) -> list[list[int]]:
-    """The target's own texts, by batched plain decoding: another program than the loop."""
+    """The target's own texts, by batched plain decoding, which is independent of the loop."""
     done = dict(generate_batch(target.model, PROMPTS, eos_id=EOS, max_new_tokens=LIMIT))
     return [done[row] for row in range(len(PROMPTS))]
 

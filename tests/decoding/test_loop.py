@@ -45,7 +45,7 @@ def same(left: Rounds, right: Rounds) -> bool:
 COUNT = list(range(10, 40))  # 30 tokens, none of them STOP
 
 
-def test_always_right_emits_seven_a_round_and_clips_the_last():
+def test_always_right_emits_seven_per_round_and_clips_the_last():
     generation, session, _ = run(COUNT, [[True] * 6] * 30, max_new_tokens=12)
     # the prefill's token at 3; 11 more at 4..14: 7, then 4 drafts reach the last place and the bonus has none
     assert shown(generation) == [(3, 6, 7), (10, 4, 4)]
@@ -96,7 +96,7 @@ def test_a_prompt_of_one_token():
     assert shown(generation) == [(1, 1, 2), (3, 1, 2), (5, 1, 1)] and generation.token_ids == tuple(COUNT[1:7])
 
 
-def test_the_drafter_is_given_every_accepted_state_once_rounded_and_none_of_a_rejected_token():
+def test_the_drafter_gets_every_accepted_state_once_and_rounded_and_none_of_a_rejected_token():
     draw = torch.Generator().manual_seed(0)
     right = (torch.rand(30, 6, generator=draw) < 0.7).tolist()
     generation, session, drafter = run(COUNT, right, max_new_tokens=20)
@@ -143,7 +143,7 @@ def test_rounds_come_one_at_a_time():
     events.close()
 
 
-def test_seconds_are_of_the_three_parts():
+def test_seconds_cover_the_three_parts():
     generation, *_ = run(COUNT, [[True] * 6] * 30, max_new_tokens=20)
     seconds = generation.seconds
     assert min(seconds.draft, seconds.verify, seconds.rest, generation.first.seconds.total) > 0
@@ -155,7 +155,7 @@ def test_seconds_are_of_the_three_parts():
 @pytest.mark.parametrize(
     ("prompt", "limit", "sentence"), [([], 5, "a prompt has no tokens"), ([1], 0, "max_new_tokens must be a positive integer")]
 )
-def test_refuses(prompt, limit, sentence):
+def test_wrong_arguments_are_refused(prompt, limit, sentence):
     with pytest.raises(ValueError, match=sentence):
         next(speculate(TextSession(COUNT), Autoregressive(), prompt, max_new_tokens=limit, stop_ids=()))
 
@@ -200,7 +200,7 @@ BROKEN = {
     "p in place of the residual": ("residual", lambda p, q: p),
     "the residual of the wrong sign": ("residual", lambda p, q: (q - p).clamp(min=0) + 1e-9),
 }
-# 2% of what must be rejected is kept; 2% of the residual's mass is spread evenly
+# accepts 2% of what must be rejected; 2% of the residual's mass is spread evenly
 SLIGHTLY_BROKEN = {
     "2% too many accepted": ("keep_draft", lambda p, q, u: u * q < p + 0.02 * (q - p).clamp(min=0)),
     "2% of the residual elsewhere": (
@@ -211,7 +211,7 @@ SLIGHTLY_BROKEN = {
 
 
 @pytest.mark.parametrize("name", [*BROKEN, *SLIGHTLY_BROKEN])
-def test_a_broken_rule_is_seen(name, monkeypatch):
+def test_a_broken_rule_is_detected(name, monkeypatch):
     function, broken = {**BROKEN, **SLIGHTLY_BROKEN}[name]
     monkeypatch.setattr(acceptance, function, broken)
     assert p_value_of_the_rule(1.0, 1.0) < 1e-4
@@ -219,8 +219,8 @@ def test_a_broken_rule_is_seen(name, monkeypatch):
         assert p_value_of_the_loop(1.0, 1.0, num=500) < 1e-4
 
 
-def test_certain_drafts_are_drawn_from_one_token():
-    """A drafter that gives no probabilities was certain: at T > 0 its token stays with the target's probability of it."""
+def test_a_certain_draft_has_the_distribution_of_one_token():
+    """A drafter without probabilities is certain: at T > 0 its token is accepted with the target's probability of it."""
     target, _ = tables()
     p = torch.softmax(target, -1)
     drafted = torch.full((200_000, 1), 2)

@@ -1,4 +1,4 @@
-"""What counts as a looping answer."""
+"""The definition of a looping answer."""
 
 from __future__ import annotations
 

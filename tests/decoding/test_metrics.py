@@ -1,4 +1,4 @@
-"""Counts are pooled over rounds, divided once; the same sums a document."""
+"""Counts pool over rounds and are divided once; the same sums per document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hyperdflash.decoding.metrics import AcceptanceMetrics, document_counts
 
 
 def rounds_of(*rows: tuple[int, int, int, int], num_slots: int = 3) -> Rounds:
-    """(document, accepted, emitted, available) a round."""
+    """(document, accepted, emitted, available) per round."""
     document, accepted, emitted, available = torch.tensor(rows).T
     return Rounds(document, torch.arange(len(rows)), accepted, emitted, available, num_slots)
 
@@ -19,7 +19,7 @@ FIRST = rounds_of((0, 3, 4, 3), (0, 0, 1, 3), (0, 1, 1, 1))
 SECOND = rounds_of((1, 1, 2, 3))
 
 
-def test_hand_computed():
+def test_metrics_by_hand():
     metrics = AcceptanceMetrics(3)
     metrics.update(FIRST)
     metrics.update(SECOND)
@@ -31,7 +31,7 @@ def test_hand_computed():
     assert result.conditional.tolist() == [3 / 4, 1 / 2, 1.0]
 
 
-def test_pooled_not_averaged():
+def test_counts_are_pooled_not_averaged():
     metrics = AcceptanceMetrics(3)
     metrics.update(rounds_of(*[(0, 0, 1, 3)] * 9))
     metrics.update(rounds_of((1, 3, 4, 3)))
@@ -60,7 +60,7 @@ def test_states_are_sums():
     assert {fx.__name__ for fx in metrics._reductions.values()} == {"dim_zero_sum"}
 
 
-def test_wrong_number_of_slots():
+def test_a_wrong_number_of_slots_is_refused():
     with pytest.raises(ValueError, match="count 6 slots, got rounds with 3"):
         AcceptanceMetrics(6).update(FIRST)
 

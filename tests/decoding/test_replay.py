@@ -1,4 +1,4 @@
-"""replay() over fake heads whose 'hidden states' are logits, so that p and q are chosen by the test."""
+"""replay() over fake heads whose hidden states are logits, so that each test chooses p and q."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LogitHeads:
 
 
 class TableDrafter:
-    """Reads its logits from a table [B, T, S, V]; ``passes`` records the anchors it was asked for."""
+    """Reads its logits from a table [B, T, S, V]; ``passes`` records the requested anchors."""
 
     def __init__(self, table: Tensor):
         self.table, self.num_slots, self.passes = table, table.shape[2], []
@@ -45,7 +45,7 @@ class TableDrafter:
 
 
 def states_of(text: Tensor, spans: list[list[tuple[int, int]]], final: Tensor | None = None) -> TargetStates:
-    """``spans`` [(first answer position, last)] a row; the document ends with its last span."""
+    """``spans`` [(first answer position, last)] per row; a document ends with its last span."""
     mask = torch.zeros(text.shape, dtype=torch.bool)
     for row, row_spans in enumerate(spans):
         for first, last in row_spans:
@@ -121,7 +121,7 @@ def test_a_slot_after_a_rejected_one_is_not_read(monkeypatch, temperature, reads
     assert sum(read) == wanted + answered
 
 
-def test_one_token_answers_never_ask_the_drafter():
+def test_answers_of_one_token_need_no_drafter():
     drafter = TableDrafter(torch.zeros(2, 8, 3, VOCAB))
     states = states_of(torch.zeros(2, 8, dtype=torch.long), [[(3, 3)], [(1, 1)]])
     assert len(replay(drafter, states, LogitHeads(), 0.0).anchor) == 0 and drafter.passes == []
@@ -146,7 +146,7 @@ def test_a_drafter_that_is_the_target_is_always_accepted_when_sampling():
     assert (rounds.accepted == rounds.available).all()
 
 
-def test_draws_belong_to_the_document_not_to_the_batch_or_the_drafter():
+def test_draws_depend_on_the_document_not_on_the_batch_or_the_drafter():
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(0, VOCAB, (2, 40), generator=generator)
     final = torch.randn(2, 40, 1, VOCAB, generator=generator)

@@ -6,7 +6,7 @@ from hyperdflash.drafting.visibility import context_mask
 
 
 def rows(*patterns: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """ "..xx--": prompt, supervised, padding -> loss_mask [B, T], lengths [B]. Padding is marked supervised: a trap."""
+    """ "..xx--": prompt, supervised, padding -> loss_mask [B, T], lengths [B]. Padding is marked supervised on purpose."""
     loss_mask = torch.tensor([[c != "." for c in p] for p in patterns])
     return loss_mask, torch.tensor([len(p.rstrip("-")) for p in patterns])
 
@@ -23,7 +23,7 @@ def test_all_anchors_by_hand():
     assert mask.tolist() == [[True] * 3, [True, False, False], [False] * 3, [False] * 3]
 
 
-def test_sampled_anchors_are_all_when_there_are_fewer():
+def test_sampled_anchors_are_all_if_there_are_fewer():
     loss_mask, lengths = rows("..xxx.xx", "....xx--")
     anchors, mask = sample_anchors(loss_mask, lengths, 4, generator())
     assert anchors.tolist() == [[2, 3, 6, 0], [4, 0, 0, 0]]
@@ -122,7 +122,7 @@ def test_context_mask_is_strictly_before_the_anchor():
     assert shifted.int().tolist() == [[[1, 1, 0, 0]]]
 
 
-def test_a_window_shows_the_newest_states_alone():
+def test_a_window_shows_only_the_newest_states():
     anchors, positions = torch.tensor([[4, 1, 0]]), torch.arange(6)
     mask = context_mask(anchors, positions, window=2)
     assert mask.int().tolist() == [[[0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]]

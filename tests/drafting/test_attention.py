@@ -78,8 +78,8 @@ def test_gradients_equal_the_formulas(few_at_a_time, shape, window):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_is_as_far_from_fp32_as_the_formula_is():
-    """Output and all five gradients, with two query heads a key-value head and an anchor without context."""
+def test_bf16_differs_from_fp32_as_much_as_the_formula_does():
+    """Output and all five gradients, with two query heads per key-value head and an anchor without context."""
     query, context, own, positions = drawn(2, *SHAPES[-1])
     visible = context_mask(positions, torch.arange(150))
     towards = torch.randn(2, 20, 7, 32, generator=torch.Generator().manual_seed(3))
@@ -110,7 +110,7 @@ def test_context_that_no_anchor_sees_is_not_read(few_at_a_time):
 
 
 def test_memory_is_linear_in_anchors(monkeypatch):
-    """Twice the anchors take twice the memory; scores of all anchors, forward or backward, never exist at once."""
+    """Twice the anchors take twice the memory; scores of all anchors never exist at once, forward or backward."""
     monkeypatch.setitem(attention.CHUNK_BYTES, "cpu", 1 << 20)
     largest = []
     for anchors in (64, 128):
@@ -146,7 +146,7 @@ def test_a_layout_hides_own_positions_in_every_attention(few_at_a_time, layout):
     torch.testing.assert_close(flexed, found[1][0])
 
 
-def test_an_accelerator_reads_all_of_the_context_without_asking_the_host():
+def test_an_accelerator_reads_the_whole_context_without_waiting_for_the_host():
     """On the meta device a host read raises: replay's attention must not contain one."""
     query, context, own, positions = drawn(8, 2, 150, 20, 7, 4, 2, 16)
     visible = context_mask(positions, torch.arange(150)).to("meta")
@@ -170,7 +170,7 @@ def test_flex_attention_has_the_same_mask(window):
     torch.testing.assert_close(output, reference_block_attention(query, context, own, visible))
 
 
-def test_rotary_is_relative_and_turns_pairs_half_a_head_apart():
+def test_rotary_is_relative_and_rotates_pairs_half_a_head_apart():
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
 

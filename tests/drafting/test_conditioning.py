@@ -51,7 +51,7 @@ def test_missing_taps_are_named(states, heads):
         (dict(layer_ids=[1], paths="max"), "conditioning.paths must be mean or flat, got 'max'"),
     ],
 )
-def test_wrong_layers(settings, sentence):
+def test_wrong_layers_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Layers(**settings)
 

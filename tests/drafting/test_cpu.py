@@ -23,7 +23,7 @@ def test_amx_would_round_to_bf16_and_is_left_alone(monkeypatch):
         assert setting.fp32_precision == before
 
 
-def test_the_setting_is_put_back_after_an_error():
+def test_the_setting_is_restored_after_an_error():
     before = torch.backends.mkldnn.matmul.fp32_precision
     with pytest.raises(KeyError), fast_fp32_products():
         raise KeyError

@@ -1,4 +1,4 @@
-"""Draft heads: the Markov head at its neutral setting, teacher-forced, in the loop, and as a distribution."""
+"""The Markov head at its neutral setting, teacher-forced, in the loop, and as a distribution."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_tables_of_a_head_are_tables_for_the_optimizer(build):
     assert kinds[id(drafter.layers[0].mlp.up_proj.weight)] == (True, 0.1)
 
 
-def test_a_wrong_rank():
+def test_a_wrong_rank_is_refused():
     with pytest.raises(ValueError, match=r"head\.rank must be a positive integer, got 0"):
         Markov(rank=0)
     assert isinstance(Markov(rank=3), Markov) and MarkovHead(8, 3).markov_w2.weight.shape == (8, 3)

@@ -96,7 +96,7 @@ def test_slots_see_each_other_in_both_directions(build, heads, states):
     assert (after != before).any(dim=-1).all()
 
 
-def test_in_a_causal_layout_slots_see_earlier_ones_alone(build, heads, states):
+def test_in_a_causal_layout_slots_see_only_earlier_ones(build, heads, states):
     drafter = build(num_layers=1, layout="causal")
     kv = drafter.project_context(drafter.context(states, heads), torch.arange(40))
     visible = torch.arange(40) < ANCHORS[..., None]
@@ -133,7 +133,7 @@ def test_batch_padding_and_anchor_padding_do_not_matter(build, heads, states):
 
 
 def test_incremental_context_equals_the_whole(build, heads, states):
-    """A decoding loop projects new states alone, appends them, and drafts from ids that it holds itself."""
+    """A decoding loop projects only new states, appends them, and drafts from its own ids."""
     drafter = build()
     whole = drafter.slots(states, heads, ANCHORS, MASK).features
     pieces = []
@@ -147,7 +147,7 @@ def test_incremental_context_equals_the_whole(build, heads, states):
     torch.testing.assert_close(hidden[:, 0], torch.stack([whole[0, 2], whole[1, 1], whole[2, 2]]))
 
 
-def test_with_a_window_a_loop_may_forget_older_states(build, heads, states):
+def test_with_a_window_a_loop_may_drop_older_states(build, heads, states):
     drafter = build(context_window=5)
     whole = drafter.slots(states, heads, ANCHORS, MASK).features
     assert not torch.equal(whole, build().slots(states, heads, ANCHORS, MASK).features)
@@ -171,7 +171,7 @@ def gradients(drafter, states, heads):
     return hidden, dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-def test_gradient_checkpointing_changes_nothing_but_what_is_kept(build, heads, states, monkeypatch):
+def test_gradient_checkpointing_changes_only_what_is_saved(build, heads, states, monkeypatch):
     hidden, expected = gradients(build(), states, heads)
     calls, forward = [], DraftLayer.forward
     monkeypatch.setattr(DraftLayer, "forward", lambda self, *rest: calls.append(1) or forward(self, *rest))
@@ -183,7 +183,7 @@ def test_gradient_checkpointing_changes_nothing_but_what_is_kept(build, heads, s
 
 
 def test_compiled_layers_draft_the_same(build, heads, states, monkeypatch):
-    """Traced, but run as they are: generating code would take minutes."""
+    """The layers are traced but run eagerly, because generating code would take minutes."""
     hidden, expected = gradients(build(), states, heads)
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="eager"))
@@ -282,12 +282,12 @@ def test_paper_sizes_on_the_meta_device():
         (dict(rope_theta="1e6"), "drafter.rope_theta must be a number above 0, got the string '1e6'"),
     ],
 )
-def test_wrong_sizes(sizes, change, sentence):
+def test_wrong_sizes_are_refused(sizes, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         DrafterConfig(**{**sizes, **change})
 
 
-def test_wrong_build(heads, sizes):
+def test_a_wrong_build_is_refused(heads, sizes):
     parts = dict(conditioning=PreHcHead(), reducer=HcGate(), heads=heads)
     with pytest.raises(ValueError, match=r"mask_token_id must be in 0\.\.63, got 64"):
         DrafterConfig(**sizes).build(DrafterParts(**parts, mask_token_id=64), torch.Generator())

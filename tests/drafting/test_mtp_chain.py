@@ -1,4 +1,4 @@
-"""The chained MTP drafter against a layer rerun from scratch for each anchor and slot."""
+"""The chained MTP drafter against a layer that runs from scratch for each anchor and slot."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make(window: int, batch: int = 3, length: int = 40):
 
 @torch.no_grad()
 def brute_force(block, heads, states, row: int, anchor: int, num_slots: int) -> torch.Tensor:
-    """Slots 1..S [S, D]: the whole list of (H, embedding) pairs is run again for every slot, with a full mask."""
+    """Slots 1..S [S, D]: every slot reruns the whole list of (H, embedding) pairs, with a full mask."""
     residuals = [h.float() for h in states.final[row, :anchor]]  # H of indices 0..anchor-1
     hidden = []
     for slot in range(1, num_slots + 1):
@@ -81,7 +81,7 @@ def brute_force(block, heads, states, row: int, anchor: int, num_slots: int) -> 
 
 
 def forward_residual(block, final, embeds):
-    """One plain pass without a cache: mask built cell by cell."""
+    """One pass without a cache, with a mask built entry by entry."""
     n = final.shape[1]
     mask = torch.full((1, 1, n, n), float("-inf"))
     for i in range(n):
@@ -129,7 +129,7 @@ def test_a_slot_sees_no_state_of_its_anchor_or_later():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_mtp_through_replay(temperature: float):
+def test_replay_of_the_mtp_chain(temperature: float):
     block, heads, states = make(8)
     three, six = (replay(MTPChain(block, s), states, heads, temperature) for s in (3, 6))
     answered = int((states.loss_mask.sum(1) - 1).sum())
@@ -139,7 +139,7 @@ def test_mtp_through_replay(temperature: float):
     assert first3[0] == first6[0].clamp(max=3)
 
 
-def test_refuses():
+def test_wrong_arguments_are_refused():
     block, heads, states = make(8)
     with pytest.raises(ValueError, match="at least one drafted step"):
         MTPChain(block, 0)

@@ -66,7 +66,7 @@ def test_fc_and_mean(heads, build, states):
     assert torch.equal(mean(streams), streams.mean(dim=2))
 
 
-def test_hc_gate_takes_a_few_tokens_at_a_time(build, states, monkeypatch):
+def test_hc_gate_reduces_a_few_tokens_at_a_time(build, states, monkeypatch):
     reducer = build().reducer
     whole = reducer(states.final)
     assert whole.dtype == torch.float32  # of states in bf16, which are never copied as a whole
@@ -80,8 +80,8 @@ def test_hc_gate_takes_a_few_tokens_at_a_time(build, states, monkeypatch):
 
 
 @pytest.mark.parametrize("reducer", [Fc(), HcGate()], ids=["fc", "hc_gate"])
-def test_states_in_the_caches_dtype(build, states, reducer):
-    """bf16 states give what their values in fp32 give; under autocast nothing makes them fp32 first."""
+def test_reducers_read_states_in_the_caches_dtype(build, states, reducer):
+    """bf16 states give the same as their values in fp32; under autocast nothing converts them to fp32 first."""
     made = build(reducer=reducer).reducer
     torch.testing.assert_close(made(states.final), made(states.final.float()))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Heads whose LM head is readable: token v is the v-th direction of the hidden space."""
+"""Heads with a simple LM head: token v is the v-th direction of the hidden space."""
 
 import pytest
 import torch

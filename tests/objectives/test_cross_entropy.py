@@ -15,7 +15,7 @@ def test_position_weights():
     assert PositionWeighted(gamma=None).count(counts) == 6
 
 
-def test_wrong_gamma():
+def test_a_wrong_gamma_is_refused():
     for wrong in (0, -1.0, "4e0", True):
         with pytest.raises(ValueError, match=r"loss\.gamma must be a number above 0, got"):
             PositionWeighted(gamma=wrong)

@@ -12,7 +12,7 @@ def test_the_loss_worked_by_hand():
     torch.testing.assert_close(kl_loss(kl_sum, kl_count, 2.0), torch.tensor(0.392436), atol=1e-5, rtol=0)
 
 
-def test_positions_without_rows_contribute_nothing():
+def test_positions_without_rows_add_nothing():
     assert kl_loss(torch.tensor([0.6, 0.0]), torch.tensor([3, 0]), 1.0).item() == pytest.approx(0.1)
     assert kl_loss(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0).item() == 0.0
 

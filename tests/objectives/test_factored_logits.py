@@ -32,7 +32,7 @@ def drawn(seed: int, rows: int = 20, dtype=torch.float64):
 
 
 def with_gradients(values, features, labels, tables, against):
-    """Every value, and the gradients for features and the low-rank table of a mixture of all."""
+    """Every value, and the gradients of a mixture of all values for features and the low-rank table."""
     found = values(features, labels, tables, against)
     parts = [found.cross_entropy] + [x for a in found.against for x in (a.kl, a.overlap)]
     mixture = sum((torch.linspace(0.5, 2.0, len(x), dtype=x.dtype) * (i + 1) * x).sum() for i, x in enumerate(parts))
@@ -67,7 +67,7 @@ def test_no_rows_have_no_loss_and_a_gradient_of_zero():
     assert not features.grad.any() and not tables[1].grad.any()
 
 
-def test_logits_exist_for_a_slice_of_rows_and_vocabulary_alone():
+def test_logits_exist_only_for_a_slice_of_rows_and_vocabulary():
     features, labels, tables, against = drawn(5, rows=64)
     with MadeTensors() as made:
         found = sweep(features, labels, tables, against)
@@ -89,7 +89,7 @@ def test_a_table_of_zeros_changes_nothing(heads):
     assert torch.equal(more.argmax(), plain.argmax())
 
 
-def test_what_it_answers_is_what_whole_logits_say():
+def test_every_answer_equals_that_of_whole_logits():
     draw = torch.Generator().manual_seed(1)
     tables = (torch.randn(V, D, generator=draw), torch.randn(V, R, generator=draw))
     features = tuple(torch.randn(2, 5, n, generator=draw) for n in (D, R))

@@ -43,7 +43,7 @@ def batch():
 
 
 def naive(hidden, blocks: Blocks, final, heads, weights, kl):
-    """The formulas, one slot at a time in float64: Eq. 3 over Eq. 2."""
+    """Eq. 3 with Eq. 2, one slot at a time in float64."""
     weighted, weight_sum, divergences = 0.0, 0.0, [[] for _ in range(kl.positions)]
     for b, i, k in blocks.label_mask.nonzero().tolist():
         logits = heads.logits(hidden[b, i, k]).double()
@@ -96,7 +96,7 @@ def test_counts_by_hand(batch, final, heads):
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 def test_slot_k_is_taught_by_the_state_before_it(batch, heads, shift):
-    """State t says token t and nothing else: the KL vanishes only where slot k says a + k - 1."""
+    """State t predicts token t alone: the KL vanishes only where slot k predicts a + k - 1."""
     _, blocks = batch
     final = torch.eye(32)[None, :12, None].expand(2, 12, 4, 32)
     says = blocks.anchors[..., None] + torch.arange(6) + shift  # slot index k - 1: a + k - 1 + shift
@@ -135,7 +135,7 @@ def test_an_empty_batch_is_zero_with_a_gradient(batch, final, heads):
 
 @pytest.fixture
 def row_counts(monkeypatch):
-    """(rows, rows with a teacher) that reached the vocabulary, call by call, padding included."""
+    """(rows, rows with a teacher) that reach the vocabulary per call, padding included."""
     counts, real = [], FactoredLogits.values
 
     def values(self, labels, against=()):
@@ -154,8 +154,8 @@ def test_only_supervised_rows_reach_the_vocabulary(batch, final, heads, row_coun
     assert row_counts == [(27, 19), (27, 0)]  # 11 + 8 + 5 + 2 + 1 of 72; 11 + 8 for the teacher
 
 
-def test_padded_and_masked_rows_count_for_nothing(batch, final, heads, row_counts, monkeypatch):
-    """Rounded to 32 on the host; on an accelerator every slot is read and the unsupervised ones struck out."""
+def test_padded_and_masked_rows_do_not_count(batch, final, heads, row_counts, monkeypatch):
+    """The host rounds row counts up to 32; an accelerator computes every slot and masks unsupervised ones."""
     hidden, blocks = batch
     exact, padded, everything = [], [], []
     real = objective._rows
@@ -196,6 +196,6 @@ def test_micro_batches_divided_by_the_counts_of_the_step_give_its_gradient(batch
     torch.testing.assert_close(hidden.grad, expected)
 
 
-def test_too_many_kl_positions():
+def test_too_many_kl_positions_are_refused():
     with pytest.raises(ValueError, match=r"kl\.positions must be in 0\.\.6"):
         paper(replace(KL, positions=7)).check(6)

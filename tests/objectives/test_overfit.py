@@ -1,4 +1,4 @@
-"""Blocks, drafter and loss together: after overfitting one batch, every slot says its label."""
+"""Blocks, drafter and loss together: after overfitting one batch, every slot predicts its label."""
 
 import torch
 
@@ -15,7 +15,7 @@ from hyperdflash.objectives.objective import Objective
 END = 1
 
 
-def test_every_full_round_accepts_six_and_the_end_token_is_learnt_in_every_slot(heads):
+def test_every_full_round_accepts_six_and_every_slot_learns_the_end_token(heads):
     draw = torch.Generator().manual_seed(3)
     lengths = torch.tensor([24, 20])
     ids = torch.randint(3, 32, (2, 24), generator=draw)

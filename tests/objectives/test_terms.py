@@ -1,4 +1,4 @@
-"""Terms beside the paper's: total variation and confidence by hand, and each at its neutral setting."""
+"""Total variation and confidence by hand, and each at its neutral setting."""
 
 from dataclasses import replace
 

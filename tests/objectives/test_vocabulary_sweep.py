@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("losses", [reference_row_losses, row_losses])
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch):
-    """Seven rows a pass and 256 tokens a slice, so that small shapes have several of both."""
+    """Seven rows per pass and 256 tokens per slice, so that small shapes have several of both."""
     monkeypatch.setitem(sweep_module.ROWS, "cpu", 7)
     monkeypatch.setitem(sweep_module.SLICE_BYTES, "cpu", 1)
 
@@ -45,7 +45,7 @@ def drawn(seed: int, rows: int, taught: int, width: int, vocab: int, dtype: torc
 
 
 def with_gradient(losses, hidden, labels, teacher, lm_head, temperature):
-    """(CE, KL, hits, gradient of a mixture of all rows)."""
+    """(CE, KL, top-1, gradient of a mixture of all rows)."""
     ce, kl, hits = losses(hidden, labels, teacher, lm_head, temperature)
     weights = torch.linspace(0.5, 2.0, len(ce)), torch.linspace(3.0, 1.0, len(kl))
     (gradient,) = torch.autograd.grad((weights[0] * ce).sum() + (weights[1] * kl).sum(), hidden)
@@ -112,7 +112,7 @@ def test_a_table_in_bf16_is_widened_once_for_all_rows():
     assert made.widened == 16 * 1000
 
 
-def test_groups_hold_every_row_once_and_no_more_states_than_they_may():
+def test_groups_hold_every_row_once_within_their_limit_of_states():
     for num_rows, num_taught, size, temperature in itertools.product((0, 1, 6, 40), (0, 1, 6, 40), (2, 7, 16), (1.0, 2.0)):
         for more in (0, num_taught // 2):
             teachers = [Against(torch.zeros(min(num_rows, n), 1), temperature, kl=True) for n in (num_taught, more)]
@@ -144,14 +144,14 @@ def test_one_worked_value(losses):
 
 
 @BOTH
-def test_the_divergence_goes_from_teacher_to_student_and_is_tempered(losses):
+def test_kl_is_of_the_teacher_from_the_student_at_the_temperature(losses):
     """T = 2: p = (3/4, 1/4) and q = (1/2, 1/2) after tempering, KL = 0.75 ln 1.5 + 0.25 ln 0.5 = 0.130812."""
     teacher, student = torch.tensor([[2 * math.log(3.0), 0.0], [0.0, -80.0]]), torch.zeros(2, 2)
     _, kl, _ = losses(student, torch.tensor([0, 0]), teacher, torch.eye(2), 2.0)
     torch.testing.assert_close(kl, torch.tensor([0.130812, math.log(2.0)]), atol=2e-6, rtol=0)
 
 
-def test_far_logits_stay_finite():
+def test_losses_of_far_logits_are_finite():
     hidden = torch.tensor([[3e4, 0.0], [-3e4, 0.0]], requires_grad=True)
     lm_head = torch.zeros(600, 2)
     lm_head[5, 0] = 1.0  # token 5 takes all of row 0 and nothing of row 1
@@ -161,7 +161,7 @@ def test_far_logits_stay_finite():
     assert hits.tolist() == [True, False] and gradient.isfinite().all()
 
 
-def test_a_tie_counts_as_a_hit():
+def test_a_tie_counts_as_top1():
     _, _, hits = row_losses(torch.ones(2, 1), torch.tensor([1, 2]), torch.ones(0, 1), torch.tensor([[1.0], [1.0], [0.0]]))
     assert hits.tolist() == [True, False]
 
@@ -175,7 +175,7 @@ def test_only_the_student_learns():
     assert hidden.grad.any() and teacher.grad is None and lm_head.grad is None
 
 
-def test_logits_exist_for_a_slice_of_rows_and_vocabulary_alone():
+def test_logits_exist_only_for_a_slice_of_rows_and_vocabulary():
     hidden, labels, teacher, lm_head = drawn(1, 64, 32, 1, 1500, torch.float32)
     with MadeTensors() as made:
         ce, kl, _ = row_losses(hidden, labels, teacher, lm_head, 2.0)
@@ -185,8 +185,8 @@ def test_logits_exist_for_a_slice_of_rows_and_vocabulary_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_greedy_hits_are_those_of_whole_logits(shape, dtype):
-    """Whole numbers below 3: many equal logits, in the label's slice and in others, of which the first one counts."""
+def test_top1_equals_that_of_whole_logits(shape, dtype):
+    """Whole numbers below 3: many equal logits, in the label's slice and in others; the first one counts."""
     rows, _, width, vocab = shape
     draw = torch.Generator().manual_seed(rows)
     hidden, lm_head = (torch.randint(-2, 3, (n, width), generator=draw).to(dtype) for n in (rows, vocab))
@@ -198,12 +198,12 @@ def test_greedy_hits_are_those_of_whole_logits(shape, dtype):
     assert not is_argmax(hidden, (first + 1) % vocab, lm_head).any()
 
 
-def test_greedy_hits_of_fp64_are_not_rounded():
+def test_top1_of_fp64_is_not_rounded():
     lm_head = torch.tensor([[1.0], [1 + 1e-12], [0.5]], dtype=torch.float64)
     assert is_argmax(lm_head.new_ones(3, 1), torch.tensor([0, 1, 2]), lm_head).tolist() == [False, True, False]
 
 
-def test_greedy_hits_need_a_slice_of_logits_alone():
+def test_top1_needs_only_a_slice_of_logits():
     hidden, labels, _, lm_head = drawn(1, 64, 32, 1, 1500, torch.float32)
     with MadeTensors() as made:
         assert is_argmax(hidden, labels, lm_head).shape == (64,)

@@ -110,18 +110,18 @@ class Objective:
             teacher, temperature, _ = source
             own = slice(0, ends[limit])
             states = teacher_states(final, block[own] // num_anchors, before[own], heads, teacher)
-            asked = [r for r in readings if r.source == source]
-            wanted = Against(temperature=temperature, kl=any(r.kl for r in asked), overlap=any(r.overlap for r in asked))
-            against.append((target_logits(states, heads), wanted))
+            shared = [r for r in readings if r.source == source]
+            request = Against(temperature=temperature, kl=any(r.kl for r in shared), overlap=any(r.overlap for r in shared))
+            against.append((target_logits(states, heads), request))
         values = logits.values(labels, against)
         slot_count = blocks.label_mask.sum(dim=(0, 1))
         batch = SlotBatch(labels, slot, counted, slot_count, values, dict(zip(limits, values.against, strict=True)))
-        found = [term(logits, batch) for term in self.active]
+        results = [term(logits, batch) for term in self.active]
         top1 = values.top1 & counted
         return LossSums(
             slot_count=slot_count,
-            term_counts=tuple(one.count for one in found),
-            term_sums=tuple(one.sum for one in found),
+            term_counts=tuple(one.count for one in results),
+            term_sums=tuple(one.sum for one in results),
             slot_ce_sum=batch.per_slot(values.cross_entropy.detach()),
             top1=torch.zeros_like(slot_count).index_add(0, slot, top1.long()),
         )

@@ -41,9 +41,9 @@ def sweep(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: S
     dtype = _product_dtype(features)
     against = tuple(Against(a.teacher.detach().to(dtype), a.temperature, a.kl, a.overlap) for a in against)
     with torch.autocast(features.device.type, enabled=False), fast_fp32_products():
-        ce, top1, *found = _Sweep.apply(features.to(dtype), labels, against, *tables)
-    found = iter(found)
-    divergences = [Divergences(next(found) if a.kl else None, next(found) if a.overlap else None) for a in against]
+        ce, top1, *parts = _Sweep.apply(features.to(dtype), labels, against, *tables)
+    parts = iter(parts)
+    divergences = [Divergences(next(parts) if a.kl else None, next(parts) if a.overlap else None) for a in against]
     return RowValues(ce, top1, tuple(divergences))
 
 
@@ -144,7 +144,7 @@ def _groups(num_rows: int, against: Sequence[Against], size: int) -> Iterator[sl
 class _Pair:
     """One teacher of a group: the places of its states (``target``) and of the student's (``taught``), and sums over slices."""
 
-    asked: Against
+    request: Against
     target: slice
     taught: slice
     difference: Tensor  # [E] fp64: E_p of the logits of p minus those of q
@@ -161,36 +161,33 @@ class _Softmax:
         # One product serves all: students, teachers, and if T is not 1 the students that have a teacher once more.
         parts, self.student, self.pairs, places = [features], slice(0, len(features)), [], []
         end = len(features)
-        for asked, teacher in taught:
+        for request, teacher in taught:
             target = own = slice(end, end + len(teacher))
             parts.append(teacher)
             own = slice(0, len(teacher))
-            if asked.temperature != 1.0:
+            if request.temperature != 1.0:
                 own = slice(target.stop, target.stop + len(teacher))
                 parts.append(features[: len(teacher)])
             end = max(target.stop, own.stop)
-            places.append((asked, target, own))
+            places.append((request, target, own))
         self.states = torch.cat(parts)  # [n, F]
         self.labels, self.with_gradients = labels, with_gradients
         self.mean = wide(torch.zeros_like(self.states))
         self.top = self.mean.new_full((len(self.states),), float("-inf"))
         self.log_sum = self.top.to(torch.float64, copy=True)
         self.label_logit = self.top[self.student].clone()
-        for asked, target, own in places:
+        for request, target, own in places:
             zeros = self.log_sum.new_zeros(target.stop - target.start)
-            mean = torch.zeros_like(self.mean[target]) if asked.overlap and with_gradients else None
-            self.pairs.append(
-                _Pair(
-                    asked, target, own, zeros, zeros.to(self.mean.dtype, copy=True), zeros.to(self.mean.dtype, copy=True), mean
-                )
-            )
+            mean = torch.zeros_like(self.mean[target]) if request.overlap and with_gradients else None
+            overlap, below = (zeros.to(self.mean.dtype, copy=True) for _ in range(2))
+            self.pairs.append(_Pair(request, target, own, zeros, overlap, below, mean))
 
     def logits(self, table_rows: Tensor) -> Tensor:
         """Returns the logits [n, v] of a slice [v, F], each state at its own temperature."""
         logits = wide(self.states @ table_rows.T)
         for pair in self.pairs:
-            if pair.asked.temperature != 1.0:
-                logits[pair.target.start : pair.taught.stop] /= pair.asked.temperature
+            if pair.request.temperature != 1.0:
+                logits[pair.target.start : pair.taught.stop] /= pair.request.temperature
         return logits
 
     def add(self, start: int, table_rows: Tensor) -> None:
@@ -199,7 +196,7 @@ class _Softmax:
         column = self.labels - start  # labels of later slices get a value here that their own slice overwrites
         at_label = logits[self.student].gather(1, column.clamp(0, len(table_rows) - 1)[:, None]).squeeze(1)
         torch.where(column >= 0, at_label, self.label_logit, out=self.label_logit)
-        differences = [logits[pair.target] - logits[pair.taught] if pair.asked.kl else None for pair in self.pairs]
+        differences = [logits[pair.target] - logits[pair.taught] if pair.request.kl else None for pair in self.pairs]
 
         largest = logits.amax(dim=-1)
         probability = torch.softmax(logits, dim=-1, out=logits)  # within the slice
@@ -224,7 +221,7 @@ class _Softmax:
         """Accumulates overlaps over the slice ``table_rows`` [v, F], once the normalizers are final."""
         probability = self.probabilities(table_rows)
         for pair in self.pairs:
-            if pair.asked.overlap:
+            if pair.request.overlap:
                 p, q = probability[pair.target], probability[pair.taught]
                 pair.overlap += torch.minimum(p, q).sum(dim=-1)
                 below = q * (q < p)
@@ -240,12 +237,12 @@ class _Softmax:
         values = [(log_sum[self.student] - self.label_logit).to(mean.dtype), self.label_logit == self.top[self.student]]
         gradients = [(mean[self.student] - at_label).to(dtype)]
         for pair in self.pairs:
-            temperature = pair.asked.temperature
-            if pair.asked.kl:
+            temperature = pair.request.temperature
+            if pair.request.kl:
                 kl = pair.difference - (log_sum[pair.target] - log_sum[pair.taught])
                 values.append(kl.to(mean.dtype))
                 gradients.append(((mean[pair.taught] - mean[pair.target]) / temperature).to(dtype))
-            if pair.asked.overlap:
+            if pair.request.overlap:
                 values.append(pair.overlap)
                 moved = 0.0 * mean[pair.taught] if pair.mean_below is None else pair.mean_below
                 gradients.append(((moved - pair.below[:, None] * mean[pair.taught]) / temperature).to(dtype))
@@ -267,11 +264,11 @@ def _table_gradients(
             for pair in group.pairs:
                 p, q = probability[pair.target], probability[pair.taught]
                 own = slice(begin, begin + len(p))
-                if pair.asked.kl:
-                    d_logits[: len(p)] += next(remaining)[own, None] / pair.asked.temperature * (q - p)
-                if pair.asked.overlap:
+                if pair.request.kl:
+                    d_logits[: len(p)] += next(remaining)[own, None] / pair.request.temperature * (q - p)
+                if pair.request.overlap:
                     of_logits = q * ((q < p).to(q.dtype) - pair.below[:, None])
-                    d_logits[: len(p)] += next(remaining)[own, None] / pair.asked.temperature * of_logits
+                    d_logits[: len(p)] += next(remaining)[own, None] / pair.request.temperature * of_logits
             for gradient, factor in zip(gradients, rows.split(widths, dim=1), strict=True):
                 if gradient is not None:
                     gradient[start : start + len(table_rows)] += wide(d_logits.to(rows.dtype).T @ factor)

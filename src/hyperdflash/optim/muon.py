@@ -60,18 +60,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-10,
     ):
-        matrices, found, vectors = [], [], []
+        matrices, table_parameters, vectors = [], [], []
         given = {id(table) for table in tables}
         for name, p in named_parameters:
             if id(p) in given:
-                found.append(p)
+                table_parameters.append(p)
             elif p.ndim < 2 or any(part in name for part in self.SCALARS):
                 vectors.append(p)
             else:
-                (found if any(part in name for part in self.TABLES) else matrices).append(p)
+                (table_parameters if any(part in name for part in self.TABLES) else matrices).append(p)
         groups = [
             {"params": matrices, "muon": True, "weight_decay": weight_decay},
-            {"params": found, "muon": False, "weight_decay": weight_decay},
+            {"params": table_parameters, "muon": False, "weight_decay": weight_decay},
             {"params": vectors, "muon": False, "weight_decay": 0.0},
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps}
