@@ -2,7 +2,7 @@
 
     python -m benchmarks.pretraining
 
-Every rung adds one thing to the one above. Each rung's optimiser step is measured in turn, round after round, so that a slow
+Every rung adds one thing to the one above. Each rung's optimizer step is measured in turn, round after round, so that a slow
 moment of the machine falls on all of them; medians over the rounds. Tokens are those of documents: padding does not count.
 Then the logits of one model are compared between transformers' own functions and ours: it is the same class throughout.
 """
@@ -55,14 +55,14 @@ def ladder() -> list[Rung]:
 
 
 class Trainer:
-    """A fresh model that makes one optimiser step at a time."""
+    """A fresh model that makes one optimizer step at a time."""
 
     def __init__(self, rung: Rung, settings: PretrainSettings, documents: Sequence[Tensor], config: dict):
         self.name, self.settings = rung.name, replace(settings, bf16=rung.bf16)
         torch._dynamo.reset()
         self.model, self.mtp = build_target(tiny_config(**config, hc_sinkhorn_iters=rung.sinkhorn_iters), seed=0)
         set_implementations(self.model, self.mtp, attention=rung.attention, experts=rung.experts)
-        self.optimiser = make_optimizer(self.model, self.mtp, settings)
+        self.optimizer = make_optimizer(self.model, self.mtp, settings)
         if rung.compile:
             for layer in [*self.model.model.layers, self.mtp.layer]:
                 layer.compile(dynamic=False)
@@ -87,13 +87,13 @@ class Trainer:
         return batches
 
     def step(self) -> float:
-        """One optimiser step -> document tokens a second."""
+        """One optimizer step -> document tokens per second."""
         rows, tokens = self.batches[self.done % len(self.batches)]
         generator = torch.Generator().manual_seed(self.done)
         rows, copies = plant_loops(rows, self.settings.loop_share, torch.tensor([0]), generator)
         self.done += 1
         started = time.perf_counter()
-        train_step(self.model, self.mtp, self.optimiser, rows, copies, self.settings)
+        train_step(self.model, self.mtp, self.optimizer, rows, copies, self.settings)
         return tokens / (time.perf_counter() - started)
 
 

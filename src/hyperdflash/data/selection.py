@@ -69,7 +69,7 @@ class Choice:
 
     def is_heldout(self, conversation: Conversation) -> bool:
         first = next(turn.content for turn in conversation.turns if turn.role == "user")
-        return unit_interval(fold_text(_normalised(first)), salt="held-out row") < self.heldout
+        return unit_interval(fold_text(_normalized(first)), salt="held-out row") < self.heldout
 
     def rank(self, asked: str) -> int:
         return int(content_hash(f"{self.seed}\x00{asked}"), 16)
@@ -78,14 +78,14 @@ class Choice:
 def asked_text(conversation: Conversation) -> str:
     """Returns the question: equal for rows that differ only in answers, case, white space or compatibility characters."""
     turns = (turn for turn in conversation.turns if turn.role != "assistant")
-    return "\x00".join(f"{turn.role}\x01{_normalised(turn.content)}" for turn in turns)
+    return "\x00".join(f"{turn.role}\x01{_normalized(turn.content)}" for turn in turns)
 
 
 def asked_hash(conversation: Conversation) -> str:
     return content_hash(asked_text(conversation))
 
 
-def _normalised(text: str) -> str:
+def _normalized(text: str) -> str:
     folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.split())
 
