@@ -255,12 +255,16 @@ def test_runs_that_differ_in_more_are_refused_and_other_code_is_marked(runs, tmp
     fake_run(elsewhere / "faster", {**decided, "optim": {**decided["optim"], "lr": 0.01}}, 0.9)
     broken = elsewhere / "broken"
     broken.mkdir()
-    (broken / "result.json").write_text("{}")
+    (broken / "result.json").write_text('{"dataset": {"name": "embedded-stage1", "digest": ""}}')
+    older = elsewhere / "older"
+    older.mkdir()
+    (older / "result.json").write_text("{}")
     environment = elsewhere / made[1].name / "run.json"
     environment.write_text(environment.read_text().replace("a" * 10, "b" * 10))
     report, out = make_report([*words, f"runs={elsewhere}", "num_resamples=50"])
     assert report.left_out["faster"] == "differs in more than the axes: optim.lr is 0.01 where the sweep has 0.003"
     assert "keeps no counts per prompt" in report.left_out["broken"]
+    assert "names no dataset" in report.left_out["older"]
     assert sum(len(cell.seeds) for cell in report.cells) == 4
     (mark,) = [mark for cell in report.cells for mark in cell.marks]
     assert "made by other code (code bbbbbbbbbb" in mark and mark in (out / "sweep.md").read_text()

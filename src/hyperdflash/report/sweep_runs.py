@@ -68,6 +68,8 @@ class Member:
 def read_run(directory: Path) -> TrainedRun:
     """Reads a run's directory; ValueError where the run is not finished or has no counts per prompt."""
     result = _json(directory / "result.json", "is not finished: run its command again")
+    if "dataset" not in result:
+        raise ValueError(f"{directory} names no dataset, so earlier code made it: remove it and run its command again")
     kept = _json(
         directory / "validation.json",
         "keeps no counts per prompt (validation.json): remove its directory and run its command again",

@@ -96,12 +96,11 @@ def check_trainer(trainer: DictConfig) -> None:
     for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
         positive_int(f"trainer.{name}", trainer[name])
     one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
-    if trainer.gradient_clip_val is not None:
-        positive_number("trainer.gradient_clip_val", trainer.gradient_clip_val)
     if trainer.checkpoint_every_steps is not None:
         positive_int("trainer.checkpoint_every_steps", trainer.checkpoint_every_steps)
-    if trainer.checkpoint_every_s is not None:
-        positive_number("trainer.checkpoint_every_s", trainer.checkpoint_every_s)
+    for name in ("gradient_clip_val", "checkpoint_every_s"):
+        if trainer[name] is not None:
+            positive_number(f"trainer.{name}", trainer[name])
     if isinstance(trainer.val_check_interval, int):
         positive_int("trainer.val_check_interval", trainer.val_check_interval)
     else:
