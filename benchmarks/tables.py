@@ -28,7 +28,7 @@ from hyperdflash.report.tables import markdown_table
 OWN, PEER = "this project", "speculators"
 
 WHAT_IS_MEASURED = """\
-A step is forward, loss and backward, no optimiser. Both sides: one document, the same token ids, states and dtype (bf16:
+A step is forward, loss and backward, no optimizer. Both sides: one document, the same token ids, states and dtype (bf16:
 weights and activations), a Qwen3-shaped drafter of the same sizes, 4 streams of states through one dense projection, frozen
 embedding and LM head, position weights exp(-(k - 1) / 4), random weights. Each draws its anchors as it always does and is
 then given the same ones, others every step; each counts anchors and supervised slots in its own loss, and where they differ

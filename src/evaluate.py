@@ -1,4 +1,4 @@
-"""What the methods accept and how fast they are: by exact replay, or by decoding with them.
+"""Measure methods: acceptance by exact replay, or acceptance and speed by decoding.
 
 python -m src.evaluate                                          held-out prompts, by replay
 python -m src.evaluate benchmarks=paper mode=[non_think,think_high] temperature=[0,1]    Tables 2 and 3, by decoding

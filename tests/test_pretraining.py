@@ -127,21 +127,21 @@ def test_a_step_clips_and_leaves_the_weights_where_the_gradient_is_not_finite(ti
     rows = torch.randint(0, 40, (2, 33), generator=torch.Generator().manual_seed(0))
     clipped = []
 
-    class Optimiser(torch.optim.SGD):
+    class Optimizer(torch.optim.SGD):
         def step(self):
             clipped.append(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"] if p.grad is not None]))
             super().step()
 
-    optimiser = Optimiser([*model.parameters(), *mtp.parameters()], lr=0.1)
+    optimizer = Optimizer([*model.parameters(), *mtp.parameters()], lr=0.1)
     settings_ = settings(1, clip=0.25)
-    main, drafted, norm = train_step(model, mtp, optimiser, rows, torch.zeros_like(rows), settings_)
+    main, drafted, norm = train_step(model, mtp, optimizer, rows, torch.zeros_like(rows), settings_)
     assert main > 0 and drafted > 0 and norm > 0.25
     assert float(clipped[0].norm()) == pytest.approx(0.25, rel=1e-4)
     assert all(p.grad is None for p in model.parameters())
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     before = model.model.norm.weight.clone()
-    assert not math.isfinite(train_step(model, mtp, optimiser, rows, torch.zeros_like(rows), settings_)[2])
+    assert not math.isfinite(train_step(model, mtp, optimizer, rows, torch.zeros_like(rows), settings_)[2])
     assert torch.equal(model.model.norm.weight, before) and len(clipped) == 1
 
 

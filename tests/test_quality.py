@@ -93,7 +93,7 @@ def test_one_kneser_ney_probability_by_hand():
     # Events, bos = 0: from 0 0 1 2 | 0 0 1 2 | 0 0 2 1 with order 2 (no padding): bigrams 01 x2, 12 x2, 02, 21.
     model = KneserNey([[0, 1, 2], [0, 1, 2], [0, 2, 1]], vocab_size=3, order=2)
     highest, lowest = model.orders[1], model.orders[0]
-    # unigram counts are left neighbours: 1 after {0, 2}, 2 after {1, 0}; n1 = 0, n2 = 2
+    # unigram counts are left neighbors: 1 after {0, 2}, 2 after {1, 0}; n1 = 0, n2 = 2
     assert lowest.counts.tolist() == [0, 2, 2]
     # bigram counts of counts: n1 = 2, n2 = 2, so Y = 1/3, D1 = 1 - 2/3, D2 = 2 - 0
     assert highest.discounts[1:3].tolist() == pytest.approx([1 / 3, 2.0])

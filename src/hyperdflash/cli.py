@@ -1,4 +1,4 @@
-"""What the entry points share: a command's configuration, its errors in one sentence, and the command itself for messages."""
+"""Shared by the entry points: a command's configuration, its errors in one sentence, and the command itself for messages."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Which positions of a block see each other, and which token precedes each slot.
+    """The layout of a draft block: which positions see each other, and which token precedes each slot.
 
     ``size`` is K. ``visible`` has K rows of K: own-block position i attends to position j if ``visible[i][j]``; None means that
     every position sees the whole block. ``parents`` [S]: slot k follows the token at own-block position ``parents[k - 1]``

@@ -1,4 +1,4 @@
-"""What decides a training run's result, and the name and directory that follow from it.
+"""The identity of a training run: the options that decide its result, and the name and directory that follow from them.
 
 A run's directory is a function of everything that decides its result, so the same command finds its own run again.
 """
@@ -129,7 +129,7 @@ def dataset_name(config: DictConfig) -> str:
 
 
 def dataset_dir(name: str, target_fingerprint: str) -> Path:
-    """Where the dataset ``name`` of a target lies."""
+    """The directory of the dataset ``name`` of a target."""
     return runs_dir() / "datasets" / f"{name}-{target_fingerprint[:8]}"
 
 

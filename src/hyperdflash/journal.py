@@ -93,7 +93,7 @@ def summary(place: Path, words: Sequence[str] = ()) -> str:
 
 
 def _params(hydra: DictConfig) -> dict[str, str] | None:
-    """What the sweep itself turns, in the basic sweeper's words; None of a sweeper that searches."""
+    """The swept parameters, as the basic sweeper spells them; None for a sweeper that searches."""
     if not hydra.sweeper._target_.endswith(".BasicSweeper"):
         return None
     return {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()}

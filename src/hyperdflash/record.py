@@ -1,4 +1,4 @@
-"""What a run writes down about where it came from."""
+"""Provenance: the command, revision and versions that a run records at every start."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_near_duplicates_are_found_and_different_texts_kept():
     assert first_of_each(texts) == [True, False, True, False]
 
 
-def test_the_split_reads_normalised_content_only():
+def test_the_split_reads_normalized_content_only():
     texts = [f"The {word} of value number {n}." for n in range(300) for word in ("name",)]
     assert len({is_heldout_text(text) for text in texts}) == 1  # digits do not move a text
     assert is_heldout_text("Return  the X.") == is_heldout_text("return the x.")
@@ -105,7 +105,7 @@ def test_the_split_reads_normalised_content_only():
     assert [heldout_kind(name) for name in ("math/seen/1", "math/unseen/1", "code/1")] == ["seen", "unseen", None]
 
 
-def test_splits_share_no_normalised_content_and_keep_modules_whole():
+def test_splits_share_no_normalized_content_and_keep_modules_whole():
     files = sorted(corpus_files(), key=lambda file: file.module)
     files = [
         file for file in files if file.module.split(".")[0] in ("json", "email", "logging", "asyncio", "statistics", "heapq")

@@ -99,7 +99,7 @@ def test_the_miniature_has_the_official_formats(official):
     assert config["compress_ratios"] == [0, 4, 128, 0] and config["num_hidden_layers"] == 3 and config["expert_dtype"] == "fp4"
 
 
-def test_dequantisation_by_hand():
+def test_dequantization_by_hand():
     byte = torch.tensor([[0x2A] + [0] * 15, [0x07] + [0] * 14 + [0x90]], dtype=torch.uint8).view(torch.int8)
     scale = torch.tensor([[8.0], [0.25]]).to(torch.float8_e8m0fnu)
     found = dequantize(byte, scale, torch.bfloat16)
@@ -129,7 +129,7 @@ def test_the_whole_target_gives_the_sources_logits(source, official, tmp_path, e
     assert all(torch.equal(tensor, state[name]) for name, tensor in source[0].state_dict().items())
 
 
-def test_weights_are_dequantised_on_a_gpu_too(official, monkeypatch):
+def test_weights_are_dequantized_on_a_gpu_too(official, monkeypatch):
     """Without a GPU transformers does it unasked; with one it would look for FP8 kernels."""
     asked, load_model = [], DeepseekV4ForCausalLM.from_pretrained
     record = lambda path, **options: asked.append(options["config"].quantization_config) or load_model(path, **options)  # noqa: E731

@@ -105,7 +105,7 @@ def test_a_server_must_run_what_it_is_named_for(config, servers):
     for named, sentence in [
         ({"AR": drafting}, "was named AR but drafts"),
         ({"AR": plain, "MTP2": plain}, "drafts nothing"),
-        ({"AR": plain, "MTP6": drafting}, r"named MTP \(6\) but drafts 2 tokens a round"),
+        ({"AR": plain, "MTP6": drafting}, r"named MTP \(6\) but drafts 2 tokens per round"),
         ({"MTP2": drafting}, "has no AR"),
         ({"AR": plain, "HyperDFlash": drafting}, "a stock engine serves AR and the native MTP block only"),
         ({"AR": "localhost"}, "must be a URL"),

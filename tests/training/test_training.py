@@ -73,8 +73,8 @@ def test_the_target_is_in_no_optimizer_and_no_checkpoint(compose_config, mini_ov
     seen = {}
 
     def watch(module):
-        optimised = {id(p) for g in module.optimizers().optimizer.param_groups for p in g["params"]}
-        seen["optimised"] = optimised == {id(p) for p in module.drafter.parameters()}
+        optimized = {id(p) for g in module.optimizers().optimizer.param_groups for p in g["params"]}
+        seen["optimized"] = optimized == {id(p) for p in module.drafter.parameters()}
         seen["heads_train"] = any(p.requires_grad for p in module.target_heads.parameters())
         seen["heads_eval"] = not any(m.training for m in module.target_heads.modules())
         seen["heads"] = {k: v.clone() for k, v in module.target_heads.state_dict().items()}
@@ -82,7 +82,7 @@ def test_the_target_is_in_no_optimizer_and_no_checkpoint(compose_config, mini_ov
     monkeypatch.setattr(DraftingModule, "on_train_end", watch)
     config = compose_config("train", ["experiment=stage1", *mini_overrides, "trainer.max_epochs=1"])
     train(config)
-    assert seen["optimised"] and not seen["heads_train"] and seen["heads_eval"]
+    assert seen["optimized"] and not seen["heads_train"] and seen["heads_eval"]
     untouched = runs.load_heads(config.target.path).state_dict()
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in seen["heads"].items())
     for which in ("step00000006.ckpt", "best.ckpt"):

@@ -44,7 +44,7 @@ _FORMAT = 3  # of the selection file and of the rules above
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What determines a selection besides its source: ``seed`` of the ranks, ``heldout`` the share of rows that no training
+    """The settings of a selection: ``seed`` of the ranks, ``heldout`` the share of rows that no training
     sees, ``min_chars`` and ``max_chars`` the bounds of a conversation's length, all turns together."""
 
     seed: int

@@ -104,7 +104,7 @@ def check_method(method: str, server: str, answer: Served) -> None:
         raise ValueError(f"{server} was named {method} but drafts nothing: start it with its MTP block, or name it AR")
     elif answer.survived and len(answer.survived) != num_slots(method):
         raise ValueError(
-            f"{server} was named {method} but drafts {len(answer.survived)} tokens a round: name it by what it runs"
+            f"{server} was named {method} but drafts {len(answer.survived)} tokens per round: name it by what it runs"
         )
 
 

@@ -123,7 +123,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
 
 
 def device_of(name: str) -> torch.device:
-    """Of ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``; ValueError for another, or where CUDA is not there."""
+    """The device that ``auto`` (CUDA if there is one), ``cpu`` or ``cuda`` names; ValueError for another name or no CUDA."""
     one_of("device", name, ("auto", "cpu", "cuda"))
     there = torch.cuda.is_available()
     if name == "cuda" and not there:

@@ -85,7 +85,7 @@ class Term:
 
     @property
     def reading(self) -> Reading | None:
-        """What the term reads from the target; None if it needs labels alone."""
+        """The part of the target that the term reads; None if it needs labels alone."""
         return None
 
     def check(self, num_slots: int, has_confidence: bool) -> None:

@@ -64,9 +64,9 @@ def commands(plan: Plan) -> Iterator[Command]:
             yield Command(name, f"{plan.steps(stage, best.train):,} steps", hours, disk, memory, asking)
     for name, tokens in (("parity", measuring.parity_tokens), ("evaluate", measuring.tokens)):
         drafted = measuring.methods / rates.tokens_a_round + (name == "evaluate")  # parity decodes with drafters only
-        yield Command(name, f"{tokens:,.0f} tokens a method", tokens * drafted * rates.forward_s / 3600, 0.0, spread)
+        yield Command(name, f"{tokens:,.0f} tokens per method", tokens * drafted * rates.forward_s / 3600, 0.0, spread)
     served_s = measuring.tokens * (1 + 1 / rates.tokens_a_round) / rates.served_tokens_per_s
-    yield Command("evaluate engine=sglang", f"{measuring.tokens:,.0f} tokens a method", served_s / 3600)
+    yield Command("evaluate engine=sglang", f"{measuring.tokens:,.0f} tokens per method", served_s / 3600)
 
 
 def plan_record(plan: Plan) -> dict:

@@ -71,8 +71,8 @@ class StepWandb(WandbLogger):
 
 
 def wandb_place(config: DictConfig) -> dict:
-    """Where a training stands among its project's runs: ``group`` its sweep, ``job_type`` its choice there without the seed
-    (the stage outside a sweep), ``tags`` stage, target, method and sweep."""
+    """W&B's labels of a training: ``group`` is its sweep, ``job_type`` its choice in the sweep without the seed (the stage
+    outside a sweep), ``tags`` are stage, target, method and sweep."""
     stage = f"stage{config.stage}"
     choice = " ".join(f"{axis}={value}" for axis, value in swept_here().items() if axis != "seed")
     sweep = config.sweep.name if config.sweep else None

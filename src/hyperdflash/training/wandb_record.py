@@ -1,8 +1,8 @@
-"""What a training tells W&B beside its scalars; silent where the run has no W&B logger.
+"""Records in W&B what a training has beside its scalars; does nothing if the run has no W&B logger.
 
 start        configuration, git revision and diff, cache key; stage 2: the stage-1 checkpoint as input artifact
 validation   acceptance per position as one line-series chart; a few prompts, drafted against accepted
-end          best tau and acceptance a domain as summary; the best checkpoint as output artifact
+end          best tau and acceptance per domain as summary; the best checkpoint as output artifact
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyperdflash.states.manifest import CacheKey
 from hyperdflash.training.loggers import wandb_axes
 from hyperdflash.training.run_index import finished_run
 
-COLUMNS = ["domain", "prompt id", "prompt", "coloured", "[accepted] {-rejected-}", "rounds", "tau"]
+COLUMNS = ["domain", "prompt id", "prompt", "colored", "[accepted] {-rejected-}", "rounds", "tau"]
 PROMPTS_SHOWN = 3  # a validation, of different domains as long as there are
 
 
@@ -75,9 +75,9 @@ class WandbRecord(L.Callback):
                 prompt = self.tokenizer.decode(batch.input_ids[row, : start + 1])
                 emitted, count = sum(len(one.emitted) for one in rounds), len(rounds)
                 tau = emitted / count if count else None
-                coloured = wandb.Html(drafts_html(rounds, self.tokenizer), inject=False)
+                colored = wandb.Html(drafts_html(rounds, self.tokenizer), inject=False)
                 signed = drafts_text(rounds, self.tokenizer)
-                self._shown[domain] = [batch.ids[row], prompt, coloured, signed, count, tau]
+                self._shown[domain] = [batch.ids[row], prompt, colored, signed, count, tau]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         wandb_run = _wandb_run(trainer)
@@ -140,7 +140,7 @@ def best_summary(record: dict) -> dict[str, float]:
 
 
 def _where(wandb_run: wandb.Run) -> str:
-    """Where W&B keeps the run: the one line that it prints."""
+    """The one line that a run prints about W&B: its address, or the command that uploads it."""
     return f"W&B: offline, to upload: wandb sync {Path(wandb_run.dir).parent}" if wandb_run.offline else f"W&B: {wandb_run.url}"
 
 

@@ -1,4 +1,4 @@
-"""Where a run comes from: the stage-1 run that stage 2 continues, and a finished run's weights."""
+"""Warm starts: finds the stage-1 run that stage 2 continues, and loads a finished run's weights."""
 
 from __future__ import annotations
 
