@@ -21,7 +21,7 @@ from hyperdflash.files import asset, portable, resource
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
 # Counts up where the same configuration trains to another result, so that a run of earlier code does not count as one of this.
-RECIPE = 2
+RECIPE = 3
 # Options that decide a run's result. Logging and places do not, nor does what makes the trainer fast.
 DECIDING = [
     "stage",

@@ -111,3 +111,15 @@ def test_unfinished_and_damaged_runs_are_named(finish, tmp_path):
         list(RunIndex())
     with pytest.raises(ValueError, match="is not a finished run"):
         finished_run(tmp_path / "train" / "nobody")
+
+
+def test_a_run_of_another_version_is_refused_by_one_sentence(finish, capsys):
+    old = finish("old", *VANILLA)
+    record = json.loads((old / "result.json").read_text())
+    record["decided_by"]["recipe"] -= 1
+    (old / "result.json").write_text(json.dumps({**record, "command": "python -m src.train method=dflash"}))
+    with pytest.raises(ValueError, match=r"another version of the code: train it again .*python -m src\.train method=dflash"):
+        finished_run(old)
+    new = finish("new", *VANILLA)
+    assert [run.directory for run in RunIndex()] == [new]
+    assert "1 runs of another version of the code are left out" in capsys.readouterr().out

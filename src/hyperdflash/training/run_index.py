@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from hyperdflash.identity import runs_dir
+from hyperdflash.identity import RECIPE, runs_dir
 from hyperdflash.report.sweep_runs import flat
 
 
@@ -27,6 +27,15 @@ class FinishedRun:
     def decided(self) -> dict[str, object]:
         """Dotted option -> value."""
         return flat(self.record["decided_by"])
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version of the code would train the same configuration to the same result."""
+        return self.decided.get("recipe") == RECIPE
+
+    @property
+    def command(self) -> str:
+        return self.record.get("command", "no command")
 
     @property
     def finished_s(self) -> float:
@@ -54,12 +63,21 @@ class FinishedRun:
 
 
 def finished_run(directory: str | Path) -> FinishedRun:
-    """Reads the record of a finished run; ValueError when the run is missing, unfinished or damaged."""
+    """Reads the record of a finished run; ValueError when the run is missing, unfinished, damaged or of another version."""
     path = Path(directory) / "result.json"
     if not path.exists():
         raise ValueError(f"{directory} is not a finished run (no result.json): run its `python -m src.train ...` command first")
+    run = _read(path)
+    if not run.is_current:
+        raise ValueError(
+            f"{directory} was trained by another version of the code: train it again (its record says: {run.command})"
+        )
+    return run
+
+
+def _read(path: Path) -> FinishedRun:
     try:
-        return FinishedRun(Path(directory), json.loads(path.read_text()))
+        return FinishedRun(path.parent, json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): remove the file and run the run's command again") from error
 
@@ -71,7 +89,15 @@ class RunIndex:
         self.folder = runs_dir() / "train" if folder is None else folder
 
     def __iter__(self) -> Iterator[FinishedRun]:
-        return (finished_run(path.parent) for path in sorted(self.folder.glob("*/result.json")))
+        """Runs of this version of the code; prints how many of other versions are left out."""
+        others = 0
+        for path in sorted(self.folder.glob("*/result.json")):
+            if (run := _read(path)).is_current:
+                yield run
+            else:
+                others += 1
+        if others:
+            print(f"{self.folder}: {others} runs of another version of the code are left out: train them again", flush=True)
 
     def nearest(
         self, wanted: Mapping[str, object], needed: Callable[[str], bool], ignored: Collection[str] = ()
