@@ -57,7 +57,7 @@ format: .venv/.done ## fix style and format
 
 # Tried where nothing of the repository is in reach; --no-deps, since .venv holds the rest.
 wheel: .venv/.done ## build the wheel into dist/ and decode with it from another folder
-	rm -rf build dist && $(PY) -m pip wheel --quiet . --no-deps -w dist
+	rm -rf build dist && $(PY) -m pip wheel --quiet . --no-deps --no-build-isolation -w dist
 	cd "$$(mktemp -d)" && $(CURDIR)/$(PY) -m pip install --quiet --no-deps --target site $(CURDIR)/dist/*.whl && \
 		export PYTHONPATH="$$PWD/site" && mkdir empty && cd empty && \
 		$(CURDIR)/$(PY) ../site/bin/hyperdflash table1 && \
