@@ -48,10 +48,12 @@ def test_a_mistake_exits_with_one_sentence(overrides, sentence, tmp_path, mini_t
     assert "Traceback" not in done.stderr
 
 
-def test_training_from_the_shell_and_again(tmp_path, mini_overrides):
+def test_training_from_the_shell_and_again(tmp_path, mini_overrides, monkeypatch):
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))  # no font cache yet
     overrides = [*mini_overrides, "logger=default", "trainer.max_epochs=1"]
     first = run("src.train", "experiment=stage1", *overrides, runs=tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
+    assert "Loading weights" not in first.stderr and "font" not in first.stdout + first.stderr
     (result,) = (tmp_path / "train").glob("*/result.json")
     assert (result.parent / "config.yaml").exists() and list(result.parent.glob("wandb/offline-run-*"))
     again = run("src.train", "experiment=stage1", *overrides, runs=tmp_path)

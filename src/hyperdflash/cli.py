@@ -34,6 +34,7 @@ def entry_point(config_name: str) -> Callable:
 
         @wraps(function)
         def task(config: DictConfig):
+            logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it, and it tells of its font cache
             from lightning.fabric.utilities.exceptions import MisconfigurationException
 
             quiet_libraries()
@@ -65,8 +66,7 @@ def entry_point(config_name: str) -> Callable:
 
 def quiet_libraries() -> None:
     """What Lightning and transformers say about hardware and progress at every start is not this run's news."""
-    quiet = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "matplotlib")
-    for name in quiet:
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",

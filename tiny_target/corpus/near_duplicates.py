@@ -69,7 +69,7 @@ def first_of_each(folded: Sequence[str], *, progress: bool = False) -> list[bool
     shingles: list[np.ndarray] = []
     buckets: dict[tuple[int, bytes], list[int]] = {}
     keep = []
-    for text in tqdm(folded, unit="text", desc="corpus: near-duplicates", disable=not progress):
+    for text in tqdm(folded, unit="text", desc="corpus: near-duplicates", mininterval=2, disable=not progress):
         if text in seen:
             keep.append(False)
             continue

@@ -44,7 +44,6 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
 def answer_prompt(config: DictConfig, console: Console) -> Answer:
     """Loads target and drafter, generates, and shows each round as it ends."""
     from hydra.utils import instantiate
-    from transformers.utils import logging
 
     method = config.drafted_by or ("hyperdflash" if config.run else "mtp")
     if OmegaConf.is_missing(config, "prompt"):
@@ -55,7 +54,6 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
         positive_int(name, config[name])
     natural_int("seed", config.seed)
     turns = ([Turn("system", str(config.system))] if config.system else []) + [Turn("user", str(config.prompt))]
-    logging.disable_progress_bar()
     torch.set_num_threads(config.threads)
     target: Target = instantiate(config.target)
     source = config.run or (method if method in ("mtp", "ar") else newest_run(target, method))

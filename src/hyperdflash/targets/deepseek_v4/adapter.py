@@ -14,6 +14,7 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     DeepseekV4RMSNorm,
     DeepseekV4RotaryEmbedding,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from hyperdflash.targets.adapter import Gate
 from hyperdflash.targets.deepseek_v4 import compat
@@ -105,6 +106,7 @@ def load_model(
         config.quantization_config = {**quantized, "dequantize": True}
     placement = {"device_map": device_map, "offload_folder": offload_folder}
     try:
+        disable_progress_bar()  # its bar counts tensors, in the midst of ours
         model = DeepseekV4ForCausalLM.from_pretrained(path, config=config, dtype=dtype, **placement)
     except ValueError as error:
         if "offload_folder" not in str(error):
