@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 
 DOMAINS = ("math", "code", "chat")
+ENGINES = ("sglang", "vllm")  # servers that give states and answers
 ENCODING_VERSION = 1  # part of a cache's identity: raise it when a conversation gets other token ids or another loss mask
 
 

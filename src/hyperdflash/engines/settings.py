@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from hyperdflash.contracts import ENGINES
 from hyperdflash.settings import one_of, positive_int, positive_number
-
-ENGINES = ("sglang", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)

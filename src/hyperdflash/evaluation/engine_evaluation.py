@@ -17,10 +17,10 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from hyperdflash.contracts import ENGINES
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.engines.serving import Sampling, Served, ask
-from hyperdflash.engines.settings import ENGINES
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation, write_tables
 from hyperdflash.evaluation.methods import compose_method
 from hyperdflash.evaluation.turn_rows import read_rows

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from hyperdflash.engines.settings import ENGINES as SERVED
+from hyperdflash.contracts import ENGINES as SERVED
 from hyperdflash.files import write_text
 from hyperdflash.settings import one_of
 from hyperdflash.states.codecs import CODECS
