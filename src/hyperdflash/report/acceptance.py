@@ -132,8 +132,7 @@ def _differences(here: Results, baseline: str) -> Block:
 
 
 def _notes(found: Acceptance) -> str:
-    runs = dict.fromkeys(str(own["run"]) for own in found.results.details.values() if own["run"])
-    made_by = f" Runs: {', '.join(runs)}." if runs else ""
+    made_by = found.results.runs_sentence
     return (
         "τ: tokens emitted after the prefill's token / verification rounds (bonus token included, last round clipped); "
         "accepted: draft tokens kept per round. Pooled over rounds within a domain; mean: plain mean over domains. "

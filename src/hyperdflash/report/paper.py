@@ -245,8 +245,7 @@ def _missing(table: PaperTable, at: str, here: Results) -> list[str]:
 
 
 def _notes(table: PaperTable) -> str:
-    runs = dict.fromkeys(str(own["run"]) for own in table.results.details.values() if own["run"])
-    made_by = f" Runs: {', '.join(runs)}." if runs else ""
+    made_by = table.results.runs_sentence
     return (
         "Layout of the paper's table; these are this target's own numbers. Speedup: tokens per second of decoding over AR's, "
         "same prompts, same run, prefill left out. τ: tokens emitted after the prefill's token / verification rounds (bonus "

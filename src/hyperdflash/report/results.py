@@ -72,6 +72,12 @@ class Results:
         found = self.distinct("group")
         return (*(group for group in found if group != MEAN), *((MEAN,) if MEAN in found else ()))
 
+    @property
+    def runs_sentence(self) -> str:
+        """Names the runs behind the methods, for the note below a table; empty where no run is known."""
+        runs = dict.fromkeys(str(own["run"]) for own in self.details.values() if own["run"])
+        return f" Runs: {', '.join(runs)}." if runs else ""
+
     @cached_property
     def _index(self) -> dict[tuple, Row]:
         return {(r.method, r.group, r.metric, r.slot, r.over): r for r in reversed(self.rows)}
