@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,6 +96,29 @@ def compose_config(monkeypatch, tmp_path):
     with initialize_config_dir(CONF, version_base="1.3"):
         yield lambda name, overrides=(): compose(config_name=name, overrides=list(overrides))
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def run_command(monkeypatch, capfd):
+    """run_command("train", "reducer=fc") runs `python -m src.train reducer=fc` in this process, which saves its imports.
+
+    The first argument may also be the function that an entry point decorates.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    def run(command, *words: str) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        code = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [str(command), *words, "hydra/job_logging=none", "hydra/hydra_logging=none"])
+            patch.setattr(GlobalHydra.instance(), "hydra", None)  # of compose_config
+            try:
+                runpy.run_module(f"src.{command}", run_name="__main__") if isinstance(command, str) else command()
+            except SystemExit as ended:
+                code = ended.code or 0
+        return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

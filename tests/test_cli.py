@@ -19,8 +19,15 @@ from hyperdflash.training.loggers import make_loggers
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*arguments: str, runs: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HYPERDFLASH_RUNS": str(runs), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """The folder of everything that the commands write."""
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
@@ -32,54 +39,51 @@ def run(*arguments: str, runs: Path) -> subprocess.CompletedProcess:
         (["reducer=nope"], "Could not find 'reducer/nope'"),
         (["kl.alfa=0.1"], "Key 'alfa' is not in struct"),
         (["kl.alpha=much"], "kl.alpha must be in [0, 1], got 'much'"),
-        (["conditioning=layers"], "reducer=fc"),
+        (["conditioning=layers", "conditioning.layer_ids=[0,2]"], "reducer=fc"),
         (["method=mtp"], "method=mtp_finetuned fine-tunes it"),
         (["method=mtp_finetuned", "drafter=tiny"], "give conditioning=NAME reducer=NAME"),
         (["experiment=stage2"], "run `python -m src.train experiment=stage1"),
     ],
 )
-def test_a_mistake_exits_with_one_sentence(overrides, sentence, tmp_path, mini_target):
-    path = [] if overrides == ["conditioning=layers"] else [f"target.path={mini_target}"]
-    if overrides == ["conditioning=layers"]:
-        path = [f"target.path={mini_target}", "conditioning.layer_ids=[0,2]"]
-    done = run("src.train", *path, *overrides, runs=tmp_path)
+def test_a_mistake_exits_with_one_sentence(overrides, sentence, run_command, runs, mini_target):
+    done = run_command("train", f"target.path={mini_target}", *overrides)
     assert done.returncode != 0
     assert sentence in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_training_from_the_shell_and_again(tmp_path, mini_overrides, monkeypatch):
-    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))  # no font cache yet
+def test_training_from_the_shell_and_again(runs, mini_overrides, monkeypatch, run_command):
+    monkeypatch.setenv("MPLCONFIGDIR", str(runs / "matplotlib"))  # no font cache yet
     overrides = [*mini_overrides, "logger=default", "trainer.max_epochs=1"]
-    first = run("src.train", "experiment=stage1", *overrides, runs=tmp_path)
+    first = run("src.train", "experiment=stage1", *overrides)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "Loading weights" not in first.stderr and "font" not in first.stdout + first.stderr
-    (result,) = (tmp_path / "train").glob("*/result.json")
+    (result,) = (runs / "train").glob("*/result.json")
     assert (result.parent / "config.yaml").exists() and list(result.parent.glob("wandb/offline-run-*"))
-    again = run("src.train", "experiment=stage1", *overrides, runs=tmp_path)
+    again = run_command("train", "experiment=stage1", *overrides)
     assert again.returncode == 0 and "nothing to do" in again.stdout
-    second = run("src.train", "experiment=stage2", "reducer=hc_gate", "kl.alpha=0.15", *overrides, runs=tmp_path)
+    second = run_command("train", "experiment=stage2", "reducer=hc_gate", "kl.alpha=0.15", *overrides)
     assert second.returncode == 0, second.stderr[-2000:]
     assert str(result.parent) in second.stdout
 
 
-def test_multirun_gives_every_job_its_own_directory(tmp_path, mini_overrides):
+def test_multirun_gives_every_job_its_own_directory(runs, mini_overrides, run_command):
     overrides = [*mini_overrides, "trainer.max_epochs=1", "experiment=stage1", "reducer=hc_gate,fc"]
-    done = run("src.train", "-m", *overrides, runs=tmp_path)
+    done = run_command("train", "-m", *overrides)
     assert done.returncode == 0, done.stderr[-2000:]
-    names = sorted(path.parent.name for path in (tmp_path / "train").glob("*/result.json"))
+    names = sorted(path.parent.name for path in (runs / "train").glob("*/result.json"))
     assert len(names) == 2 and "-fc-" in names[0] and "-hc_gate-" in names[1]
 
 
-def test_capture_alone_then_a_training_that_loads_no_target(tmp_path, mini_overrides):
-    captured = run("src.capture", "experiment=stage1", *mini_overrides, runs=tmp_path)
+def test_capture_alone_then_a_training_that_loads_no_target(runs, mini_overrides, run_command):
+    captured = run_command("capture", "experiment=stage1", *mini_overrides)
     assert captured.returncode == 0 and "loading the target" in captured.stdout
-    trained = run("src.train", "experiment=stage1", *mini_overrides, "trainer.max_epochs=1", runs=tmp_path)
+    trained = run_command("train", "experiment=stage1", *mini_overrides, "trainer.max_epochs=1")
     assert trained.returncode == 0 and "loading the target" not in trained.stdout
 
 
-def test_table_1_is_printed():
-    done = run("src.table1", runs=ROOT / "runs")
+def test_table_1_is_printed(run_command):
+    done = run_command("table1")
     assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout
 
 

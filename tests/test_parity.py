@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -299,15 +296,11 @@ def test_the_command_ends_with_one_sentence(config, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "parity.json").read_text())["methods"]["MTP (2)"]["first_difference"]
 
 
-def test_from_the_shell_a_difference_exits_with_1(mini_target, tmp_path):
+def test_a_difference_ends_the_command_with_exit_code_1(mini_target, tmp_path, run_command, monkeypatch):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     methods = 'methods=[{name: "MTP (2)", native_steps: 2}]'
     overrides = [f"target.path={mini_target}", "benchmarks.per_domain=1", "benchmarks.max_new_tokens=6"]
-    done = subprocess.run(
-        [sys.executable, "-m", "src.parity", *overrides, methods, "tolerance=1.0e-30", f"out={tmp_path}/shell"],
-        env={**os.environ, "HYPERDFLASH_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_command("parity", *overrides, methods, "tolerance=1.0e-30", f"out={tmp_path}/shell")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert sentence.startswith("error: MTP (2): ") and sentence.endswith(f"all checks are in {tmp_path}/shell/parity.md")

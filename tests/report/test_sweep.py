@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +12,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from hyperdflash.cli import entry_point
 from hyperdflash.evaluation import report_job as entry
 from hyperdflash.evaluation.report_job import make_report
+from hyperdflash.identity import run_name
 from hyperdflash.launch.sweep_plan import plan_sweep
 from hyperdflash.report import sweep_figures
 from hyperdflash.report.bootstrap import MEAN
@@ -82,21 +82,11 @@ def test_a_plan_names_the_runs_that_the_training_command_makes(runs, compose_con
         plan_sweep(["kl=off"])
 
 
-def test_hydra_expands_a_sweep_into_the_same_jobs(runs, tmp_path):
+def test_hydra_expands_a_sweep_into_the_same_jobs(runs, run_command):
     """The real command, with the training replaced by writing its configuration's name."""
-    script = tmp_path / "names.py"
-    script.write_text(
-        "import hyperdflash.cli as entry\n"
-        "from hyperdflash.identity import run_name\n"
-        "@entry.entry_point('train')\n"
-        "def main(config):\n"
-        "    print('JOB', run_name(config))\n"
-        "main()\n"
-    )
+    main = entry_point("train")(lambda config: print("JOB", run_name(config)))
     words = ["sweep=teacher", "seed=0,1", "kl.alpha=0.2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(script), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = run_command(main, *words)
     names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("JOB")]
     assert names == [job.directory.name for job in plan_sweep(words).jobs], done.stderr
     assert len(names) == 4
