@@ -1,6 +1,4 @@
-"""Write the prompts of the paper's benchmarks from the hub into a folder."""
-
-from __future__ import annotations
+"""Writes the prompts of the paper's benchmarks from the hub into a folder."""
 
 import sys
 

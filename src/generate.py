@@ -1,6 +1,4 @@
-"""Decode a prompt with a drafter, drafts in color."""
-
-from __future__ import annotations
+"""Decodes a prompt with a drafter, drafts in color."""
 
 from hyperdflash.generation.job import main
 

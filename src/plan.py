@@ -1,6 +1,4 @@
-"""Say what a training takes in time, disk and memory, and what does not fit."""
-
-from __future__ import annotations
+"""Says what a training takes in time, disk and memory, and what does not fit (docs/deepseek_v4_flash.md)."""
 
 from hyperdflash.planning.job import main
 

@@ -1,6 +1,4 @@
-"""Write tables, figures and one page of a sweep's finished runs."""
-
-from __future__ import annotations
+"""Writes tables, figures and one page of a sweep's finished runs (docs/training.md)."""
 
 import sys
 

@@ -1,6 +1,4 @@
-"""Say what drafting and verification cost on the real target, by arithmetic."""
-
-from __future__ import annotations
+"""Computes what drafting and verification cost on the real target."""
 
 from hyperdflash.planning.roofline_job import main
 

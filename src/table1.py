@@ -1,6 +1,4 @@
-"""Print the paper's Table 1 from real modules."""
-
-from __future__ import annotations
+"""Prints the paper's Table 1 from real modules."""
 
 from hyperdflash.drafting.table1 import main
 

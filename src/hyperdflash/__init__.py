@@ -3,15 +3,12 @@
 ``hyperdflash.load_target``, ``load_drafter``, ``generate`` and ``generate_stream`` load torch at their first use.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 
-_API = ("generate", "generate_stream", "load_drafter", "load_target")
-__all__ = list(_API)
+__all__ = ["generate", "generate_stream", "load_drafter", "load_target"]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _API:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("hyperdflash.generation.api"), name)

@@ -6,9 +6,11 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,17 +18,25 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperdflash.identity import CONF, runs_dir
+from hyperdflash.identity import CONF, UNNAMED, runs_dir
 from hyperdflash.journal import journal_entry, sweep_journal
 
 EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "datasets": "hub"}  # of pyproject.toml
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
+REPEATED = (  # warnings about hardware and progress that Lightning gives at every start
+    ".*LeafSpec.*",
+    ".*smaller than the logging interval.*",
+    ".*in eval mode at the start.*",
+    ".*num_workers.*",
+    ".*sync_dist=True.*",
+    ".*dataloader is not resumable.*",
+)
 
 
 def entry_point(config_name: str) -> Callable:
-    """``hydra.main`` with the absolute configuration path; a user's error becomes one sentence and exit code 1.
+    """Returns a decorator like ``hydra.main``; a user's error becomes one sentence and exit code 1.
 
-    The jobs of a multirun do not stop each other: how each ended is kept in a journal, and told at the end.
+    A multirun continues after a failed job; a journal records how each job ended, and the command prints it at the end.
     """
 
     def decorate(function: Callable[[DictConfig], object]) -> Callable:
@@ -34,28 +44,28 @@ def entry_point(config_name: str) -> Callable:
 
         @wraps(function)
         def task(config: DictConfig):
-            logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it, and it tells of its font cache
+            logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it, and it logs its font cache
             from lightning.fabric.utilities.exceptions import MisconfigurationException
 
             quiet_libraries()
+            if HydraConfig.initialized() and (made := Path(HydraConfig.get().runtime.output_dir)).name == UNNAMED:
+                shutil.rmtree(made, ignore_errors=True)  # Hydra has written the job's configuration there
             with journal_entry():
                 try:
                     return function(config)
-                except InstantiationException as error:
-                    raise CompactHydraException(as_started(f"error: {_innermost(error)}")) from None
                 except ModuleNotFoundError as error:
                     raise CompactHydraException(f"error: {not_installed(error)}") from None
-                except (ValueError, OmegaConfBaseException, MisconfigurationException) as error:
+                except (ValueError, InstantiationException, OmegaConfBaseException, MisconfigurationException) as error:
                     if os.environ.get("HYDRA_FULL_ERROR"):
                         raise
-                    raise CompactHydraException(as_started(f"error: {_sentence(error)}")) from None
+                    raise CompactHydraException(as_started(f"error: {cause_of(error)}")) from None
 
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
 
         @wraps(function)
-        def command(*arguments):
-            if arguments:  # a composed configuration: no command line, no journal
-                return main(*arguments)
+        def command(*composed: DictConfig):
+            if composed:  # no command line, no journal
+                return main(*composed)
             with sweep_journal(runs_dir() / "sweeps"):
                 return main()
 
@@ -65,17 +75,10 @@ def entry_point(config_name: str) -> Callable:
 
 
 def quiet_libraries() -> None:
-    """What Lightning and transformers say about hardware and progress at every start is not this run's news."""
+    """Turns off what Lightning and transformers print about hardware and progress at every start."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.*",
-        ".*smaller than the logging interval.*",
-        ".*in eval mode at the start.*",
-        ".*num_workers.*",
-        ".*sync_dist=True.*",
-        ".*dataloader is not resumable.*",
-    ):
+    for message in REPEATED:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -83,7 +86,7 @@ def quiet_libraries() -> None:
 
 
 def given_overrides() -> list[str]:
-    """What another command must repeat of this job's: where options are looked for, and the options."""
+    """Returns the words that another command repeats to get this job's options, and to find them."""
     if not HydraConfig.initialized():
         return []
     given = HydraConfig.get().overrides
@@ -91,43 +94,38 @@ def given_overrides() -> list[str]:
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """One sentence about a missing library of pyproject.toml's extras; any other error is raised again."""
+    """Returns one sentence about a missing library of pyproject.toml's extras; raises any other error again."""
     if error.name not in EXTRAS:
         raise error
     return f"{error.name} is not installed: run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
 
 
 def command_of(module: str) -> str:
-    """The command that started this job, for messages and records; in a sweep, the job's own."""
+    """Returns the command that started this job, for messages and records; in a sweep, the job's own."""
     return as_started(shlex.join(["python", "-m", module, *given_overrides()]))
 
 
 def as_started(text: str) -> str:
-    """``text`` with its commands as the user types them: `hyperdflash train` where the console script started this process."""
+    """Returns ``text`` with commands as the user types them: `hyperdflash train` if the console script started this process."""
     return re.sub(r"python -m src\.(\w+)", r"hyperdflash \1", text) if CONSOLE in os.environ else text
 
 
 def config_name() -> str:
-    """The configuration of this job: train, evaluate, ..."""
+    """Returns the name of this job's configuration: train, evaluate, ..."""
     return HydraConfig.get().job.config_name if HydraConfig.initialized() else "train"
 
 
 def capture_command() -> str:
-    """Fills a read-only cache: this command without training, and with a cache that is written."""
+    """Returns the command that captures what a read-only cache lacks."""
     command = command_of("src.capture" if config_name() == "train" else f"src.{config_name()}")
     return command.replace(" cache=offline", "")
 
 
-def _sentence(error: Exception) -> str:
-    """Without what OmegaConf puts around it: which interpolation it resolved, and where."""
-    if not isinstance(error, OmegaConfBaseException):
-        return str(error)
-    return str(error).splitlines()[0].split("while resolving interpolation: ")[-1]
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
+def cause_of(error: BaseException) -> str:
+    """Returns one sentence without the words that Hydra and OmegaConf put around it."""
     if isinstance(error, InstantiationException):
-        return str(error).splitlines()[0]
+        while error.__cause__ is not None:
+            error = error.__cause__
+    if isinstance(error, InstantiationException | OmegaConfBaseException):
+        return str(error).splitlines()[0].split("while resolving interpolation: ")[-1]
     return str(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,44 +57,38 @@ def main() -> object:
         return f"error: no command {name!r}; the commands are {', '.join(commands)}: run `hyperdflash` to see what each does"
     os.environ[CONSOLE] = "1"
     sys.argv = [f"hyperdflash {name}", *sys.argv[2:]]
-    module, _, function = commands[name].partition(":")
     try:
-        code = getattr(import_module(module), function)()
+        code = function_of(commands[name])()
     except ValueError as error:
         return f"error: {error}"
     return code if isinstance(code, int) else 0
 
 
 def overview() -> str:
-    """One line per command, by task."""
+    """Returns one line per command, by task."""
     lines = ["usage: hyperdflash COMMAND [OPTION=VALUE ...]    hyperdflash COMMAND --help lists a command's options"]
     for task, group in COMMANDS.items():
         lines += ["", task, *(f"  {name:<17} {line}" for name, (_, line) in group.items())]
     return "\n".join(lines)
 
 
+def function_of(place: str) -> Callable:
+    """Imports the function at "module:function"."""
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)
+
+
+def runs(config_name: str, place: str) -> Callable:
+    """Returns the command that calls the function at ``place`` with the configuration ``config_name``."""
+    return entry_point(config_name)(lambda config: function_of(place)(config))
+
+
 @entry_point("train")
 def train(config: DictConfig) -> float:
     """Returns the best validation tau, which a sweeper such as Optuna maximizes."""
-    from hyperdflash.training.job import train
-
     if OmegaConf.select(config, "method.native_steps"):
         raise ValueError("method=mtp is the target's block as shipped: nothing to train; method=mtp_finetuned fine-tunes it")
-    return train(config)["val_tau"]
-
-
-@entry_point("train")
-def capture(config: DictConfig) -> None:
-    from hyperdflash.preparing.dataset import capture_states
-
-    capture_states(config)
-
-
-@entry_point("regenerate")
-def regenerate(config: DictConfig) -> None:
-    from hyperdflash.preparing.regeneration import regenerate
-
-    regenerate(config)
+    return function_of("hyperdflash.training.job:train")(config)["val_tau"]
 
 
 @entry_point("evaluate")
@@ -105,37 +100,16 @@ def evaluate(config: DictConfig) -> None:
     if config.engine.name is not None:
         if config.by is not None:
             raise ValueError(f"engine={config.engine.name} asks running servers: leave by={config.by} out, or engine")
-        from hyperdflash.evaluation.engine_evaluation import evaluate_in_engine
-
-        evaluate_in_engine(config)
+        place = "engine_evaluation:evaluate_in_engine"
     elif config.by == "decoding" or (config.by is None and class_name(config.benchmarks) == "paper_benchmarks"):
-        from hyperdflash.evaluation.decoding import evaluate_by_decoding
-
-        evaluate_by_decoding(config)
+        place = "decoding:evaluate_by_decoding"
     else:
-        from hyperdflash.evaluation.evaluation import evaluate_by_replay
-
-        evaluate_by_replay(config)
-
-
-@entry_point("parity")
-def parity(config: DictConfig) -> None:
-    from hyperdflash.checks.parity_job import check_parity
-
-    check_parity(config)
+        place = "evaluation:evaluate_by_replay"
+    function_of(f"hyperdflash.evaluation.{place}")(config)
 
 
-@entry_point("check_engine")
-def check_engine(config: DictConfig) -> None:
-    from hyperdflash.checks.engine_states import check_engine
-
-    check_engine(config)
-
-
-@entry_point("dashboard")
-def dashboard(config: DictConfig) -> None:
-    try:
-        from hyperdflash.training.wandb_dashboard import make_dashboard
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the dashboard needs {error.name}: run `pip install -e .[wandb]`") from error
-    make_dashboard(config)
+capture = runs("train", "hyperdflash.preparing.dataset:capture_states")
+regenerate = runs("regenerate", "hyperdflash.preparing.regeneration:regenerate")
+parity = runs("parity", "hyperdflash.checks.parity_job:check_parity")
+check_engine = runs("check_engine", "hyperdflash.checks.engine_states:check_engine")
+dashboard = runs("dashboard", "hyperdflash.training.wandb_dashboard:make_dashboard")

@@ -20,75 +20,50 @@ from hyperdflash.files import asset, portable, resource
 
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
-# Counts up where the same configuration trains to another result, so that a run of earlier code does not count as one of this.
+# Counts up when the same configuration trains to another result: a run of earlier code is then no run of this code.
 RECIPE = 3
-# Options that decide a run's result. Logging and places do not, nor does what makes the trainer fast.
-DECIDING = [
-    "stage",
-    "target",
-    "corpus",
-    "conditioning",
-    "blocks",
-    "reducer",
-    "drafter",
-    "head",
-    "kl",
-    "loss",
-    "objective",
-    "optim",
-    "trainer",
-    "mode",
-    "seed",
-    "init_from",
-    "cache.dtype",
-]
 METHOD = ("conditioning", "reducer", "drafter", "head", "kl", "loss", "objective")  # what a method (conf/method) names
+# Options that decide a run's result. Loggers, folders and options that only change the speed do not.
+DECIDING = ("stage", "target", "corpus", "blocks", *METHOD, "optim", "trainer", "mode", "seed", "init_from", "cache.dtype")
+ENGINE = (
+    "engine",
+    "servers",
+    "states_dir",
+    "check",
+    "concurrency",
+    "timeout_s",
+    "attempts",
+)  # a dataset's identity adds engine
+PERIODS = ("log_every_n_steps", "checkpoint_every_steps", "checkpoint_every_s")
 NOT_DECIDING = {
-    "target": (
-        "device_map",
-        "tokens_per_forward",
-        "engine",
-        "servers",
-        "states_dir",
-        "check",
-        "concurrency",
-        "timeout_s",
-        "attempts",
-    ),
+    "target": ("device_map", "tokens_per_forward", *ENGINE),
     "corpus": ("directory", "benchmarks_path"),
     "drafter": ("gradient_checkpointing", "compile"),
-    "trainer": (
-        "accelerator",
-        "strategy",
-        "threads",
-        "batch_size",  # optim.batch_size says it
-        "log_every_n_steps",
-        "checkpoint_every_steps",
-        "checkpoint_every_s",
-    ),
+    "trainer": ("accelerator", "strategy", "threads", "batch_size", *PERIODS),  # batch_size: optim.batch_size counts
 }
+UNNAMED = "unnamed"  # directory of a job whose name is not known
 
 
 def runs_dir() -> Path:
-    """The folder of everything that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``."""
+    """Returns the folder of everything that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``."""
     return Path(os.environ.get("HYPERDFLASH_RUNS", "runs"))
 
 
 def within_runs(path: str | Path) -> str:
-    """``path`` relative to the runs folder where it lies inside, so that the folder can move; else absolute."""
+    """Returns ``path`` relative to the runs folder if it lies inside, so that the folder can move; else absolute."""
     path, runs = Path(path).resolve(), runs_dir().resolve()
     return str(path.relative_to(runs) if path.is_relative_to(runs) else path)
 
 
 def config_folder(target_path: str) -> str:
-    """The folder of a target's config.json: the target's own, or DeepSeek-V4-Flash's released one while that is not there."""
+    """Returns the folder of a target's config.json; for a missing DeepSeek-V4-Flash, the folder of the shipped config.json."""
     if (Path(target_path) / "config.json").exists():
         return target_path
     return FLASH if target_path == OmegaConf.load(Path(CONF) / "target" / "deepseek_v4_flash.yaml").path else target_path
 
 
 def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
-    """The part of a training configuration that decides the run's result; a class appears by its option's name."""
+    """Returns the part of a training configuration that decides the run's result; a class appears by its option's name."""
     values = {"recipe": RECIPE}
     for name in DECIDING:
         value = OmegaConf.select(config, name, throw_on_missing=True)
@@ -109,10 +84,9 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
 
 
 def dataset_decided_by(config: DictConfig) -> dict:
-    """The part of a training configuration that decides its documents and states, resolved; reads no file.
+    """Returns the part of a training configuration that decides its documents and states, but for the target's fingerprint.
 
-    The fingerprint of the target is the other part. The name of a run must be known without reading weights, so the fingerprint
-    is in the directory of the dataset (``dataset_dir``) and in every checkpoint instead.
+    A run's name must be known without reading weights, so the fingerprint is in ``dataset_dir`` and in every checkpoint.
     """
     decided = {name: value for name, value in decided_by(config).items() if name in ("target", "corpus", "mode")}
     decided["target"] = {**decided["target"], "engine": config.target.get("engine")}
@@ -122,19 +96,19 @@ def dataset_decided_by(config: DictConfig) -> dict:
 
 
 def dataset_name(config: DictConfig) -> str:
-    """Readable head and a hash over ``dataset_decided_by``: streamed-stage1-non_think-bf16-1a2b3c4d."""
+    """Returns a readable head and a hash over ``dataset_decided_by``: streamed-stage1-non_think-bf16-1a2b3c4d."""
     corpus = class_name(config.corpus).removesuffix("_corpus")
     digest = _digest(dataset_decided_by(config))
     return f"{corpus}-stage{config.corpus.stage}-{config.mode}-{config.cache.dtype}-{digest}"
 
 
 def dataset_dir(name: str, target_fingerprint: str) -> Path:
-    """The directory of the dataset ``name`` of a target."""
+    """Returns the directory of the dataset ``name`` of a target."""
     return runs_dir() / "datasets" / f"{name}-{target_fingerprint[:8]}"
 
 
 def run_name(config: DictConfig) -> str:
-    """Readable head and a hash over ``decided_by`` and the dataset: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
+    """Returns a readable head and a hash over ``decided_by`` and the dataset: stage1-pre_hc_head-hc_gate-kl0.15-s0-1a2b3c4d."""
     digest = _digest({**decided_by(config), "dataset": dataset_name(config)})
     return "-".join([f"stage{config.stage}", *source_names(config), f"kl{_plain(config.kl.alpha)}", f"s{config.seed}", digest])
 
@@ -144,7 +118,7 @@ def train_run_dir(config: DictConfig) -> Path:
 
 
 def source_names(config: DictConfig) -> list[str]:
-    """Conditioning and reducer by name, or the drafter's name where it reads neither."""
+    """Returns the names of conditioning and reducer, or the drafter's name if it reads neither."""
     if not reads_conditioning(config.drafter):
         return [class_name(config.drafter)]
     if "conditioning" not in config or "reducer" not in config:
@@ -156,7 +130,7 @@ def source_names(config: DictConfig) -> list[str]:
 
 
 def reads_conditioning(drafter: DictConfig) -> bool:
-    """False where the drafter's configuration class says ``reads_conditioning = False``: it takes the states in by itself."""
+    """Returns False if the drafter's configuration class says ``reads_conditioning = False``: it projects the states itself."""
     try:
         return getattr(pydoc.locate(drafter._target_), "reads_conditioning", True)
     except pydoc.ErrorDuringImport:  # the training itself reports it
@@ -164,7 +138,7 @@ def reads_conditioning(drafter: DictConfig) -> bool:
 
 
 def class_name(group: DictConfig | dict) -> str:
-    """A short name of an option from its class: hyperdflash.drafting.reducers.hc_gate.HcGate -> hc_gate."""
+    """Returns the short name of an option from its class: hyperdflash.drafting.reducers.hc_gate.HcGate -> hc_gate."""
     name = group["_target_"].rpartition(".")[2].removesuffix("Config")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -174,8 +148,8 @@ def _digest(value: dict) -> str:
 
 
 def _plain(value: object) -> object:
-    """Equal values alike, all the way down: 1.0 as 1, so that kl.alpha=0 and kl.alpha=0.0 are one run; a class of this project
-    by its short name, so that it can move, and any other by its whole path."""
+    """Returns equal values in one form: 1.0 as 1, so that kl.alpha=0 and kl.alpha=0.0 are one run; a class of this project by
+    its short name, so that it can move, and any other class by its whole path."""
     if isinstance(value, dict):
         path = value.get("_target_", "")
         own = {"option": class_name(value) if path.startswith("hyperdflash.") else path} if path else {}
@@ -186,11 +160,11 @@ def _plain(value: object) -> object:
 
 
 def _name_of_job(*, _root_: DictConfig) -> str:
-    """For Hydra, which ends a whole multirun where a job's directory has no name; the job itself then says what is wrong."""
+    """Returns the run's name or UNNAMED: an error here would end the whole multirun; the job itself says what is wrong."""
     try:
         return run_name(_root_)
     except (ValueError, OmegaConfBaseException):
-        return "unnamed"
+        return UNNAMED
 
 
 OmegaConf.register_new_resolver("run_name", _name_of_job, replace=True)

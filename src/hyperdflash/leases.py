@@ -1,7 +1,7 @@
 """Leases: small files that show the processes of one directory who works on what, who needs what and who is alive.
 
     acquire(name)   creates the file with O_EXCL, so only one process of all hosts gets it
-    post(name, ..)  writes, or replaces as a whole, a file that only this process writes
+    post(name, ..)  writes or replaces a file that only this process writes
     heartbeat       a thread touches the files of this process
     abandoned       a file whose owner has ended (same host), or that nobody touched for ``stale_s`` seconds of the observer's
                     own clock (another host, whose clock may differ)
@@ -18,7 +18,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,11 +34,10 @@ class Leases:
     """
 
     def __init__(self, directory: str | Path, stale_s: float = 60.0):
-        self.directory = Path(directory)
-        self.stale_s = stale_s
+        self.directory, self.stale_s = Path(directory), stale_s
         self._pid = os.getpid()
         self._owned: set[Path] = set()
-        self._seen: dict[Path, tuple[int, float]] = {}
+        self._seen: dict[Path, tuple[int, float]] = {}  # modification time, and when this process first saw it
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,24 +54,21 @@ class Leases:
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                with open(path, "x") as file:
+                    file.write(_text(record))
             except FileExistsError:
-                found = self._abandoned(path)
-                if found is None:
+                if (content := self._abandoned(path)) is None:
                     return False
-                self._take_away(path, found)
-                continue
-            with os.fdopen(descriptor, "w") as file:
-                file.write(_text(record))
-            self._own(path)
-            return True
+                _take_away(path, content)
+            else:
+                self._own(path)
+                return True
         return False
 
     def post(self, name: str, **record) -> None:
         """Writes or replaces a file that only this process writes."""
-        path = self._path(name)
-        write_text(path, _text(record))
-        self._own(path)
+        write_text(self._path(name), _text(record))
+        self._own(self._path(name))
 
     def release(self, name: str) -> None:
         """Removes a file of this process, if it owns one of that name."""
@@ -85,20 +81,17 @@ class Leases:
 
     def owner(self, name: str) -> str:
         """Returns the process and host that own a file, for messages."""
-        record = _record(_read(self._path(name)) or b"")
+        record = _record(_read(self._path(name)))
         return f"process {record['pid']} on {record['host'].partition(' ')[0]}" if record else "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
         """Returns name -> record of every file in ``folder`` whose owner is alive; removes the others."""
         found = {}
         for path in sorted((self.directory / folder).glob("*.json")):
-            content = _read(path)
-            if content is None:
-                continue
-            dead = self._abandoned(path)
+            record, dead = _record(_read(path)), self._abandoned(path)
             if dead is not None:
-                self._take_away(path, dead)
-            elif record := _record(content):
+                _take_away(path, dead)
+            elif record:
                 found[path.stem] = record
         return found
 
@@ -139,8 +132,6 @@ class Leases:
             touched = path.stat().st_mtime_ns
         except FileNotFoundError:
             return None
-        if content is None:
-            return None
         record = _record(content)
         if record and record["host"] == host() and not _runs(record["pid"], record["started"]):
             return content
@@ -148,19 +139,8 @@ class Leases:
         if before != touched:
             self._seen[path] = (touched, time.monotonic())
             return None
-        limit = self.stale_s if record else min(EMPTY_S, self.stale_s)
-        return content if time.monotonic() - since > limit else None
-
-    def _take_away(self, path: Path, content: bytes) -> None:
-        """Removes an abandoned file, unless somebody replaced it after it was read."""
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        try:
-            path.rename(aside)
-            if aside.read_bytes() != content:
-                os.link(aside, path)
-        except OSError:
-            pass
-        aside.unlink(missing_ok=True)
+        limit_s = self.stale_s if record else min(EMPTY_S, self.stale_s)
+        return content if time.monotonic() - since > limit_s else None
 
 
 @contextmanager
@@ -190,7 +170,17 @@ def host() -> str:
         return platform.node()
 
 
-def _text(record: Mapping) -> str:
+def _take_away(path: Path, content: bytes) -> None:
+    """Removes an abandoned file, unless somebody replaced it after it was read."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with suppress(OSError):
+        path.rename(aside)
+        if aside.read_bytes() != content:
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _text(record: dict) -> str:
     owner = {"host": host(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
     return json.dumps({**owner, **record})
 
@@ -202,25 +192,21 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _record(content: bytes) -> dict | None:
+def _record(content: bytes | None) -> dict | None:
     try:
-        return json.loads(content)
+        return json.loads(content or b"")
     except ValueError:
         return None
 
 
-def _stat(pid: int) -> list[str] | None:
-    """Returns the fields of /proc/<pid>/stat from the state on; None when the file is missing."""
+def _started(pid: int) -> str | None:
+    """Returns the start of a process in ticks since boot, which differs from that of a later process with the same id, or
+    "ended"; None without an entry in /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-
-
-def _started(pid: int) -> str | None:
-    """Returns the start of a process in ticks since boot, which differs from that of a later process with the same id."""
-    fields = _stat(pid)
-    return fields[19] if fields else None
+    return "ended" if fields[0] == "Z" else fields[19]
 
 
 def _runs(pid: int, started: str | None) -> bool:
@@ -230,5 +216,5 @@ def _runs(pid: int, started: str | None) -> bool:
         return False
     except PermissionError:
         pass
-    fields = _stat(pid)
-    return fields is None or (fields[0] != "Z" and started in (None, fields[19]))
+    now = _started(pid)
+    return now is None or (now != "ended" and started in (None, now))

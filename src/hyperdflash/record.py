@@ -20,17 +20,17 @@ PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", 
 
 
 def write_json(path: Path, record: dict) -> None:
-    """The file appears only when complete."""
+    """Writes ``record`` as JSON; the file appears only when complete."""
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def script_command(module: str, arguments: Sequence[str] | None) -> str:
-    """The command of a script whose ``main`` was given ``arguments``; None: those of the process."""
+    """Returns the command of a script whose ``main`` got ``arguments``; None stands for those of the process."""
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def training_code(source: Path) -> str:
-    """A digest of every module of the package that a training can reach: all but reports and plans."""
+    """Returns a digest of every module of the package that a training can reach: all but reports and plans."""
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):
         name = path.relative_to(source)
@@ -40,7 +40,7 @@ def training_code(source: Path) -> str:
 
 
 def environment_record(command: str) -> dict:
-    """Command, git revision and uncommitted diff (None outside a checkout), the code's digest, Python and library versions."""
+    """Returns command, git revision and uncommitted diff (None outside a checkout), digest of the code, and versions."""
     package = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -50,10 +50,9 @@ def environment_record(command: str) -> dict:
             return None
         return done.stdout if done.returncode == 0 else None
 
-    revision = git("rev-parse", "HEAD")
     return {
         "command": command,
-        "git_revision": revision.strip() if revision else None,
+        "git_revision": (git("rev-parse", "HEAD") or "").strip() or None,
         "git_diff": git("diff", "HEAD"),
         "training_code": training_code(package),
         "python": platform.python_version(),
@@ -68,6 +67,6 @@ def add_start(run: Path, command: str) -> None:
 
 
 def read_starts(run: Path) -> list[dict]:
-    """The records of ``add_start``, first start first; empty where the run has none."""
+    """Returns the records of ``add_start``, first start first; empty if the run has none."""
     path = run / STARTS
     return json.loads(path.read_text())["starts"] if path.exists() else []

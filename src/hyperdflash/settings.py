@@ -1,4 +1,4 @@
-"""Checks of configured values, one sentence each: what was wanted and what was given."""
+"""Checks of configured values; each error is one sentence that says what was wanted and what was given."""
 
 from __future__ import annotations
 
@@ -46,19 +46,12 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """YAML 1.1 reads ``3e-4`` as a string, which puzzles everyone once."""
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return repr(value)
-        return f"the string {value!r} (YAML takes it for text: write {_yaml_number(number)})"
-    return repr(value)
-
-
-def _yaml_number(number: float) -> str:
-    text = repr(number)
-    if "e" not in text:
-        return text
-    mantissa, exponent = text.split("e")
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
+    """Returns the value for a message. YAML 1.1 reads ``3e-4``, a number without a point, as a string."""
+    try:
+        number = repr(float(value)) if isinstance(value, str) else ""
+    except ValueError:
+        number = ""
+    if not number:
+        return repr(value)
+    number = number if "." in number else number.replace("e", ".0e")
+    return f"the string {value!r} (YAML takes it for text: write {number})"

@@ -1,10 +1,7 @@
-"""The capture processes of one training (``cache=stream cache.captures=N``). The process that starts the ranks
-also starts and watches them, so that one command runs the target and the training that reads its states.
+"""The capture processes of one training (``cache=stream cache.captures=N``), which do the work of `python -m src.capture`.
 
-    python -m hyperdflash.launch.captures RUN   does the work of `python -m src.capture` for RUN; logs to RUN/captures/<n>.log
-
-When one fails, the run ends, and its own command resumes it; a failed request to a server was repeated before
-(``target.attempts``). Capture processes end with the training, however that ends.
+The process that starts the ranks also starts and watches them, and they end with the training, however that ends. When one
+fails, the run ends, and its own command resumes it; a failed request to a server was repeated before (``target.attempts``).
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -38,27 +34,25 @@ class Captures:
     """Runs ``count`` capture processes during a block. ``gpus``: their CUDA_VISIBLE_DEVICES, None for that of this process."""
 
     def __init__(self, run: Path, count: int, gpus: str | None = None):
-        self.count, self.folder = count, run / "captures"
         environment = {**os.environ, **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})}
-        self._start = [(MODULE, run, self._log(number), environment) for number in range(count)]
+        self.logs = [run / "captures" / f"{number}.log" for number in range(count)]
+        self._start = [(MODULE, run, log, environment) for log in self.logs]
         self._processes: list[subprocess.Popen] = []
 
     def __enter__(self) -> Self:
-        if self.count:
-            self.folder.mkdir(exist_ok=True)
-            print(
-                f"starting {self.count} capture process{'es' * (self.count > 1)}; the log of each is in {self.folder}",
-                flush=True,
-            )
+        if self.logs:
+            folder = self.logs[0].parent
+            folder.mkdir(exist_ok=True)
+            print(f"starting {len(self.logs)} capture process(es), which write to {folder}", flush=True)
         try:
             for start in self._start:
                 self._processes.append(start_child(*start))
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_) -> None:
         for process in self._processes:
             process.terminate()
         deadline = time.monotonic() + FINISH_S
@@ -69,17 +63,11 @@ class Captures:
 
     def failure(self) -> str | None:
         """Returns a sentence about the first one that has ended, or None: a healthy one does not end by itself."""
-        for number, process in enumerate(self._processes):
+        for number, (process, log) in enumerate(zip(self._processes, self.logs, strict=True)):
             if (code := process.poll()) is not None:
-                log = self._log(number)
-                return (
-                    f"capture process {number} of {self.count} {how_it_ended(code)}: {last_line(log)}; more in {log}, and the "
-                    "same command goes on from the last checkpoint"
-                )
+                what = f"capture process {number} of {len(self.logs)} {how_it_ended(code)}: {last_line(log)}"
+                return f"{what}; more in {log}, and the same command goes on from the last checkpoint"
         return None
-
-    def _log(self, number: int) -> Path:
-        return self.folder / f"{number}.log"
 
 
 def last_line(log: Path) -> str:
@@ -103,11 +91,9 @@ def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str |
     rest = [gpu for gpu in there if gpu not in named]
     if len(rest) < wanted:
         fewer = "name fewer of them" if len(named) > 1 else "leave cache.capture_gpus out"
+        leaves = f"cache.capture_gpus=[{','.join(named)}] leaves {len(rest)} of {len(there)} GPUs"
         advice = f"trainer.devices={len(rest)}" if rest else fewer
-        raise ValueError(
-            f"cache.capture_gpus=[{','.join(named)}] leaves {len(rest)} of {len(there)} GPUs and the training wants {wanted}: "
-            f"{advice}"
-        )
+        raise ValueError(f"{leaves} and the training wants {wanted}: {advice}")
     return ",".join(named), ",".join(rest)
 
 

@@ -1,7 +1,8 @@
-"""Child processes of a training: how they get its configuration, and how they end with their parent.
+"""Child processes of a training: ranks and captures. A child reads the configuration that `save_job` wrote to RUN/ranks, and
+ends when its parent ends, for whatever reason: its standard input, a pipe from the parent, then closes.
 
-A child is ``python -m MODULE RUN``. It reads the configuration that `save_job` wrote to RUN/ranks, and ends when its parent
-ends, for whatever reason: its standard input, a pipe from the parent, then closes.
+    python -m hyperdflash.launch.child RUN      one rank: trains; writes RUN/ranks/<rank>.json if it fails
+    python -m hyperdflash.launch.captures RUN   one capture process
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import quiet_libraries
+from hyperdflash.record import write_json
 
+RANK = "hyperdflash.launch.child"
 END_S = 2.0  # time in which a child ends after its input closes
 
 
@@ -46,11 +51,15 @@ def take_job(run: Path) -> DictConfig:
 def start_child(module: str, run: Path, log: Path | None, environment: Mapping[str, str]) -> subprocess.Popen:
     """Starts a child that writes to ``log``, or to this terminal (None). It gets its own session, so that Ctrl-C reaches
     it once, through this process."""
-    command = [sys.executable, "-m", module, str(run)]
     output = log.open("wb") if log else None
     try:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            [sys.executable, "-m", module, str(run)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     finally:
         if output is not None:
@@ -77,3 +86,22 @@ def _end_with_parent() -> None:
     if os.getsid(0) == os.getpid():  # started by `start_child`: ends its own children too, such as corpus workers
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)  # started by hand: the group is that of a shell or script
+
+
+def main(run: Path) -> None:
+    ranks, rank = run / "ranks", os.environ["RANK"]
+    config = take_job(run)
+    try:
+        from hyperdflash.training.job import train
+
+        train(config)
+    except Exception as error:
+        traceback.print_exc(file=None if rank != "0" or os.environ.get("HYDRA_FULL_ERROR") else (ranks / "0.log").open("w"))
+        sentence = (str(error).splitlines() or [type(error).__name__])[0]
+        write_json(ranks / f"{rank}.json", {"time_s": time.time(), "error": sentence})
+        sys.stdout.flush()
+        os._exit(1)  # a thread that waits for other ranks must not keep this process alive
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,12 +1,8 @@
-"""Starts the ranks of one training from the run's own configuration, one process per device.
+"""Starts the ranks of one training from the run's own configuration, one child process per device, and its captures.
 
-Lightning's launcher would run the whole command line again in every rank, all jobs of a sweep included. Here a rank is
-
-    python -m hyperdflash.launch.rank RUN      reads RUN/ranks/config.yaml, trains, writes RUN/ranks/<rank>.json if it fails
-
-with the environment that torch.distributed reads. Rank 0 writes to the terminal, the others to RUN/ranks/<rank>.log. When a
-rank fails, the others end too, and its error becomes that of the run. Ranks of torchrun or Slurm are used as they are. The
-launcher also starts the capture processes of the training (launch/captures.py).
+Lightning's launcher would run the whole command line again in every rank, all jobs of a sweep included. Rank 0 writes to the
+terminal, the others to RUN/ranks/<rank>.log. When a rank fails, the others end too, and its error becomes that of the run.
+Ranks of torchrun or Slurm are used as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +14,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from types import FrameType
 
 import torch
 from lightning.fabric.plugins.environments import (
@@ -30,8 +25,8 @@ from lightning.fabric.plugins.environments import (
 from omegaconf import DictConfig, ListConfig
 
 from hyperdflash.launch.captures import Captures, num_captures, split_gpus
-from hyperdflash.launch.child import end_child, how_it_ended, save_job, start_child
-from hyperdflash.training.checkpoints import SIGNALS, Handler, Stopped, handled_by
+from hyperdflash.launch.child import RANK, end_child, how_it_ended, save_job, start_child
+from hyperdflash.training.checkpoints import SIGNALS, Stopped, handled_by
 
 GRACE_S = 5.0  # time in which the other ranks end by themselves after a failure
 SAVE_S = 300.0  # time to save and stop after one rank stopped or a capture process failed
@@ -78,23 +73,13 @@ def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
     ValueError when it is alone and several machines are configured, or when others started another number of ranks, or
     ranks of a training with captures.
     """
-    if is_rank():
-        _check_started(trainer)
-        if captures and not isinstance(cluster_environment(), LightningEnvironment):
+    if not is_rank():
+        if trainer.num_nodes > 1:
             raise ValueError(
-                f"cache.captures={captures} belongs to a training that starts its own ranks: under torchrun or srun start "
-                "`python -m src.capture` beside it, with cache.captures=0 cache.in_process=false"
+                f"trainer.num_nodes={trainer.num_nodes} needs one process a device, started on every machine: run the command "
+                "with srun (one task a device) or torchrun -m src.train"
             )
-        return False
-    if trainer.num_nodes > 1:
-        raise ValueError(
-            f"trainer.num_nodes={trainer.num_nodes} needs one process a device, started on every machine: run the command "
-            "with srun (one task a device) or torchrun -m src.train"
-        )
-    return num_devices(trainer) > 1 or captures > 0
-
-
-def _check_started(trainer: DictConfig) -> None:
+        return num_devices(trainer) > 1 or captures > 0
     environment = cluster_environment()
     own = isinstance(environment, LightningEnvironment)  # knows its world size only later
     started, wanted = int(os.environ.get("WORLD_SIZE", 1)) if own else environment.world_size(), num_ranks(trainer)
@@ -103,6 +88,12 @@ def _check_started(trainer: DictConfig) -> None:
             f"{started} rank(s) were started (torchrun, srun), but trainer.devices={trainer.devices} on trainer.num_nodes="
             f"{trainer.num_nodes} are {wanted}: start {wanted}, or give the trainer the devices of a machine and the machines"
         )
+    if captures and not own:
+        raise ValueError(
+            f"cache.captures={captures} belongs to a training that starts its own ranks: under torchrun or srun start "
+            "`python -m src.capture` beside it, with cache.captures=0 cache.in_process=false"
+        )
+    return False
 
 
 def launch_ranks(config: DictConfig, run: Path) -> None:
@@ -115,9 +106,16 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
     ranks = save_job(config, run)
     processes: list[subprocess.Popen] = []
     signals: list[int] = []
+
+    def stop(signum: int, frame: object = None) -> None:
+        signals.append(signum)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
     if count > 1:
         print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
-    with handled_by(_pass_on(processes, signals)), Captures(run, captures, capture_gpus) as beside:
+    with handled_by(stop), Captures(run, captures, capture_gpus) as beside:
         port = _free_port()
         try:
             for rank in range(count):
@@ -126,26 +124,22 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
             if signals:  # no rank has begun, and one may have missed the signal
                 print(f"\n{Stopped(signals[-1])} before the training began", flush=True)
                 raise Stopped(signals[-1])
-            ended_s, no_states = _wait(processes, signals, beside)
+            ended_s, no_states = _wait(processes, signals, beside, stop)
         finally:
             for process in processes:
                 end_child(process)
+    codes = [process.returncode for process in processes]
     # a rank that alone got a signal shares it, and all save and stop together
-    told_to_stop = bool(signals) or all(process.returncode in STOPPED for process in processes)
-    failures = [
-        _failure(ranks / f"{rank}.json", rank, processes[rank].returncode, when)
-        for rank, when in ended_s.items()
-        if not _is_good(processes[rank].returncode, told_to_stop)
-    ]
-    reasons = [no_states] if no_states and any(process.returncode for process in processes) else []
-    if failures:
-        _, rank, what = min(failures)
+    told_to_stop = bool(signals) or all(code in STOPPED for code in codes)
+    failed = [rank for rank in ended_s if not _is_good(codes[rank], told_to_stop)]
+    reasons = [no_states] if no_states and any(codes) else []
+    if failed:  # the failure of one rank makes the others fail, so the earliest is the cause
+        _, rank, what = min(_failure(ranks / f"{rank}.json", rank, codes[rank], ended_s[rank]) for rank in failed)
         reasons.append(f"rank {rank} of {count} {what}; more in {ranks}")
     if reasons:
         raise ValueError("; ".join(reasons))
-    stops = [process.returncode for process in processes if process.returncode in STOPPED]
-    if stops:
-        raise Stopped(STOPPED[stops[0]])
+    if stopped := [STOPPED[code] for code in codes if code in STOPPED]:
+        raise Stopped(stopped[0])
 
 
 def _share_gpus(config: DictConfig, count: int) -> tuple[str | None, str | None]:
@@ -161,20 +155,15 @@ def _share_gpus(config: DictConfig, count: int) -> tuple[str | None, str | None]
 
 
 def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None) -> subprocess.Popen:
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))},
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}),
-    }
-    return start_child("hyperdflash.launch.rank", run, run / "ranks" / f"{rank}.log" if rank else None, environment)
+    """Starts one rank with the environment that torch.distributed reads."""
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank}
+    own |= {"NODE_RANK": 0} | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    environment = outer | {name: str(value) for name, value in own.items()}
+    return start_child(RANK, run, run / "ranks" / f"{rank}.log" if rank else None, environment)
 
 
-def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Captures) -> tuple[dict[int, float], str | None]:
+def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Captures, stop) -> tuple[dict[int, float], str | None]:
     """Waits until all ranks end, at most ``GRACE_S`` after one failed or ``SAVE_S`` after one stopped by a signal of its own.
 
     Returns rank -> time at which its end was seen, and the failure of a capture process, after which it signals the ranks to
@@ -184,21 +173,19 @@ def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Capture
     no_states, told_s = None, 0.0
     while len(ended_s) < len(processes):
         now = time.time()
-        for rank, process in enumerate(processes):
-            if rank not in ended_s and process.poll() is not None:
-                ended_s[rank] = now
+        ended_s |= {rank: now for rank, process in enumerate(processes) if rank not in ended_s and process.poll() is not None}
+        codes = {rank: processes[rank].returncode for rank in ended_s}
         limits_s = [
-            when + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # a rank that a signal killed has saved nothing
-            for rank, when in ended_s.items()
-            if not _is_good(code := processes[rank].returncode, bool(signals))
+            ended_s[rank]
+            + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # a rank that a signal killed has saved nothing
+            for rank, code in codes.items()
+            if not _is_good(code, bool(signals))
         ]
-        if limits_s and now > min(limits_s):
-            break
         if not ended_s and not signals and (no_states := beside.failure()):
             print("a capture process is gone: the training is told to save and stop", flush=True)
-            _pass_on(processes, signals)(signal.SIGTERM, None)
+            stop(signal.SIGTERM)
             told_s = now
-        if no_states and now - told_s > SAVE_S:
+        if now > min([*limits_s, *([told_s + SAVE_S] if no_states else [])], default=now):
             break
         time.sleep(POLL_S)
     return ended_s, no_states
@@ -209,23 +196,11 @@ def _is_good(code: int, told_to_stop: bool) -> bool:
 
 
 def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float, int, str]:
-    """Returns (time, rank, what happened): the failure of one rank makes the others fail, so the earliest is the cause."""
+    """Returns (time, rank, what happened)."""
     if record.exists():
         told = json.loads(record.read_text())
         return told["time_s"], rank, f"failed: {told['error']}"
     return ended_s - 2 * POLL_S, rank, how_it_ended(code)
-
-
-def _pass_on(processes: list[subprocess.Popen], signals: list[int]) -> Handler:
-    """Returns a handler that passes signals on and appends them to ``signals``."""
-
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        signals.append(signum)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signum)
-
-    return pass_on
 
 
 def _free_port() -> int:

@@ -24,17 +24,15 @@ class Ranks:
     """
 
     def __init__(self, world_size: int, accelerator: str, patience_s: float = 0.0):
-        self.world_size = world_size
-        environment = cluster_environment()
-        self.rank = 0
+        self.world_size, self.rank = world_size, 0
         if world_size == 1:
             return
+        environment = cluster_environment()
         self.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-        os.environ["MASTER_ADDR"] = environment.main_address
-        os.environ["MASTER_PORT"] = str(environment.main_port)
-        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        backend = "nccl" if accelerator != "cpu" and torch.cuda.is_available() else "gloo"
         timeout = timedelta(seconds=patience_s + SPARE_S)
-        dist.init_process_group("nccl" if on_gpu else "gloo", rank=self.rank, world_size=world_size, timeout=timeout)
+        dist.init_process_group(backend, rank=self.rank, world_size=world_size, timeout=timeout)
         self._waiting = dist.new_group(backend="gloo", timeout=WAIT)
 
     def __enter__(self) -> Ranks:

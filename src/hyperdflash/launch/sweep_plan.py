@@ -1,7 +1,4 @@
-"""Lists the jobs of a sweep without running them: those that `python -m src.train -m sweep=kl target=tiny,deep` trains.
-
-Hydra's basic sweeper expands the words of the training command, so every job has the run directory of that training.
-"""
+"""Lists the jobs that `python -m src.train -m sweep=kl target=tiny,deep` trains, without running them."""
 
 from __future__ import annotations
 
@@ -11,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from hyperdflash.identity import CONF, decided_by, run_name, runs_dir
+from hyperdflash.journal import jobs_of
 
 
 @dataclass(frozen=True)
@@ -51,30 +47,28 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
 
 
 def _plan(words: Sequence[str]) -> SweepPlan:
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    given = [(override.get_key_element(), override.input_line) for override in parser.parse_overrides(list(words))]
-    sweep = [line for key, line in given if key == "sweep"]
-    for_hydra = [line for key, line in given if key.startswith("hydra")]
-    rest = [line for key, line in given if key != "sweep" and not key.startswith("hydra")]
-    head = compose("train", overrides=[*sweep, *for_hydra], return_hydra_config=True)
+    keys = {word: word.partition("=")[0] for word in words}
+    shared = [word for word, key in keys.items() if key == "sweep" or key.startswith("hydra")]
+    rest = [word for word in words if word not in shared]
+    head = compose("train", overrides=shared, return_hydra_config=True)
     params = [f"{key}={value}" for key, value in (head.hydra.sweeper.get("params") or {}).items()]
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *rest]), None)
-    table = [dict(word.split("=", 1) for word in overrides) for overrides in batch]
+    jobs = jobs_of([*params, *rest], GlobalHydra.instance().config_loader())
+    table = [dict(word.split("=", 1) for word in overrides) for overrides in jobs]
     axes = {key: tuple(dict.fromkeys(row[key] for row in table)) for key in table[0]}
     axes = {key: values for key, values in axes.items() if len(values) > 1}
     if not axes:
         raise ValueError(f"nothing is swept by {shlex.join(words)!r}: give sweep=NAME, or an option with several values")
     composed: dict[tuple[str, ...], DictConfig] = {}  # seeds share a composition, which takes most of the time
-    jobs = []
+    planned = []
     for row in table:
         own = tuple(f"{key}={value}" for key, value in row.items() if key != "seed" or not value.isdigit())
-        config = composed[own] = composed[own] if own in composed else compose("train", overrides=[*sweep, *for_hydra, *own])
+        config = composed[own] = composed[own] if own in composed else compose("train", overrides=[*shared, *own])
         if row.get("seed", "").isdigit():
             config.seed = int(row["seed"])
-        jobs.append(Job({key: row[key] for key in axes}, decided_by(config), runs_dir() / "train" / run_name(config)))
+        planned.append(Job({key: row[key] for key in axes}, decided_by(config), runs_dir() / "train" / run_name(config)))
     named = head.sweep or {"name": "sweep", "baseline": []}
     baseline = dict(word.split("=", 1) for word in named["baseline"])
-    return SweepPlan(named["name"], axes, {k: v for k, v in baseline.items() if k in axes}, tuple(jobs))
+    return SweepPlan(named["name"], axes, {k: v for k, v in baseline.items() if k in axes}, tuple(planned))
 
 
 def swept_here() -> dict[str, str]:
@@ -82,6 +76,5 @@ def swept_here() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     hydra = HydraConfig.get()
-    axes = set((hydra.sweeper.get("params") or {}).keys())
-    words = (word.split("=", 1) for word in hydra.overrides.task if "=" in word)
-    return {key: value for key, value in words if key in axes}
+    words = dict(word.split("=", 1) for word in hydra.overrides.task if "=" in word)
+    return {key: words[key] for key in words if key in (hydra.sweeper.get("params") or {})}
