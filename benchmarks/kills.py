@@ -45,7 +45,7 @@ from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess, Producer
 from hyperdflash.training.checkpoints import newest_checkpoint, step_of
-from hyperdflash.training.run_differences import run_differences
+from tests.training.run_differences import run_differences
 
 PER_SHARD = 2
 PARTS = {"capture": 0, "training, 1 rank": 1, "training, 2 ranks": 2}  # ranks

@@ -179,7 +179,7 @@ def test_a_run_is_named_by_what_decides_it(compose_config):
 def test_a_mistake_is_one_sentence_before_any_weight_is_read(overrides, sentence, compose_config, mini_overrides, monkeypatch):
     from hydra.errors import InstantiationException
 
-    from hyperdflash.cli import _innermost
+    from hyperdflash.cli import cause_of
     from hyperdflash.training import job as runs
 
     monkeypatch.setattr(runs, "load_heads", lambda *_: pytest.fail("weights were read before the error"))
@@ -187,6 +187,6 @@ def test_a_mistake_is_one_sentence_before_any_weight_is_read(overrides, sentence
     others = [o for o in mini_overrides if not (embedded and o.startswith("corpus"))]
     with pytest.raises((ValueError, InstantiationException)) as caught:
         runs.train(compose_config("train", [*others, *overrides]))
-    message = _innermost(caught.value)
+    message = cause_of(caught.value)
     assert re.search(sentence, message), message
     assert "\n" not in message

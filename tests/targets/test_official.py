@@ -18,7 +18,7 @@ from hyperdflash.targets.deepseek_v4.quantization import dequantize
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target
 from hyperdflash.targets.producer import InProcess
-from hyperdflash.training.warm_start import check_target
+from hyperdflash.training.run_index import check_target
 
 TOKENS = torch.randint(0, 384, (2, 160), generator=torch.Generator().manual_seed(0))  # past a window of 128
 

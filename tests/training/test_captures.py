@@ -274,7 +274,7 @@ def test_captures_and_ranks_see_their_own_gpus(options, capture_sees, ranks_see,
     monkeypatch.setattr(launcher, "start_child", start)
     config = compose_config("train", ["cache=stream", "cache.captures=1", *options])
     launcher.launch_ranks(config, tmp_path)
-    assert seen == {captures.MODULE: [capture_sees], "hyperdflash.launch.rank": [ranks_see] * config.trainer.devices}
+    assert seen == {captures.MODULE: [capture_sees], launcher.RANK: [ranks_see] * config.trainer.devices}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hyperdflash.launch import captures, child, launcher
 from hyperdflash.training import checkpoints
 from hyperdflash.training.checkpoints import Checkpoints, Stopped
 from hyperdflash.training.job import strategy_of, train
-from hyperdflash.training.run_differences import run_differences
+from tests.training.run_differences import run_differences
 
 # 23 documents, 8 a step: 3 steps an epoch, so 51 in all, one of three with 7 documents for 8 places
 SAME = ["trainer.precision=64-true", "trainer.max_epochs=17", "trainer.val_check_interval=17", "trainer.log_every_n_steps=1"]
@@ -180,13 +180,13 @@ def test_the_terminals_ctrl_c_reaches_no_rank_directly(tmp_path):
 def test_a_timed_checkpoint_is_written_once_however_late_the_requests_arrive(monkeypatch, tmp_path):
     """Wishes of several ranks are read one step later: that of the step that saves must not save again."""
     monkeypatch.setattr(checkpoints.dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
-    saver = Checkpoints(tmp_path, every_steps=None, every_s=5.0, command="", on_best=None)
+    saver = Checkpoints(tmp_path, every_steps=None, every_s=5.0, command="")
     saver._group, saver._saved_s, saver._saved_step = object(), 0.0, 0
     saved = []
 
-    def save(trainer, module, step: int) -> None:
-        saved.append(step)
-        saver._saved_s, saver._saved_step = checkpoints.time.monotonic(), step
+    def save(trainer, module) -> None:
+        saved.append(trainer.global_step)
+        saver._saved_s, saver._saved_step = checkpoints.time.monotonic(), trainer.global_step
 
     monkeypatch.setattr(saver, "_save", save)
     for step in range(24):  # a second each

@@ -16,7 +16,6 @@ from hyperdflash.report.sweep_runs import read_run
 from hyperdflash.training.job import train
 from hyperdflash.training.loggers import WANDB_AXES, wandb_axes, wandb_place
 from hyperdflash.training.module import DraftingModule
-from hyperdflash.training.validation_record import ValidationRecord
 from hyperdflash.training.wandb_record import COLUMNS, best_summary
 
 BLOCK, HEADER = 32768, 7
@@ -166,15 +165,13 @@ def test_a_worse_validation_leaves_the_record_and_a_new_start_replaces_it(tmp_pa
     from hyperdflash.contracts import Rounds
     from hyperdflash.training.checkpoints import Checkpoints
 
-    def start(best_tau: float | None = None) -> tuple[Checkpoints, ValidationRecord]:
-        record = ValidationRecord(tmp_path)
-        saver = Checkpoints(tmp_path, every_steps=None, every_s=None, command="", on_best=record.write)
+    def start(best_tau: float | None = None) -> Checkpoints:
+        saver = Checkpoints(tmp_path, every_steps=None, every_s=None, command="")
         if best_tau is not None:
             saver.load_state_dict({"best_tau": best_tau})
-        return saver, record
+        return saver
 
-    def validate(callbacks: tuple[Checkpoints, ValidationRecord], tau: float) -> tuple[dict, str]:
-        record = callbacks[1]
+    def validate(saver: Checkpoints, tau: float) -> tuple[dict, str]:
         numbers = torch.tensor([0])
         rounds = Rounds(numbers, numbers + 3, numbers + 1, numbers + 2, numbers + 6, num_slots=6)
         mask = torch.tensor([[False, True, True], [False, False, False]])
@@ -187,16 +184,16 @@ def test_a_worse_validation_leaves_the_record_and_a_new_start_replaces_it(tmp_pa
             save_checkpoint=lambda path, weights_only: path.write_text(str(tau)),
         )
         module = SimpleNamespace(check_finite=lambda: None)
-        for callback in callbacks:
-            callback.on_validation_start(trainer, module)
-        record.on_validation_batch_end(trainer, module, {"rounds": rounds}, batch, 0)
-        for callback in callbacks:
-            callback.on_validation_end(trainer, module)
-        return json.loads((tmp_path / "validation.json").read_text()), (tmp_path / "best.ckpt").read_text()
+        saver.on_validation_start(trainer, module)
+        saver.on_validation_batch_end(trainer, module, {"rounds": rounds}, batch, 0)
+        saver.on_validation_end(trainer, module)
+        kept = json.loads((tmp_path / "validation.json").read_text())
+        return kept, (tmp_path / "checkpoints" / "best.ckpt").read_text()
 
-    callbacks = start()
-    assert validate(callbacks, 2.0)[0]["tau"] == 2.0
-    kept, best = validate(callbacks, 1.5)
+    (tmp_path / "checkpoints").mkdir()
+    saver = start()
+    assert validate(saver, 2.0)[0]["tau"] == 2.0
+    kept, best = validate(saver, 1.5)
     assert kept["tau"] == 2.0 == float(best) and [row["id"] for row in kept["prompts"]] == ["a"]
     assert kept["prompts"][0]["survived"] == [1, 0, 0, 0, 0, 0] and kept["prompts"][0]["reached"] == [1, 1, 0, 0, 0, 0]
     assert validate(start(2.0), 1.5)[0]["tau"] == 2.0  # resumed

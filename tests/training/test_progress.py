@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+from hydra.utils import instantiate
 
 from hyperdflash import record
 from hyperdflash.identity import train_run_dir
@@ -39,6 +40,8 @@ def test_a_resumed_run_shows_its_loss_and_keeps_its_first_start(
     steps = list(csv.DictReader((run / "metrics.csv").open()))
     loss = [float(row["train/loss"]) for row in steps if row["train/loss"]][-1]
     tau = [float(row["val/tau"]) for row in steps if row["val/tau"]][-1]
+    optim, rates = instantiate(config.optim), [float(row["train/lr"]) for row in steps if row["train/lr"]]
+    assert rates == pytest.approx([optim.lr * optim.factor(step, 6) for step in range(6)])
     last = re.split(r"[\r\n]+", shown.err[: shown.err.rindex("tau=") + 60])
     (last,) = [line for line in last if "tau=" in line][-1:]
     assert last.startswith("train: 100%") and " 6/6 " in last and "step" in last, last

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from hyperdflash.identity import train_run_dir
 from hyperdflash.states.readers import CachedStates
@@ -17,26 +17,24 @@ from hyperdflash.training.job import train
 CPU = torch.device("cpu")
 
 
-class Numbers(torch.utils.data.Dataset):
-    """0, 1, ... with an error at ``bad``; ``read`` tells what was asked for and in which thread."""
+class Numbers:
+    """0, 1, ... 5 with an error at ``bad``; ``read`` and ``threads`` record what was read and where."""
 
     def __init__(self, bad: int | None = None):
         self.bad, self.read, self.threads = bad, [], set()
 
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> int:
-        self.threads.add(threading.current_thread())
-        if index == self.bad:
-            raise ValueError("row 3 is damaged")
-        self.read.append(index)
-        return index
+    def batches(self) -> Iterator[int]:
+        for number in range(6):
+            self.threads.add(threading.current_thread())
+            if number == self.bad:
+                raise ValueError("row 3 is damaged")
+            self.read.append(number)
+            yield number
 
 
 def test_one_batch_is_read_ahead_in_another_thread():
     numbers, lock = Numbers(), threading.Lock()
-    ahead = ReadAhead(DataLoader(numbers, batch_size=None), CPU, lock)
+    ahead = ReadAhead(numbers.batches, 6, CPU, lock)
     assert len(ahead) == 6
     for _ in range(2):
         seen = []
@@ -52,7 +50,7 @@ def test_one_batch_is_read_ahead_in_another_thread():
 def test_a_reading_error_is_raised_where_its_batch_is_needed():
     seen = []
     with pytest.raises(ValueError, match="row 3 is damaged"):
-        for number in ReadAhead(DataLoader(Numbers(bad=3), batch_size=None), CPU, threading.Lock()):
+        for number in ReadAhead(Numbers(bad=3).batches, 6, CPU, threading.Lock()):
             seen.append(number)
     assert seen == [0, 1, 2]
 
@@ -60,7 +58,8 @@ def test_a_reading_error_is_raised_where_its_batch_is_needed():
 def test_loaders_with_one_lock_take_turns():
     lock = threading.Lock()
     with lock:
-        batches = iter(ReadAhead(DataLoader(numbers := Numbers(), batch_size=None), CPU, lock))
+        numbers = Numbers()
+        batches = iter(ReadAhead(numbers.batches, 6, CPU, lock))
         taken = []
         waiting = threading.Thread(target=lambda: taken.append(next(batches)))
         waiting.start()
@@ -85,7 +84,8 @@ def test_a_training_that_reads_ahead_is_the_same(runs_here, prepared_overrides, 
     monkeypatch.setattr(
         CachedStates, "__getitem__", lambda data, i: readers.add(threading.current_thread().name) or get(data, i)
     )
-    monkeypatch.setattr(TargetStatesData, "_ahead", lambda data, batches: ReadAhead(batches, CPU, data._reading))
+    ahead = lambda data, batches, length: ReadAhead(batches, length, CPU, data._reading)  # noqa: E731
+    monkeypatch.setattr(TargetStatesData, "_loader", ahead)
     train(config)
     assert curve() == found and len(found) > 18
     assert readers == {"read ahead"}

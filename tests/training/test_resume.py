@@ -18,10 +18,10 @@ from hyperdflash.training import job as runs
 from hyperdflash.training.checkpoints import Stopped, check_same_run, checkpoint_path, damage, newest_checkpoint
 from hyperdflash.training.epoch_plan import TrainingOrder
 from hyperdflash.training.job import train
-from hyperdflash.training.metrics_csv import MetricsCSV
+from hyperdflash.training.loggers import MetricsCSV
 from hyperdflash.training.module import DraftingModule
-from hyperdflash.training.run_differences import run_differences
 from tests.states.random_states import key
+from tests.training.run_differences import run_differences
 
 STEPS = 18
 

@@ -10,8 +10,7 @@ import pytest
 
 from hyperdflash.evaluation.methods import compose_method, find_run
 from hyperdflash.identity import decided_by, runs_dir
-from hyperdflash.training.run_index import RunIndex, finished_run
-from hyperdflash.training.warm_start import find_stage1, parent_of
+from hyperdflash.training.run_index import RunIndex, find_stage1, finished_run, parent_of
 
 
 @pytest.fixture

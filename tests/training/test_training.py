@@ -12,11 +12,10 @@ from hyperdflash.evaluation.evaluation import evaluate_by_replay
 from hyperdflash.identity import train_run_dir
 from hyperdflash.targets.load import fingerprint
 from hyperdflash.training import job as runs
-from hyperdflash.training import warm_start as lineage
+from hyperdflash.training import run_index as lineage
 from hyperdflash.training.job import train
 from hyperdflash.training.module import DraftingModule
-from hyperdflash.training.run_index import finished_run
-from hyperdflash.training.warm_start import find_stage1
+from hyperdflash.training.run_index import find_stage1, finished_run
 
 VANILLA = ["method=dflash", "conditioning.layer_ids=[0,2]"]
 

@@ -28,8 +28,7 @@ from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_mtp
 from hyperdflash.training.components import Parts, make_parts
-from hyperdflash.training.run_index import FinishedRun, RunIndex, finished_run
-from hyperdflash.training.warm_start import load_drafter_weights
+from hyperdflash.training.run_index import FinishedRun, RunIndex, finished_run, load_drafter_weights
 
 NEEDED = ("stage", "seed", "recipe", "target.path", "drafter.option")  # beside a method's other parts, to be its run
 

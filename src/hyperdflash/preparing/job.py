@@ -67,20 +67,17 @@ class StatesJob:
         return load_tokenizer(self.target["path"])
 
     @cached_property
-    def load(self) -> Callable[[], Target]:
-        """Loads the target on the first call; NoTarget when the mode of the cache allows none."""
+    def _loaded(self) -> Target:
+        if not self.cache.loads_target:
+            raise NoTarget(
+                f"cache={self.cache.name} loads no target here, and answers or states are missing: run `{self.capture_command}`"
+            )
+        print(f"loading the target from {self.target['path']}", flush=True)
+        return instantiate(self.target)
 
-        @cache
-        def load() -> Target:
-            if not self.cache.loads_target:
-                raise NoTarget(
-                    f"cache={self.cache.name} loads no target here, and answers or states are missing: run "
-                    f"`{self.capture_command}`"
-                )
-            print(f"loading the target from {self.target['path']}", flush=True)
-            return instantiate(self.target)
-
-        return load
+    def load(self) -> Target:
+        """Returns the target, loaded at the first call; NoTarget when the mode of the cache allows none."""
+        return self._loaded
 
     @cached_property
     def producer(self) -> Callable[[], Producer]:
@@ -134,8 +131,8 @@ class StatesJob:
         settings: AnswerSettings,
         target: Callable[[], Target] | None = None,
     ) -> list[Document]:
-        """Returns documents with the target's own answers and stores them on disk. Of several processes that need the same
-        answers, one computes them. ``target`` None is that of the job."""
+        """Returns documents with the target's own answers, which one process computes and stores on disk. ``target`` None is
+        that of the job."""
         wanted = repr((target_fingerprint, settings, [conversation.id for conversation in conversations]))
         given = (conversations, target or self.load, target_fingerprint, self.tokenizer, settings, answers_dir())
         if not self.cache.loads_target and not self.cache.writes:  # reads only

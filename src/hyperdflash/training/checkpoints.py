@@ -1,10 +1,12 @@
 """Checkpoints of a running training: when it writes them, and which one a resumed run starts from.
 
-    step00000120.ckpt    all state of the run after 120 steps, from which it continues bit for bit; the last KEEP stay
-    best.ckpt            the drafter alone, at the best validation tau so far
+    checkpoints/step00000120.ckpt    all state of the run after 120 steps, from which it continues bit for bit; KEEP of them
+    checkpoints/best.ckpt            the drafter alone, at the best validation tau so far
+    validation.json                  counts per prompt of that validation, for paired comparisons of runs:
+        {"tau", "step", "prompts": [{"id", "domain", "emitted", "accepted", "rounds", "survived" [S], "reached" [S]}, ...]}
 
-A file appears under its name only when complete. It is a zip archive with a checksum per entry, so damage is found without
-loading it. Loading unpickles only tensors and plain values.
+A file appears under its name only when complete. A checkpoint is a zip archive with a checksum per entry, so damage is found
+without loading it. Loading unpickles only tensors and plain values. Every use of Lightning's internals stands in this file.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from types import FrameType
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.plugins import TorchCheckpointIO
 
+from hyperdflash.contracts import TargetStates
+from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.files import whole_file
+from hyperdflash.record import write_json
 
 KEEP = 2
 BEST = "best.ckpt"
@@ -36,7 +41,6 @@ SAME = {  # what a resumed run shares with the run that wrote the checkpoint
     "data": "the data (documents, cache.documents_per_shard and the cache's key, as a digest)",
     "steps": "this number of steps:",
 }
-Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(SystemExit):
@@ -50,9 +54,8 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def handled_by(handler: Handler) -> Iterator[None]:
-    """Sends SIGTERM and SIGINT to ``handler`` during the block; does nothing outside the main thread, where Python allows no
-    handlers."""
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Sends SIGTERM and SIGINT to ``handler`` during the block, in the main thread alone: Python allows no others."""
     in_main = threading.current_thread() is threading.main_thread()
     before = {signum: signal.signal(signum, handler) for signum in SIGNALS} if in_main else {}
     try:
@@ -85,8 +88,7 @@ def damage(path: Path) -> str | None:
     """Returns what is wrong with the bytes of a checkpoint, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-        return f"{wrong} has another checksum" if wrong else None
+            return f"{wrong} has another checksum" if (wrong := archive.testzip()) else None
     except Exception as error:  # a damaged archive fails in many ways
         return str(error) or type(error).__name__
 
@@ -108,8 +110,8 @@ def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
     for name, what in SAME.items():
         if found.get(name) != wanted[name]:
             raise ValueError(
-                f"{path} is of a run with {what} {found.get(name)}, this one has {wanted[name]}: what is left would not be the "
-                f"same training; give back what has changed, or remove {path.parent} and run the command again to start anew"
+                f"{path} is of a run with {what} {found.get(name)}, this one has {wanted[name]}: restore what has changed, or "
+                f"remove {path.parent} and run the command again to start anew"
             )
 
 
@@ -117,26 +119,17 @@ class Checkpoints(L.Callback):
     """Saves every ``every_steps`` steps and ``every_s`` seconds (None: never), at the best tau, and on SIGTERM or SIGINT.
 
     It saves before a step, when everything of the previous step is done, validation included. All ranks save and stop at the
-    same step: in every step they exchange requests on the CPU, while the step computes. ``command`` continues a stopped run;
-    every rank calls ``on_best(trainer, tau)`` at a new best tau.
+    same step: in every step they exchange requests on the CPU, while the step computes. ``command`` continues a stopped run.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        every_steps: int | None,
-        every_s: float | None,
-        command: str,
-        on_best: Callable[[L.Trainer, float], None],
-    ):
-        self.directory, self.every_steps, self.every_s, self.command = directory, every_steps, every_s, command
-        self.on_best = on_best
-        self.best_tau = -math.inf
-        self.validation_s = 0.0
+    def __init__(self, run: Path, *, every_steps: int | None, every_s: float | None, command: str):
+        self.run, self.directory = run, run / "checkpoints"
+        self.every_steps, self.every_s, self.command = every_steps, every_s, command
+        self.best_tau, self.validation_s = -math.inf, 0.0
         self._signal = 0
         self._requests: tuple[dist.Work, torch.Tensor] | None = None
         self._handlers = ExitStack()
+        self._prompts: dict[str, dict] = {}
 
     def state_dict(self) -> dict:
         return {"best_tau": self.best_tau}
@@ -160,8 +153,7 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         save, signum = self._agreed(step)
         if (save or signum) and step > self._saved_step:
-            module.check_finite()
-            self._save(trainer, module, step)
+            self._save(trainer, module)
         if signum:
             if trainer.is_global_zero:
                 saved = f"saved {module.last_checkpoint}" if module.last_checkpoint else "nothing to save yet"
@@ -183,39 +175,54 @@ class Checkpoints(L.Callback):
                 return False, 0
             before[0].wait()
             wanted = before[1]
-        timed = bool(wanted[0])
-        if self._group is not None and step - 1 <= self._saved_step:
-            timed = False  # requested before the last save, which fulfilled it
+            if step - 1 <= self._saved_step:
+                wanted[0] = 0  # requested before the last save, which fulfilled it
         due = self.every_steps is not None and step % self.every_steps == 0
-        return timed or due, int(wanted[1])
+        return bool(wanted[0]) or due, int(wanted[1])
 
-    def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
-        path = checkpoint_path(self.directory, step)
+    def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        module.check_finite()
+        path = checkpoint_path(self.directory, trainer.global_step)
         trainer.save_checkpoint(path)
         module.last_checkpoint = path
-        self._saved_s, self._saved_step = time.monotonic(), step
+        self._saved_s, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             for old in sorted(self.directory.glob("step*.ckpt"))[:-KEEP]:
                 old.unlink()
 
     def on_validation_start(self, trainer, module) -> None:
-        self._validation_began = time.monotonic()
+        self._validation_began, self._prompts = time.monotonic(), {}
+
+    def on_validation_batch_end(self, trainer, module, outputs: dict, batch: TargetStates, batch_idx, dataloader_idx=0) -> None:
+        counts = document_counts(outputs["rounds"], len(batch.ids))
+        for row, (name, domain) in enumerate(zip(batch.ids, batch.domains, strict=True)):
+            if batch.loss_mask[row].any():  # a rank without a document replays an unsupervised text
+                sums = {field: values[row].tolist() for field, values in counts._asdict().items()}
+                self._prompts[name] = {"id": name, "domain": domain, **sums}
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.validation_s += time.monotonic() - self._validation_began
         tau = float(trainer.callback_metrics["val/tau"])
-        if tau > self.best_tau:
-            module.check_finite()
-            self.best_tau = tau
-            trainer.save_checkpoint(self.directory / BEST, weights_only=True)
-            self.on_best(trainer, tau)
+        if tau <= self.best_tau:
+            return
+        module.check_finite()
+        self.best_tau = tau
+        trainer.save_checkpoint(self.directory / BEST, weights_only=True)
+        found = [self._prompts]
+        if trainer.world_size > 1:
+            found = [{}] * trainer.world_size
+            dist.all_gather_object(found, self._prompts)
+        if trainer.is_global_zero:
+            prompts = {name: row for part in found for name, row in part.items()}
+            record = {"tau": tau, "step": trainer.global_step, "prompts": [prompts[name] for name in sorted(prompts)]}
+            write_json(self.run / "validation.json", record)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._requests is not None:
             self._requests[0].wait()
         module.check_finite()
         if trainer.global_step > self._saved_step:
-            self._save(trainer, module, trainer.global_step)
+            self._save(trainer, module)
         self._handlers.close()
 
     def on_exception(self, trainer, module, exception) -> None:

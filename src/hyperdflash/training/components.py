@@ -16,11 +16,10 @@ from hyperdflash.drafting.heads.head import HeadConfig
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.identity import source_names
 from hyperdflash.objectives.objective import Objective
-from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
+from hyperdflash.settings import boolean, natural_int, one_of, positive_int, positive_number
 from hyperdflash.targets.adapter import TargetConfig
 from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.load import DTYPES as TARGET_DTYPES
-from hyperdflash.targets.load import load_mtp, read_config
+from hyperdflash.targets.load import DTYPES, load_mtp, read_config
 from hyperdflash.training.loggers import WANDB_MODES
 from hyperdflash.training.module import OptimSettings
 
@@ -45,13 +44,17 @@ class Parts:
 
     def build(self, heads: TargetHeads, target: DictConfig, seed: int, mask_token_id: int | None = None) -> nn.Module:
         """Builds a new drafter; with meta heads, only its shapes. ``mask_token_id`` None: that of the target's tokenizer."""
+        if mask_token_id is None:
+            from hyperdflash.data.tokenizer import load_tokenizer, special_ids
+
+            mask_token_id = special_ids(load_tokenizer(target.path), self.mask_token_id).mask
         parts = DrafterParts(
             conditioning=self.conditioning,
             reducer=self.reducer,
             head=self.head,
             layout=self.blocks.layout,
             heads=heads,
-            mask_token_id=mask_id(target.path, self.mask_token_id) if mask_token_id is None else mask_token_id,
+            mask_token_id=mask_token_id,
             load_mtp=lambda: load_mtp(target.path, experts=target.experts),
         )
         return self.drafter.build(parts, torch.Generator().manual_seed(seed))
@@ -61,21 +64,18 @@ def make_parts(config: DictConfig) -> Parts:
     """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second."""
     target_config = read_config(config.target.path)
     source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
-    parts = {
-        name: instantiate(config.get(name))  # None for a group that the method does not read
-        for name in ["conditioning", "reducer", "drafter", "head", "blocks", "objective", "optim"]
-    }
+    groups = ("conditioning", "reducer", "drafter", "head", "blocks", "objective", "optim")
+    parts = {name: instantiate(config.get(name)) for name in groups}  # None for a group that the method does not read
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
-    wrong = [i for i in made.layer_ids if i >= target_config.num_hidden_layers]
-    if wrong:
-        raise ValueError(
-            f"conditioning.layer_ids={list(made.layer_ids)} but the target has layers "
-            f"0..{target_config.num_hidden_layers - 1}: give ids in that range"
-        )
+    last = target_config.num_hidden_layers - 1
+    if any(layer > last for layer in made.layer_ids):
+        ids = list(made.layer_ids)
+        raise ValueError(f"conditioning.layer_ids={ids} but the target has layers 0..{last}: give ids in that range")
     natural_int("seed", config.seed)
     one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
+    boolean("logger.artifacts", config.logger.artifacts)
+    one_of("target.dtype", config.target.dtype, tuple(DTYPES))
     instantiate(config.cache)
-    one_of("target.dtype", config.target.dtype, tuple(TARGET_DTYPES))
     check_trainer(config.trainer)
     with torch.device("meta"):
         heads = TargetHeads(target_config)
@@ -84,24 +84,15 @@ def make_parts(config: DictConfig) -> Parts:
     return made
 
 
-def mask_id(target_path: str, given: int | None) -> int:
-    """Returns the token that fills unknown slots, by the target's tokenizer; a training takes it from its dataset."""
-    from hyperdflash.data.tokenizer import load_tokenizer, special_ids
-
-    return special_ids(load_tokenizer(target_path), given).mask
-
-
 def check_trainer(trainer: DictConfig) -> None:
     """Raises ValueError for a wrong option of the trainer group."""
+    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
     for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
         positive_int(f"trainer.{name}", trainer[name])
-    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
+    share = not isinstance(trainer.val_check_interval, int)
+    (positive_number if share else positive_int)("trainer.val_check_interval", trainer.val_check_interval)
     if trainer.checkpoint_every_steps is not None:
         positive_int("trainer.checkpoint_every_steps", trainer.checkpoint_every_steps)
     for name in ("gradient_clip_val", "checkpoint_every_s"):
         if trainer[name] is not None:
             positive_number(f"trainer.{name}", trainer[name])
-    if isinstance(trainer.val_check_interval, int):
-        positive_int("trainer.val_check_interval", trainer.val_check_interval)
-    else:
-        positive_number("trainer.val_check_interval", trainer.val_check_interval)

@@ -1,7 +1,8 @@
 """The LightningDataModule: what one rank computes in one step, from cached target states.
 
-    step -> global batch (training/epoch_plan.py) -> this rank's micro-batches: states and blocks
-                                            -> counts of the whole global batch, from its masks alone
+1. step            -> ids of the global batch (training/epoch_plan.py)
+2. global batch    -> blocks of every document, and their counts, from masks alone
+3. micro-batches   -> this rank's documents: states and blocks
 
 Every rank draws the blocks of every document of the global batch, each from the seed, the step and the document's id. So each
 rank knows the counts that divide the sums before the first forward and without communication, and neither counts nor blocks
@@ -10,7 +11,7 @@ depend on the number of ranks and micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
@@ -22,7 +23,6 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hyperdflash.contracts import Blocks, Document, TargetStates
 from hyperdflash.objectives.objective import LossCounts
@@ -54,23 +54,18 @@ class StepBatch:
     ids: tuple[str, ...]
 
 
-class TrainingSteps(Dataset):
+@dataclass(frozen=True)
+class TrainingSteps(Sequence[StepBatch]):
     """Maps a step to the StepBatch of one rank of ``world_size``, in ``accumulate`` micro-batches."""
 
-    def __init__(
-        self,
-        states: ShardedStates,
-        order: TrainingOrder,
-        draw: DrawBlocks,
-        count: Count,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
-    ):
-        self.states, self.order, self.draw, self.count = states, order, draw, count
-        self.seed, self.rank, self.world_size, self.accumulate = seed, rank, world_size, accumulate
+    states: ShardedStates
+    order: TrainingOrder
+    draw: DrawBlocks
+    count: Count
+    seed: int
+    rank: int
+    world_size: int
+    accumulate: int
 
     def __len__(self) -> int:
         return len(self.order)
@@ -80,13 +75,11 @@ class TrainingSteps(Dataset):
         return tuple(self.states.document(index).id for index in self.order.batch(step))
 
     def __getitem__(self, step: int) -> StepBatch:
-        members = self.order.batch(step)
+        members, num_parts = self.order.batch(step), self.world_size * self.accumulate
         blocks = {index: self._blocks(step, self.states.document(index)) for index in members}
-        counts = reduce(add, (self.count(blocks[index]) for index in members))
-        parts = [
-            part(members, self.rank * self.accumulate + i, self.world_size * self.accumulate) for i in range(self.accumulate)
-        ]
-        micro = tuple(self._micro_batch(own, blocks) if own else self._empty(members[0], blocks) for own in parts)
+        counts = reduce(add, (self.count(drawn) for drawn in blocks.values()))
+        own = [part(members, self.rank * self.accumulate + i, num_parts) for i in range(self.accumulate)]
+        micro = tuple(self._micro_batch(rows, blocks) if rows else self._empty(members[0], blocks) for rows in own)
         return StepBatch(micro, counts, self.ids(step))
 
     def _blocks(self, step: int, document: Document) -> Blocks:
@@ -110,88 +103,83 @@ class TargetStatesData(L.LightningDataModule):
         self,
         train: ShardedStates,
         validation: ShardedStates,
-        *,
+        order: TrainingOrder,
         draw: DrawBlocks,
         count: Count,
-        batch_size: int,
-        accumulate: int,
-        epochs: int,
-        world_size: int,
+        *,
         seed: int,
+        accumulate: int,
         first_step: int = 0,
     ):
         super().__init__()
-        self.train_states, self.validation_states = train, validation
-        self.order = TrainingOrder(train.lengths, batch_size=batch_size * world_size * accumulate, epochs=epochs, seed=seed)
-        self.draw, self.count, self.accumulate, self.seed, self.first_step = draw, count, accumulate, seed, first_step
+        self.train_states, self.validation_states, self.order, self.draw, self.count = train, validation, order, draw, count
+        self.seed, self.accumulate, self.first_step = seed, accumulate, first_step
         self._reading = Lock()
 
     def steps(self, rank: int, world_size: int) -> TrainingSteps:
-        shared = {"seed": self.seed, "rank": rank, "world_size": world_size, "accumulate": self.accumulate}
-        return TrainingSteps(self.train_states, self.order, self.draw, self.count, **shared)
+        return TrainingSteps(self.train_states, self.order, self.draw, self.count, self.seed, rank, world_size, self.accumulate)
 
     def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
         return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Iterable[StepBatch]:
+        """Loads steps ``first_step``, ... ; its length is that of the whole run, which Lightning counts by."""
         steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
-        sampler = FromStep(self.order, self.first_step, self.train_states.prefetch)
-        return self._ahead(DataLoader(steps, sampler=sampler, batch_size=None, collate_fn=as_it_is))
 
-    def val_dataloader(self) -> DataLoader:
+        def batches() -> Iterator[StepBatch]:
+            for step in range(self.first_step, len(steps)):
+                if step == self.first_step or self.order.opens_window(step):
+                    self.train_states.prefetch(self.order.shards_from(step), self.order.window)
+                yield steps[step]
+
+        return self._loader(batches, len(steps))
+
+    def val_dataloader(self) -> Iterable[TargetStates]:
         """Validates every document on one rank; a rank without one replays an unsupervised text, which has no rounds."""
-        lengths = [length for shard in self.validation_states.lengths for length in shard]
-        by_length = sorted(range(len(self.validation_states)), key=lengths.__getitem__)
+        states = self.validation_states
+        lengths = [length for shard in states.lengths for length in shard]
+        by_length = sorted(range(len(states)), key=lengths.__getitem__)
         mine = by_length[self.trainer.global_rank :: self.trainer.world_size]
-        batches = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
         if not mine:
-            with self._reading:
-                nothing = unsupervised(self.validation_states[by_length[0]])
-            return DataLoader([nothing], batch_size=None, collate_fn=as_it_is)
-        return self._ahead(DataLoader(self.validation_states, batch_sampler=batches, collate_fn=collate))
+            return self._loader(lambda: (unsupervised(states[index]) for index in by_length[:1]), 1)
+        parts = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
+        return self._loader(lambda: (collate([states[index] for index in members]) for members in parts), len(parts))
 
-    def _ahead(self, batches: DataLoader) -> DataLoader | ReadAhead:
+    def _loader(self, batches: Callable[[], Iterator[T]], length: int) -> Loader[T]:
         """Reads ahead while a GPU computes; on the CPU, reading ahead would slow the computation down."""
         device = self.trainer.strategy.root_device
-        return ReadAhead(batches, device, self._reading) if device.type == "cuda" else batches
+        return ReadAhead(batches, length, device, self._reading) if device.type == "cuda" else Loader(batches, length)
 
 
-class FromStep(Sampler[int]):
-    """Yields steps ``first``, ``first`` + 1, ... of ``order``; its length is that of the whole run, which Lightning counts by.
+@dataclass
+class Loader(Sized, Iterable[T]):
+    """Yields the ``length`` items of ``batches()``, anew for every pass."""
 
-    Calls ``prefetch`` at every window with the next shards and the number of shards per window.
-    """
-
-    def __init__(self, order: TrainingOrder, first: int, prefetch: Callable[[list[int], int], None]):
-        self.order, self.first, self.prefetch = order, first, prefetch
+    batches: Callable[[], Iterator[T]]
+    length: int
 
     def __len__(self) -> int:
-        return len(self.order)
+        return self.length
 
-    def __iter__(self) -> Iterator[int]:
-        for step in range(self.first, len(self.order)):
-            if step == self.first or self.order.opens_window(step):
-                self.prefetch(self.order.shards_from(step), self.order.window)
-            yield step
+    def __iter__(self) -> Iterator[T]:
+        return self.batches()
 
 
-class ReadAhead(Sized, Iterable[T]):
-    """Yields ``batches`` in order and reads the next one in a thread meanwhile; for a GPU, into pinned memory.
+@dataclass
+class ReadAhead(Loader[T]):
+    """Reads the next batch in a thread meanwhile; for a GPU, into pinned memory.
 
     Loaders that share ``lock`` read one after the other, because one thread at a time may use a store or a target. An error of
     the thread is raised where its batch is needed.
     """
 
+    device: torch.device
+    lock: Lock
+
     END = object()
 
-    def __init__(self, batches: DataLoader, device: torch.device, lock: Lock):
-        self.batches, self.device, self.lock = batches, device, lock
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[T]:
-        source = iter(self.batches)
+        source = self.batches()
         pending = self._start(source)
         while (batch := pending.result()) is not self.END:
             pending = self._start(source)
@@ -240,7 +228,3 @@ def on_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
     if is_dataclass(value):
         return replace(value, **{f.name: on_tensors(getattr(value, f.name), function) for f in fields(value)})
     return value
-
-
-def as_it_is(batch: T) -> T:
-    return batch

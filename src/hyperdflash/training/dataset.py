@@ -50,8 +50,8 @@ def training_data(
     """Returns the dataset of a training, the store of its states, and the states of each split.
 
     When the dataset is missing, prepares it if this process may load the target; otherwise waits ``cache.patience_s`` seconds
-    for a capture process, then ValueError with the command to run. Loads the target when a state is missing. ValueError when a
-    local file of the corpus was edited since the dataset was prepared.
+    for a capture process. ValueError when none has written it, a local file of the corpus was edited since, or the target has
+    another tokenizer than the one that encoded the documents. Loads the target when a state is missing.
     """
 
     @cache
@@ -60,37 +60,26 @@ def training_data(
 
         return PrepareJob.of(config, layer_ids)
 
-    directory = dataset_dir(dataset_name(config), fingerprint(heads))
+    directory, command = dataset_dir(dataset_name(config), fingerprint(heads)), capture_command()
     mode: CacheMode = instantiate(config.cache)
     if not is_complete(directory) and mode.loads_target:
         from hyperdflash.preparing.dataset import prepare
 
         print(f"{directory} is missing: this process prepares it", flush=True)
         prepare(job(), heads)
-    _wait_for(directory, mode)
-    check_sources(directory, capture_command())
-    dataset = open_dataset(directory)
-    _check_tokenizer(dataset, Path(config.target.path) / "tokenizer.json")
-    print("\n".join(dataset.summary()), flush=True)
-    store = mode.open(dataset.key)
-    states = {
-        name: mode.states(shards, store, lambda: job().producer(), layer_ids, command=capture_command(), name=name)
-        for name, shards in dataset.shards.items()
-    }
-    return dataset, store, states
-
-
-def _wait_for(directory: Path, mode: CacheMode) -> None:
     started = time.monotonic()
     while not is_complete(directory):
         if time.monotonic() - started >= mode.patience_s:
-            raise ValueError(
-                f"cache={mode.name} loads no target here, and the dataset {directory} is missing: run `{capture_command()}`"
-            )
+            raise ValueError(f"cache={mode.name} loads no target here, and the dataset {directory} is missing: run `{command}`")
         time.sleep(POLL_S)
-
-
-def _check_tokenizer(dataset: Dataset, path: Path) -> None:
-    """Raises ValueError when the target has a tokenizer and it is not the one that encoded the documents."""
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()[:16] != dataset.key.tokenizer:
-        raise ValueError(f"{path} is not the tokenizer of {dataset.directory}: remove that directory and capture again")
+    check_sources(directory, command)
+    dataset, tokenizer = open_dataset(directory), Path(config.target.path) / "tokenizer.json"
+    if tokenizer.exists() and hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:16] != dataset.key.tokenizer:
+        raise ValueError(f"{tokenizer} is not the tokenizer of {directory}: remove that directory and capture again")
+    print("\n".join(dataset.summary()), flush=True)
+    store = mode.open(dataset.key)
+    states = {
+        name: mode.states(shards, store, lambda: job().producer(), layer_ids, command=command, name=name)
+        for name, shards in dataset.shards.items()
+    }
+    return dataset, store, states

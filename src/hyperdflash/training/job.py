@@ -12,14 +12,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -32,19 +31,15 @@ from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ran
 from hyperdflash.launch.ranks import Ranks
 from hyperdflash.leases import exclusive
 from hyperdflash.record import add_start, write_json
-from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of
 from hyperdflash.training.components import Parts, make_parts
 from hyperdflash.training.datamodule import TargetStatesData
 from hyperdflash.training.dataset import check_dataset, check_trained_on, training_data
-from hyperdflash.training.loggers import make_loggers, wandb_place
-from hyperdflash.training.metrics_csv import MetricsCSV
+from hyperdflash.training.epoch_plan import TrainingOrder
+from hyperdflash.training.loggers import MetricsCSV, StepBar, make_loggers, wandb_place
 from hyperdflash.training.module import DraftingModule
-from hyperdflash.training.progress import StepBar
-from hyperdflash.training.run_index import finished_run
-from hyperdflash.training.validation_record import ValidationRecord
-from hyperdflash.training.warm_start import check_target, load_drafter_weights, parent_of
+from hyperdflash.training.run_index import check_target, finished_run, load_drafter_weights, parent_of
 
 LOCK_S = 5.0  # the ranks of a killed run end a moment after its starter
 
@@ -66,26 +61,31 @@ def train(config: DictConfig) -> dict:
             launch_ranks(config, run)
         return finished_run(run).record
     patience_s = instantiate(config.cache).patience_s
-    with (
-        exclusive_run(run, unless=is_rank()),
-        Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks,
-    ):
+    alone = nullcontext() if is_rank() else exclusive_run(run)  # the process that started a rank has the run
+    with alone, Ranks(num_ranks(config.trainer), config.trainer.accelerator, patience_s) as ranks:
         with ranks.rank_zero_first():
             init_from = parent_of(config, run)
         return fit(config, parts, run, init_from, ranks)
 
 
+def exclusive_run(run: Path) -> AbstractContextManager:
+    """Raises ValueError when another process trains the same run."""
+    busy = f"{run} is being trained by another process: wait for it, or stop it first"
+    return exclusive(run, "lock", wait_s=LOCK_S, busy=busy)
+
+
 def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ranks: Ranks) -> dict:
     """Runs steps 4 to 7 in every rank; returns the content of result.json."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    heads = training_heads(config)
+    name, command, options = run_name(config), command_of("src.train"), config.trainer
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Losses and replay multiply in the heads' dtype: fp32, but under autocast, whose products are in bf16 anyway.
+    heads = load_heads(config.target.path, config.target.dtype if options.precision == "bf16-mixed" else "fp32")
     if init_from is not None:
         check_target(finished_run(init_from).record["target"], fingerprint(heads), init_from)
-    directory = run / "checkpoints"
     with ranks.rank_zero_first():
         dataset, store, data = training_data(config, heads, parts.layer_ids)
-        checkpoint = newest_checkpoint(directory)
+        checkpoint = newest_checkpoint(run / "checkpoints")
     first_step = step_of(checkpoint) if checkpoint else 0
 
     drafter = parts.build(heads, config.target, config.seed, dataset.mask_token_id)
@@ -93,63 +93,52 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         load_drafter_weights(drafter, init_from, store.key.target)
     trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
+    steps = len(data_module.order)
+    meta = {"target": store.key.target, "engine": store.key.engine, "data": dataset.digest, "steps": steps, "name": name}
     module = DraftingModule(
         drafter=drafter,
         heads=heads,
         objective=parts.objective,
         optim=parts.optim,
-        clip=config.trainer.gradient_clip_val,
-        meta={
-            "target": store.key.target,
-            "engine": store.key.engine,
-            "data": dataset.digest,
-            "steps": len(data_module.order),
-            "name": run_name(config),
-        },
+        clip=options.gradient_clip_val,
+        meta=meta,
     )
     module.last_checkpoint = checkpoint
-    if config.trainer.precision == "64-true":
+    if options.precision == "64-true":
         module.double()  # Lightning would do so after it has read a checkpoint's weights, into fp32
-    loggers = make_loggers(config.logger, run, run_name(config), **wandb_place(config))
+    loggers = make_loggers(config.logger, run, name, **wandb_place(config))
     if ranks.rank == 0:
-        print(f"{run_name(config)}: {trainable:,} trainable parameters, {len(data_module.order):,} steps", flush=True)
+        print(f"{name}: {trainable:,} trainable parameters, {steps:,} steps", flush=True)
         OmegaConf.save(config, run / "config.yaml", resolve=True)
         write_json(run / "corpus.json", dataset.rows)
-        add_start(run, command_of("src.train"))
-        for logger in loggers or []:
+        add_start(run, command)
+        for logger in loggers:
             if isinstance(logger, MetricsCSV):
                 logger.restart_at(first_step)
         if checkpoint:
             print(f"resuming from {checkpoint}", flush=True)
-    validation = ValidationRecord(run)
-    saver = Checkpoints(
-        directory,
-        every_steps=config.trainer.checkpoint_every_steps,
-        every_s=config.trainer.checkpoint_every_s,
-        command=command_of("src.train"),
-        on_best=validation.write,
-    )
-    callbacks = [saver, validation, StepBar()]
-    if any(isinstance(logger, WandbLogger) for logger in loggers or []):
+    saver = Checkpoints(run, every_steps=options.checkpoint_every_steps, every_s=options.checkpoint_every_s, command=command)
+    callbacks = [saver, StepBar()]
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
         from hyperdflash.data.tokenizer import load_tokenizer  # shows texts
         from hyperdflash.training.wandb_record import WandbRecord  # imports wandb
 
         tokenizer = load_tokenizer(config.target.path)
         callbacks.append(WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=tokenizer))
-    trainer = make_trainer(config.trainer, run, loggers, callbacks, len(data_module.order))
+    trainer = make_trainer(options, run, loggers, callbacks, steps)
     started = time.monotonic()
     trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
     record = {
-        "name": run_name(config),
+        "name": name,
         "val_tau": saver.best_tau,
-        "best_checkpoint": f"{directory.name}/{BEST}",
+        "best_checkpoint": f"checkpoints/{BEST}",
         "steps": trainer.global_step,
         "seconds": {"fit": time.monotonic() - started, "validation": saver.validation_s},  # since the last resume
         "trainable_parameters": trainable,
         "target": store.key.target,
         "dataset": {"name": dataset.directory.name, "digest": dataset.digest},
         "init_from": within_runs(init_from) if init_from else None,
-        "command": command_of("src.train"),
+        "command": command,
         "decided_by": decided_by(config),
     }
     if ranks.rank == 0:
@@ -158,39 +147,26 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     return record
 
 
-def training_heads(config: DictConfig) -> TargetHeads:
-    """Loads the frozen heads: in ``target.dtype`` under autocast (``trainer.precision=bf16-mixed``), whose products are in bf16
-    anyway, else in fp32, because losses and replay multiply in the heads' dtype. hc_head and norm are always fp32."""
-    mixed = config.trainer.precision == "bf16-mixed"
-    return load_heads(config.target.path, config.target.dtype if mixed else "fp32")
-
-
 def make_data(
     config: DictConfig, parts: Parts, data: dict, num_slots: int, world_size: int, first_step: int = 0
 ) -> TargetStatesData:
     """Returns the loaders of ``data``, the states of each split, with the training order and blocks of a configuration."""
+    accumulate = config.trainer.accumulate_grad_batches
+    batch_size = parts.optim.batch_size * world_size * accumulate
+    epochs = config.trainer.max_epochs
+    order = TrainingOrder(data["train"].lengths, batch_size=batch_size, epochs=epochs, seed=config.seed)
 
     def draw(document: Document, generator: torch.Generator) -> Blocks:
         length = torch.tensor([len(document.input_ids)])
         return parts.blocks.sample(document.input_ids[None], document.loss_mask[None], length, num_slots + 1, generator)
 
-    return TargetStatesData(
-        data["train"],
-        data["validation"],
-        draw=draw,
-        count=parts.objective.counts,
-        batch_size=parts.optim.batch_size,
-        accumulate=config.trainer.accumulate_grad_batches,
-        epochs=config.trainer.max_epochs,
-        world_size=world_size,
-        seed=config.seed,
-        first_step=first_step,
-    )
+    options = {"seed": config.seed, "accumulate": accumulate, "first_step": first_step}
+    return TargetStatesData(data["train"], data["validation"], order, draw, parts.objective.counts, **options)
 
 
-def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Callback], steps: int) -> L.Trainer:
+def make_trainer(trainer: DictConfig, run: Path, loggers: list[Logger], callbacks: list[L.Callback], steps: int) -> L.Trainer:
     """Makes a trainer of one epoch of ``steps`` steps, so that a run is always resumed in the middle of that epoch."""
-    interval = trainer.val_check_interval
+    interval, double = trainer.val_check_interval, trainer.precision == "64-true"
     if isinstance(interval, float):  # a share of an epoch
         interval = max(1, round(steps / trainer.max_epochs * interval))
     return L.Trainer(
@@ -198,8 +174,8 @@ def make_trainer(trainer: DictConfig, run: Path, loggers, callbacks: list[L.Call
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         strategy=strategy_of(trainer),
-        precision=None if trainer.precision == "64-true" else trainer.precision,
-        plugins=[AtomicCheckpoints(), cluster_environment(), *([Double()] if trainer.precision == "64-true" else [])],
+        precision=None if double else trainer.precision,
+        plugins=[AtomicCheckpoints(), cluster_environment(), *([Double()] if double else [])],
         max_epochs=1,
         val_check_interval=min(interval, steps),
         log_every_n_steps=trainer.log_every_n_steps,
@@ -225,14 +201,3 @@ class Double(DoublePrecision):
 
     def convert_input(self, data: object) -> object:
         return data
-
-
-@contextmanager
-def exclusive_run(run: Path, *, unless: bool = False) -> Iterator[None]:
-    """Raises ValueError when another process trains the same run; ``unless`` skips the check, which the starter has done."""
-    if unless:
-        yield
-        return
-    busy = f"{run} is being trained by another process: wait for it, or stop it first"
-    with exclusive(run, "lock", wait_s=LOCK_S, busy=busy):
-        yield

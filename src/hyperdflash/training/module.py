@@ -1,17 +1,17 @@
 """The LightningModule: a frozen target's heads, a trainable drafter, one objective, replayed tau as validation.
 
-    StepBatch -> for each micro-batch: drafted slots -> logits -> sums, divided by the counts of the global batch -> gradients
-              -> gradients summed over ranks -> clipped -> one optimizer step
-    validation: replay at T = 0 over the target's own answers -> tau; survival and conditional acceptance per slot
+1. micro-batch   drafted slots -> logits -> sums, divided by the counts of the global batch -> gradients
+2. step          gradients summed over ranks -> clipped -> one optimizer step
+3. validation    replay at T = 0 over the target's own answers -> tau; survival and conditional acceptance per slot
 
-Wiring only: it optimizes ``drafter.parameters()`` and saves nothing of the target.
+It optimizes ``drafter.parameters()`` and saves nothing of the target.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,24 +90,23 @@ class DraftingModule(L.LightningModule):
         # the first step whose loss or gradient is not finite, or -1; on the device, and read only when a wait costs nothing
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
 
-    def on_train_start(self) -> None:
-        self._restart_clock()
-
     def on_validation_end(self) -> None:
         self.trainer.datamodule.validation_states.release()
-        self._restart_clock()
+        self.on_train_start()
 
-    def _restart_clock(self) -> None:
+    def on_train_start(self) -> None:
+        """Starts to count the tokens and seconds of `train/tokens_per_s`."""
         self._tokens, self._since = torch.zeros((), dtype=torch.int64, device=self.device), time.monotonic()
 
     def training_step(self, batch: StepBatch, batch_index: int) -> None:
         """Waits for an accelerator only in steps that log."""
         step, optimizer = self.global_step, self.optimizers()
+        lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad()
         losses, sums = [], []
         for number, micro in enumerate(batch.micro, start=1):
-            with self._gradients_stay_here(number < len(batch.micro)), fast_fp32_products():
-                blocks = micro.blocks
+            blocks = micro.blocks
+            with self._local_gradients(number < len(batch.micro)), fast_fp32_products():
                 slots = self.drafter.slots(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
                 logits = self.drafter.head.logits(slots, self.target_heads)
                 part = self.objective.sums(logits, blocks, micro.states.final, self.target_heads)
@@ -115,7 +114,7 @@ class DraftingModule(L.LightningModule):
                 self.manual_backward(loss * self.trainer.world_size)  # DDP averages over ranks; this makes it a sum
             losses.append(loss.detach())
             sums.append(part)
-            self._tokens = self._tokens + micro.states.lengths.sum() * micro.blocks.anchor_mask.any()
+            self._tokens = self._tokens + micro.states.lengths.sum() * blocks.anchor_mask.any()
         loss = torch.stack(losses).sum()
         norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.clip or math.inf)
         bad = ~torch.isfinite(norm + loss) & (self.first_bad < 0)
@@ -125,32 +124,28 @@ class DraftingModule(L.LightningModule):
         optimizer.step()
         self.lr_schedulers().step()
         if (step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_step(step, batch, loss, norm, sums)
+            self._log_step(step, batch, loss, {"train/lr": lr, "train/grad_norm": float(norm)}, sums)
 
-    def _gradients_stay_here(self, stay: bool):
-        """Keeps gradients local, if ``stay``: ranks exchange them only with the last micro-batch."""
-        ranks = getattr(self.trainer.strategy.model, "no_sync", None)
-        return ranks() if stay and ranks is not None else nullcontext()
+    def _local_gradients(self, local: bool) -> AbstractContextManager:
+        """Keeps gradients local, if ``local``: ranks exchange them only with the last micro-batch."""
+        return getattr(self.trainer.strategy.model, "no_sync", nullcontext)() if local else nullcontext()
 
     def check_finite(self) -> None:
         """Raises ValueError when the loss or gradient of any step so far is not finite; waits for the device."""
-        step = int(self.first_bad)
-        if step < 0:
-            return
-        ids = self.trainer.datamodule.steps(0, 1).ids(step)
-        raise ValueError(
-            f"the loss or the gradient of step {step} is not finite; its documents are {', '.join(ids)}; the last good "
-            f"checkpoint is {self.last_checkpoint or 'none, the run had just begun'}: lower optim.lr, or look at the documents"
-        )
+        if (step := int(self.first_bad)) >= 0:
+            ids = self.trainer.datamodule.steps(0, 1).ids(step)
+            raise ValueError(
+                f"the loss or the gradient of step {step} is not finite; its documents are {', '.join(ids)}; the last good "
+                f"checkpoint is {self.last_checkpoint or 'none, the run had just begun'}: lower optim.lr or check the documents"
+            )
 
-    def _log_step(self, step: int, batch: StepBatch, loss: Tensor, norm: Tensor, parts: list[LossSums]) -> None:
-        """Logs sums of all ranks, from one all-reduce, divided by the counts of the global batch."""
+    def _log_step(self, step: int, batch: StepBatch, loss: Tensor, others: dict[str, float], parts: list[LossSums]) -> None:
+        """Logs ``others`` and sums of all ranks, from one all-reduce, divided by the counts of the global batch."""
         coverages = [torch.stack(coverage(m.blocks, m.states.loss_mask, m.states.lengths)) for m in batch.micro]
         own = torch.stack([torch.stack([part.slot_ce_sum.sum(), part.top1.sum().double()]) for part in parts]).sum(0)
         own = [loss[None], own, torch.stack(coverages).sum(0), self._tokens[None]]
-        logged_terms = [
-            (term.name, place) for place, term in enumerate(self.objective.active) if term.reading is not None
-        ]  # terms without a reading, as cross-entropy, are logged above
+        # a term without a reading, such as cross-entropy, is among the above
+        logged_terms = [(term.name, place) for place, term in enumerate(self.objective.active) if term.reading is not None]
         own += [torch.stack([part.term_sums[place].detach() for part in parts]).sum(0).flatten() for _, place in logged_terms]
         sums = self.trainer.strategy.reduce(torch.cat([value.double() for value in own]), reduce_op="sum").tolist()
         loss, ce_sum, top1, covered, supervised, tokens, *rest = sums
@@ -160,8 +155,8 @@ class DraftingModule(L.LightningModule):
             "train/ce": ce_sum / slots,
             "train/accuracy": top1 / slots,
             "train/coverage": covered / max(1, supervised),
-            "train/grad_norm": float(norm),
             "train/tokens_per_s": tokens / max(time.monotonic() - self._since, 1e-9),
+            **others,
         }
         for name, place in logged_terms:
             counts = batch.counts.term_counts[place].flatten().tolist()
@@ -170,7 +165,7 @@ class DraftingModule(L.LightningModule):
             logged[f"train/{name}"] = sum(means) / max(1, len(counts))
         self.check_finite()
         self._write(logged, step)
-        self._restart_clock()
+        self.on_train_start()
 
     def _write(self, values: dict[str, float], step: int) -> None:
         """Passes values to the loggers, under the number of the last step, and to Lightning's callback metrics."""
@@ -211,10 +206,9 @@ class DraftingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Drops the weights of the target's heads, which come from the target."""
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("drafter.")}
-        checkpoint["run"] = self.meta
+        own = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("drafter.")}
+        checkpoint |= {"state_dict": own, "run": self.meta}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_same_run(self.last_checkpoint, checkpoint["run"], self.meta)
-        heads = {f"target_heads.{k}": v for k, v in self.target_heads.state_dict().items()}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **heads}
+        checkpoint["state_dict"] |= self.target_heads.state_dict(prefix="target_heads.")

@@ -1,19 +1,29 @@
-"""The index of finished training runs, which finds a run by the options that decide its result and ignores all others.
+"""Finds finished training runs by the options that decide their results, and starts other runs from their weights.
 
 runs/train/<run>/result.json      exists when the run is finished: the deciding options, the target's fingerprint, its parent
-runs/train/<run>/config.yaml      its whole configuration, resolved
+runs/train/<run>/parent.json      the run that this one started from, as found at its first start
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from hyperdflash.identity import RECIPE, runs_dir
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from hyperdflash.cli import given_overrides
+from hyperdflash.identity import RECIPE, decided_by, runs_dir, within_runs
+from hyperdflash.record import write_json
 from hyperdflash.report.sweep_runs import flat
+
+SHARED = ("stage", "target", "conditioning", "reducer", "drafter", "head", "seed", "mode", "recipe")  # by a run and its parent
+FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,8 @@ class FinishedRun:
 
     def differences(self, wanted: Mapping[str, object], ignored: Collection[str] = ()) -> dict[str, tuple]:
         """Returns dotted option -> (this run's value, the wanted value) where these differ; None is a missing option."""
-        names = [name for name in {**self.decided, **wanted} if name not in ignored]
-        pairs = {name: (self.decided.get(name), wanted.get(name)) for name in names}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        pairs = {name: (self.decided.get(name), wanted.get(name)) for name in {**self.decided, **wanted}}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in ignored}
 
 
 def finished_run(directory: str | Path) -> FinishedRun:
@@ -89,14 +98,11 @@ class RunIndex:
         self.folder = runs_dir() / "train" if folder is None else folder
 
     def __iter__(self) -> Iterator[FinishedRun]:
-        """Runs of this version of the code; prints how many of other versions are left out."""
-        others = 0
-        for path in sorted(self.folder.glob("*/result.json")):
-            if (run := _read(path)).is_current:
-                yield run
-            else:
-                others += 1
-        if others:
+        """Yields runs of this version of the code; prints how many of other versions are left out."""
+        runs = [_read(path) for path in sorted(self.folder.glob("*/result.json"))]
+        current = [run for run in runs if run.is_current]
+        yield from current
+        if others := len(runs) - len(current):
             print(f"{self.folder}: {others} runs of another version of the code are left out: train them again", flush=True)
 
     def nearest(
@@ -107,3 +113,54 @@ class RunIndex:
         found = [(run, run.differences(wanted, ignored)) for run in self]
         fitting = [(run, differing) for run, differing in found if not any(map(needed, differing))]
         return sorted(fitting, key=lambda pair: (len(pair[1]), -pair[0].finished_s))
+
+
+def find_stage1(config: DictConfig) -> Path:
+    """Returns the finished stage-1 run with this target, conditioning, reducer, drafter, head and seed; prints what else
+    differs."""
+    wanted = flat(decided_by(config)) | {"stage": 1}
+    found = RunIndex().nearest(wanted, lambda name: name.partition(".")[0] in SHARED, FOLLOWING)
+    if not found:
+        overrides = [word for word in given_overrides() if not word.startswith(("experiment=", "init_from="))]
+        command = shlex.join(["python", "-m", "src.train", "experiment=stage1", *overrides])
+        raise ValueError(
+            "stage 2 continues from a stage-1 run with the same target, conditioning, reducer, drafter, head and seed, and "
+            f"there is none in {runs_dir() / 'train'}: run `{command}` first, or give init_from=<run directory>"
+        )
+    run, differing = found[0]
+    print(f"stage 2 continues from {run.directory}")
+    for name, (before, now) in sorted(differing.items()):
+        print(f"  differs in {name}: stage 1 had {before}, this run has {now}")
+    return run.directory
+
+
+def parent_of(config: DictConfig, run: Path) -> Path | None:
+    """Returns the finished run whose weights ``run`` starts from: named, found, or remembered from its first start."""
+    remembered = run / "parent.json"
+    if remembered.exists():
+        return runs_dir() / json.loads(remembered.read_text())["init_from"]
+    parent = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
+    if parent is not None:
+        finished_run(parent)
+        write_json(remembered, {"init_from": within_runs(parent)})
+    return parent
+
+
+def check_target(made_on: str, fingerprint: str, run: Path) -> None:
+    """Raises ValueError when a run was made on other weights of the target than those of ``fingerprint``."""
+    if made_on != fingerprint:
+        raise ValueError(
+            f"{run} was trained on the target {made_on}, this one is {fingerprint}: a drafter accepts next to nothing on other "
+            "weights; remove that run, or give another target.path or HYPERDFLASH_RUNS"
+        )
+
+
+def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
+    """Loads a finished run's best weights into ``drafter``; ValueError for other weights of the target or other shapes."""
+    checkpoint = torch.load(finished_run(run).best_checkpoint, map_location="cpu", weights_only=True)
+    check_target(checkpoint["run"]["target"], target_fingerprint, run)
+    state = {name.removeprefix("drafter."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    shapes = [{name: tensor.shape for name, tensor in own.items()} for own in (state, drafter.state_dict())]
+    if wrong := {name for name, _ in shapes[0].items() ^ shapes[1].items()}:
+        raise ValueError(f"{run} holds a drafter of another shape (first difference: {min(wrong)}): give the options it had")
+    drafter.load_state_dict(state)

@@ -1,7 +1,7 @@
-"""Records in W&B what a training has beside its scalars; does nothing if the run has no W&B logger.
+"""Records in W&B what a training has beside its scalars. Every use of W&B's internals stands in this file.
 
 start        configuration, git revision and diff, cache key; stage 2: the stage-1 checkpoint as input artifact
-validation   acceptance per position as one line-series chart; a few prompts, drafted against accepted
+validation   a chart of acceptance per slot; a table of drafted and accepted text
 end          best tau and acceptance per domain as summary; the best checkpoint as output artifact
 """
 
@@ -25,91 +25,83 @@ from hyperdflash.training.loggers import wandb_axes
 from hyperdflash.training.run_index import finished_run
 
 COLUMNS = ["domain", "prompt id", "prompt", "colored", "[accepted] {-rejected-}", "rounds", "tau"]
-PROMPTS_SHOWN = 3  # a validation, of different domains as long as there are
+PROMPTS_SHOWN = 3  # per validation, of different domains as far as possible
 
 
 class WandbRecord(L.Callback):
-    """``run`` the directory of this training, ``parent`` of the one whose weights it starts from."""
+    """``run`` is the directory of this training; ``parent``, the one of the run whose weights it starts from."""
 
     def __init__(
         self, config: DictConfig, run: Path, *, parent: Path | None, cache_key: CacheKey, tokenizer: PreTrainedTokenizerBase
     ):
-        self.config, self.run, self.parent, self.cache_key, self.tokenizer = config, Path(run), parent, cache_key, tokenizer
+        self.config, self.run, self.parent, self.cache_key, self.tokenizer = config, run, parent, cache_key, tokenizer
         self._shown: dict[str, list] = {}
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        wandb_run = _wandb_run(trainer)
-        if wandb_run is None:
+        if (wandb_run := _wandb_run(trainer)) is None:
             return
-        environment = read_starts(self.run)[-1]
-        wandb_run.config.update(
-            {
-                **OmegaConf.to_container(self.config, resolve=True),
-                **wandb_axes(self.config),
-                "run_directory": self.run.name,
-                "cache_key": str(self.cache_key),
-                "target_fingerprint": self.cache_key.target,
-                "git_revision": environment["git_revision"],
-                "packages": environment["packages"],
-                "stage1_run": self.parent.name if self.parent else None,
-            },
-            allow_val_change=True,
-        )
+        start = read_starts(self.run)[-1]
+        own = {
+            "run_directory": self.run.name,
+            "cache_key": str(self.cache_key),
+            "target_fingerprint": self.cache_key.target,
+            "git_revision": start["git_revision"],
+            "packages": start["packages"],
+            "stage1_run": self.parent.name if self.parent else None,
+        }
+        given = OmegaConf.to_container(self.config, resolve=True)
+        wandb_run.config.update({**given, **wandb_axes(self.config), **own}, allow_val_change=True)
         wandb_run.define_metric("val/tau", step_metric="trainer/global_step", summary="max")
         shutil.copy(self.run / STARTS, wandb_run.dir)  # holds the diff; W&B uploads the folder
-        print(_where(wandb_run), flush=True)
+        offline = f"offline, to upload: wandb sync {Path(wandb_run.dir).parent}"
+        print(f"W&B: {offline if wandb_run.offline else wandb_run.url}", flush=True)
         if self.parent is not None and self.config.logger.artifacts:
-            _use(wandb_run, _artifact(self.parent))
+            if wandb_run.offline:  # `use_artifact` refuses; this is the call that it makes, recorded for `wandb sync`
+                wandb_run._log_artifact(_artifact(self.parent), is_user_created=True, use_after_commit=True)
+            else:
+                wandb_run.use_artifact(_artifact(self.parent))
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._shown = {}
 
     def on_validation_batch_end(self, trainer, module, outputs: dict, batch: TargetStates, batch_idx, dataloader_idx=0) -> None:
-        """The first document of each domain; rank 0's own documents."""
+        """Takes the first document per domain, of rank 0's own documents."""
         if _wandb_run(trainer) is None:
             return
         for row, domain in enumerate(batch.domains):
             if domain not in self._shown and len(self._shown) < PROMPTS_SHOWN:
                 rounds = drafted_rounds(module.drafter, batch, module.target_heads, outputs["rounds"], row)
-                start = int(batch.loss_mask[row].nonzero()[0])
+                start, count = int(batch.loss_mask[row].nonzero()[0]), len(rounds)
                 prompt = self.tokenizer.decode(batch.input_ids[row, : start + 1])
-                emitted, count = sum(len(one.emitted) for one in rounds), len(rounds)
-                tau = emitted / count if count else None
+                tau = sum(len(one.emitted) for one in rounds) / count if count else None
                 colored = wandb.Html(drafts_html(rounds, self.tokenizer), inject=False)
-                signed = drafts_text(rounds, self.tokenizer)
-                self._shown[domain] = [batch.ids[row], prompt, colored, signed, count, tau]
+                self._shown[domain] = [batch.ids[row], prompt, colored, drafts_text(rounds, self.tokenizer), count, tau]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        wandb_run = _wandb_run(trainer)
-        if wandb_run is None:
+        if (wandb_run := _wandb_run(trainer)) is None:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        slots = range(1, module.drafter.num_slots + 1)
-        lines = [[metrics.get(f"val/{kind}_{k}") for k in slots] for kind in ("survival", "conditional")]
-        table = wandb.Table(columns=COLUMNS)
-        for domain, row in self._shown.items():
-            table.add_data(domain, *row)
+        slots, kinds = range(1, module.drafter.num_slots + 1), ["survival", "conditional"]
         chart = wandb.plot.line_series(
             xs=list(slots),
-            ys=lines,
-            keys=["survival", "conditional"],
+            ys=[[metrics.get(f"val/{kind}_{k}") for k in slots] for kind in kinds],
+            keys=kinds,
             title="Acceptance per drafted position",
             xname="drafted position",
         )
+        table = wandb.Table(columns=COLUMNS, data=[[domain, *row] for domain, row in self._shown.items()])
         step = trainer.global_step - 1
         wandb_run.log({"val/acceptance": chart, "val/drafts": table, "trainer/global_step": step}, step=step)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        wandb_run = _wandb_run(trainer)
-        if wandb_run is None:
+        if (wandb_run := _wandb_run(trainer)) is None:
             return
-        record = json.loads((self.run / "validation.json").read_text())
-        wandb_run.summary.update(best_summary(record))
+        wandb_run.summary.update(best_summary(json.loads((self.run / "validation.json").read_text())))
         if self.config.logger.artifacts:
             wandb_run.log_artifact(_artifact(self.run), aliases=["best", f"stage{self.config.stage}"])
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """The next job of a sweep in this process must get a run of its own."""
+        """Ends the W&B run: the next job of a sweep in this process gets a run of its own."""
         if _wandb_run(trainer) is not None:
             wandb.finish()
 
@@ -119,33 +111,27 @@ class WandbRecord(L.Callback):
 
 
 def best_summary(record: dict) -> dict[str, float]:
-    """validation.json -> best/tau of all rounds, best/tau_<domain>, their plain mean, best/survival_k, best/conditional_k."""
+    """Returns of validation.json: best/tau of all rounds, best/tau_<domain>, their plain mean, and best/survival_k and
+    best/conditional_k per slot."""
     prompts = record["prompts"]
-    domains = {}
-    for row in prompts:
-        sums = domains.setdefault(row["domain"], [0, 0])
-        sums[0] += row["emitted"]
-        sums[1] += row["rounds"]
-    taus = {name: emitted / rounds for name, (emitted, rounds) in domains.items() if rounds}
-    summary = {"best/tau": record["tau"], "best/step": record["step"]}
+
+    def total(field: str, rows: list[dict] = prompts) -> int:
+        return sum(row[field] for row in rows)
+
+    by_domain = {row["domain"]: [other for other in prompts if other["domain"] == row["domain"]] for row in prompts}
+    taus = {name: total("emitted", rows) / rounds for name, rows in by_domain.items() if (rounds := total("rounds", rows))}
+    summary = {"best/tau": record["tau"], "best/step": record["step"], "best/tau_mean": sum(taus.values()) / len(taus)}
     summary |= {f"best/tau_{name}": tau for name, tau in taus.items()}
-    summary["best/tau_mean"] = sum(taus.values()) / len(taus)
-    rounds = sum(row["rounds"] for row in prompts)
     for k in range(len(prompts[0]["survived"])):
         survived, reached = (sum(row[name][k] for row in prompts) for name in ("survived", "reached"))
-        summary[f"best/survival_{k + 1}"] = survived / rounds
+        summary[f"best/survival_{k + 1}"] = survived / total("rounds")
         if reached:
             summary[f"best/conditional_{k + 1}"] = survived / reached
     return summary
 
 
-def _where(wandb_run: wandb.Run) -> str:
-    """The one line that a run prints about W&B: its address, or the command that uploads it."""
-    return f"W&B: offline, to upload: wandb sync {Path(wandb_run.dir).parent}" if wandb_run.offline else f"W&B: {wandb_run.url}"
-
-
 def _artifact(run: Path) -> wandb.Artifact:
-    """The best checkpoint of a run with what it was made from; the same content is the same version wherever it is logged."""
+    """Returns the best checkpoint of a run with its configuration; W&B gives the same content the same version."""
     artifact = wandb.Artifact(f"drafter-{run.name}", type="drafter", metadata={"run_directory": run.name})
     checkpoint = finished_run(run).best_checkpoint if (run / "result.json").exists() else run / "checkpoints" / "best.ckpt"
     artifact.add_file(str(checkpoint), name="best.ckpt", policy="immutable")
@@ -153,15 +139,12 @@ def _artifact(run: Path) -> wandb.Artifact:
     return artifact
 
 
-def _use(wandb_run: wandb.Run, artifact: wandb.Artifact) -> None:
-    """Declares an input. Offline, ``use_artifact`` refuses; this is the call it makes itself, kept for `wandb sync`."""
-    if wandb_run.offline:
-        wandb_run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-    else:
-        wandb_run.use_artifact(artifact)
-
-
 def _wandb_run(trainer: L.Trainer) -> wandb.Run | None:
     if not trainer.is_global_zero:
         return None
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
+
+
+def workspace_json(workspace: object) -> str:
+    """Returns the view that ``workspace.save()`` would send."""
+    return workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2)
