@@ -271,14 +271,14 @@ def test_the_step_draws_the_same_blocks_however_it_is_shared(runs_here, prepared
 
     parts, heads = make_parts(config), load_heads(config.target.path)
     data = make_data(config, parts, training_data(config, heads, parts.layer_ids)[2], 6, 1)
-    whole = data.steps(0, 1)
     for step in range(3):
-        (only,) = whole[step].micro
-        shared = [data.steps(rank, 8)[step] for rank in range(8)]
+        whole = data.batch(step, 0, 1)
+        (only,) = whole.micro
+        shared = [data.batch(step, rank, 8) for rank in range(8)]
         supervised = torch.cat([micro.blocks.label_mask.sum((1, 2)) for batch in shared for micro in batch.micro])
         assert supervised[supervised > 0].tolist() == only.blocks.label_mask.sum((1, 2)).tolist()
-        assert all(torch.equal(batch.counts.slot_count, whole[step].counts.slot_count) for batch in shared)
-        assert torch.equal(only.blocks.label_mask.sum((0, 1)), whole[step].counts.slot_count)
+        assert all(torch.equal(batch.counts.slot_count, whole.counts.slot_count) for batch in shared)
+        assert torch.equal(only.blocks.label_mask.sum((0, 1)), whole.counts.slot_count)
         empty = [not batch.micro[0].states.loss_mask.any() for batch in shared]
-        assert sum(empty) == 8 - len(whole[step].ids)
-    assert {len(whole[step].ids) for step in range(3)} == {7, 8}
+        assert sum(empty) == 8 - len(whole.ids)
+    assert {len(data.ids(step)) for step in range(3)} == {7, 8}

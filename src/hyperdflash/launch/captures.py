@@ -16,18 +16,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from omegaconf import DictConfig
 
 from hyperdflash.launch.child import end_child, how_it_ended, start_child, take_job
 
 MODULE = "hyperdflash.launch.captures"
 FINISH_S = 10.0  # time in which they finish the current shard
 POLL_S = 0.1
-
-
-def num_captures(config: DictConfig) -> int:
-    """Returns the number of capture processes that a training starts; 0 in every mode but stream."""
-    return config.cache.get("captures", 0)
 
 
 class Captures:

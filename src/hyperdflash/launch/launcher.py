@@ -24,7 +24,7 @@ from lightning.fabric.plugins.environments import (
 )
 from omegaconf import DictConfig, ListConfig
 
-from hyperdflash.launch.captures import Captures, num_captures, split_gpus
+from hyperdflash.launch.captures import Captures, split_gpus
 from hyperdflash.launch.child import RANK, end_child, how_it_ended, save_job, start_child
 from hyperdflash.training.checkpoints import SIGNALS, Stopped, handled_by
 
@@ -50,8 +50,7 @@ def is_rank() -> bool:
 
 
 def num_devices(trainer: DictConfig) -> int:
-    """Returns the number of ranks on this machine; ValueError unless ``trainer.devices`` is a number, a list of indices or
-    auto."""
+    """Returns the number of ranks on this machine; ValueError for a wrong ``trainer.devices``."""
     devices = trainer.devices
     if isinstance(devices, ListConfig) and len(devices):
         return len(devices)
@@ -68,16 +67,13 @@ def num_ranks(trainer: DictConfig) -> int:
 
 
 def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
-    """Returns whether this process must start ranks, or one rank with ``captures`` capture processes.
-
-    ValueError when it is alone and several machines are configured, or when others started another number of ranks, or
-    ranks of a training with captures.
-    """
+    """Returns whether this process must start ranks, or one rank with ``captures`` capture processes; ValueError when somebody
+    else had to start the ranks, started another number of them, or started them although there are captures."""
     if not is_rank():
         if trainer.num_nodes > 1:
             raise ValueError(
-                f"trainer.num_nodes={trainer.num_nodes} needs one process a device, started on every machine: run the command "
-                "with srun (one task a device) or torchrun -m src.train"
+                f"trainer.num_nodes={trainer.num_nodes} needs one process per device, started on every machine: run the "
+                "command with srun (one task per device) or torchrun -m src.train"
             )
         return num_devices(trainer) > 1 or captures > 0
     environment = cluster_environment()
@@ -86,7 +82,7 @@ def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
     if started != wanted:
         raise ValueError(
             f"{started} rank(s) were started (torchrun, srun), but trainer.devices={trainer.devices} on trainer.num_nodes="
-            f"{trainer.num_nodes} are {wanted}: start {wanted}, or give the trainer the devices of a machine and the machines"
+            f"{trainer.num_nodes} are {wanted}: start {wanted}, or change trainer.devices (per machine) and trainer.num_nodes"
         )
     if captures and not own:
         raise ValueError(
@@ -101,8 +97,14 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
 
     Passes SIGTERM and SIGINT on to the ranks, which save and stop, then raises ``Stopped``. The ranks end with this process.
     """
-    count, captures = num_devices(config.trainer), num_captures(config)
-    capture_gpus, gpus = _share_gpus(config, count) if captures else (None, None)
+    trainer, count, captures = config.trainer, num_devices(config.trainer), config.cache.get("captures", 0)
+    named = config.cache.capture_gpus if captures else None
+    if named is not None and isinstance(trainer.devices, ListConfig):  # hiding the captures' GPUs changes the indices
+        raise ValueError(
+            f"cache.capture_gpus={named} leaves the training the other GPUs, counted anew from 0, so trainer.devices="
+            f"{trainer.devices} says how many, not which: trainer.devices={count}"
+        )
+    capture_gpus, gpus = split_gpus(named, 0 if trainer.accelerator == "cpu" else count)
     ranks = save_job(config, run)
     processes: list[subprocess.Popen] = []
     signals: list[int] = []
@@ -116,7 +118,9 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
     if count > 1:
         print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
     with handled_by(stop), Captures(run, captures, capture_gpus) as beside:
-        port = _free_port()
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
         try:
             for rank in range(count):
                 if not signals:
@@ -131,27 +135,20 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
     codes = [process.returncode for process in processes]
     # a rank that alone got a signal shares it, and all save and stop together
     told_to_stop = bool(signals) or all(code in STOPPED for code in codes)
-    failed = [rank for rank in ended_s if not _is_good(codes[rank], told_to_stop)]
-    reasons = [no_states] if no_states and any(codes) else []
-    if failed:  # the failure of one rank makes the others fail, so the earliest is the cause
-        _, rank, what = min(_failure(ranks / f"{rank}.json", rank, codes[rank], ended_s[rank]) for rank in failed)
-        reasons.append(f"rank {rank} of {count} {what}; more in {ranks}")
+    reasons, failures = [no_states] if no_states and any(codes) else [], []
+    for rank, when in ended_s.items():
+        if not _is_good(codes[rank], told_to_stop):
+            record = {"time_s": when - 2 * POLL_S, "error": None}
+            if (path := ranks / f"{rank}.json").exists():
+                record = json.loads(path.read_text())
+            what = f"failed: {record['error']}" if record["error"] else how_it_ended(codes[rank])
+            failures.append((record["time_s"], f"rank {rank} of {count} {what}; more in {ranks}"))
+    if failures:
+        reasons.append(min(failures)[1])  # the failure of one rank makes the others fail, so the earliest is the cause
     if reasons:
         raise ValueError("; ".join(reasons))
     if stopped := [STOPPED[code] for code in codes if code in STOPPED]:
         raise Stopped(stopped[0])
-
-
-def _share_gpus(config: DictConfig, count: int) -> tuple[str | None, str | None]:
-    """Returns CUDA_VISIBLE_DEVICES of the captures and of ``count`` ranks; ValueError when there are too few GPUs, or when the
-    configuration names those of the ranks by index: hiding the captures' GPUs changes the indices."""
-    trainer, named = config.trainer, config.cache.capture_gpus
-    if named is not None and isinstance(trainer.devices, ListConfig):
-        raise ValueError(
-            f"cache.capture_gpus={named} leaves the training the other GPUs, counted anew from 0, so trainer.devices="
-            f"{trainer.devices} says how many, not which: trainer.devices={count}"
-        )
-    return split_gpus(named, 0 if trainer.accelerator == "cpu" else count)
 
 
 def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None) -> subprocess.Popen:
@@ -175,9 +172,8 @@ def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Capture
         now = time.time()
         ended_s |= {rank: now for rank, process in enumerate(processes) if rank not in ended_s and process.poll() is not None}
         codes = {rank: processes[rank].returncode for rank in ended_s}
-        limits_s = [
-            ended_s[rank]
-            + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)  # a rank that a signal killed has saved nothing
+        limits_s = [  # a rank that a signal killed (code < 0) has saved nothing
+            ended_s[rank] + (SAVE_S if code in STOPPED and code > 0 else GRACE_S)
             for rank, code in codes.items()
             if not _is_good(code, bool(signals))
         ]
@@ -193,17 +189,3 @@ def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Capture
 
 def _is_good(code: int, told_to_stop: bool) -> bool:
     return code == 0 or (told_to_stop and code in STOPPED)
-
-
-def _failure(record: Path, rank: int, code: int, ended_s: float) -> tuple[float, int, str]:
-    """Returns (time, rank, what happened)."""
-    if record.exists():
-        told = json.loads(record.read_text())
-        return told["time_s"], rank, f"failed: {told['error']}"
-    return ended_s - 2 * POLL_S, rank, how_it_ended(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

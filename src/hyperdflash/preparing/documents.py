@@ -23,19 +23,29 @@ from hyperdflash.targets.load import Target
 def dataset_documents(
     job: PrepareJob, target_fingerprint: str, target: Callable[[], Target] | None = None
 ) -> tuple[dict[str, list[Document]], dict]:
-    """Returns the documents of each split and the row statistics; prints the latter. The target answers what has no answer."""
+    """Returns the documents of each split and the row statistics; prints the latter. The target answers what has no answer.
+
+    Per split: conversations ``without_document``, and documents ``at_max_length``, most of them cut.
+    """
     documents, rows = {}, {}
     for name, (corpus, conversations) in job.splits().items():
         found = conversations()
-        documents[name] = _documents(job, corpus, found, target_fingerprint, target)
-        rows[name] = count_rows(found, documents[name], corpus.max_length)
-    rows = {"sources": [stats.as_record() for stats in job.corpus.row_stats], **rows}
+        documents[name] = own = with_supervised_pair(_encoded(job, corpus, found, target_fingerprint, target))
+        given = {document.id.partition("#")[0] for document in own}
+        rows[name] = {
+            "conversations": len(found),
+            "documents": len(own),
+            "tokens": sum(len(d.input_ids) for d in own),
+            "supervised_tokens": sum(int(d.loss_mask.sum()) for d in own),
+            "at_max_length": sum(len(d.input_ids) >= corpus.max_length for d in own),
+            "without_document": sum(c.id not in given for c in found),
+        }
     for stats in job.corpus.row_stats:
         print("\n".join(stats.lines()))
-    return documents, rows
+    return documents, {"sources": [stats.as_record() for stats in job.corpus.row_stats], **rows}
 
 
-def _documents(
+def _encoded(
     job: PrepareJob,
     corpus: Corpus,
     conversations: Sequence[Conversation],
@@ -43,13 +53,12 @@ def _documents(
     target: Callable[[], Target] | None,
 ) -> list[Document]:
     if corpus.responses == "original":
-        documents = [encode(c, job.tokenizer, job.mode, corpus.max_length) for c in conversations]
-    elif corpus.server_model is not None:
-        path, settings = job.served_file(corpus, target_fingerprint), job.answer_settings(corpus)
-        documents = served_documents(conversations, path, job.tokenizer, settings, job.regenerate_command)
-    else:
-        documents = job.target_answers(conversations, target_fingerprint, job.answer_settings(corpus), target)
-    return with_supervised_pair(documents)
+        return [encode(c, job.tokenizer, job.mode, corpus.max_length) for c in conversations]
+    settings = job.answer_settings(corpus)
+    if corpus.server_model is None:
+        return job.target_answers(conversations, target_fingerprint, settings, target)
+    path = job.served_file(corpus, target_fingerprint)
+    return served_documents(conversations, path, job.tokenizer, settings, job.regenerate_command)
 
 
 def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
@@ -63,17 +72,3 @@ def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:
     if len(kept) < len(documents):
         print(f"{len(documents) - len(kept)} of {len(documents)} documents have no two supervised tokens in a row: dropped")
     return kept
-
-
-def count_rows(conversations: Sequence[Conversation], documents: Sequence[Document], max_length: int) -> dict[str, int]:
-    """Counts one split; ``without_document``: conversations without a document; ``at_max_length``: documents of that length,
-    most of them cut."""
-    given = {document.id.partition("#")[0] for document in documents}
-    return {
-        "conversations": len(conversations),
-        "documents": len(documents),
-        "tokens": sum(len(d.input_ids) for d in documents),
-        "supervised_tokens": sum(int(d.loss_mask.sum()) for d in documents),
-        "at_max_length": sum(len(d.input_ids) >= max_length for d in documents),
-        "without_document": sum(c.id not in given for c in conversations),
-    }

@@ -163,7 +163,7 @@ class PrepareJob(StatesJob):
         """Reads no weight and no row of the corpus; ValueError for a wrong option."""
         one_of("mode", config.mode, MODES)
         natural_int("seed", config.seed)
-        tokenizer = load_tokenizer(config.target.path)
+        server = "" if config_name() == "regenerate" else " server=http://host:port/v1"
         return super().of(
             config,
             name=dataset_name(config),
@@ -171,9 +171,9 @@ class PrepareJob(StatesJob):
             corpus=instantiate(config.corpus),
             seed=config.seed,
             threads=config.trainer.threads,
-            mask_token_id=special_ids(tokenizer, config.target.mask_token_id).mask,
+            mask_token_id=special_ids(load_tokenizer(config.target.path), config.target.mask_token_id).mask,
             layer_ids=tuple(layer_ids),
-            regenerate_command=regenerate_command(),
+            regenerate_command=command_of("src.regenerate") + server,
         )
 
     def for_capture(self) -> Self:
@@ -201,9 +201,8 @@ class PrepareJob(StatesJob):
 
     def served_file(self, corpus: Corpus, target_fingerprint: str) -> Path:
         """Returns the file of the answers of ``corpus.responses=server:NAME``."""
-        assert corpus.server_model is not None
-        settings = self.answer_settings(corpus)
-        return served_path(answers_dir(), target_fingerprint, corpus.server_model, self.tokenizer, settings)
+        model, settings = corpus.server_model, self.answer_settings(corpus)
+        return served_path(answers_dir(), target_fingerprint, model, self.tokenizer, settings)
 
 
 def answers_dir() -> Path:
@@ -213,11 +212,6 @@ def answers_dir() -> Path:
 def engine_checks_dir() -> Path:
     """Returns the folder of the stamps of `python -m src.check_engine`."""
     return runs_dir() / "engine_checks"
-
-
-def regenerate_command() -> str:
-    """Returns the command that asks a server for missing answers."""
-    return f"{command_of('src.regenerate')}{'' if config_name() == 'regenerate' else ' server=http://host:port/v1'}"
 
 
 def check_command(target: Mapping) -> str:

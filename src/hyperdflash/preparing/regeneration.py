@@ -7,10 +7,10 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.answers.answer_server import AnswerServers
 from hyperdflash.answers.served_answers import ask_servers
 from hyperdflash.cli import command_of
+from hyperdflash.data.corpus import Corpus
 from hyperdflash.preparing.dataset import prepare
 from hyperdflash.preparing.job import PrepareJob
 from hyperdflash.record import environment_record, write_json
-from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.training.components import make_parts
 
@@ -19,15 +19,21 @@ def regenerate(config: DictConfig) -> None:
     """Gets missing answers, writes the dataset and prints its summary."""
     make_parts(config)
     job = PrepareJob.of(config)
-    servers = _servers(config, job)
+    servers = _servers(config, job.corpus)
     heads = load_heads(job.target["path"])
     if servers is not None:
-        _ask(job, heads, servers)
+        servers.check()
+        environment = environment_record(command_of("src.regenerate"))
+        for name, (corpus, conversations) in job.splits().items():
+            path, found = job.served_file(corpus, fingerprint(heads)), conversations()
+            print(f"{name}: {len(found):,} conversations", flush=True)
+            write_json(path.with_suffix(".json"), {"servers": servers.servers, **environment})
+            ask_servers(found, servers, job.tokenizer, job.answer_settings(corpus), path)
     print("\n".join(prepare(job, heads).summary()), flush=True)
 
 
-def _servers(config: DictConfig, job: PrepareJob) -> AnswerServers | None:
-    corpus = job.corpus
+def _servers(config: DictConfig, corpus: Corpus) -> AnswerServers | None:
+    """Returns the servers of ``config.server``, one URL or a list; None if the target answers in this process."""
     urls = OmegaConf.to_container(config.server) if OmegaConf.is_config(config.server) else config.server
     if corpus.responses == "original":
         raise ValueError("corpus.responses=original keeps the corpus's answers: use corpus.responses=target or server:NAME")
@@ -38,20 +44,6 @@ def _servers(config: DictConfig, job: PrepareJob) -> AnswerServers | None:
         )
     if urls is None:
         return None
-    return AnswerServers(
-        servers=tuple(str(url).rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)),
-        model=corpus.server_model,
-        concurrency=config.concurrency,
-        timeout_s=config.timeout_s,
-        attempts=config.attempts,
-        backoff_s=config.backoff_s,
-    )
-
-
-def _ask(job: PrepareJob, heads: TargetHeads, servers: AnswerServers) -> None:
-    servers.check()
-    for name, (corpus, conversations) in job.splits().items():
-        path, found = job.served_file(corpus, fingerprint(heads)), conversations()
-        print(f"{name}: {len(found):,} conversations", flush=True)
-        write_json(path.with_suffix(".json"), {"servers": servers.servers, **environment_record(command_of("src.regenerate"))})
-        ask_servers(found, servers, job.tokenizer, job.answer_settings(corpus), path)
+    options = {name: config[name] for name in ("concurrency", "timeout_s", "attempts", "backoff_s")}
+    servers = tuple(str(url).rstrip("/") for url in ([urls] if isinstance(urls, str) else urls))
+    return AnswerServers(servers=servers, model=corpus.server_model, **options)

@@ -1,6 +1,6 @@
 """The LightningDataModule: what one rank computes in one step, from cached target states.
 
-1. step            -> ids of the global batch (training/epoch_plan.py)
+1. step            -> documents of the global batch (training/epoch_plan.py)
 2. global batch    -> blocks of every document, and their counts, from masks alone
 3. micro-batches   -> this rank's documents: states and blocks
 
@@ -11,7 +11,7 @@ depend on the number of ranks and micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
@@ -32,8 +32,6 @@ from hyperdflash.states.store import collate
 from hyperdflash.training.epoch_plan import TrainingOrder, part
 
 VALIDATION_BATCH = 16
-DrawBlocks = Callable[[Document, torch.Generator], Blocks]
-Count = Callable[[Blocks], LossCounts]
 T = TypeVar("T")
 
 
@@ -54,58 +52,17 @@ class StepBatch:
     ids: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TrainingSteps(Sequence[StepBatch]):
-    """Maps a step to the StepBatch of one rank of ``world_size``, in ``accumulate`` micro-batches."""
-
-    states: ShardedStates
-    order: TrainingOrder
-    draw: DrawBlocks
-    count: Count
-    seed: int
-    rank: int
-    world_size: int
-    accumulate: int
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def ids(self, step: int) -> tuple[str, ...]:
-        """Returns the ids of the documents in the global batch of ``step``."""
-        return tuple(self.states.document(index).id for index in self.order.batch(step))
-
-    def __getitem__(self, step: int) -> StepBatch:
-        members, num_parts = self.order.batch(step), self.world_size * self.accumulate
-        blocks = {index: self._blocks(step, self.states.document(index)) for index in members}
-        counts = reduce(add, (self.count(drawn) for drawn in blocks.values()))
-        own = [part(members, self.rank * self.accumulate + i, num_parts) for i in range(self.accumulate)]
-        micro = tuple(self._micro_batch(rows, blocks) if rows else self._empty(members[0], blocks) for rows in own)
-        return StepBatch(micro, counts, self.ids(step))
-
-    def _blocks(self, step: int, document: Document) -> Blocks:
-        seed = int(content_hash(f"{self.seed}\x00{step}\x00{document.id}"), 16) >> 1
-        return self.draw(document, torch.Generator().manual_seed(seed))
-
-    def _micro_batch(self, members: list[int], blocks: dict[int, Blocks]) -> MicroBatch:
-        return MicroBatch(collate([self.states[i] for i in members]), stack_blocks([blocks[i] for i in members]))
-
-    def _empty(self, member: int, blocks: dict[int, Blocks]) -> MicroBatch:
-        """Returns the batch of a rank without a document, which takes part in the step with every mask False."""
-        drawn = blocks[member]
-        nothing = {name: torch.zeros_like(getattr(drawn, name)) for name in ("anchor_mask", "label_mask")}
-        return MicroBatch(unsupervised(self.states[member]), replace(drawn, **nothing))
-
-
 class TargetStatesData(L.LightningDataModule):
-    """Loaders of ``train`` and ``validation`` documents; training starts at step ``first_step``."""
+    """Loaders of ``train`` and ``validation`` documents. A step has ``accumulate`` micro-batches per rank; training starts at
+    step ``first_step``."""
 
     def __init__(
         self,
         train: ShardedStates,
         validation: ShardedStates,
         order: TrainingOrder,
-        draw: DrawBlocks,
-        count: Count,
+        draw: Callable[[Document, torch.Generator], Blocks],
+        count: Callable[[Blocks], LossCounts],
         *,
         seed: int,
         accumulate: int,
@@ -116,26 +73,47 @@ class TargetStatesData(L.LightningDataModule):
         self.seed, self.accumulate, self.first_step = seed, accumulate, first_step
         self._reading = Lock()
 
-    def steps(self, rank: int, world_size: int) -> TrainingSteps:
-        return TrainingSteps(self.train_states, self.order, self.draw, self.count, self.seed, rank, world_size, self.accumulate)
+    def ids(self, step: int) -> tuple[str, ...]:
+        """Returns the ids of the documents in the global batch of ``step``."""
+        return tuple(self.train_states.document(index).id for index in self.order.batch(step))
+
+    def batch(self, step: int, rank: int, world_size: int) -> StepBatch:
+        """Returns what one rank computes in ``step``."""
+        members, num_parts = self.order.batch(step), world_size * self.accumulate
+        blocks = {index: self._blocks(step, self.train_states.document(index)) for index in members}
+        counts = reduce(add, map(self.count, blocks.values()))
+        parts = [part(members, rank * self.accumulate + i, num_parts) for i in range(self.accumulate)]
+        return StepBatch(tuple(self._micro_batch(own, blocks) for own in parts), counts, self.ids(step))
+
+    def _blocks(self, step: int, document: Document) -> Blocks:
+        seed = int(content_hash(f"{self.seed}\x00{step}\x00{document.id}"), 16) >> 1
+        return self.draw(document, torch.Generator().manual_seed(seed))
+
+    def _micro_batch(self, members: list[int], blocks: dict[int, Blocks]) -> MicroBatch:
+        """Reads the states of ``members``; without one, takes another document with every mask False."""
+        if members:
+            return MicroBatch(collate([self.train_states[i] for i in members]), stack_blocks([blocks[i] for i in members]))
+        index, drawn = next(iter(blocks.items()))
+        masks = {name: torch.zeros_like(getattr(drawn, name)) for name in ("anchor_mask", "label_mask")}
+        return MicroBatch(unsupervised(self.train_states[index]), replace(drawn, **masks))
 
     def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
         return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
     def train_dataloader(self) -> Iterable[StepBatch]:
-        """Loads steps ``first_step``, ... ; its length is that of the whole run, which Lightning counts by."""
-        steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
+        """Loads the steps from ``first_step`` on; its length is that of the whole run, which Lightning counts by."""
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
 
         def batches() -> Iterator[StepBatch]:
-            for step in range(self.first_step, len(steps)):
+            for step in range(self.first_step, len(self.order)):
                 if step == self.first_step or self.order.opens_window(step):
                     self.train_states.prefetch(self.order.shards_from(step), self.order.window)
-                yield steps[step]
+                yield self.batch(step, rank, world_size)
 
-        return self._loader(batches, len(steps))
+        return self._loader(batches, len(self.order))
 
     def val_dataloader(self) -> Iterable[TargetStates]:
-        """Validates every document on one rank; a rank without one replays an unsupervised text, which has no rounds."""
+        """Loads every document on one rank; a rank without one replays an unsupervised text, which has no rounds."""
         states = self.validation_states
         lengths = [length for shard in states.lengths for length in shard]
         by_length = sorted(range(len(states)), key=lengths.__getitem__)
@@ -143,7 +121,7 @@ class TargetStatesData(L.LightningDataModule):
         if not mine:
             return self._loader(lambda: (unsupervised(states[index]) for index in by_length[:1]), 1)
         parts = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
-        return self._loader(lambda: (collate([states[index] for index in members]) for members in parts), len(parts))
+        return self._loader(lambda: (collate([states[index] for index in own]) for own in parts), len(parts))
 
     def _loader(self, batches: Callable[[], Iterator[T]], length: int) -> Loader[T]:
         """Reads ahead while a GPU computes; on the CPU, reading ahead would slow the computation down."""

@@ -26,7 +26,6 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import Blocks, Document
 from hyperdflash.identity import decided_by, run_name, train_run_dir, within_runs
-from hyperdflash.launch.captures import num_captures
 from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.launch.ranks import Ranks
 from hyperdflash.leases import exclusive
@@ -55,7 +54,7 @@ def train(config: DictConfig) -> dict:
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
     check_dataset(config)
-    if must_launch(config.trainer, num_captures(config)):
+    if must_launch(config.trainer, config.cache.get("captures", 0)):
         parent_of(config, run)
         with exclusive_run(run):
             launch_ranks(config, run)

@@ -133,7 +133,7 @@ class DraftingModule(L.LightningModule):
     def check_finite(self) -> None:
         """Raises ValueError when the loss or gradient of any step so far is not finite; waits for the device."""
         if (step := int(self.first_bad)) >= 0:
-            ids = self.trainer.datamodule.steps(0, 1).ids(step)
+            ids = self.trainer.datamodule.ids(step)
             raise ValueError(
                 f"the loss or the gradient of step {step} is not finite; its documents are {', '.join(ids)}; the last good "
                 f"checkpoint is {self.last_checkpoint or 'none, the run had just begun'}: lower optim.lr or check the documents"
