@@ -1,7 +1,5 @@
 """Shared by the entry points: a command's configuration, its errors in one sentence, and the command itself for messages."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -3,8 +3,6 @@
 A command imports what it runs when it runs, so that help comes within a second.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

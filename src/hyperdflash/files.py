@@ -1,7 +1,5 @@
 """Finds the files of this project, and writes a file whole or not at all."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 A run's directory is a function of everything that decides its result, so the same command finds its own run again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

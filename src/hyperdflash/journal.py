@@ -6,8 +6,6 @@ Jobs may run in other processes (submitit, joblib); an environment variable tell
 Hydra's internals stands in this file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Two process-wide settings that speed up a step on CPUs and change its results by rounding at most."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

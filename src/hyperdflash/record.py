@@ -1,7 +1,5 @@
 """Provenance: the command, revision and versions that a run records at every start."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

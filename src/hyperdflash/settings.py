@@ -1,7 +1,5 @@
 """Checks of configured values; each error is one sentence that says what was wanted and what was given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """Hashes that are equal in every process and on every machine; content identity, splits and orders use only these."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 

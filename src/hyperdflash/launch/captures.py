@@ -4,8 +4,6 @@ The process that starts the ranks also starts and watches them, and they end wit
 fails, the run ends, and its own command resumes it; a failed request to a server was repeated before (``target.attempts``).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

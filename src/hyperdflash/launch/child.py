@@ -5,8 +5,6 @@ ends when its parent ends, for whatever reason: its standard input, a pipe from 
     python -m hyperdflash.launch.captures RUN   one capture process
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -5,8 +5,6 @@ terminal, the others to RUN/ranks/<rank>.log. When a rank fails, the others end 
 Ranks of torchrun or Slurm are used as they are.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Lists the jobs that `python -m src.train -m sweep=kl target=tiny,deep` trains, without running them."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@
 3. states       any number of processes capture shards                (states/capture.py, states/stream.py)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 

@@ -5,8 +5,6 @@
 3. documents      those with two supervised tokens in a row, and counts of the rest
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Two frozen jobs, each made once from a configuration and checked: one captures states, the other also prepares a dataset."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Gets the answers that a training needs, and nothing else, from the target in this process or from servers."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.answers.answer_server import AnswerServers

@@ -9,8 +9,6 @@ A file appears under its name only when complete. A checkpoint is a zip archive 
 without loading it. Loading unpickles only tensors and plain values. Every use of Lightning's internals stands in this file.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The cheap parts of a training configuration, checked before the training reads any weight."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

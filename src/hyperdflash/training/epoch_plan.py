@@ -9,8 +9,6 @@ A global batch has at most ``batch_size`` documents, and every document is in on
 window, so a reader that captures states during the training knows the order in advance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate

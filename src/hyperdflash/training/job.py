@@ -9,8 +9,6 @@
 7. record       result.json is written last: a directory that has it is finished
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path

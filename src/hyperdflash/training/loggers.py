@@ -1,7 +1,5 @@
 """What a run shows and logs: one progress bar, metrics.csv, and W&B, which is offline unless somebody is logged in."""
 
-from __future__ import annotations
-
 import csv
 import io
 import netrc

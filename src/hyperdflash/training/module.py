@@ -7,8 +7,6 @@
 It optimizes ``drafter.parameters()`` and saves nothing of the target.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext

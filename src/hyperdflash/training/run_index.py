@@ -4,8 +4,6 @@ runs/train/<run>/result.json      exists when the run is finished: the deciding 
 runs/train/<run>/parent.json      the run that this one started from, as found at its first start
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping

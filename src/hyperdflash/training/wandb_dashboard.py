@@ -1,7 +1,5 @@
 """The W&B workspace over the trainings of a project: acceptance per slot and tau by method, tau against each axis, drafts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import wandb_workspaces.expr as expr

@@ -5,8 +5,6 @@ validation   a chart of acceptance per slot; a table of drafted and accepted tex
 end          best tau and acceptance per domain as summary; the best checkpoint as output artifact
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
