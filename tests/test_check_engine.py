@@ -99,7 +99,7 @@ def test_a_failed_check_names_the_server_and_ends_every_capture(target, config, 
         assert server.url in str(caught.value) and "\n" not in str(caught.value)
         through = ["target.engine=sglang", f"target.servers=[{server.url}]"]
         with pytest.raises(ValueError, match="repair the server and run"):
-            StatesJob.of(compose_config("train", [*mini_overrides, *through])).producer()
+            StatesJob(compose_config("train", [*mini_overrides, *through])).producer()
 
 
 def test_the_heads_alone_detect_wrong_states(target, config, monkeypatch):

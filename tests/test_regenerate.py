@@ -268,7 +268,7 @@ def test_a_training_with_the_same_options_finds_them(compose_config, mini_overri
 
     options = [*mini_overrides, "experiment=stage1", "corpus.responses=server:m", "corpus.temperature=1"]
     training = compose_config("train", options)
-    job, heads = PrepareJob.of(training), load_heads(training.target.path)
+    job, heads = PrepareJob(training), load_heads(training.target.path)
 
     def no_target():
         pytest.fail("the target was loaded")

@@ -1,12 +1,8 @@
 """Leases: small files that show the processes of one directory who works on what, who needs what and who is alive.
 
-    acquire(name)   creates the file with O_EXCL, so only one process of all hosts gets it
-    post(name, ..)  writes or replaces a file that only this process writes
-    heartbeat       a thread touches the files of this process
-    abandoned       a file whose owner has ended (same host), or that nobody touched for ``stale_s`` seconds of the observer's
-                    own clock (another host, whose clock may differ)
-
-A race or a paused owner can at most repeat work: both results are equal, and each appears whole.
+A file is abandoned when its owner has ended (same host), or when nobody touched it for ``stale_s`` seconds of the observer's
+own clock (another host, whose clock may differ). A race or a paused owner can at most repeat work: both results are equal, and
+each appears whole.
 """
 
 from __future__ import annotations
@@ -28,10 +24,7 @@ EMPTY_S = 5.0  # age at which an empty file counts as abandoned: its owner died 
 
 
 class Leases:
-    """The files of this process below ``directory``; a thread touches them until `close`.
-
-    A name may contain a folder: ``leases/ab12``. Another host's file is abandoned after ``stale_s`` seconds without heartbeat.
-    """
+    """The files of this process below ``directory``, by names such as ``leases/ab12``; a thread touches them until `close`."""
 
     def __init__(self, directory: str | Path, stale_s: float = 60.0):
         self.directory, self.stale_s = Path(directory), stale_s
@@ -49,7 +42,7 @@ class Leases:
         self.close()
 
     def acquire(self, name: str, **record) -> bool:
-        """Returns True when this process gets the file, False when a living process (this one included) has it."""
+        """Creates the file (O_EXCL: one process of all hosts can); False when a living process, this one included, has it."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
@@ -81,17 +74,16 @@ class Leases:
 
     def owner(self, name: str) -> str:
         """Returns the process and host that own a file, for messages."""
-        record = _record(_read(self._path(name)))
+        record = _read(self._path(name))[1]
         return f"process {record['pid']} on {record['host'].partition(' ')[0]}" if record else "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
         """Returns name -> record of every file in ``folder`` whose owner is alive; removes the others."""
         found = {}
         for path in sorted((self.directory / folder).glob("*.json")):
-            record, dead = _record(_read(path)), self._abandoned(path)
-            if dead is not None:
-                _take_away(path, dead)
-            elif record:
+            if (content := self._abandoned(path)) is not None:
+                _take_away(path, content)
+            elif record := _read(path)[1]:
                 found[path.stem] = record
         return found
 
@@ -127,12 +119,11 @@ class Leases:
 
     def _abandoned(self, path: Path) -> bytes | None:
         """Returns the content of a file whose owner has ended; None when the owner lives or the file is gone."""
-        content = _read(path)
+        content, record = _read(path)
         try:
             touched = path.stat().st_mtime_ns
         except FileNotFoundError:
             return None
-        record = _record(content)
         if record and record["host"] == host() and not _runs(record["pid"], record["started"]):
             return content
         before, since = self._seen.get(path, (None, 0.0))
@@ -185,18 +176,13 @@ def _text(record: dict) -> str:
     return json.dumps({**owner, **record})
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _record(content: bytes | None) -> dict | None:
-    try:
-        return json.loads(content or b"")
-    except ValueError:
-        return None
+def _read(path: Path) -> tuple[bytes, dict | None]:
+    """Returns the content of a file and its record, which an empty or missing file lacks."""
+    content = b""
+    with suppress(FileNotFoundError, ValueError):
+        content = path.read_bytes()
+        return content, json.loads(content)
+    return content, None
 
 
 def _started(pid: int) -> str | None:

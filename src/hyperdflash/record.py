@@ -54,8 +54,16 @@ def environment_record(command: str) -> dict:
         "git_diff": git("diff", "HEAD"),
         "training_code": training_code(package),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _version(package: str) -> str | None:
+    """Returns None for an extra that is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def add_start(run: Path, command: str) -> None:

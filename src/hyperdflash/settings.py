@@ -1,46 +1,41 @@
 """Checks of configured values; each error is one sentence that says what was wanted and what was given."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def positive_int(name: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    raise ValueError(f"{name} must be a positive integer, got {_shown(value)}")
+    return _checked(name, value, _is_number(value, int) and value > 0, "a positive integer")
 
 
 def natural_int(name: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise ValueError(f"{name} must be an integer of at least 0, got {_shown(value)}")
+    return _checked(name, value, _is_number(value, int) and value >= 0, "an integer of at least 0")
 
 
 def positive_number(name: str, value: object) -> float:
-    if _is_number(value) and 0 < value < float("inf"):
-        return float(value)
-    raise ValueError(f"{name} must be a number above 0, got {_shown(value)}")
+    return float(_checked(name, value, _is_number(value) and 0 < value < float("inf"), "a number above 0"))
 
 
 def number_between(name: str, value: object, low: float, high: float) -> float:
-    if _is_number(value) and low <= value <= high:
-        return float(value)
-    raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {_shown(value)}")
+    return float(_checked(name, value, _is_number(value) and low <= value <= high, f"in [{low:g}, {high:g}]"))
 
 
 def boolean(name: str, value: object) -> bool:
-    if isinstance(value, bool):
+    return _checked(name, value, isinstance(value, bool), "true or false")
+
+
+def one_of(name: str, value: object, choices: Sequence[str | None]) -> str:
+    return _checked(name, value, value in choices, " or ".join(map(str, choices)))
+
+
+def _checked(name: str, value: object, right: bool, wanted: str) -> Any:
+    if right:
         return value
-    raise ValueError(f"{name} must be true or false, got {_shown(value)}")
+    raise ValueError(f"{name} must be {wanted}, got {_shown(value)}")
 
 
-def one_of(name: str, value: object, choices: Sequence[str]) -> str:
-    if value in choices:
-        return value
-    raise ValueError(f"{name} must be {' or '.join(choices)}, got {_shown(value)}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object, kind: type = int | float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _shown(value: object) -> str:

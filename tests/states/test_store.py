@@ -157,9 +157,9 @@ def test_the_manifest_is_readable_and_says_what_states_depend_on(tmp_path):
 
 def test_a_configuration_opens_the_cache_of_its_target_codec_tokenizer_and_mode(compose_config, mini_target, tmp_path):
     heads = load_heads(mini_target)
-    first = StatesJob.of(compose_config("train", [f"target.path={mini_target}"])).open_store(heads)
+    first = StatesJob(compose_config("train", [f"target.path={mini_target}"])).open_store(heads)
     options = [f"target.path={mini_target}", "cache.dtype=fp8", "mode=think_high"]
-    other = StatesJob.of(compose_config("train", options)).open_store(heads)
+    other = StatesJob(compose_config("train", options)).open_store(heads)
     wanted = {"target": fingerprint(heads), "num_paths": 4, "hidden_size": 32, "dtype": "bf16", "mode": "non_think"}
     wanted |= {"tokenizer": tokenizer_fingerprint(mini_target), "encoding_version": ENCODING_VERSION}
     assert asdict(first.key).items() >= wanted.items() and len(first.key.tokenizer) == 16
@@ -173,7 +173,7 @@ def test_an_engine_has_a_cache_of_its_own(compose_config, mini_target, tmp_path,
     heads = load_heads(mini_target)
 
     def opened(*more: str) -> StateStore:
-        return StatesJob.of(compose_config("train", [f"target.path={mini_target}", *more])).open_store(heads)
+        return StatesJob(compose_config("train", [f"target.path={mini_target}", *more])).open_store(heads)
 
     served = opened("target.engine=sglang")
     assert served.key.engine == "sglang" and served.directory.name.endswith("-non_think-sglang")

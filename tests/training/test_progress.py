@@ -53,3 +53,16 @@ def test_a_resumed_run_shows_its_loss_and_keeps_its_first_start(
 
     told = [line for line in (shown.out + shown.err).splitlines() if "wandb" in line.lower()]
     assert len(told) == 1 and told[0].startswith("W&B: offline, to upload: wandb sync"), told
+
+
+def test_a_start_without_an_extra_is_recorded(monkeypatch):
+    version = record.importlib.metadata.version
+
+    def without_wandb(name: str) -> str:
+        if name == "wandb":
+            raise record.importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(record.importlib.metadata, "version", without_wandb)
+    packages = record.environment_record("python -m src.train")["packages"]
+    assert packages["wandb"] is None and packages["torch"] == version("torch")

@@ -81,7 +81,7 @@ def make_card(config: DictConfig) -> dict:
     text, paths, ngram_train_tokens = _measure_text(config, target, tokenizer, train, groups, seconds)
     with _timed(seconds, "answers"):
         settings = AnswerSettings(max_new_tokens=benchmark.max_new_tokens, max_length=benchmark.max_length, mode=config.mode)
-        documents = StatesJob.of(config).target_answers(prompts, target.fingerprint, settings, lambda: target)
+        documents = StatesJob(config).target_answers(prompts, target.fingerprint, settings, lambda: target)
     answers = _answers(prompts, documents, tokenizer, config.target.mask_token_id)
     looping = {answer.id for found in answers.values() for answer in found if answer.looped}
     with _timed(seconds, "MTP replay"):
@@ -211,7 +211,7 @@ def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Documen
 
     By group, by domain, and by domain without the documents in ``looping``, whose text is easy to draft.
     """
-    job = StatesJob.of(config)
+    job = StatesJob(config)
     states = job.states(documents, job.open_store(target.heads), (), lambda: InProcess(target))
     ordered = [document for shard in states.shards for document in shard.documents]
     drafter = MTPChain(load_mtp(config.target.path, experts=config.target.experts), config.mtp_steps).eval()

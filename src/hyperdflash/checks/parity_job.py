@@ -79,7 +79,7 @@ def observe(
     drafter = module.proposer(target.heads, CODECS[config.cache.dtype])
     loop = observe_loop(module, drafter, target, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
     documents = [training_document(c, loop.texts[c.id][len(prompts[c.id]) :], tokenizer, config.mode) for c in conversations]
-    job = StatesJob.of(config)
+    job = StatesJob(config)
     cached = job.states(documents, job.open_store(target.heads), method.layer_ids, job.producer_of(lambda: target))
     states = collate([cached[index] for index in range(len(cached))])
     return [observe_training(module, states, target.heads), observe_replay(module, states, target.heads), loop]

@@ -45,7 +45,7 @@ def evaluate_by_decoding(config: DictConfig) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     methods = make_methods(config)
-    target = StatesJob.of(config).load()
+    target = StatesJob(config).load()
     tokenizer = load_tokenizer(config.target.path)
     modules = {method.name: method.drafter(config, target.heads) for method in methods}
     rows = list(read_rows(decode_all(config, methods, modules, target, tokenizer)))

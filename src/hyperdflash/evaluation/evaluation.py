@@ -53,7 +53,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
     heads = load_heads(config.target.path)
-    job = StatesJob.of(config)
+    job = StatesJob(config)
     tokenizer, store = job.tokenizer, job.open_store(heads)
     layer_ids = tuple(sorted({i for method in methods for i in method.layer_ids}))
     drafters = [(method, method.drafter(config, heads).to(device)) for method in methods]

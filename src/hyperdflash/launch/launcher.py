@@ -5,15 +5,21 @@ terminal, the others to RUN/ranks/<rank>.log. When a rank fails, the others end 
 Ranks of torchrun or Slurm are used as they are.
 """
 
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -27,6 +33,8 @@ from hyperdflash.launch.child import RANK, end_child, how_it_ended, save_job, st
 from hyperdflash.training.checkpoints import SIGNALS, Stopped, handled_by
 
 GRACE_S = 5.0  # time in which the other ranks end by themselves after a failure
+WAIT = timedelta(days=7)  # rank 0 may have to prepare the dataset and capture its states first
+SPARE_S = 600.0  # a collective outlasts a wait for states by this time, so that the rank that waited in vain reports first
 SAVE_S = 300.0  # time to save and stop after one rank stopped or a capture process failed
 POLL_S = 0.1
 STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # exit codes of ranks that a signal stopped
@@ -88,6 +96,43 @@ def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
             "`python -m src.capture` beside it, with cache.captures=0 cache.in_process=false"
         )
     return False
+
+
+class Ranks:
+    """``rank`` of ``world_size``; with several, joins the trainer's process group and leaves it at the end of the block.
+
+    ``patience_s`` is how long one rank may wait for states (states/modes.py) while the others are in a collective.
+    """
+
+    def __init__(self, world_size: int, accelerator: str, patience_s: float = 0.0):
+        self.world_size, self.rank = world_size, 0
+        if world_size == 1:
+            return
+        environment = cluster_environment()
+        self.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        backend = "nccl" if accelerator != "cpu" and torch.cuda.is_available() else "gloo"
+        timeout = timedelta(seconds=patience_s + SPARE_S)
+        dist.init_process_group(backend, rank=self.rank, world_size=world_size, timeout=timeout)
+        self._waiting = dist.new_group(backend="gloo", timeout=WAIT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextmanager
+    def rank_zero_first(self) -> Iterator[None]:
+        """Runs the block in rank 0, then in the others without their output, which rank 0 has printed."""
+        if self.rank == 0:
+            yield
+        if self.world_size > 1:
+            dist.barrier(group=self._waiting)
+        if self.rank != 0:
+            with redirect_stdout(io.StringIO()):
+                yield
 
 
 def launch_ranks(config: DictConfig, run: Path) -> None:

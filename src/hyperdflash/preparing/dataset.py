@@ -53,7 +53,8 @@ def prepare(job: PrepareJob, heads: TargetHeads, target: Callable[[], Target] | 
 def capture_states(config: DictConfig, *, stay: bool = False) -> None:
     """Writes the dataset and the states of a training. With cache=stream, captures what running trainings need until
     the last of them ends or, with ``stay``, until somebody ends this process."""
-    job = PrepareJob.of(config, make_parts(config).layer_ids).for_capture()
+    job = PrepareJob(config, make_parts(config).layer_ids)
+    job.cache = job.cache.for_capture()
     if job.threads:
         torch.set_num_threads(job.threads)
     heads = load_heads(job.target["path"], job.target["dtype"])

@@ -1,11 +1,10 @@
-"""Two frozen jobs, each made once from a configuration and checked: one captures states, the other also prepares a dataset."""
+"""Two jobs, each made once from a configuration and checked: one captures states, the other also prepares a dataset."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Self
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -37,28 +36,15 @@ class NoTarget(ValueError):
     """The mode of the cache allows no target in this process."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class StatesJob:
-    """How a training, an evaluation or a check captures and stores the states of documents.
+    """How a training, an evaluation or a check captures and stores the states of documents."""
 
-    ``target`` is that group of the configuration; ``capture_command`` is what a user runs to capture missing states.
-    """
-
-    cache: CacheMode
-    target: Mapping
-    mode: str
-    capture_command: str
-
-    @classmethod
-    def of(cls, config: DictConfig, **more: object) -> Self:
+    def __init__(self, config: DictConfig):
         one_of("target.dtype", config.target.dtype, tuple(DTYPES))
-        return cls(
-            cache=instantiate(config.cache),
-            target=OmegaConf.to_container(config.target, resolve=True),
-            mode=config.mode,
-            capture_command=capture_command(),
-            **more,
-        )
+        self.cache: CacheMode = instantiate(config.cache)
+        self.target: dict = OmegaConf.to_container(config.target, resolve=True)
+        self.mode: str = config.mode
+        self.capture_command = capture_command()  # captures missing states
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -139,44 +125,20 @@ class StatesJob:
             return answer_conversations(*given)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PrepareJob(StatesJob):
-    """What decides a dataset.
+    """What decides a dataset, with taps of the layers ``layer_ids``."""
 
-    ``decided_by`` are the options behind ``name``; ``layer_ids`` are the taps to capture; ``seed`` is that of sampled answers;
-    ``regenerate_command`` is what a user runs to ask a server for missing answers.
-    """
-
-    name: str
-    decided_by: Mapping
-    corpus: Corpus
-    seed: int
-    threads: int | None
-    mask_token_id: int
-    layer_ids: tuple[int, ...]
-    regenerate_command: str
-
-    @classmethod
-    def of(cls, config: DictConfig, layer_ids: Sequence[int] = ()) -> Self:
+    def __init__(self, config: DictConfig, layer_ids: Sequence[int] = ()):
         """Reads no weight and no row of the corpus; ValueError for a wrong option."""
         one_of("mode", config.mode, MODES)
         natural_int("seed", config.seed)
+        super().__init__(config)
+        self.name, self.decided_by = dataset_name(config), dataset_decided_by(config)
+        self.corpus: Corpus = instantiate(config.corpus)
+        self.seed, self.threads, self.layer_ids = config.seed, config.trainer.threads, tuple(layer_ids)
+        self.mask_token_id = special_ids(self.tokenizer, config.target.mask_token_id).mask
         server = "" if config_name() == "regenerate" else " server=http://host:port/v1"
-        return super().of(
-            config,
-            name=dataset_name(config),
-            decided_by=dataset_decided_by(config),
-            corpus=instantiate(config.corpus),
-            seed=config.seed,
-            threads=config.trainer.threads,
-            mask_token_id=special_ids(load_tokenizer(config.target.path), config.target.mask_token_id).mask,
-            layer_ids=tuple(layer_ids),
-            regenerate_command=command_of("src.regenerate") + server,
-        )
-
-    def for_capture(self) -> Self:
-        """Returns the job of a capture process of the same training."""
-        return replace(self, cache=self.cache.for_capture())
+        self.regenerate_command = command_of("src.regenerate") + server  # asks a server for missing answers
 
     def splits(self) -> dict[str, tuple[Corpus, Callable[[], list[Conversation]]]]:
         """``train`` as configured; ``validation`` greedy: tau at temperature 0 is defined on the target's own greedy text,

@@ -16,7 +16,7 @@ from hyperdflash.training.components import make_parts
 def regenerate(config: DictConfig) -> None:
     """Gets missing answers, writes the dataset and prints its summary."""
     make_parts(config)
-    job = PrepareJob.of(config)
+    job = PrepareJob(config)
     servers = _servers(config, job.corpus)
     heads = load_heads(job.target["path"])
     if servers is not None:

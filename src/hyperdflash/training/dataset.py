@@ -33,7 +33,7 @@ def check_dataset(config: DictConfig) -> None:
     if not any(is_complete(directory) for directory in found.parent.glob(found.name)):
         from hyperdflash.preparing.job import PrepareJob
 
-        PrepareJob.of(config)
+        PrepareJob(config)
 
 
 def check_trained_on(trained: Mapping, run: Path) -> None:
@@ -58,7 +58,7 @@ def training_data(
     def job() -> PrepareJob:
         from hyperdflash.preparing.job import PrepareJob
 
-        return PrepareJob.of(config, layer_ids)
+        return PrepareJob(config, layer_ids)
 
     directory, command = dataset_dir(dataset_name(config), fingerprint(heads)), capture_command()
     mode: CacheMode = instantiate(config.cache)

@@ -24,8 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import Blocks, Document
 from hyperdflash.identity import decided_by, run_name, train_run_dir, within_runs
-from hyperdflash.launch.launcher import cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
-from hyperdflash.launch.ranks import Ranks
+from hyperdflash.launch.launcher import Ranks, cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.leases import exclusive
 from hyperdflash.record import add_start, write_json
 from hyperdflash.targets.load import fingerprint, load_heads
