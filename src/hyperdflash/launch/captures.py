@@ -69,11 +69,8 @@ def last_line(log: Path) -> str:
 
 
 def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str | None, str | None]:
-    """Returns CUDA_VISIBLE_DEVICES of the captures and of the ranks, which get the other GPUs; None stands for no change.
-
-    ``capture_gpus`` are named as in CUDA_VISIBLE_DEVICES; ``wanted`` is the number of ranks on this machine. ValueError when
-    a GPU is missing or too few remain.
-    """
+    """Returns CUDA_VISIBLE_DEVICES of the captures, which names ``capture_gpus``, and of the ``wanted`` ranks, which get the
+    other GPUs; None stands for no change. ValueError when a GPU is missing or too few remain."""
     if capture_gpus is None:
         return None, None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -49,19 +50,10 @@ def take_job(run: Path) -> DictConfig:
 def start_child(module: str, run: Path, log: Path | None, environment: Mapping[str, str]) -> subprocess.Popen:
     """Starts a child that writes to ``log``, or to this terminal (None). It gets its own session, so that Ctrl-C reaches
     it once, through this process."""
-    output = log.open("wb") if log else None
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, str(run)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    finally:
-        if output is not None:
-            output.close()
+    with log.open("wb") if log else nullcontext() as output:
+        streams = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
+        command = [sys.executable, "-m", module, str(run)]
+        return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
 def end_child(process: subprocess.Popen) -> None:

@@ -99,10 +99,8 @@ def must_launch(trainer: DictConfig, captures: int = 0) -> bool:
 
 
 class Ranks:
-    """``rank`` of ``world_size``; with several, joins the trainer's process group and leaves it at the end of the block.
-
-    ``patience_s`` is how long one rank may wait for states (states/modes.py) while the others are in a collective.
-    """
+    """Joins the process group of a training for a block; one rank may wait ``patience_s`` for states while the others are in a
+    collective."""
 
     def __init__(self, world_size: int, accelerator: str, patience_s: float = 0.0):
         self.world_size, self.rank = world_size, 0
@@ -204,11 +202,8 @@ def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None)
 
 
 def _wait(processes: list[subprocess.Popen], signals: list[int], beside: Captures, stop) -> tuple[dict[int, float], str | None]:
-    """Waits until all ranks end, at most ``GRACE_S`` after one failed or ``SAVE_S`` after one stopped by a signal of its own.
-
-    Returns rank -> time at which its end was seen, and the failure of a capture process, after which it signals the ranks to
-    save and stop within ``SAVE_S``.
-    """
+    """Waits until all ranks end: at most ``GRACE_S`` after one failed, or ``SAVE_S`` after one stopped by a signal of its own
+    or a capture process failed. Returns rank -> time at which its end was seen, and the failure of the capture process."""
     ended_s: dict[int, float] = {}
     no_states, told_s = None, 0.0
     while len(ended_s) < len(processes):

@@ -91,15 +91,8 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
     steps = len(data_module.order)
     meta = {"target": store.key.target, "engine": store.key.engine, "data": dataset.digest, "steps": steps, "name": name}
-    module = DraftingModule(
-        drafter=drafter,
-        heads=heads,
-        objective=parts.objective,
-        optim=parts.optim,
-        clip=options.gradient_clip_val,
-        meta=meta,
-    )
-    module.last_checkpoint = checkpoint
+    kept = {"clip": options.gradient_clip_val, "meta": meta, "last_checkpoint": checkpoint}
+    module = DraftingModule(drafter, heads, parts.objective, parts.optim, **kept)
     if options.precision == "64-true":
         module.double()  # Lightning would do so after it has read a checkpoint's weights, into fp32
     loggers = make_loggers(config.logger, run, name, **wandb_place(config))

@@ -57,30 +57,27 @@ class OptimSettings:
 
 
 class DraftingModule(L.LightningModule):
-    """``drafter`` is a ``DraftModel`` (drafting/draft_model.py).
+    """``drafter`` is a ``DraftModel``; ``clip``, the largest gradient norm, or None; ``meta`` describes the run in checkpoints.
 
-    ``clip`` is the largest gradient norm of a step, None for no limit; ``meta`` describes the run in its checkpoints. A step
-    runs its own backward passes and update (Lightning's manual optimization), so one division serves all micro-batches.
+    A step runs its own backward passes and update (Lightning's manual optimization), so one division serves all micro-batches.
     """
 
     def __init__(
         self,
-        *,
         drafter: nn.Module,
         heads: TargetHeads,
         objective: Objective,
         optim: OptimSettings,
+        *,
         clip: float | None,
-        meta: dict | None = None,
+        meta: dict,
+        last_checkpoint: Path | None,
     ):
         super().__init__()
         self.automatic_optimization = False
-        objective.check(drafter.num_slots, drafter.head.has_confidence)
-        self.drafter = drafter
-        self.target_heads = heads.requires_grad_(False).eval()
+        self.drafter, self.target_heads = drafter, heads.requires_grad_(False).eval()
         self.objective, self.optim, self.clip = objective, optim, clip
-        self.meta = meta or {}
-        self.last_checkpoint: Path | None = None
+        self.meta, self.last_checkpoint = meta, last_checkpoint
         self.acceptance = AcceptanceMetrics(drafter.num_slots)
 
     def on_fit_start(self) -> None:
