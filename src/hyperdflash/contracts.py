@@ -59,27 +59,21 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A document before tokenization.
+    """A document before tokenization."""
 
-    ``id`` depends on the content alone, so that caches and splits survive a reordering of the source.
-    """
-
-    id: str
+    id: str  # depends on the content alone, so that caches and splits survive a reordering of the source
     domain: str
     turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded conversation.
-
-    ``input_ids`` [T] int64; ``loss_mask`` [T] bool, True where an assistant wrote the token (its end token included).
-    """
+    """One encoded conversation."""
 
     id: str
     domain: str
-    input_ids: Tensor
-    loss_mask: Tensor
+    input_ids: Tensor  # [T] int64
+    loss_mask: Tensor  # [T] bool, True where an assistant wrote the token, its end token included
 
     @property
     def prompt_length(self) -> int:
@@ -90,23 +84,17 @@ class Document:
 
 @dataclass(frozen=True)
 class TargetStates:
-    """Right-padded documents with the target's hidden states, in the cache's dtype.
+    """Right-padded documents with the target's hidden states, in the cache's dtype."""
 
-    ``input_ids`` [B, T] int64; ``loss_mask`` [B, T] bool; ``lengths`` [B] int64, tokens per row without padding.
-    ``final`` [B, T, M, D] is the residual before the hyper-connection head collapses it. ``layers`` [B, T, L, M, D] holds
-    the outputs of the layers in ``layer_ids`` (layer i is transformers' ``hidden_states[i + 1]``), or is None. ``ids`` and
-    ``domains`` have one entry per row. ``next_id`` [B] int64 is the token after the last position, None if the text ends there.
-    """
-
-    ids: tuple[str, ...]
-    domains: tuple[str, ...]
-    input_ids: Tensor
-    loss_mask: Tensor
-    lengths: Tensor
-    final: Tensor
-    layers: Tensor | None = None
-    layer_ids: tuple[int, ...] = ()
-    next_id: Tensor | None = None
+    ids: tuple[str, ...]  # B
+    domains: tuple[str, ...]  # B
+    input_ids: Tensor  # [B, T] int64
+    loss_mask: Tensor  # [B, T] bool
+    lengths: Tensor  # [B] int64, tokens per row without padding
+    final: Tensor  # [B, T, M, D], the residual before the hyper-connection head collapses it
+    layers: Tensor | None = None  # [B, T, L, M, D], outputs of the layers in layer_ids
+    layer_ids: tuple[int, ...] = ()  # layer i is transformers' hidden_states[i + 1]
+    next_id: Tensor | None = None  # [B] int64, the token after the last position; None: the text ends there
 
     @property
     def next_ids(self) -> Tensor:
@@ -123,31 +111,21 @@ class TargetStates:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Draft blocks of a batch of documents.
+    """Draft blocks of a batch of documents."""
 
-    ``anchors`` [B, A] int64 positions; ``anchor_mask`` [B, A] bool (False: padding of the anchor axis);
-    ``labels`` [B, A, S] int64 with ``labels[b, i, k - 1] = x[anchors[b, i] + k]``;
-    ``label_mask`` [B, A, S] bool (False past the end of the anchor's own answer).
-    """
-
-    anchors: Tensor
-    anchor_mask: Tensor
-    labels: Tensor
-    label_mask: Tensor
+    anchors: Tensor  # [B, A] int64 positions
+    anchor_mask: Tensor  # [B, A] bool, False: padding of the anchor axis
+    labels: Tensor  # [B, A, S] int64, labels[b, i, k - 1] = x[anchors[b, i] + k]
+    label_mask: Tensor  # [B, A, S] bool, False past the end of the anchor's own answer
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """The layout of a draft block: which positions see each other, and which token precedes each slot.
+    """The layout of a draft block: which positions see each other, and which token precedes each slot."""
 
-    ``size`` is K. ``visible`` has K rows of K: own-block position i attends to position j if ``visible[i][j]``; None means that
-    every position sees the whole block. ``parents`` [S]: slot k follows the token at own-block position ``parents[k - 1]``
-    (0 is the anchor), which is k - 1 in a chain.
-    """
-
-    size: int
-    parents: tuple[int, ...]
-    visible: tuple[tuple[bool, ...], ...] | None = None
+    size: int  # K
+    parents: tuple[int, ...]  # [S], own-block position before each slot: k - 1 for slot k of a chain; 0 is the anchor
+    visible: tuple[tuple[bool, ...], ...] | None = None  # [K][K], position i attends to j; None: to the whole block
 
     def __post_init__(self):
         assert len(self.parents) == self.size - 1 and all(0 <= p <= k for k, p in enumerate(self.parents)), self.parents
@@ -168,42 +146,29 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class Slots:
-    """A drafter's output for A blocks per document; a draft head turns it into logits.
+    """A drafter's output for A blocks per document; a draft head turns it into logits."""
 
-    ``features`` [B, A, S, F], states of slots 1..S; ``previous`` [B, A, S] int64, the token before each slot (from the text in
-    training and replay, from the block's own drafts in the loop); ``layout``, the same for every block.
-    """
-
-    features: Tensor
-    previous: Tensor
-    layout: BlockLayout
+    features: Tensor  # [B, A, S, F], states of slots 1..S
+    previous: Tensor  # [B, A, S] int64, the token before each slot: of the text, or in the loop of the block's own drafts
+    layout: BlockLayout  # the same for every block
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The n draft tokens of one round.
+    """The n draft tokens of one round."""
 
-    ``ids`` [n] int64; ``probs`` [n, V] fp32, the distribution of each draw, None if every draft was certain (q = 1);
-    ``confidence`` [n] fp32, the head's estimate that a draft is accepted if all earlier ones are, None without an estimate.
-    """
-
-    ids: Tensor
-    probs: Tensor | None = None
-    confidence: Tensor | None = None
+    ids: Tensor  # [n] int64
+    probs: Tensor | None = None  # [n, V] fp32, the distribution of each draw; None: every draft was certain (q = 1)
+    confidence: Tensor | None = None  # [n] fp32, estimated probability that a draft is accepted if all earlier ones are
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """The R draft-verify rounds of one method over many documents; every tensor is int64.
+    """The R draft-verify rounds of one method over many documents; the end of a text clips ``accepted`` and ``emitted``."""
 
-    ``document`` [R] row of the round's document; ``anchor`` [R] position of its anchor; ``accepted`` [R] draft tokens that the
-    round keeps; ``emitted`` [R] tokens that it adds to the text, accepted + 1; ``available`` [R] slots before the end of the
-    text, at most S. The end of the text clips ``accepted`` and ``emitted``.
-    """
-
-    document: Tensor
-    anchor: Tensor
-    accepted: Tensor
-    emitted: Tensor
-    available: Tensor
+    document: Tensor  # [R] int64, row of the round's document
+    anchor: Tensor  # [R] int64, position of its anchor
+    accepted: Tensor  # [R] int64, draft tokens that the round keeps
+    emitted: Tensor  # [R] int64, tokens that it adds to the text, accepted + 1
+    available: Tensor  # [R] int64, slots before the end of the text, at most S
     num_slots: int
