@@ -20,7 +20,8 @@ CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
 # Counts up when the same configuration trains to another result: a run of earlier code is then no run of this code.
 RECIPE = 3
-METHOD = ("conditioning", "reducer", "drafter", "head", "kl", "loss", "objective")  # what a method (conf/method) names
+# What a method (conf/method) names.
+METHOD = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "kl", "loss", "objective")
 # Options that decide a run's result. Loggers, folders and options that only change the speed do not.
 DECIDING = ("stage", "target", "corpus", "blocks", *METHOD, "optim", "trainer", "mode", "seed", "init_from", "cache.dtype")
 ENGINE = (
@@ -75,7 +76,7 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
         pointed = [f"${{{group}}}" for group in ("loss", "kl") if term == values[group]]
         values["objective"]["terms"][name] = pointed[0] if pointed else term
     if not reads_conditioning(config.drafter):
-        values["conditioning"] = values["reducer"] = None
+        values["conditioning"] = values["reducer"] = values["inputs"] = values["lead"] = None
     if config.init_from:
         values["init_from"] = within_runs(config.init_from)
     return values

@@ -14,9 +14,12 @@ from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.conditioning import Layers, PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
+from hyperdflash.drafting.drafter import ADDITIONAL
+from hyperdflash.drafting.heads.correction import Correction
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
-from hyperdflash.drafting.heads.markov_confidence import MarkovConfidence
+from hyperdflash.drafting.inputs import Inputs
+from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.drafting.proposer import Autoregressive, BlockProposer
@@ -40,7 +43,8 @@ def target(mini_target) -> Target:
     return load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
 
 
-def block_drafter(target: Target, conditioning=None, reducer=None, head=None, layout="full", **changes):
+def block_drafter(target: Target, conditioning=None, reducer=None, head=None, layout="full", inputs=None, lead=None, **changes):
+    """Weights that start at 0 get values, so that every part matters."""
     parts = DrafterParts(
         conditioning=conditioning or PreHcHead(),
         reducer=reducer or HcGate(),
@@ -48,8 +52,16 @@ def block_drafter(target: Target, conditioning=None, reducer=None, head=None, la
         layout=layout,
         heads=target.heads,
         mask_token_id=7,
+        inputs=inputs or Inputs(),
+        lead=lead,
+        load_mtp=lambda: copy.deepcopy(target.mtp),
     )
-    return DrafterConfig(**SIZES, **changes).build(parts, torch.Generator().manual_seed(0)).eval()
+    drafter = DrafterConfig(**SIZES, **changes).build(parts, torch.Generator().manual_seed(0)).eval()
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in drafter.named_parameters():
+        if name.split(".")[0] in ("head", *ADDITIONAL):
+            parameter.data.normal_(0.0, 0.3, generator=draw)
+    return drafter
 
 
 def captured(target: Target, prompts, generations: list[Generation], layer_ids=()) -> TargetStates:
@@ -124,7 +136,16 @@ VARIANTS = {
     "dflash": dict(conditioning=CASES["layers"][0], reducer=Fc()),
     "markov": dict(head=Markov(rank=8)),
     "causal": dict(layout="causal"),
-    "taps and tokens": dict(conditioning=CASES["taps and tokens"][0], reducer=Fc(), head=MarkovConfidence(rank=8)),
+    "taps and tokens": dict(conditioning=CASES["taps and tokens"][0], reducer=Fc(), head=Markov(rank=8, confidence=True)),
+    "gated": dict(head=Markov(rank=8, kind="gated")),
+    "rnn": dict(head=Markov(rank=8, kind="rnn")),
+    "correction": dict(head=Correction()),
+    "anchor state": dict(inputs=Inputs(anchor_state=True)),
+    "next token": dict(inputs=Inputs(next_token=True)),
+    "lead": dict(lead=MTPLead(steps=1)),
+    "long lead": dict(lead=MTPLead(steps=3, trainable=False), head=Markov(rank=8, kind="rnn"), layout="causal"),
+    "whole lead": dict(lead=MTPLead(steps=6)),
+    "all parts": dict(lead=MTPLead(steps=2), head=Correction(), inputs=Inputs(anchor_state=True, next_token=True)),
 }
 
 
@@ -162,12 +183,12 @@ def test_a_block_drafter_drafts_what_training_computes(case, window, target):
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "dflash"])
-def test_heads_and_layouts_draft_in_the_loop_what_training_computes(variant, target):
+def test_parts_draft_in_the_loop_what_training_computes(variant, target):
     drafter = block_drafter(target, **VARIANTS[variant])
-    for table in drafter.head.parameters():
-        table.data.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
     states = text_states(drafter.layer_ids)
-    walk_drafter(drafter.proposer(target.heads), drafter, states, target.heads, 20, [1, 7, 3, 200, 1], 6)
+    loop = drafter.proposer(target.heads)
+    walk_drafter(loop, drafter, states, target.heads, 20, [1, 7, 3, 200, 1], 6)
+    walk_drafter(loop, drafter, states, target.heads, 3, [2, 1], 2)
 
 
 @pytest.mark.parametrize("start", [1, 5, 40])
@@ -216,13 +237,12 @@ def test_drafts_at_a_temperature_come_from_the_given_probabilities(target):
 
 def learnt(module, target: Target, states: TargetStates, steps: int):
     """Trains a drafter on the text until some of its drafts are right and some are not."""
-    module = module.requires_grad_(True)
     anchors = torch.arange(3, states.input_ids.shape[1] - 1).expand(len(states.ids), -1)
     mask = (anchors < states.lengths[:, None] - 1) & states.loss_mask.gather(1, anchors)
     positions = anchors[..., None] + torch.arange(1, module.num_slots + 1)
     inside = mask[..., None] & (positions < states.lengths[:, None, None])
     labels = states.input_ids.gather(1, positions.clamp(max=states.input_ids.shape[1] - 1).flatten(1)).view(positions.shape)
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
         logits = module.head.logits(module.slots(states, target.heads, anchors, mask), target.heads).dense()
         loss = torch.nn.functional.cross_entropy(logits[inside], labels[inside])
@@ -239,7 +259,7 @@ def greedy(target) -> list[list[int]]:
     return [done[row] for row in range(len(PROMPTS))]
 
 
-METHODS = ["autoregressive", "mtp", "hyperdflash", "dflash", "markov", "markov mtp", "causal", "taps and tokens"]
+METHODS = ["autoregressive", "mtp", "hyperdflash", "markov mtp", *VARIANTS]
 
 
 def trained_module(method: str, target: Target, greedy):

@@ -1,4 +1,4 @@
-"""Speculative sampling with a Markov head, summed over every draft: the emitted tokens have the target's distribution."""
+"""Speculative sampling with sequential heads, summed over every draft: the emitted tokens have the target's distribution."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ import torch
 
 from hyperdflash.contracts import BlockLayout, Slots
 from hyperdflash.decoding.acceptance import residual, sampled_accept
-from hyperdflash.drafting.heads.markov import MarkovHead
+from hyperdflash.drafting.heads.correction import Correction
+from hyperdflash.drafting.heads.head import DraftHead
+from hyperdflash.drafting.heads.markov import KINDS, Markov
 from hyperdflash.targets.sampling import Sampler, probabilities
 
 V = 4
-HEADS = SimpleNamespace(lm_head=SimpleNamespace(weight=torch.eye(V)), dtype=torch.float32, hidden_size=V)
+HEADS = SimpleNamespace(
+    lm_head=SimpleNamespace(weight=torch.eye(V)),
+    dtype=torch.float32,
+    hidden_size=V,
+    config=SimpleNamespace(vocab_size=V),
+    embed=torch.eye(V).__getitem__,
+)
+CONFIGS = {kind: Markov(rank=3, kind=kind) for kind in KINDS} | {"correction": Correction()}
 
 
 @dataclass(frozen=True)
@@ -28,19 +37,20 @@ class Forced(Sampler):
         return torch.tensor([self.tokens.pop(0)]), self.probabilities(logits)
 
 
-def markov_block(num_slots: int, seed: int = 0) -> tuple[MarkovHead, Slots]:
-    draw = torch.Generator().manual_seed(seed)
-    head = MarkovHead(V, 3)
+def block(kind: str, num_slots: int = 2) -> tuple[DraftHead, Slots]:
+    draw = torch.Generator().manual_seed(0)
+    head = CONFIGS[kind].build(HEADS)
     for table in head.parameters():
         table.data.normal_(0.0, 1.5, generator=draw)
     features = torch.randn(1, 1, num_slots, V, generator=draw)
     return head, Slots(features, torch.zeros(1, 1, num_slots, dtype=torch.int64), BlockLayout.chain(num_slots + 1))
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
-def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p):
+def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p, kind):
     """Three tokens of one round with two drafts, the target a Markov chain: exact up to fp32."""
-    head, slots = markov_block(2)
+    head, slots = block(kind)
     p = probabilities(torch.randn(V, V, generator=torch.Generator().manual_seed(5)), temperature, top_p).double()
     anchor, emitted = 1, torch.zeros(V, V, V, dtype=torch.float64)
     for draft in itertools.product(range(V), repeat=2):
@@ -62,9 +72,10 @@ def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p):
     torch.testing.assert_close(emitted, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_replay_accepts_with_the_probability_that_the_loop_does():
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_replay_accepts_with_the_probability_that_the_loop_does(kind):
     """Slot 2 after an accepted slot 1 = the text's token: E_p[min(1, q / p)] over texts is sum min(p, q), teacher-forced."""
-    head, slots = markov_block(2)
+    head, slots = block(kind)
     p = probabilities(torch.randn(V, V, generator=torch.Generator().manual_seed(5)), 1.0).double()
     for first in range(V):
         forced = Slots(slots.features, torch.tensor([1, first]).view(1, 1, 2), slots.layout)

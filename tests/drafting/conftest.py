@@ -9,6 +9,7 @@ from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.heads.lm_head import LMHead
+from hyperdflash.drafting.inputs import Inputs
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.targets.heads import TargetHeads
 
@@ -48,9 +49,9 @@ def sizes() -> dict[str, int]:
 
 @pytest.fixture
 def build(heads, sizes):
-    """build(conditioning=, reducer=, head=, layout=, any drafter size) -> Drafter; weights large enough to matter."""
+    """build(conditioning=, reducer=, any part, any drafter size) -> Drafter; weights large enough to matter."""
 
-    def _build(conditioning=None, reducer=None, head=None, layout="full", **changes):
+    def _build(conditioning=None, reducer=None, head=None, layout="full", inputs=None, lead=None, load_mtp=None, **changes):
         parts = DrafterParts(
             conditioning=conditioning or PreHcHead(),
             reducer=reducer or HcGate(),
@@ -58,6 +59,9 @@ def build(heads, sizes):
             layout=layout,
             heads=heads,
             mask_token_id=2,
+            inputs=inputs or Inputs(),
+            lead=lead,
+            load_mtp=load_mtp,
         )
         config = DrafterConfig(**{**sizes, "initializer_range": 0.2, **changes})
         return config.build(parts, torch.Generator().manual_seed(7))

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from hyperdflash.identity import CONF as CONF_PATH  # and the resolvers that options use
 
 CONF = Path(CONF_PATH)
-GROUPS = ("conditioning", "reducer", "drafter", "head", "kl", "loss", "blocks")
+GROUPS = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "kl", "loss", "blocks")
 FILES = [path for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 

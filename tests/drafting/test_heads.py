@@ -1,4 +1,4 @@
-"""The Markov head at its neutral setting, teacher-forced, in the loop, and as a distribution."""
+"""Draft heads at their neutral setting, teacher-forced and in the loop."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import torch
 
 from hyperdflash.contracts import BlockLayout, Slots
 from hyperdflash.drafting.anchors import previous_ids
-from hyperdflash.drafting.heads.head import DraftHead
-from hyperdflash.drafting.heads.lm_head import LMDraftHead, LMHead
-from hyperdflash.drafting.heads.markov import Markov, MarkovHead
-from hyperdflash.drafting.heads.markov_confidence import MarkovConfidence
+from hyperdflash.drafting.heads.correction import Correction
+from hyperdflash.drafting.heads.lm_head import LMHead
+from hyperdflash.drafting.heads.markov import Markov
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.targets.sampling import Sampler
 
+SEQUENTIAL = {
+    "vanilla": Markov(rank=5),
+    "confidence": Markov(rank=5, confidence=True),
+    "gated": Markov(rank=5, kind="gated"),
+    "rnn": Markov(rank=5, kind="rnn"),
+    "correction": Correction(),
+}
 ANCHORS = torch.tensor([[9, 10, 20], [9, 16, 29], [8, 20, 22]])
 MASK = torch.ones(3, 3, dtype=torch.bool)
 
@@ -46,10 +52,10 @@ def test_previous_tokens_are_those_before_each_slot(states):
     assert torch.equal(first, states.input_ids[0, [9, 9, 10]])
 
 
-@pytest.mark.parametrize("config", [Markov(rank=5), MarkovConfidence(rank=5)], ids=["markov", "markov_confidence"])
-def test_a_new_markov_head_is_the_lm_head(config, build, heads, states):
-    """W2 starts at 0: the same logits, the same drafts, and the same weights of everything else."""
-    plain, drafter = build(), build(head=config)
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_a_new_head_is_the_lm_head(name, build, heads, states):
+    """Its last projection starts at 0: the same logits, the same drafts, and the same weights of everything else."""
+    plain, drafter = build(), build(head=SEQUENTIAL[name])
     for name, value in plain.state_dict().items():
         assert torch.equal(value, drafter.state_dict()[name]), name
     slots = drafter.slots(states, heads, ANCHORS, MASK)
@@ -62,53 +68,76 @@ def test_a_new_markov_head_is_the_lm_head(config, build, heads, states):
         assert torch.equal(drafts[1].confidence, torch.full((6,), 0.5))
 
 
-def test_teacher_forced_logits_are_the_formula(heads):
-    head, slots = filled(Markov(rank=5).build(heads)), slots_of(heads)
-    bias = head.markov_w1.weight[slots.previous] @ head.markov_w2.weight.T
-    expected = slots.features @ heads.lm_head.weight.T + bias
+def expected_logits(name, head, slots, heads) -> torch.Tensor:
+    """The formulas of the heads' modules, slot by slot, with whole tables: [B, A, S, V]."""
+    w, memory, found = heads.lm_head.weight, torch.zeros(2, 3, 5), []
+    for slot in range(slots.features.shape[2]):
+        h, token = slots.features[:, :, slot], slots.previous[:, :, slot]
+        if name == "correction":
+            inner = h @ head.state_proj.weight.T + heads.embed_tokens.weight[token] @ head.token_proj.weight.T
+            found.append((h + torch.nn.functional.silu(inner) @ head.down_proj.weight.T) @ w.T)
+            continue
+        e = bias = head.markov_w1.weight[token]
+        if name == "gated":
+            bias = torch.sigmoid(torch.cat([h, e], -1) @ head.gate_proj.weight.T + head.gate_proj.bias) * e
+        if name == "rnn":
+            z = torch.cat([memory, e, h], -1) @ head.joint_proj.weight.T + head.joint_proj.bias
+            gate, candidate, output = z[..., :5].sigmoid(), z[..., 5:10].tanh(), z[..., 10:].tanh()
+            memory, bias = gate * memory + (1 - gate) * candidate, output
+        found.append(h @ w.T + bias @ head.markov_w2.weight.T)
+    return torch.stack(found, dim=2)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_teacher_forced_logits_are_the_formula(name, heads):
+    head, slots = filled(SEQUENTIAL[name].build(heads)), slots_of(heads)
+    expected = expected_logits(name, head, slots, heads)
     logits = head.logits(slots, heads)
-    torch.testing.assert_close(logits.dense(), expected)
+    torch.testing.assert_close(logits.dense(), expected, rtol=1e-4, atol=1e-4)
     rows = logits.take(torch.arange(36))
     assert torch.equal(rows.argmax(), expected.view(36, -1).argmax(dim=-1))
     assert rows.is_argmax(expected.view(36, -1).argmax(dim=-1)).all()
+    if head.has_confidence:
+        joined = torch.cat([slots.features, head.markov_w1.weight[slots.previous]], dim=-1)
+        estimate = joined @ head.confidence_proj.weight[0] + head.confidence_proj.bias
+        torch.testing.assert_close(logits.confidence, estimate)
 
 
-def test_training_trains_both_tables(build, heads, states):
-    drafter = build(head=Markov(rank=5))
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_training_trains_every_weight_of_a_head(name, build, heads, states):
+    drafter = build(head=SEQUENTIAL[name])
     filled(drafter.head)
     logits = drafter.head.logits(drafter.slots(states, heads, ANCHORS, MASK), heads).take(torch.arange(54))
-    logits.cross_entropy(torch.arange(54)).sum().backward()
+    loss = logits.cross_entropy(torch.arange(54)).sum()
+    (loss if logits.confidence is None else loss + logits.confidence.sum()).backward()
     assert all(p.grad is not None and p.grad.any() for p in drafter.parameters())
     assert heads.lm_head.weight.grad is None
 
 
-@pytest.mark.parametrize("config", [LMHead(), Markov(rank=5), MarkovConfidence(rank=5)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("name", ["lm_head", *SEQUENTIAL])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_proposals_are_those_of_slot_by_slot_logits(config, temperature, heads):
-    """The definition in DraftHead, which reads the LM head once per slot, gives the same drafts and probabilities."""
-    head, slots = filled(config.build(heads)), slots_of(heads)
-    slots = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
-    anchor_id = torch.tensor([7])
-
-    def proposed(propose):
-        return propose(slots, heads, anchor_id, Sampler(temperature, 0.9, torch.Generator().manual_seed(3)))
-
-    got, wanted = proposed(head.propose), proposed(lambda *rest: DraftHead.propose(head, *rest))
-    assert torch.equal(got.ids, wanted.ids)
-    for one, other in ((got.probs, wanted.probs), (got.confidence, wanted.confidence)):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other)
-
-
-def test_a_markov_proposal_follows_its_own_drafts(heads):
-    head, slots = filled(Markov(rank=5).build(heads)), slots_of(heads)
+def test_a_proposal_has_the_teacher_forced_logits_of_its_own_drafts(name, temperature, heads):
+    """Slot by slot after its own drafts, the head gives the probabilities that training computes for that text."""
+    head, slots = filled((SEQUENTIAL | {"lm_head": LMHead()})[name].build(heads)), slots_of(heads)
     block = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
-    ids = head.propose(block, heads, torch.tensor([7]), Sampler()).ids
-    forced = replace(block, previous=torch.cat([torch.tensor([7]), ids[:-1]]).view(1, 1, -1))
-    assert torch.equal(head.logits(forced, heads).dense()[0, 0].argmax(dim=-1), ids)
-    plain = LMDraftHead().propose(block, heads, torch.tensor([7]), Sampler()).ids
-    assert not torch.equal(plain, ids)
+    sampler = Sampler(temperature, 0.9, torch.Generator().manual_seed(3))
+    proposal = head.propose(block, heads, torch.tensor([7]), sampler)
+    forced = replace(block, previous=torch.cat([torch.tensor([7]), proposal.ids[:-1]]).view(1, 1, -1))
+    logits = head.logits(forced, heads)
+    if temperature == 0:
+        assert torch.equal(logits.dense()[0, 0].argmax(dim=-1), proposal.ids) and proposal.probs is None
+    else:
+        torch.testing.assert_close(proposal.probs, sampler.probabilities(logits.dense()[0, 0]))
+    if head.has_confidence:
+        torch.testing.assert_close(proposal.confidence, logits.confidence[0, 0].sigmoid())
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_a_proposal_follows_its_own_drafts(name, heads):
+    head, slots = filled(SEQUENTIAL[name].build(heads)), slots_of(heads)
+    block = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
+    drafts = {tuple(head.propose(block, heads, torch.tensor([anchor]), Sampler()).ids.tolist()) for anchor in range(64)}
+    assert len(drafts) > 1
 
 
 def test_tables_of_a_head_are_tables_for_the_optimizer(build):
@@ -120,7 +149,14 @@ def test_tables_of_a_head_are_tables_for_the_optimizer(build):
     assert kinds[id(drafter.layers[0].mlp.up_proj.weight)] == (True, 0.1)
 
 
-def test_a_wrong_rank_is_refused():
-    with pytest.raises(ValueError, match=r"head\.rank must be a positive integer, got 0"):
-        Markov(rank=0)
-    assert isinstance(Markov(rank=3), Markov) and MarkovHead(8, 3).markov_w2.weight.shape == (8, 3)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Markov(rank=0), r"head\.rank must be a positive integer, got 0"),
+        (lambda: Markov(kind="lstm"), r"head\.kind must be vanilla or gated or rnn"),
+        (lambda: Correction(expansion=0), r"head\.expansion must be a positive integer"),
+    ],
+)
+def test_wrong_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

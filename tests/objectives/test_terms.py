@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from hyperdflash.drafting.anchors import all_anchors, make_blocks
+from hyperdflash.objectives.acceptance_rate import LKHybrid, LogAcceptance, TotalVariation
 from hyperdflash.objectives.confidence import Confidence
-from hyperdflash.objectives.cross_entropy import PositionWeighted, position_weights
+from hyperdflash.objectives.cross_entropy import DPace, PositionWeighted
 from hyperdflash.objectives.distillation import Distillation
 from hyperdflash.objectives.factored_logits import target_logits
 from hyperdflash.objectives.objective import Objective
-from hyperdflash.objectives.total_variation import TotalVariation
+from hyperdflash.objectives.term import position_weights
 
 PAPER = {
     "cross_entropy": PositionWeighted(gamma=4.0),
@@ -50,6 +51,66 @@ def test_total_variation_is_the_rejection_rate(batch, final, heads, gamma):
     torch.testing.assert_close(loss, expected)
     gradients = (torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in (loss, expected))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def target_and_drafter(hidden, blocks, final, heads):
+    """The target's and the drafter's distributions of every supervised slot: {(document, block, slot): (p, q)} in fp64."""
+    found = {}
+    for b, i, k in blocks.label_mask.nonzero().tolist():
+        state = final[b, int(blocks.anchors[b, i]) + k].float()
+        p = heads.logits(heads.collapse(state[None, None])[0, 0]).double().softmax(-1)
+        found[b, i, k] = p, heads.logits(hidden[b, i, k]).double().softmax(-1)
+    return found
+
+
+@pytest.mark.parametrize("gamma", [None, 4.0])
+@pytest.mark.parametrize("term", [LogAcceptance, LKHybrid])
+def test_losses_of_the_acceptance_rate_are_their_formulas(batch, final, heads, gamma, term):
+    hidden, blocks = batch
+    objective = Objective({"one": term(weight=2.0, gamma=gamma)})
+    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+    weights, total, expected = position_weights(6, gamma).double(), 0.0, 0.0
+    for (_, _, k), (p, q) in target_and_drafter(hidden, blocks, final, heads).items():
+        rate = torch.minimum(p, q).sum()
+        share = torch.exp(-3 * rate.detach())
+        kl = (p * (p.log() - q.log())).sum()
+        value = -rate.log() if term is LogAcceptance else share * kl + (1 - share) * (1 - rate)
+        expected, total = expected + weights[k] * value, total + weights[k]
+    expected = (2.0 * expected / total).float()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    gradients = (torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 1.0])
+def test_dpace_weighs_a_slot_by_the_drafts_that_hang_on_it(batch, final, heads, smoothing):
+    """Block by block: weights are suffix sums of the prefix products of smoothed probabilities, and have no gradient."""
+    hidden, blocks = batch
+    objective = Objective({"dpace": DPace(smoothing=smoothing)})
+    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+    expected = 0.0
+    for b, i in blocks.label_mask[..., 0].nonzero().tolist():
+        length = int(blocks.label_mask[b, i].sum())
+        log_q = heads.logits(hidden[b, i, :length]).log_softmax(-1).gather(1, blocks.labels[b, i, :length, None])[:, 0]
+        smooth = (1 - smoothing) * log_q.detach().exp() + smoothing
+        products = [float(smooth[: j + 1].prod()) for j in range(length)]
+        expected = expected - sum(sum(products[k:]) * log_q[k] for k in range(length))
+    expected = expected / int(blocks.label_mask.sum())
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_losses_of_a_perfect_drafter_are_zero(batch, final, heads):
+    """Where the drafter is the target, alpha is 1: tv, nla and lk_hybrid vanish."""
+    _, blocks = batch
+    before = (blocks.anchors[..., None] + torch.arange(6)).clamp(max=final.shape[1] - 1)
+    states = heads.collapse(final.float())
+    hidden = states[torch.arange(2)[:, None, None], before]
+    for term in (TotalVariation(), LogAcceptance(), LKHybrid()):
+        objective = Objective({"one": term})
+        loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+        assert abs(float(loss)) < 1e-5, term.name
 
 
 def test_confidence_is_trained_towards_acceptance_and_moves_nothing_else(batch, final, heads):

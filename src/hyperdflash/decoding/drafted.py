@@ -12,8 +12,9 @@ from html import escape
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.contracts import Rounds, Slots, TargetStates
+from hyperdflash.contracts import Rounds, TargetStates
 from hyperdflash.drafting.draft_model import DraftModel
+from hyperdflash.drafting.proposer import positions_of
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import Sampler
 
@@ -44,23 +45,23 @@ def drafted_rounds(
     drafter: DraftModel, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int
 ) -> list[DraftedRound]:
     """Recomputes the greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0), as
-    the head proposes them in the loop."""
+    the loop proposes them."""
     mine = rounds.document == row
-    anchors = rounds.anchor[mine].to(states.input_ids.device)
-    if not len(anchors):
+    anchors = rounds.anchor[mine].tolist()
+    if not anchors:
         return []
-    one = states.rows(row, row + 1)
-    slots = drafter.slots(one, heads, anchors[None], torch.ones_like(anchors[None], dtype=torch.bool))  # [1, R, S]
-    drafted = []
-    for index in range(len(anchors)):
-        block = Slots(slots.features[:, index : index + 1], slots.previous[:, index : index + 1], slots.layout)
-        anchor_id = one.input_ids[0, anchors[index : index + 1]]
-        drafted.append(drafter.head.propose(block, heads, anchor_id, Sampler()).ids.tolist())  # [S]
+    one, proposer, drafted = states.rows(row, row + 1), drafter.proposer(heads), []
+    proposer.begin(positions_of(one, slice(0, anchors[0])))
+    for anchor, following in zip(anchors, [*anchors[1:], None], strict=True):
+        proposal = proposer.propose(one.input_ids[0, anchor : anchor + 1], drafter.num_slots, Sampler())
+        drafted.append(proposal.ids.tolist())  # [S]
+        if following is not None:
+            proposer.update(positions_of(one, slice(anchor, following)))
     text = one.input_ids[0].tolist()
     kept = zip(rounds.accepted[mine].tolist(), rounds.emitted[mine].tolist(), rounds.available[mine].tolist(), strict=True)
     return [
         DraftedRound(a, tuple(draft[:available]), accepted, tuple(text[a + 1 : a + 1 + emitted]))
-        for a, draft, (accepted, emitted, available) in zip(anchors.tolist(), drafted, kept, strict=True)
+        for a, draft, (accepted, emitted, available) in zip(anchors, drafted, kept, strict=True)
     ]
 
 

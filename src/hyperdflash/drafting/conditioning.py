@@ -89,9 +89,28 @@ class Layers(Conditioning):
         missing = [i for i in self.layer_ids if i not in states.layer_ids]
         if missing or states.layers is None:
             raise ValueError(
-                f"conditioning=layers reads target layers {list(self.layer_ids)}, these states hold "
+                f"conditioning={self.name} reads target layers {list(self.layer_ids)}, these states hold "
                 f"{list(states.layer_ids)}: capture them again with this conditioning"
             )
         rows = [states.layer_ids.index(i) for i in self.layer_ids]
         taps = states.layers[:, :, rows]  # [B, T, L, M, D]
         return taps.mean(dim=3) if self.paths == "mean" else taps.flatten(2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualAndLayers(Layers):
+    """The paths of the residual, then those of every tapped layer: (1 + L) M streams, for ``reducer=hc_gates``."""
+
+    paths: str = "flat"
+
+    name = "residual_and_layers"
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("conditioning.paths", self.paths, ("flat",))
+
+    def num_streams(self, heads: TargetHeads) -> int:
+        return heads.num_paths + super().num_streams(heads)
+
+    def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
+        return torch.cat([states.final, super().gather(states, heads)], dim=2)

@@ -67,14 +67,19 @@ class DrafterConfig:
         With heads on the meta device the result has shapes but no memory, which checks a configuration in milliseconds:
         ``with torch.device("meta"): heads = TargetHeads(config)``.
         """
+        if parts.lead is not None:
+            parts.lead.check(self.num_slots)
         with torch.device("meta"):
             module = Drafter(self, parts)
-        if parts.on_meta:
-            return module
-        if generator is None:
-            raise ValueError("a new drafter needs a torch.Generator to draw its first weights from")
-        module = module.to_empty(device="cpu")
-        module.reset_parameters(parts.heads, generator)
+        if not parts.on_meta:
+            if generator is None:
+                raise ValueError("a new drafter needs a torch.Generator to draw its first weights from")
+            module = module.to_empty(device="cpu")
+            module.reset_parameters(parts.heads, generator)
+        if parts.lead is not None:
+            if parts.lead.steps == self.num_slots:
+                module.requires_grad_(False).head.requires_grad_(True)  # the lead drafts every slot
+            module.lead = parts.lead.build(parts)  # with weights of the target's
         return module
 
     @property

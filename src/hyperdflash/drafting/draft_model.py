@@ -16,6 +16,8 @@ from hyperdflash.contracts import BlockLayout, Slots, TargetStates
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.heads.head import DraftHead, HeadConfig
 from hyperdflash.drafting.heads.lm_head import LMHead
+from hyperdflash.drafting.inputs import Inputs
+from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.states.codecs import Codec
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 class DrafterParts:
     """The parts beside its own settings from which a drafter is built; those that a kind of drafter does not need may be None.
 
-    ``layout`` is full or causal; ``load_mtp`` reads the target's MTP block.
+    ``layout`` is full or causal; ``inputs`` are a block drafter's additional ones; ``lead`` drafts its first slots if it is not
+    None; ``load_mtp`` reads the target's MTP block.
     """
 
     conditioning: Conditioning | None
@@ -38,6 +41,8 @@ class DrafterParts:
     mask_token_id: int
     head: HeadConfig = field(default_factory=LMHead)
     layout: str = "full"
+    inputs: Inputs = field(default_factory=Inputs)
+    lead: MTPLead | None = None
     load_mtp: Callable[[], NativeMTP] | None = None
 
     @property

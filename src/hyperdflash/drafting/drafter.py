@@ -4,8 +4,9 @@ Steps and shapes (legend: contracts.py; D' the drafter's width, N key-value head
     1. conditioning.gather   TargetStates -> [B, T, N streams, D]
     2. reducer, hidden_norm  -> context [B, T, D'], once
     3. project_context       every layer's own keys and values of that context, [B, T, N, E] each
-    4. embed_blocks          [x_a, mask, ..., mask] at positions a..a+K-1 -> [B, A, K, D']
-    5. layers, norm          -> features [B, A, S, D] without slot 0; slot k stands at a + k and predicts x[a + k]
+    4. lead                  the first n slots' features [B, A, n, D], where a lead drafts them (lead.py)
+    5. embed_blocks          [x_a, mask, ..., mask] at positions a..a+K-1 -> [B, A, K, D']
+    6. layers, norm          -> features [B, A, S, D] without slot 0; slot k stands at a + k and predicts x[a + k]
 
 ``slots`` runs these steps for training, all anchors of a document at once, and for replay, ANCHORS_PER_PASS at a time. A
 decoding loop calls them one by one and caches the result of step 3.
@@ -31,10 +32,12 @@ from hyperdflash.states.codecs import CODECS, Codec
 
 if TYPE_CHECKING:
     from hyperdflash.drafting.config import DrafterConfig
+    from hyperdflash.drafting.mtp_chain import MTPChain
     from hyperdflash.targets.heads import TargetHeads
 
 
 ANCHORS_PER_PASS = 256  # anchors per document and pass without gradients
+ADDITIONAL = ("anchor_proj", "token_norm", "token_proj", "lead_norm", "lead_proj")  # modules of inputs.py and lead.py
 
 
 class DraftLayer(nn.Module):
@@ -62,6 +65,7 @@ class Drafter(nn.Module):
             raise ValueError(f"mask_token_id must be in 0..{vocab_size - 1}, got {parts.mask_token_id}")
         self.config = config
         self.conditioning = parts.conditioning
+        self.reads_next_token = parts.conditioning.reads_next_token or parts.inputs.next_token
         self.mask_token_id = parts.mask_token_id
         self.layout = BlockLayout.chain(config.block_size, parts.layout)
         self.reducer = parts.reducer.build(parts.conditioning, heads, hidden_size)
@@ -74,17 +78,28 @@ class Drafter(nn.Module):
         same_width = hidden_size == heads.hidden_size
         self.embed_proj = None if same_width else linear(heads.hidden_size, hidden_size)
         self.out_proj = None if same_width else linear(hidden_size, heads.hidden_size)
+        eps = config.rms_norm_eps
+        self.anchor_proj = linear(hidden_size, hidden_size) if parts.inputs.anchor_state else None
+        self.token_norm = RMSNorm(heads.hidden_size, eps=eps) if parts.inputs.next_token else None
+        self.token_proj = linear(heads.hidden_size, hidden_size) if parts.inputs.next_token else None
+        self.lead: MTPChain | None = None  # set where the target's MTP block is read
+        self.lead_norm = None if parts.lead is None else RMSNorm(heads.hidden_size, eps=eps)
+        self.lead_proj = None if parts.lead is None else linear(heads.hidden_size, hidden_size)
         self.head = parts.head.build(heads)
 
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
-        """Draws matrices from normal(0, initializer_range), sets norms to 1, then applies the reducer's and head's rules."""
-        own = [module for name, module in self.named_modules() if name.split(".")[0] != "head"]
+        """Draws matrices from normal(0, initializer_range), sets norms to 1 and the projections of additional inputs to 0, then
+        applies the reducer's and head's rules."""
+        own = [module for name, module in self.named_modules() if name.split(".")[0] not in ("head", *ADDITIONAL)]
         for module in own:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
+        for name in ADDITIONAL:
+            if getattr(self, name) is not None:
+                getattr(self, name).weight.fill_(1.0 if name.endswith("norm") else 0.0)
         self.reducer.reset_parameters(heads, generator)
         self.head.reset_parameters(generator, self.config.initializer_range)
 
@@ -92,6 +107,11 @@ class Drafter(nn.Module):
     def num_slots(self) -> int:
         """S, the drafted tokens per round."""
         return self.config.num_slots
+
+    @property
+    def num_lead_slots(self) -> int:
+        """n, the slots that the lead drafts."""
+        return 0 if self.lead is None else self.lead.num_slots
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
@@ -113,30 +133,43 @@ class Drafter(nn.Module):
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
         """Drafts all blocks of documents at ``anchors`` [B, A] int64; features are 0 where ``anchor_mask`` [B, A] is False."""
+        previous = previous_ids(states.input_ids, anchors, self.layout)  # [B, A, S]
+        lead = None if self.lead is None else self.lead.slots(states, heads, anchors, anchor_mask).features  # [B, A, n, D]
+        if self.num_lead_slots == self.num_slots:
+            return Slots(lead.masked_fill(~anchor_mask[..., None, None], 0.0), previous, self.layout)
         context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
         positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
         context_kv = self.project_context(context, positions)
 
-        def draft(at: Tensor) -> Tensor:
+        def draft(part: slice) -> Tensor:
+            at, lead_states = anchors[:, part], None if lead is None else lead[:, part]
+            ids = previous[:, part, : 1 + self.num_lead_slots]
             visible = context_mask(at, positions, self.config.context_window)
-            return self.draft(states.input_ids.gather(1, at), at, context_kv, visible, heads)
+            newest = None if self.anchor_proj is None else _before(context, at)
+            return self.draft(ids, at, context_kv, visible, heads, newest, lead_states)
 
         if torch.is_grad_enabled():
-            features = draft(anchors)
+            features = draft(slice(None))
         else:  # replay: every position of an answer is an anchor
-            features = torch.cat([draft(at) for at in anchors.split(ANCHORS_PER_PASS, dim=1)], dim=1)
-        features = features.masked_fill(~anchor_mask[..., None, None], 0.0)
-        return Slots(features, previous_ids(states.input_ids, anchors, self.layout), self.layout)
+            parts = range(0, anchors.shape[1], ANCHORS_PER_PASS)
+            features = torch.cat([draft(slice(first, first + ANCHORS_PER_PASS)) for first in parts], dim=1)
+        if lead is not None:
+            features = torch.cat([lead.to(features.dtype), features[:, :, self.num_lead_slots :]], dim=2)
+        return Slots(features.masked_fill(~anchor_mask[..., None, None], 0.0), previous, self.layout)
 
     def context(self, states: TargetStates, heads: TargetHeads, length: int | None = None) -> Tensor:
         """Returns the reduced and normed context [B, T, D'], shared by all layers; ``length`` truncates or pads T.
 
         States stay in the cache's dtype until here: the reducer converts them once, to the drafter's dtype or to autocast's.
         """
-        streams = self.conditioning.gather(states, heads)[:, :length]
+        streams, next_ids = self.conditioning.gather(states, heads)[:, :length], states.next_ids[:, :length]
         if length is not None and length > streams.shape[1]:
-            streams = F.pad(streams, (0, 0, 0, 0, 0, length - streams.shape[1]))
-        return self.hidden_norm(self.reducer(streams).to(self.dtype))
+            padding = length - streams.shape[1]
+            streams, next_ids = F.pad(streams, (0, 0, 0, 0, 0, padding)), F.pad(next_ids, (0, padding))
+        context = self.hidden_norm(self.reducer(streams).to(self.dtype))
+        if self.token_proj is None:
+            return context
+        return context + self.token_proj(self.token_norm(heads.embed(next_ids).to(self.dtype))).to(self.dtype)
 
     def project_context(self, context: Tensor, positions: Tensor) -> list[KeyValue]:
         """Projects the context [B, T, D'] at ``positions`` [T] or [B, T] to each layer's keys and values [B, T, N, E].
@@ -147,13 +180,22 @@ class Drafter(nn.Module):
         return [layer.self_attn.project(context, angles) for layer in self.layers]
 
     def draft(
-        self, anchor_ids: Tensor, anchors: Tensor, context_kv: list[KeyValue], visible: Tensor, heads: TargetHeads
+        self,
+        known_ids: Tensor,
+        anchors: Tensor,
+        context_kv: list[KeyValue],
+        visible: Tensor,
+        heads: TargetHeads,
+        newest: Tensor | None = None,
+        lead: Tensor | None = None,
     ) -> Tensor:
-        """Drafts blocks with tokens ``anchor_ids`` [B, A] at positions ``anchors`` [B, A] in one pass -> features [B, A, S, D].
+        """Drafts blocks at positions ``anchors`` [B, A] in one pass -> features [B, A, S, D].
 
-        ``visible`` [B, A, T] bool says which context states each block may read.
+        ``known_ids`` [B, A, 1 + n] are the anchors' tokens and those of n lead slots, whose states are ``lead`` [B, A, n, D];
+        ``visible`` [B, A, T] bool says which context states each block may read; ``newest`` [B, A, D'] is the context state
+        before each anchor, if the blocks read it.
         """
-        x = self.embed_blocks(anchor_ids, heads)
+        x = self.embed_blocks(known_ids, heads, newest, lead)
         positions = anchors[..., None] + torch.arange(self.config.block_size, device=anchors.device)  # [B, A, K]
         angles = self._angles(positions)
         mask = attention_mask(visible, self.layout)
@@ -170,11 +212,25 @@ class Drafter(nn.Module):
         cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         return cos.to(self.dtype), sin.to(self.dtype)
 
-    def embed_blocks(self, anchor_ids: Tensor, heads: TargetHeads) -> Tensor:
-        """Embeds [x_a, mask, ..., mask] by the target's frozen embedding: [B, A] -> [B, A, K, D']."""
-        masks = anchor_ids.new_full((*anchor_ids.shape, self.config.num_slots), self.mask_token_id)
-        x = heads.embed(torch.cat([anchor_ids[..., None], masks], dim=-1)).to(self.dtype)
-        return x if self.embed_proj is None else self.embed_proj(x)
+    def embed_blocks(self, known_ids: Tensor, heads: TargetHeads, newest: Tensor | None, lead: Tensor | None) -> Tensor:
+        """Embeds [x_a, x_1..x_n, mask, ..., mask] by the target's frozen embedding, [B, A, 1 + n] -> [B, A, K, D'], and adds
+        the projections of the additional inputs."""
+        num_masks = self.config.block_size - known_ids.shape[-1]
+        masks = known_ids.new_full((*known_ids.shape[:-1], num_masks), self.mask_token_id)
+        x = heads.embed(torch.cat([known_ids, masks], dim=-1)).to(self.dtype)
+        x = x if self.embed_proj is None else self.embed_proj(x)
+        if self.anchor_proj is not None:
+            x = x + self.anchor_proj(newest)[:, :, None]
+        if lead is not None:
+            of_lead = self.lead_proj(self.lead_norm(lead.to(self.dtype)))
+            x = x + F.pad(of_lead, (0, 0, 1, num_masks))
+        return x
+
+
+def _before(context: Tensor, anchors: Tensor) -> Tensor:
+    """Returns the context state before each anchor, 0 where there is none: [B, T, D'], [B, A] -> [B, A, D']."""
+    index = (anchors - 1).clamp(min=0)[..., None].expand(-1, -1, context.shape[2])
+    return context.gather(1, index).masked_fill((anchors == 0)[..., None], 0.0)
 
 
 def _seen_length(anchors: Tensor, num_tokens: int) -> int:

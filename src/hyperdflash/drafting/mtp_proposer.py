@@ -5,21 +5,19 @@ Shapes: see contracts.py with B = 1; n <= S requested slots, P new states, C the
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hyperdflash.contracts import BlockLayout, Proposal, Slots, TargetStates
+from hyperdflash.contracts import Proposal, TargetStates
+from hyperdflash.drafting.heads.head import BlockDraft
 from hyperdflash.states.codecs import CODECS, Codec
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import Sampler
 
 if TYPE_CHECKING:
     from hyperdflash.drafting.mtp_chain import MTPChain
-
-ONE_SLOT = BlockLayout.chain(2)
 
 
 class MTPProposer:
@@ -32,7 +30,8 @@ class MTPProposer:
     layer_ids = ()
 
     def __init__(self, chain: MTPChain, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
-        self.block, self.head, self.num_slots, self.heads, self.codec = chain.block, chain.head, chain.num_slots, heads, codec
+        self.block, self.num_slots, self.heads, self.codec = chain.block, chain.num_slots, heads, codec
+        self.head, self.layout = chain.head, chain.layout
         self._window = chain.block.sliding_window
         self._keys: Tensor | None = None  # of target states, for the last window - 1 indices: [1, 1, k, C]
         self._length = 0
@@ -49,22 +48,25 @@ class MTPProposer:
         self._waiting = states.final, states.input_ids
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
+        draft = BlockDraft(self.head, self.heads, self.layout, anchor_id, sampler)
+        self.extend(draft, num_slots)
+        return draft.proposal()
+
+    def extend(self, draft: BlockDraft, num_slots: int) -> list[Tensor]:
+        """Drafts slots 1..``num_slots`` of ``draft`` and returns the block's state of each, [copies, 1, D]."""
         final, token_ids = self._waiting
         self._waiting = None
-        following = torch.cat([token_ids[:, 1:], anchor_id.expand(len(token_ids), 1)], dim=1)
+        following = torch.cat([token_ids[:, 1:], draft.ids[0].expand(len(token_ids), 1)], dim=1)
         residual, keys = self._step(final, following, self._length - final.shape[1], self._keys)
-        self._keys = keys
-        proposals, token_id = [], anchor_id
+        self._keys, states = keys, []
         for slot in range(1, num_slots + 1):
             if slot > 1:
-                drafted = token_id.expand(len(residual), 1)
+                drafted = draft.ids[-1].expand(len(residual), 1)
                 residual, keys = self._step(residual, drafted, self._length + slot - 2, keys)
             residual = residual[:, -1:]
-            features = self.block.head(residual)[:1, None]  # [1, 1, 1, D]
-            slots = Slots(features, token_id.view(1, 1, 1), ONE_SLOT)
-            proposals.append(self.head.propose(slots, self.heads, token_id, sampler))
-            token_id = proposals[-1].ids
-        return joined(proposals)
+            states.append(self.block.head(residual))
+            draft.extend(states[-1][:1, None])
+        return states
 
     def _step(self, final: Tensor, next_ids: Tensor, first_index: int, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs indices i = first_index..: H[i] [1, P, M, D], x[i + 1] [1, P], earlier keys -> residual [1, P, M, D], keys."""
@@ -79,13 +81,3 @@ class MTPProposer:
         residual, new = self.block.run(final, embeds, index[None], mask, keys)
         keys = new if keys is None else torch.cat([keys, new], dim=2)
         return residual, keys[:, :, max(0, keys.shape[2] - self._window + 1) :]
-
-
-def joined(proposals: list[Proposal]) -> Proposal:
-    """Joins proposals of consecutive slots."""
-
-    def parts(name: str) -> Tensor | None:
-        values = [getattr(proposal, name) for proposal in proposals]
-        return None if values[0] is None else torch.cat(values)
-
-    return Proposal(*(parts(f.name) for f in fields(Proposal)))

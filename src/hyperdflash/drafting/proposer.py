@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from hyperdflash.contracts import Proposal, Slots, TargetStates
+from hyperdflash.contracts import Proposal, TargetStates
 from hyperdflash.drafting.attention import KeyValue
+from hyperdflash.drafting.heads.head import BlockDraft
 from hyperdflash.states.codecs import CODECS, Codec
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import Sampler
@@ -68,31 +69,41 @@ class Autoregressive:
 class BlockProposer:
     """Drafts all slots in one pass over [x_a, mask, ...] and the context's cached keys and values (DFlash, HyperDFlash).
 
-    If the conditioning joins a state with the token after it, the newest state waits for the anchor's token.
+    If the context joins a state with the token after it, the newest state waits for the anchor's token. A lead drafts the first
+    slots, one after another, before the pass.
     """
 
     def __init__(self, drafter: Drafter, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
         self.drafter, self.heads, self.codec = drafter, heads, codec
         self.num_slots, self.layer_ids = drafter.num_slots, drafter.layer_ids
         self._window = drafter.context_window
-        self._waits = drafter.conditioning.reads_next_token
+        self._lead = None if drafter.lead is None else drafter.lead.proposer(heads, codec)
+        self._waits = drafter.reads_next_token
         self._waiting: TargetStates | None = None  # the newest state, until the token after it is known
         self._length = 0  # states so far, without the waiting one
         self._rows = 0  # how many of them, the newest, the buffers hold
         self._buffers: list[KeyValue] = []  # per layer: [1, capacity, N, E] twice
+        self._newest: Tensor | None = None  # [1, 1, D'], the last context state
 
     def begin(self, states: TargetStates) -> None:
+        if self._lead is not None:
+            self._lead.begin(states)
         self._length = self._rows = 0
         self._waiting = None
         if self._buffers and self._buffers[0][0].shape[0] != len(states.input_ids):
             self._buffers = []
-        self.update(states)
+        self._read(states)
 
     def update(self, states: TargetStates) -> None:
+        if self._lead is not None:
+            self._lead.update(states)
+        self._read(states)
+
+    def _read(self, states: TargetStates) -> None:
         if self._waits:
             assert self._waiting is None, "propose and update alternate"
             num_known = states.input_ids.shape[1] - 1
-            known, self._waiting = _positions(states, slice(0, num_known)), _positions(states, slice(num_known, None))
+            known, self._waiting = positions_of(states, slice(0, num_known)), positions_of(states, slice(num_known, None))
             if num_known:
                 self._append(replace(known, next_id=states.input_ids[:, -1]))
         else:
@@ -101,7 +112,9 @@ class BlockProposer:
     def _append(self, states: TargetStates) -> None:
         num_new = states.input_ids.shape[1]
         positions = torch.arange(self._length, self._length + num_new, device=states.final.device)
-        new = self.drafter.project_context(self.drafter.context(states, self.heads), positions)
+        context = self.drafter.context(states, self.heads)
+        self._newest = context[:, -1:]
+        new = self.drafter.project_context(context, positions)
         self._make_room(new, num_new)
         for buffer, rows in zip(self._buffers, new, strict=True):
             for kept, added in zip(buffer, rows, strict=True):
@@ -129,17 +142,27 @@ class BlockProposer:
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._append(replace(waiting, next_id=anchor_id.expand(len(waiting.input_ids))))
+        draft = BlockDraft(self.drafter.head, self.heads, self.drafter.layout, anchor_id, sampler)
+        num_lead = min(self.drafter.num_lead_slots, num_slots)
+        lead = self._lead.extend(draft, num_lead) if num_lead else []
+        if num_lead < num_slots:
+            draft.extend(self._features(draft.ids, lead)[:1, :, num_lead:num_slots])
+        return draft.proposal()
+
+    def _features(self, known_ids: list[Tensor], lead: list[Tensor]) -> Tensor:
+        """Returns the states of all slots, [copies, 1, S, D], from the tokens ``known_ids`` [1] each of the anchor and n lead
+        slots, and the states of these slots, [copies, 1, D] each."""
         seen = self._seen()
         context = [(keys[:, seen], values[:, seen]) for keys, values in self._buffers]
-        copies = context[0][0].shape[0]
-        anchors = torch.full((copies, 1), self._length, device=anchor_id.device)
-        visible = torch.ones(copies, 1, seen.stop - seen.start, dtype=torch.bool, device=anchor_id.device)
-        features = self.drafter.draft(anchor_id.expand(copies, 1), anchors, context, visible, self.heads)[:1, :, :num_slots]
-        slots = Slots(features, anchor_id.expand(1, 1, features.shape[2]), self.drafter.layout)
-        return self.drafter.head.propose(slots, self.heads, anchor_id, sampler)
+        copies, device = context[0][0].shape[0], known_ids[0].device
+        anchors = torch.full((copies, 1), self._length, device=device)
+        visible = torch.ones(copies, 1, seen.stop - seen.start, dtype=torch.bool, device=device)
+        ids = torch.cat(known_ids).expand(copies, 1, -1)
+        states = torch.stack(lead, dim=2) if lead else None  # [copies, 1, n, D]
+        return self.drafter.draft(ids, anchors, context, visible, self.heads, self._newest, states)
 
 
-def _positions(states: TargetStates, which: slice) -> TargetStates:
+def positions_of(states: TargetStates, which: slice) -> TargetStates:
     """Selects the positions ``which`` of every row."""
     along_text = ("input_ids", "loss_mask", "final", "layers")
     values = {f.name: getattr(states, f.name) for f in fields(states) if f.name in along_text}

@@ -44,6 +44,10 @@ class FactoredLogits:
         """Adds a factor: ``features`` [..., F], ``table`` [V, F]."""
         return replace(self, features=(*self.features, features), tables=(*self.tables, table))
 
+    def without_first(self) -> FactoredLogits:
+        """Leaves out the first factor, which is the LM head's."""
+        return replace(self, features=self.features[1:], tables=self.tables[1:])
+
     def with_confidence(self, confidence: Tensor | None) -> FactoredLogits:
         """Sets ``confidence`` [...] of every row."""
         return replace(self, confidence=confidence)

@@ -115,7 +115,8 @@ class Objective:
             against.append((target_logits(states, heads), request))
         values = logits.values(labels, against)
         slot_count = blocks.label_mask.sum(dim=(0, 1))
-        batch = SlotBatch(labels, slot, counted, slot_count, values, dict(zip(limits, values.against, strict=True)))
+        read = dict(zip(limits, values.against, strict=True))
+        batch = SlotBatch(labels, slot, counted, slot_count, values, read, block, blocks.anchors.numel())
         results = [term(logits, batch) for term in self.active]
         top1 = values.top1 & counted
         return LossSums(

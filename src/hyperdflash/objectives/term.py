@@ -11,11 +11,13 @@ sweep.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from hyperdflash.objectives.row_values import Divergences, RowValues
+from hyperdflash.settings import number_between, positive_number
 
 if TYPE_CHECKING:
     from hyperdflash.objectives.factored_logits import FactoredLogits
@@ -57,7 +59,8 @@ class SlotBatch:
     """R drafted slots of one micro-batch.
 
     ``labels`` [R] int64; ``slot`` [R] int64, counted from 0; ``counted`` [R] bool (False: the row is padding);
-    ``slot_count`` [S] int64, supervised rows per slot; ``values`` of every row.
+    ``slot_count`` [S] int64, supervised rows per slot; ``values`` of every row; ``block`` [R] int64, each row's block among
+    ``num_blocks``.
     """
 
     labels: Tensor
@@ -66,6 +69,8 @@ class SlotBatch:
     slot_count: Tensor
     values: RowValues
     read: dict[tuple[str, float, int | None], Divergences]
+    block: Tensor
+    num_blocks: int
 
     def divergences(self, reading: Reading) -> Divergences:
         """Returns the divergences of the E rows that ``reading`` covers, which are the first E."""
@@ -103,3 +108,42 @@ class Term:
         """Returns a scalar: by default the sum over all slots divided by the count of all, or 0 if every count is 0."""
         count = total.count.sum()
         return total.sum.sum() / count.masked_fill(count == 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotWeighted(Term):
+    """sum w_k v / sum w_k over supervised slots, of a value v per row; ``gamma`` as in ``position_weights``.
+
+    ``option`` names the term's group in messages, by default ``objective.terms.<name>``.
+    """
+
+    weight: float = 1.0
+    gamma: float | None = None
+
+    option: ClassVar[str | None] = None
+
+    def __post_init__(self):
+        option = self.option or f"objective.terms.{self.name}"
+        number_between(f"{option}.weight", self.weight, 0.0, float("inf"))
+        if self.gamma is not None:
+            positive_number(f"{option}.gamma", self.gamma)
+
+    def of_rows(self, logits: FactoredLogits, batch: SlotBatch) -> Tensor:
+        """Returns v [R], with gradients."""
+        raise NotImplementedError
+
+    def count(self, slot_count: Tensor) -> Tensor:
+        return position_weights(len(slot_count), self.gamma, slot_count.device) * slot_count
+
+    def __call__(self, logits: FactoredLogits, batch: SlotBatch) -> SumCount:
+        of_slot = batch.per_slot(self.of_rows(logits, batch))
+        weights = position_weights(len(of_slot), self.gamma, of_slot.device)
+        return SumCount(weights.to(of_slot) * of_slot, self.count(batch.slot_count))
+
+
+def position_weights(num_slots: int, gamma: float | None, device: torch.device | str = "cpu") -> Tensor:
+    """Returns w_k = exp(-(k - 1) / gamma) for k = 1..S, [S] fp32 (DFlash): an early miss discards every later slot. None weighs
+    every slot equally."""
+    if gamma is None:
+        return torch.ones(num_slots, device=device)
+    return torch.exp(-torch.arange(num_slots, device=device) / gamma)

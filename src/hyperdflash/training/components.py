@@ -11,6 +11,8 @@ from hyperdflash.drafting.anchors import BlockSampler
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.draft_model import DrafterParts, DraftModelConfig
 from hyperdflash.drafting.heads.head import HeadConfig
+from hyperdflash.drafting.inputs import Inputs
+from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.identity import source_names
 from hyperdflash.objectives.objective import Objective
@@ -30,6 +32,8 @@ class Parts:
     mask_token_id: int | None  # None: that of the tokenizer
     conditioning: Conditioning | None
     reducer: ReducerConfig | None
+    inputs: Inputs | None
+    lead: MTPLead | None
     drafter: DraftModelConfig
     head: HeadConfig
     blocks: BlockSampler
@@ -49,6 +53,8 @@ class Parts:
         parts = DrafterParts(
             conditioning=self.conditioning,
             reducer=self.reducer,
+            inputs=self.inputs,
+            lead=self.lead,
             head=self.head,
             layout=self.blocks.layout,
             heads=heads,
@@ -62,7 +68,7 @@ def make_parts(config: DictConfig) -> Parts:
     """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second."""
     target_config = read_config(config.target.path)
     source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
-    groups = ("conditioning", "reducer", "drafter", "head", "blocks", "objective", "optim")
+    groups = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "blocks", "objective", "optim")
     parts = {name: instantiate(config.get(name)) for name in groups}  # None for a group that the method does not read
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
     last = target_config.num_hidden_layers - 1

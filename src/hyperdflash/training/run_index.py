@@ -20,7 +20,8 @@ from hyperdflash.identity import RECIPE, decided_by, runs_dir, within_runs
 from hyperdflash.record import write_json
 from hyperdflash.report.sweep_runs import flat
 
-SHARED = ("stage", "target", "conditioning", "reducer", "drafter", "head", "seed", "mode", "recipe")  # by a run and its parent
+# By a run and its parent.
+SHARED = ("stage", "target", "conditioning", "reducer", "inputs", "lead", "drafter", "head", "seed", "mode", "recipe")
 FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
 

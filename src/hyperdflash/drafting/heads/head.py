@@ -1,7 +1,7 @@
-"""The interface of every draft head: settings that check themselves, and a module built once the target is known.
+"""The interface of every draft head, and the walk that drafts a block with it.
 
 A head turns a drafter's features of all slots into logits. Training and replay give it the text's own token before each slot;
-the loop drafts from left to right.
+the loop drafts from left to right and gives it its own drafts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from hyperdflash.contracts import Proposal, Slots
-from hyperdflash.objectives.factored_logits import FactoredLogits
+from hyperdflash.contracts import BlockLayout, Proposal, Slots
+from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.targets.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -22,27 +22,24 @@ if TYPE_CHECKING:
 class DraftHead(nn.Module):
     """Holds trainable parameters only. Tables of the vocabulary are ``nn.Embedding``, by which optimizers recognize them.
 
-    ``has_confidence``: its logits carry a confidence, which a term of the objective trains.
+    ``has_confidence``: its logits carry a confidence, which a term of the objective trains. ``reads_previous``: the logits of a
+    slot depend on the tokens before it; if False, the loop drafts a block at once. ``adds_to_lm_head``: the first factor of its
+    logits is the LM head on the features as they are, so that one product with the LM head serves all slots of a block.
     """
 
     has_confidence = False
+    reads_previous = True
+    adds_to_lm_head = False
 
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
-        """Returns the logits of every slot, [B, A, S]."""
+        """Returns the logits of every slot, [B, A, S]; slot k may read ``slots.previous`` of slots 1..k."""
         raise NotImplementedError
 
     def propose(self, slots: Slots, heads: TargetHeads, anchor_id: Tensor, sampler: Sampler) -> Proposal:
-        """Drafts one block from ``slots`` [1, 1, n], whose ``previous`` is not yet known, and ``anchor_id`` [1] int64.
-
-        Drafts slot by slot, each after its parent's draft. A head that does not read ``previous`` may choose all at once.
-        """
-        tokens, chosen = [anchor_id], []
-        for slot, parent in enumerate(slots.layout.parents[: slots.features.shape[2]]):
-            one = Slots(slots.features[:, :, slot : slot + 1], tokens[parent].view(1, 1, 1), slots.layout)
-            logits = self.logits(one, heads)
-            chosen.append((*sampler.choose(logits.dense()[0, 0]), logits.confidence))
-            tokens.append(chosen[-1][0])
-        return joined_proposal(chosen)
+        """Drafts one block from ``slots`` [1, 1, n], whose ``previous`` is not yet known, and ``anchor_id`` [1] int64."""
+        draft = BlockDraft(self, heads, slots.layout, anchor_id, sampler)
+        draft.extend(slots.features)
+        return draft.proposal()
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         """Draws initial weights; ``std`` is the standard deviation of the drafter's new weights. Does nothing by default."""
@@ -52,11 +49,42 @@ class HeadConfig(Protocol):
     def build(self, heads: TargetHeads) -> DraftHead: ...
 
 
-def joined_proposal(chosen: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> Proposal:
-    """Joins the slots' (ids [1], probs [1, V] or None, confidence logit of one element or None) into the block's proposal."""
-    ids, probs, confidence = zip(*chosen, strict=True)
-    return Proposal(
-        torch.cat(ids),
-        None if probs[0] is None else torch.cat(probs),
-        None if confidence[0] is None else torch.cat([c.flatten() for c in confidence]).float().sigmoid(),
-    )
+class BlockDraft:
+    """Drafts a block from left to right, each slot after its parent's draft, as the features of its slots become known."""
+
+    def __init__(self, head: DraftHead, heads: TargetHeads, layout: BlockLayout, anchor_id: Tensor, sampler: Sampler):
+        self.head, self.heads, self.layout, self.sampler = head, heads, layout, sampler
+        self.ids = [anchor_id]  # [1] per own-block position
+        self._features: list[Tensor] = []  # [1, 1, n, D] per call of extend
+        self._probs: list[Tensor | None] = []
+        self._confidence: list[Tensor | None] = []
+
+    def extend(self, features: Tensor) -> None:
+        """Drafts the next n slots from their ``features`` [1, 1, n, D]."""
+        first, num_new = len(self.ids) - 1, features.shape[2]
+        self._features.append(features)
+        if not self.head.reads_previous:
+            logits = self.head.logits(self._slots(first + num_new), self.heads)[0, 0, first:]
+            self._choose(logits.dense(), logits.confidence)
+            return
+        of_states = target_logits(features[0, 0], self.heads).dense() if self.head.adds_to_lm_head else None  # [n, V]
+        for slot in range(num_new):
+            logits = self.head.logits(self._slots(first + slot + 1), self.heads)[0, 0, first + slot :]
+            dense = logits.dense() if of_states is None else of_states[slot : slot + 1] + logits.without_first().dense()
+            self._choose(dense, logits.confidence)
+
+    def _slots(self, num_slots: int) -> Slots:
+        """Returns the first slots, with the drafts before them as far as they are known."""
+        known = [self.ids[min(parent, len(self.ids) - 1)] for parent in self.layout.parents[:num_slots]]
+        return Slots(torch.cat(self._features, dim=2)[:, :, :num_slots], torch.cat(known)[None, None], self.layout)
+
+    def _choose(self, logits: Tensor, confidence: Tensor | None) -> None:
+        ids, probs = self.sampler.choose(logits)
+        self.ids += ids.split(1)
+        self._probs.append(probs)
+        self._confidence.append(confidence)
+
+    def proposal(self) -> Proposal:
+        """Returns all drafts so far."""
+        probs, confidence = (None if x[0] is None else torch.cat(x) for x in (self._probs, self._confidence))
+        return Proposal(torch.cat(self.ids[1:]), probs, None if confidence is None else confidence.float().sigmoid())

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from hyperdflash.contracts import Proposal, Slots
+from hyperdflash.contracts import Slots
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
-from hyperdflash.targets.sampling import Sampler
 
 if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
@@ -23,8 +20,7 @@ class LMHead:
 
 
 class LMDraftHead(DraftHead):
+    reads_previous = False
+
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
         return target_logits(slots.features, heads)
-
-    def propose(self, slots: Slots, heads: TargetHeads, anchor_id: Tensor, sampler: Sampler) -> Proposal:
-        return Proposal(*sampler.choose(self.logits(slots, heads).dense()[0, 0]))

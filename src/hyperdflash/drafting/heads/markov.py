@@ -1,27 +1,33 @@
-"""``markov``: a low-rank bias from the token before each slot (DSpark, arXiv 2607.05147, "vanilla").
+"""``markov``: a low-rank bias from the tokens before each slot (DSpark, arXiv 2607.05147).
 
-    z_k = W h_k + W2 W1[x_{k-1}],    W1, W2 [V, r]
+    z_k = W h_k + W2 b_k,    e_k = W1[x_{k-1}],    W1, W2 [V, r],    W the target's frozen LM head
 
-W is the target's frozen LM head. One product with W serves all slots; only the bias is sequential when drafting.
+    vanilla    b_k = e_k
+    gated      b_k = sigmoid(L [h_k; e_k]) * e_k
+    rnn        [g; c; o] = L [s_{k-1}; e_k; h_k],  s_k = sigmoid(g) s_{k-1} + (1 - sigmoid(g)) tanh(c),  b_k = tanh(o),  s_0 = 0
+
+One product with W serves all slots; only the bias is sequential when drafting. With ``confidence`` the head also estimates the
+acceptance of its drafts, c_k = sigmoid(Linear(D + r -> 1)[h_k; e_k]), which objectives/confidence.py trains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperdflash.contracts import Proposal, Slots
-from hyperdflash.drafting.heads.head import DraftHead, joined_proposal
+from hyperdflash.contracts import Slots
+from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
-from hyperdflash.settings import positive_int
-from hyperdflash.targets.sampling import Sampler
+from hyperdflash.settings import boolean, one_of, positive_int
 
 if TYPE_CHECKING:
     from hyperdflash.targets.heads import TargetHeads
+
+KINDS = ("vanilla", "gated", "rnn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,44 +35,65 @@ class Markov:
     """``rank`` r; DSpark uses 256."""
 
     rank: int = 256
+    kind: str = "vanilla"
+    confidence: bool = False
 
     def __post_init__(self):
         positive_int("head.rank", self.rank)
+        one_of("head.kind", self.kind, KINDS)
+        boolean("head.confidence", self.confidence)
 
     def build(self, heads: TargetHeads) -> MarkovHead:
-        return MarkovHead(heads.config.vocab_size, self.rank)
+        return MarkovHead(self, heads.config.vocab_size, heads.hidden_size)
 
 
 class MarkovHead(DraftHead):
-    """``markov_w1.weight`` and ``markov_w2.weight`` [V, r]. W2 starts at 0, which makes this the plain LM head."""
+    """``markov_w1.weight`` and ``markov_w2.weight`` [V, r]; ``gate_proj`` [r, D + r] or ``joint_proj`` [3 r, 2 r + D], and
+    ``confidence_proj`` [1, D + r], each with a bias. W2 starts at 0, which makes this the plain LM head, and so does the
+    confidence's layer, where every confidence is 1/2."""
 
-    def __init__(self, vocab_size: int, rank: int):
+    adds_to_lm_head = True
+
+    def __init__(self, config: Markov, vocab_size: int, width: int):
         super().__init__()
+        rank = config.rank
+        self.has_confidence = config.confidence
         self.markov_w1 = nn.Embedding(vocab_size, rank)
         self.markov_w2 = nn.Embedding(vocab_size, rank)
+        self.gate_proj = nn.Linear(width + rank, rank) if config.kind == "gated" else None
+        self.joint_proj = nn.Linear(2 * rank + width, 3 * rank) if config.kind == "rnn" else None
+        self.confidence_proj = nn.Linear(width + rank, 1) if config.confidence else None
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
+        for parameter in self.parameters():
+            parameter.zero_()
         self.markov_w1.weight.normal_(0.0, std, generator=generator)
-        self.markov_w2.weight.zero_()
-
-    def confidence(self, features: Tensor, embedded: Tensor) -> Tensor | None:
-        """Returns the logit [...] that a draft is accepted, from states [..., D] and W1[x_{k-1}] [..., r]; None by default."""
-        return None
+        for layer in (self.gate_proj, self.joint_proj):
+            if layer is not None:
+                layer.weight.normal_(0.0, std, generator=generator)
 
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
         embedded = self.markov_w1(slots.previous)  # [B, A, S, r]
-        logits = target_logits(slots.features, heads).plus(embedded, self.markov_w2.weight)
-        return logits.with_confidence(self.confidence(slots.features, embedded))
+        features = slots.features.to(embedded.dtype)
+        bias = self._bias(features, embedded, slots.layout.parents)
+        logits = target_logits(slots.features, heads).plus(bias, self.markov_w2.weight)
+        if self.confidence_proj is None:
+            return logits
+        return logits.with_confidence(self.confidence_proj(torch.cat([features, embedded], dim=-1)).squeeze(-1))
 
-    def propose(self, slots: Slots, heads: TargetHeads, anchor_id: Tensor, sampler: Sampler) -> Proposal:
-        features = slots.features[0, 0]  # [n, D]
-        of_states = target_logits(features, heads).dense()  # [n, V]
-        tokens, chosen = [anchor_id], []
-        for slot, parent in enumerate(slots.layout.parents[: len(features)]):
-            embedded = self.markov_w1(tokens[parent])  # [1, r]
-            bias = F.linear(embedded, self.markov_w2.weight).float()
-            ids, probs = sampler.choose(of_states[slot : slot + 1] + bias)
-            chosen.append((ids, probs, self.confidence(features[slot : slot + 1], embedded)))
-            tokens.append(ids)
-        return joined_proposal(chosen)
+    def _bias(self, features: Tensor, embedded: Tensor, parents: Sequence[int]) -> Tensor:
+        """Returns b [B, A, S, r] from the states [B, A, S, D] and e [B, A, S, r]; slot k follows ``parents[k - 1]``."""
+        if self.gate_proj is not None:
+            return self.gate_proj(torch.cat([features, embedded], dim=-1)).sigmoid() * embedded
+        if self.joint_proj is None:
+            return embedded
+        memories, biases = [torch.zeros_like(embedded[:, :, 0])], []  # [B, A, r] per own-block position
+        for slot in range(embedded.shape[2]):
+            memory = memories[parents[slot]]
+            joined = torch.cat([memory, embedded[:, :, slot], features[:, :, slot]], dim=-1)
+            gate, candidate, output = self.joint_proj(joined).chunk(3, dim=-1)
+            gate = gate.sigmoid()
+            memories.append(gate * memory + (1 - gate) * candidate.tanh())
+            biases.append(output.tanh())
+        return torch.stack(biases, dim=2)

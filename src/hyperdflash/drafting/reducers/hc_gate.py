@@ -11,7 +11,7 @@ order of operations follows transformers' hc_head.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +41,28 @@ class HcGate:
         boolean("reducer.path_norm", self.path_norm)
         one_of("reducer.init", self.init, ("inherit", "random"))
 
-    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> HcGateReducer:
-        if conditioning.name != "pre_hc_head":
+    name: ClassVar[str] = "hc_gate"
+    conditioning: ClassVar[str] = "pre_hc_head"
+
+    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> Reducer:
+        self.check(conditioning, heads, hidden_size)
+        return self.gate(heads)
+
+    def check(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> None:
+        """Raises ValueError if the source or the drafter's width does not fit a gate over the target's paths."""
+        if conditioning.name != self.conditioning:
             raise ValueError(
-                "reducer=hc_gate is the target's own gate over its residual paths and needs conditioning=pre_hc_head, "
-                f"got conditioning={conditioning.name}: run with reducer=fc"
+                f"reducer={self.name} is the target's own gate over its residual paths and needs "
+                f"conditioning={self.conditioning}, got conditioning={conditioning.name}: run with reducer=fc"
             )
         if hidden_size != heads.hidden_size:
             raise ValueError(
-                f"reducer=hc_gate needs drafter.hidden_size equal to the target's {heads.hidden_size}, "
+                f"reducer={self.name} needs drafter.hidden_size equal to the target's {heads.hidden_size}, "
                 f"got {hidden_size}: run with reducer=fc"
             )
         checked_num_streams(self.num_streams, conditioning, heads)
+
+    def gate(self, heads: TargetHeads) -> HcGateReducer:
         return HcGateReducer(heads, path_norm=self.path_norm, init=self.init)
 
 
