@@ -26,12 +26,11 @@ from tqdm import tqdm
 from benchmarks.result import environment, option_parser, write_result
 from hyperdflash.contracts import Document
 from hyperdflash.report.tables import markdown_table
-from hyperdflash.states.capture import capture
+from hyperdflash.states.capture import capture, write_taps
 from hyperdflash.states.manifest import CacheKey
 from hyperdflash.states.modes import Disk, Off, Offline, Stream
 from hyperdflash.states.readers import ShardedStates
 from hyperdflash.states.store import StateStore, collate, make_shards
-from hyperdflash.states.writer import write_taps
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess, Producer
 from hyperdflash.training.epoch_plan import TrainingOrder

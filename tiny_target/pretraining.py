@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from hyperdflash.files import whole_file
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
 from hyperdflash.targets.taps import tap_residual
@@ -185,27 +186,37 @@ def pretrain(
 ) -> dict:
     """Trains in place; returns the last log record ({} where no step is left).
 
-    A killed run continues from ``checkpoint`` (written atomically) if its ``identity`` is equal: a hash of everything besides
-    the settings that decides the result. No planted loop repeats tokens of ``control_ids``. ValueError for a gradient norm
-    that is not finite.
+    A killed run continues from ``checkpoint`` if its ``identity`` is equal: a hash of everything besides the settings that
+    decides the result. No planted loop repeats tokens of ``control_ids``. ValueError for a gradient norm that is not finite.
     """
     control = torch.tensor(sorted(control_ids))
     optimizer = make_optimizer(model, mtp, settings)
-    step, spent_s = _resume(model, mtp, optimizer, settings, identity, checkpoint)
+    trained = {"model": model, "mtp": mtp, "optimiser": optimizer}
+    decided_by = {"settings": asdict(settings), "identity": identity}
+    step, spent_s = _resume(trained, decided_by, checkpoint)
+    started = saved = time.monotonic()
+
+    def elapsed_s() -> float:
+        return spent_s + time.monotonic() - started
+
+    def save() -> None:
+        state = {name: part.state_dict() for name, part in trained.items()}
+        with whole_file(checkpoint) as file:
+            torch.save({**state, **decided_by, "step": step, "elapsed_s": elapsed_s()}, file)
+
     if settings.compile:
         for layer in [*model.model.layers, mtp.layer]:
             layer.compile(dynamic=False)
     model.train(), mtp.train()
-    steps_per_epoch, packed_epoch, rows = None, None, None
-    started, saved, record = time.monotonic(), time.monotonic(), {}
+    tokens_per_step = settings.batch_rows * settings.context
+    # every epoch packs the same number of tokens, so it has the same number of steps
+    steps_per_epoch = max(1, (sum(map(len, documents)) - 1) // settings.context // settings.batch_rows)
+    packed_epoch, rows, record = None, None, {}
     bar = tqdm(total=settings.steps, initial=step, desc="pretrain", unit="step", mininterval=5, dynamic_ncols=True)
     while step < settings.steps:
-        epoch = 0 if steps_per_epoch is None else step // steps_per_epoch
-        if epoch != packed_epoch:
-            rows, packed_epoch = pack(documents, settings.context, settings.seed, epoch), epoch
-            steps_per_epoch = max(1, len(rows) // settings.batch_rows)
-            if step // steps_per_epoch != epoch:  # a resumed run jumps to its epoch
-                continue
+        if step // steps_per_epoch != packed_epoch:
+            packed_epoch = step // steps_per_epoch
+            rows = pack(documents, settings.context, settings.seed, packed_epoch)
         at = (step % steps_per_epoch) * settings.batch_rows
         batch = rows[at : at + settings.batch_rows]
         for group in optimizer.param_groups:
@@ -219,51 +230,28 @@ def pretrain(
             balance_routers(model, mtp, batch[:1], settings.router_bias_rate * settings.router_bias_every)
         step += 1
         if step % 20 == 0 or step == settings.steps:
-            elapsed = spent_s + time.monotonic() - started
-            record = {
-                "step": step,
-                "tokens": step * settings.batch_rows * settings.context,
-                "loss": main,
-                "mtp_loss": mtp_loss,
-                "gradient_norm": norm,
-                "elapsed_s": elapsed,
-            }
+            record = {"step": step, "tokens": step * tokens_per_step, "loss": main, "mtp_loss": mtp_loss}
+            record |= {"gradient_norm": norm, "elapsed_s": elapsed_s()}
             on_log(record)
-            bar.set_postfix(loss=f"{record['loss']:.3f}", mtp=f"{record['mtp_loss']:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{main:.3f}", mtp=f"{mtp_loss:.3f}", refresh=False)
         bar.update()
         if time.monotonic() - saved > settings.checkpoint_every_s:
-            _save(model, mtp, optimizer, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
+            save()
             saved = time.monotonic()
     bar.close()
     model.eval(), mtp.eval()
-    _save(model, mtp, optimizer, settings, identity, checkpoint, step, spent_s + time.monotonic() - started)
+    save()
     return record
 
 
-def _save(model, mtp, optimizer, settings, identity: str, path: Path, step: int, elapsed_s: float) -> None:
-    state = {
-        "model": model.state_dict(),
-        "mtp": mtp.state_dict(),
-        "optimiser": optimizer.state_dict(),
-        "settings": asdict(settings),
-        "identity": identity,
-        "step": step,
-        "elapsed_s": elapsed_s,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _resume(model, mtp, optimizer, settings, identity: str, path: Path) -> tuple[int, float]:
+def _resume(trained: dict, decided_by: dict, path: Path) -> tuple[int, float]:
+    """Loads ``trained`` from ``path`` if it exists; returns the next step and the seconds spent before."""
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)
-    if state["settings"] != asdict(settings) or state["identity"] != identity:
-        what = "settings" if state["settings"] != asdict(settings) else "corpus, tokenizer or model"
-        raise ValueError(f"{path} was written with another {what}: remove it to start again, or run with what it had")
-    model.load_state_dict(state["model"])
-    mtp.load_state_dict(state["mtp"])
-    optimizer.load_state_dict(state["optimiser"])
+    for name, what in (("settings", "settings"), ("identity", "corpus, tokenizer or model")):
+        if state[name] != decided_by[name]:
+            raise ValueError(f"{path} was written with another {what}: remove it to start again, or run with what it had")
+    for name, part in trained.items():
+        part.load_state_dict(state[name])
     return state["step"], state["elapsed_s"]

@@ -16,11 +16,11 @@ from hyperdflash.stable_hash import fold_text
 from tiny_target.corpus import embedded
 from tiny_target.corpus.definitions import FunctionDefinition, scan
 from tiny_target.corpus.embedded import Candidate, chat_candidates, code_candidates, load_embedded, math_candidates, select
+from tiny_target.corpus.explanations import explain_topic
 from tiny_target.corpus.near_duplicates import first_of_each, fold_code
 from tiny_target.corpus.packages import corpus_files, python_files
-from tiny_target.corpus.problem_templates import templates
 from tiny_target.corpus.split import heldout_kind, is_heldout_module, is_heldout_text
-from tiny_target.corpus.topics import Topic, explain_topic
+from tiny_target.corpus.word_problems import templates
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_explanations_answer_from_the_definition(package):
 
 def test_topics_give_one_explanation_a_paragraph():
     text = 'Heading\n*******\n\nThe "pass" statement does nothing. It is a null operation.\n\nno full sentence here "x"\n'
-    (conversation,) = explain_topic(Topic("pass", text))
+    (conversation,) = explain_topic("pass", text)
     assert "`pass`" in conversation.turns[0].content
     assert conversation.turns[1].content == "The `pass` statement does nothing. It is a null operation."
 
@@ -172,10 +172,9 @@ CORPUS = {
 
 def test_the_cache_is_written_once_and_read_back_equal(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(embedded, "build", lambda **_: calls.append(1) or CORPUS)
+    monkeypatch.setattr(embedded, "build", lambda: calls.append(1) or CORPUS)
     assert load_embedded("train", cache_dir=tmp_path) == CORPUS["train"]
     assert load_embedded("heldout", cache_dir=tmp_path) == CORPUS["heldout"]
-    assert load_embedded("heldout", ("math",), cache_dir=tmp_path) == []
     assert len(calls) == 1 and len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(embedded, "installed_versions", lambda: {"torch": "other"})
     load_embedded("train", cache_dir=tmp_path)
@@ -188,15 +187,13 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_runs_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("HYPERDFLASH_RUNS", "/elsewhere")
-    assert embedded.default_cache_dir() == Path("/elsewhere/corpus")
-    monkeypatch.delenv("HYPERDFLASH_RUNS")
-    assert embedded.default_cache_dir() == Path("runs/corpus")
+def test_the_runs_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(embedded, "build", lambda: CORPUS)
+    assert load_embedded("train") == CORPUS["train"]
+    assert len(list((tmp_path / "elsewhere" / "corpus").iterdir())) == 1
 
 
-def test_wrong_names_are_refused(tmp_path):
+def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="got 'test'"):
         load_embedded("test", cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="got 'maths'"):
-        load_embedded("train", ("maths",), cache_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""The committed evaluation prompts, the overlap measure and the report."""
+"""The committed evaluation prompts, and the command that writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts, reference_answers
 from tiny_target.corpus import __main__ as command
 from tiny_target.corpus.eval_prompts import as_prompt, final_number, write_prompts
-from tiny_target.corpus.overlap import seen_share
 
 
 def test_committed_prompts_are_enough_and_end_at_a_user_turn(tokenizer):
@@ -62,22 +61,9 @@ def test_prompt_helpers():
     assert final_number("no number") is None
 
 
-def test_overlap_by_hand():
-    train = [[1, 2, 3, 4, 5], [9, 9, 9]]
-    # 3-grams of held-out text: 234 and 345 seen, 451 and 512 not; 999 seen; repeats count once
-    assert seen_share(train, [[2, 3, 4, 5, 1, 2], [9, 9, 9, 9]], n=3) == pytest.approx(3 / 5)
-    assert seen_share(train, [[1, 2]], n=3) == 0.0
-    assert seen_share([[1, 2, 3]], [[3, 2, 1]], n=3) == 0.0
-
-
-def test_the_report_prints_counts_and_samples(monkeypatch, capsys, tokenizer, tmp_path):
-    rows = heldout(3)
-    monkeypatch.setattr(command, "load_embedded", lambda split, cache_dir=None: rows)
-    monkeypatch.setenv("COLUMNS", "200")
-    tokenizer.save_pretrained(tmp_path)
-    command.main(["--tokenizer", str(tmp_path), "--samples", "1"])
-    printed = capsys.readouterr().out
-    assert "heldout (unseen templates)" in printed and "100.0%" in printed
-    assert "The answer is 2." in printed
-    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
-        command.main(["--tokenizer", str(tmp_path / "none")])
+def test_the_command_prints_counts_and_writes_the_prompts(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(command, "load_embedded", lambda split: heldout(3))
+    monkeypatch.setattr(command, "write_prompts", lambda rows: write_prompts(rows, tmp_path / "prompts.jsonl", per_domain=3))
+    command.main(["--write-prompts"])
+    assert "heldout, math: 6 conversations, 0.00 MB" in capsys.readouterr().out
+    assert len(load_eval_prompts(path=tmp_path / "prompts.jsonl")) == 9

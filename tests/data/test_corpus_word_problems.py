@@ -9,8 +9,7 @@ import re
 import pytest
 
 from tiny_target.corpus.embedded import math_candidates
-from tiny_target.corpus.problem_templates import Part, Template, chain, templates
-from tiny_target.corpus.word_problems import as_conversation, problems
+from tiny_target.corpus.word_problems import Part, Template, as_conversation, chain, problems, templates
 
 TEMPLATES = templates()
 

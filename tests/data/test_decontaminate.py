@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 
 import pytest
 
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.decontaminate import decontaminate
 from hyperdflash.data.streamed import StreamedCorpus
-from tiny_target.corpus import __main__ as command
 
 QUESTION = "Ann has 3 red apples, buys 14 more at the market and gives Ben half of them."  # 16 words
 STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -127,13 +125,3 @@ def test_where_the_prompts_lie_does_not_rename_a_run(compose_config, mini_overri
         return run_name(compose_config("train", [*mini_overrides, *more]))
 
     assert name("corpus.benchmarks_path=a") == name("corpus.benchmarks_path=b") != name("corpus.decontaminate=true")
-
-
-def test_the_command_counts_the_embedded_corpus(folder, monkeypatch, capsys):
-    train = [replace(conversation, id=f"chat/{n}") for n, (conversation, _) in enumerate(CASES)]
-    monkeypatch.setattr(command, "load_embedded", lambda split, cache_dir=None: train)
-    monkeypatch.setenv("COLUMNS", "200")
-    command.main(["--benchmarks", str(folder)])
-    printed = capsys.readouterr().out
-    assert "6 of 13 training conversations hold a benchmark's prompt: 2 gsm8k, 2 math500, 1 mbpp, 1 mt-bench" in printed
-    assert "chat/0 holds a prompt of gsm8k" in printed

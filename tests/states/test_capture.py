@@ -12,9 +12,8 @@ import time
 import pytest
 
 from hyperdflash.leases import Leases, host
-from hyperdflash.states.capture import capture, lease_of
+from hyperdflash.states.capture import ShardWriter, capture, lease_of
 from hyperdflash.states.store import StateStore, make_shards
-from hyperdflash.states.writer import ShardWriter
 from tests.states.random_states import RandomStates, documents, forwards, key
 
 fork = multiprocessing.get_context("fork")

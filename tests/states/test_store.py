@@ -13,6 +13,7 @@ from safetensors import safe_open
 from hyperdflash.contracts import ENCODING_VERSION
 from hyperdflash.data.tokenizer import tokenizer_fingerprint
 from hyperdflash.preparing.job import StatesJob
+from hyperdflash.states.codecs import rounded
 from hyperdflash.states.manifest import check_manifest
 from hyperdflash.states.shard_file import MissingShard, OpenFiles
 from hyperdflash.states.store import StateStore, collate, make_shards
@@ -32,9 +33,9 @@ def test_records_are_the_rows_that_were_written(filled, dtype):
             assert torch.equal(row.input_ids[0], document.input_ids) and torch.equal(row.loss_mask[0], document.loss_mask)
             assert row.lengths.tolist() == [end - start]
             assert row.final.dtype == store.dtype
-            assert torch.equal(row.final[0], store.round(taps[None])[start:end])
-            assert torch.equal(row.layers[0, :, 0], store.round(taps[5])[start:end])
-            assert torch.equal(row.layers[0, :, 1], store.round(taps[2])[start:end])
+            assert torch.equal(row.final[0], rounded(taps[None], store.codec)[start:end])
+            assert torch.equal(row.layers[0, :, 0], rounded(taps[5], store.codec)[start:end])
+            assert torch.equal(row.layers[0, :, 1], rounded(taps[2], store.codec)[start:end])
             start = end
 
 
@@ -59,7 +60,7 @@ def test_any_width_and_number_of_paths(tmp_path):
         (shard,) = make_shards(make_documents(2), 2)
         states = random_states(shard, key=key)
         store.write(shard, states)
-        assert torch.equal(torch.cat([store.read(shard, i).final[0] for i in range(2)]), store.round(states))
+        assert torch.equal(torch.cat([store.read(shard, i).final[0] for i in range(2)]), rounded(states, store.codec))
 
 
 def test_missing_by_file_and_by_listing(filled):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import DeepseekV4ForCausalLM
 
 from hyperdflash.targets.deepseek_v4.build import save_target
-from hyperdflash.targets.deepseek_v4.quantization import dequantize
+from hyperdflash.targets.deepseek_v4.checkpoint import dequantize
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target
 from hyperdflash.targets.producer import InProcess

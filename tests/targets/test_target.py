@@ -10,9 +10,10 @@ from hyperdflash.targets import load
 from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, set_implementations, tiny_config
 from hyperdflash.targets.deepseek_v4.compat import with_cache
 from hyperdflash.targets.deepseek_v4.mtp import window_mask
-from hyperdflash.targets.generate import choose, generate_batch
+from hyperdflash.targets.generate import generate_batch
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target, read_config
+from hyperdflash.targets.sampling import Sampler
 from hyperdflash.targets.taps import tap_residual
 
 
@@ -207,10 +208,10 @@ def test_sampling_has_the_softmax_frequencies():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20_000, 4)
     generator = torch.Generator().manual_seed(0)
     for temperature in (0.7, 1.0):
-        drawn = choose(logits, temperature, 1.0, generator)
+        drawn, _ = Sampler(temperature, 1.0, generator).choose(logits)
         share = torch.bincount(drawn, minlength=4) / len(drawn)
         assert (share - torch.softmax(logits[0] / temperature, -1)).abs().max() < 0.015
-    nucleus = choose(logits, 1.0, 0.5, generator)
+    nucleus, _ = Sampler(1.0, 0.5, generator).choose(logits)
     assert set(nucleus.tolist()) == {0}
-    assert set(choose(logits, 1.0, 0.7, generator).tolist()) == {0, 1}
-    assert choose(logits[:3], 0.0, 1.0, None).tolist() == [0, 0, 0]
+    assert set(Sampler(1.0, 0.7, generator).choose(logits)[0].tolist()) == {0, 1}
+    assert Sampler().choose(logits[:3])[0].tolist() == [0, 0, 0]

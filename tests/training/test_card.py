@@ -22,7 +22,7 @@ def test_two_cards_at_once_do_not_write_one_file_of_answers(compose_config, mini
 
     monkeypatch.setattr(card, "load_embedded", lambda split: [])
     monkeypatch.setattr(card, "heldout_groups", lambda *_: {})
-    monkeypatch.setattr(card, "_measure_text", lambda *_: ({}, {}, 0))
+    monkeypatch.setattr(card, "_measure_text", lambda *_: ({}, {}))
     monkeypatch.setattr(responses, "generate_batch", answering)
     options = [f"target.path={mini_target}", f"out={tmp_path}", "threads=1"]
     with pytest.raises(Answering):

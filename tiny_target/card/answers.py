@@ -23,34 +23,31 @@ class Answer:
     looped: bool
     wanted: int | None = None
 
-
-def parses(text: str) -> bool:
-    """Tells whether ``text`` is Python with at least one statement."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in strings
-        try:
-            return bool(ast.parse(text).body)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
+    @property
+    def parses(self) -> bool:
+        """Tells whether the text is Python with at least one statement."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in strings
+            try:
+                return bool(ast.parse(self.text).body)
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                return False
 
 
 def answer_figures(answers: Sequence[Answer]) -> dict:
-    """Returns shares over the answers of one group; ``parse*`` is for code, ``right`` for math; None where a share does not
+    """Returns means over the answers of one group; ``parses*`` is for code, ``right`` for math; None where a mean does not
     apply or has no answers."""
-    code = answers and answers[0].group == "code"
-    math_answers = [a for a in answers if a.wanted is not None]
-    ended = [a for a in answers if a.ended]
+    code = [a for a in answers if a.group == "code"]
     return {
         "prompts": len(answers),
-        "ended": share(answers, lambda a: a.ended),
-        "looped": share(answers, lambda a: a.looped),
-        "mean_tokens": sum(a.num_tokens for a in answers) / len(answers) if answers else None,
-        "parses": share(answers, lambda a: parses(a.text)) if code else None,
-        "parses_of_ended": share(ended, lambda a: parses(a.text)) if code else None,
-        "right": share(math_answers, lambda a: final_number(a.text) == a.wanted),
+        "ended": _mean([a.ended for a in answers]),
+        "looped": _mean([a.looped for a in answers]),
+        "mean_tokens": _mean([a.num_tokens for a in answers]),
+        "parses": _mean([a.parses for a in code]),
+        "parses_of_ended": _mean([a.parses for a in code if a.ended]),
+        "right": _mean([final_number(a.text) == a.wanted for a in answers if a.wanted is not None]),
     }
 
 
-def share(items: Sequence, holds) -> float | None:
-    """Returns the share of ``items`` for which ``holds`` is true; None without items."""
-    return sum(map(bool, map(holds, items))) / len(items) if items else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -5,6 +5,8 @@ Shapes: see contracts.py; N tokens. If paths coincide or gates are constant, an 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,61 +34,42 @@ def teacher_divergence(heads: TargetHeads, gated: Tensor, pooled: Tensor) -> tup
     return (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), p.argmax(-1) != q.argmax(-1)
 
 
-class PathStatistics:
-    """Sums over tokens in fp64; ``figures`` divides once."""
+@torch.inference_mode()
+def path_sums(heads: TargetHeads, final: Tensor) -> dict[str, Tensor]:
+    """Returns the sum of every measure, in fp64, over the tokens with residuals ``final`` [N, M, D]."""
+    gates = head_gates(heads.hc_head, final[None])[0]
+    gated, pooled = heads.collapse(final[None], "hc_head")[0], heads.collapse(final[None], "mean_pool")[0]
+    forward, backward, differs = teacher_divergence(heads, gated, pooled)
+    values = {
+        "tokens": torch.ones(len(final)),
+        "cosines": path_cosines(final),
+        "norms": final.float().norm(dim=-1),
+        "gates": gates,
+        "gate_squares": gates.double().square(),
+        "distance": (pooled - gated).float().norm(dim=-1) / gated.float().norm(dim=-1),
+        "kl_hc_head_mean_pool": forward,
+        "kl_mean_pool_hc_head": backward,
+        "argmax_differs": differs,
+    }
+    return {name: value.double().sum(dim=0) for name, value in values.items()}
 
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.sums: dict[str, Tensor] = {}
 
-    @torch.inference_mode()
-    def update(self, heads: TargetHeads, final: Tensor, rows: int = 4096) -> None:
-        """Adds the tokens with residuals ``final`` [N, M, D]."""
-        for states in final.split(rows):
-            batched = states.unsqueeze(0)
-            gates = head_gates(heads.hc_head, batched)[0]
-            gated, pooled = heads.collapse(batched, "hc_head")[0], heads.collapse(batched, "mean_pool")[0]
-            forward, backward, differs = teacher_divergence(heads, gated, pooled)
-            self._add(
-                cosines=path_cosines(states),
-                norms=states.float().norm(dim=-1),
-                gates=gates,
-                gate_squares=gates.double().square(),
-                distance=(pooled - gated).float().norm(dim=-1) / gated.float().norm(dim=-1),
-                kl_hc_head_mean_pool=forward,
-                kl_mean_pool_hc_head=backward,
-                argmax_differs=differs,
-            )
-            self.num_tokens += len(states)
-
-    def _add(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.double().sum(dim=0)
-
-    def __add__(self, other: PathStatistics) -> PathStatistics:
-        both = PathStatistics()
-        both.num_tokens = self.num_tokens + other.num_tokens
-        names = self.sums | other.sums
-        both.sums = {name: self.sums.get(name, 0) + other.sums.get(name, 0) for name in names}
-        return both
-
-    def figures(self) -> dict:
-        """Returns the numbers of the card; ValueError without tokens."""
-        if not self.num_tokens:
-            raise ValueError("the held-out answers have no tokens to measure the paths on: raise text_bytes")
-        mean = {name: value / self.num_tokens for name, value in self.sums.items()}
-        cosines = mean["cosines"]
-        apart = ~torch.eye(len(cosines), dtype=torch.bool)
-        variance = (mean["gate_squares"] - mean["gates"].square()).clamp(min=0)
-        return {
-            "tokens": self.num_tokens,
-            "mean_cosine": float(cosines[apart].mean()),
-            "cosines": cosines.tolist(),
-            "path_norms": mean["norms"].tolist(),
-            "gate_means": mean["gates"].tolist(),
-            "gate_variances": variance.tolist(),
-            "relative_distance": float(mean["distance"]),
-            "kl_hc_head_mean_pool_nats": float(mean["kl_hc_head_mean_pool"]),
-            "kl_mean_pool_hc_head_nats": float(mean["kl_mean_pool_hc_head"]),
-            "argmax_differs": float(mean["argmax_differs"]),
-        }
+def path_figures(parts: Sequence[dict[str, Tensor]]) -> dict:
+    """Returns the numbers of the card, means over the tokens of all ``parts`` (`path_sums`); ValueError without tokens."""
+    sums = {name: sum(part[name] for part in parts) for name in parts[0]}
+    if not sums["tokens"]:
+        raise ValueError("the held-out answers have no tokens to measure the paths on: raise text_bytes")
+    mean = {name: value / sums["tokens"] for name, value in sums.items()}
+    apart = ~torch.eye(len(mean["cosines"]), dtype=torch.bool)
+    return {
+        "tokens": int(sums["tokens"]),
+        "mean_cosine": float(mean["cosines"][apart].mean()),
+        "cosines": mean["cosines"].tolist(),
+        "path_norms": mean["norms"].tolist(),
+        "gate_means": mean["gates"].tolist(),
+        "gate_variances": (mean["gate_squares"] - mean["gates"].square()).clamp(min=0).tolist(),
+        "relative_distance": float(mean["distance"]),
+        "kl_hc_head_mean_pool_nats": float(mean["kl_hc_head_mean_pool"]),
+        "kl_mean_pool_hc_head_nats": float(mean["kl_mean_pool_hc_head"]),
+        "argmax_differs": float(mean["argmax_differs"]),
+    }

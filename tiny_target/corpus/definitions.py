@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 from tqdm import tqdm
 
@@ -84,20 +83,14 @@ class _Plainer(ast.NodeTransformer):
         return ast.copy_location(ast.Assign(targets=[node.target], value=node.value), node)
 
 
-def _is_stub(body: list[ast.stmt]) -> bool:
-    """Tells whether a body does nothing: ``pass``, ``...`` or an immediate ``raise``."""
-    if not body:
-        return True
-    first = body[0]
-    return isinstance(first, ast.Raise | ast.Pass) or (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant))
-
-
 def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: str, class_name: str) -> FunctionDefinition | None:
-    span = sum(child.end_lineno - child.lineno for child in node.body[1:]) if len(node.body) > 1 else 0
-    if node.name.startswith("test") or span > 40:
+    body = node.body[1:]  # behind the docstring
+    if node.name.startswith("test") or sum(child.end_lineno - child.lineno for child in body) > 40:
         return None
     found = summary_sentences(ast.get_docstring(node))
-    if not found or _is_stub(node.body[1:]):
+    first = body[0] if body else ast.Pass()
+    is_stub = isinstance(first, ast.Raise | ast.Pass) or (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant))
+    if not found or is_stub:
         return None
     static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
     node = _Plainer().visit(node)
@@ -106,15 +99,13 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: str, class_n
     source = ast.unparse(ast.fix_missing_locations(node))
     if len(source) > _MAX_SOURCE_CHARS:
         return None
-    arguments = ast.unparse(node.args)
-    receiver = bool(class_name) and not static
-    pieces = tuple(_split_arguments(node.args))
+    arguments = tuple(_split_arguments(node.args))
     return FunctionDefinition(
         module=module,
         class_name=class_name,
         name=node.name,
-        signature=f"{node.name}({arguments})",
-        arguments=pieces[1:] if receiver else pieces,
+        signature=f"{node.name}({ast.unparse(node.args)})",
+        arguments=arguments[1:] if class_name and not static else arguments,
         source=source,
         sentences=tuple(found),
         is_async=isinstance(node, ast.AsyncFunctionDef),
@@ -139,16 +130,19 @@ def _namespace(node: ast.Module | ast.ClassDef, module: str) -> NamespaceDefinit
     found = summary_sentences(ast.get_docstring(node))
     if not found:
         return None
-    functions = (child for child in node.body if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
-    classes = (child for child in node.body if isinstance(child, ast.ClassDef))
     is_class = isinstance(node, ast.ClassDef)
+
+    def public(*kinds: type) -> tuple[str, ...]:
+        names = (child.name for child in node.body if isinstance(child, kinds))
+        return tuple(dict.fromkeys(name for name in names if not name.startswith("_")))
+
     return NamespaceDefinition(
         kind="class" if is_class else "module",
         module=module,
         name=node.name if is_class else module,
         bases=tuple(ast.unparse(base) for base in node.bases) if is_class else (),
-        members=tuple(dict.fromkeys(child.name for child in functions if not child.name.startswith("_"))),
-        classes=tuple(dict.fromkeys(child.name for child in classes if not child.name.startswith("_"))),
+        members=public(ast.FunctionDef, ast.AsyncFunctionDef),
+        classes=public(ast.ClassDef),
         sentences=tuple(found),
     )
 
@@ -178,14 +172,13 @@ def read_definitions(file: SourceFile) -> list[Definition]:
     return [item for item in found if item is not None]
 
 
-def scan(files: Iterable[SourceFile], *, num_workers: int = 1, progress: bool = False) -> list[Definition]:
+def scan(files: Iterable[SourceFile], *, num_workers: int = 1) -> list[Definition]:
     """Returns the definitions of all ``files`` in their order, for any number of processes."""
     files = list(files)
-    bar = partial(tqdm, total=len(files), unit="file", desc="corpus: reading Python files", disable=not progress)
-    pool = ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext()
-    with pool as executor:
-        rows = executor.map(read_definitions, files, chunksize=32) if executor else map(read_definitions, files)
-        return [item for row in bar(rows) for item in row]
+    with ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext() as pool:
+        rows = pool.map(read_definitions, files, chunksize=32) if pool else map(read_definitions, files)
+        bar = tqdm(rows, total=len(files), unit="file", desc="corpus: reading Python files", mininterval=2)
+        return [item for row in bar for item in row]
 
 
 def default_workers() -> int:

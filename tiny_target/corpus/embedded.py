@@ -12,11 +12,11 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from hyperdflash import stable_hash
@@ -24,17 +24,17 @@ from hyperdflash.contracts import DOMAINS, Conversation
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.rows import from_row, to_row
+from hyperdflash.files import whole_file
+from hyperdflash.identity import runs_dir
 from hyperdflash.settings import natural_int
 from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
 from tiny_target.corpus.code_tasks import code_task
 from tiny_target.corpus.definitions import Definition, FunctionDefinition, default_workers, scan
-from tiny_target.corpus.explanations import explain_function, explain_namespace
+from tiny_target.corpus.explanations import explain_function, explain_namespace, explain_topic
 from tiny_target.corpus.near_duplicates import first_of_each, fold_code
 from tiny_target.corpus.packages import corpus_files, installed_versions
-from tiny_target.corpus.problem_templates import Template, templates
 from tiny_target.corpus.split import SPLITS, Split, is_heldout_module, is_heldout_text
-from tiny_target.corpus.topics import Topic, explain_topic, reference_topics
-from tiny_target.corpus.word_problems import as_conversation, problems
+from tiny_target.corpus.word_problems import Template, as_conversation, problems, templates
 
 log = logging.getLogger(__name__)
 
@@ -58,28 +58,31 @@ def text_bytes(conversation: Conversation) -> int:
 
 def code_candidates(definitions: Iterable[Definition]) -> list[Candidate]:
     """Makes tasks of functions. The summary decides the split, so that a function's task and explanation share a side."""
-    found = []
-    for item in definitions:
-        if isinstance(item, FunctionDefinition) and (conversation := code_task(item)):
-            heldout = is_heldout_module(item.module) or is_heldout_text(item.sentences[0])
-            found.append(Candidate(conversation, fold_code(item.source), heldout))
-    return found
+    functions = [item for item in definitions if isinstance(item, FunctionDefinition)]
+    return [
+        Candidate(conversation, fold_code(item.source), _is_heldout(item.module, item.sentences[0]))
+        for item in functions
+        if (conversation := code_task(item))
+    ]
 
 
-def chat_candidates(definitions: Iterable[Definition], topics: Iterable[Topic] = ()) -> list[Candidate]:
+def chat_candidates(definitions: Iterable[Definition], topics: Mapping[str, str] | None = None) -> list[Candidate]:
     """Makes explanations of functions, classes, modules and topics; the docstring's sentences decide the duplicates."""
     found = []
     for item in definitions:
         explain = explain_function if isinstance(item, FunctionDefinition) else explain_namespace
         if conversation := explain(item):
-            heldout = is_heldout_module(item.module) or is_heldout_text(item.sentences[0])
-            found.append(Candidate(conversation, fold_text(" ".join(item.sentences[:2])), heldout))
-    for topic in topics:
-        for conversation in explain_topic(topic):
+            folded = fold_text(" ".join(item.sentences[:2]))
+            found.append(Candidate(conversation, folded, _is_heldout(item.module, item.sentences[0])))
+    for name, topic in (topics or {}).items():
+        for conversation in explain_topic(name, topic):
             text = conversation.turns[1].content
-            heldout = is_heldout_module(f"pydoc_data.topics.{topic.name}") or is_heldout_text(text)
-            found.append(Candidate(conversation, fold_text(text), heldout))
+            found.append(Candidate(conversation, fold_text(text), _is_heldout(f"pydoc_data.topics.{name}", text)))
     return found
+
+
+def _is_heldout(module: str, text: str) -> bool:
+    return is_heldout_module(module) or is_heldout_text(text)
 
 
 def math_candidates(sources: Iterable[Template], count: int = PROBLEMS_PER_TEMPLATE) -> list[Candidate]:
@@ -92,21 +95,23 @@ def math_candidates(sources: Iterable[Template], count: int = PROBLEMS_PER_TEMPL
     return found
 
 
-def select(candidates: Iterable[Candidate], train_bytes: int | None, *, by_shingles: bool = True, progress: bool = False):
+def select(
+    candidates: Iterable[Candidate], train_bytes: int | None, *, by_shingles: bool = True
+) -> tuple[list[Conversation], list[Conversation]]:
     """Returns (train, held-out) conversations without near-duplicates, in an order that depends on their ids alone.
 
     ``by_shingles=False`` compares folded texts for equality only (math, whose content is its numbers).
     """
     ordered = sorted(candidates, key=lambda item: (content_hash(item.conversation.id), item.folded))
     if by_shingles:
-        keep = first_of_each([item.folded for item in ordered], progress=progress)
+        ordered = compress(ordered, first_of_each([item.folded for item in ordered]))
     else:
-        seen: set[str] = set()
-        keep = [not (item.folded in seen or seen.add(item.folded)) for item in ordered]
+        first: dict[str, Candidate] = {}
+        for item in ordered:
+            first.setdefault(item.folded, item)
+        ordered = first.values()
     train, heldout, total = [], [], 0
-    for item, kept in zip(ordered, keep, strict=True):
-        if not kept:
-            continue
+    for item in ordered:
         if item.heldout:
             heldout.append(item.conversation)
         elif train_bytes is None or total < train_bytes:
@@ -115,27 +120,24 @@ def select(candidates: Iterable[Candidate], train_bytes: int | None, *, by_shing
     return train, heldout
 
 
-def build(*, num_workers: int | None = None, progress: bool = True) -> dict[str, list[Conversation]]:
+def build() -> dict[str, list[Conversation]]:
     """Builds the whole corpus from this machine's files: conversations by split, domains mixed in a stable order."""
-    definitions = scan(corpus_files(), num_workers=num_workers or default_workers(), progress=progress)
+    from pydoc_data.topics import topics  # Python's own reference, a megabyte
+
+    definitions = scan(corpus_files(), num_workers=default_workers())
     candidates = {
         "math": math_candidates(templates()),
         "code": code_candidates(definitions),
-        "chat": chat_candidates(definitions, reference_topics()),
+        "chat": chat_candidates(definitions, dict(sorted(topics.items()))),
     }
     result: dict[str, list[Conversation]] = {"train": [], "heldout": []}
     for domain, found in candidates.items():
-        train, heldout = select(found, TRAIN_BYTES[domain], by_shingles=domain != "math", progress=progress)
+        train, heldout = select(found, TRAIN_BYTES[domain], by_shingles=domain != "math")
         result["train"] += train
         result["heldout"] += heldout
     for side in result.values():
         side.sort(key=lambda conversation: content_hash(conversation.id))
     return result
-
-
-def default_cache_dir() -> Path:
-    """Returns ``$HYPERDFLASH_RUNS/corpus``, or ``runs/corpus``."""
-    return Path(os.environ.get("HYPERDFLASH_RUNS", "runs")) / "corpus"
 
 
 def cache_key() -> str:
@@ -147,45 +149,29 @@ def cache_key() -> str:
     return content_hash(json.dumps([parsed, sys.version_info[:3], installed_versions()]))
 
 
-def load_embedded(
-    split: Split,
-    domains: Sequence[str] = DOMAINS,
-    *,
-    cache_dir: str | Path | None = None,
-    num_workers: int | None = None,
-    progress: bool = True,
-) -> list[Conversation]:
+def load_embedded(split: Split, *, cache_dir: str | Path | None = None) -> list[Conversation]:
     """Returns the conversations of one split, domains mixed in a stable order.
 
-    The first call builds the corpus in about a minute; later calls read it from ``cache_dir``. ValueError for unknown names.
+    The first call builds the corpus in about a minute; later calls read it from ``cache_dir`` (None: runs/corpus).
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if unknown := [domain for domain in domains if domain not in DOMAINS]:
-        raise ValueError(f"domains must be among {', '.join(DOMAINS)}, got {unknown[0]!r}")
-    path = Path(cache_dir or default_cache_dir()) / f"embedded-{cache_key()}.jsonl"
+    path = Path(cache_dir or runs_dir() / "corpus") / f"embedded-{cache_key()}.jsonl"
     if not path.is_file():
-        missing = [name for name, version in installed_versions().items() if version == "missing"]
-        if missing:
+        if missing := [name for name, version in installed_versions().items() if version == "missing"]:
             log.warning("embedded corpus: not installed and left out: %s", ", ".join(missing))
-        write_rows(path, build(num_workers=num_workers, progress=progress))
+        write_rows(path, build())
     with path.open(encoding="utf-8") as lines:
-        rows = (json.loads(line) for line in lines)
-        return [from_row(row) for row in rows if row["split"] == split and row["domain"] in domains]
+        rows = map(json.loads, lines)
+        return [from_row(row) for row in rows if row["split"] == split]
 
 
 def write_rows(path: Path, corpus: dict[str, list[Conversation]]) -> None:
     """Writes all splits to one JSONL file, which appears under its name only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # one a process: two may build at the same time
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for split, conversations in corpus.items():
-                for conversation in conversations:
-                    file.write(json.dumps(to_row(conversation, split=split), ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        for split, conversations in corpus.items():
+            for conversation in conversations:
+                file.write((json.dumps(to_row(conversation, split=split), ensure_ascii=False) + "\n").encode())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from hyperdflash.contracts import DOMAINS, Conversation
 from hyperdflash.data.prompts import eval_prompts_file
 from hyperdflash.data.rows import to_row
+from hyperdflash.files import whole_file
 from tiny_target.corpus.split import heldout_kind
 
 PROMPTS_PER_DOMAIN = 320
@@ -34,7 +35,7 @@ def as_prompt(conversation: Conversation) -> Conversation:
     while turns and turns[-1].role != "user":
         turns = turns[:-1]
     if not turns:
-        raise ValueError(f"conversation {conversation.id} has no user turn; a prompt needs one; drop it from the prompts")
+        raise ValueError(f"conversation {conversation.id} has no user turn, which a prompt needs: drop it from the prompts")
     return replace(conversation, turns=turns)
 
 
@@ -58,11 +59,10 @@ def choose_prompts(heldout: Iterable[Conversation], per_domain: int = PROMPTS_PE
 
 def write_prompts(heldout: Iterable[Conversation], path: Path | None = None, per_domain: int = PROMPTS_PER_DOMAIN) -> int:
     """Writes the file of prompts; returns its number of rows."""
-    chosen = choose_prompts(heldout, per_domain)
-    lines = []
-    for conversation in chosen:
-        answer = final_number(conversation.turns[-1].content) if conversation.domain == "math" else None
-        more = {} if answer is None else {"answer": answer}
-        lines.append(json.dumps(to_row(as_prompt(conversation), **more), ensure_ascii=False) + "\n")
-    (path or eval_prompts_file()).write_text("".join(lines), encoding="utf-8")
-    return len(lines)
+    with whole_file(path or eval_prompts_file()) as file:
+        chosen = choose_prompts(heldout, per_domain)
+        for conversation in chosen:
+            answer = final_number(conversation.turns[-1].content) if conversation.domain == "math" else None
+            more = {} if answer is None else {"answer": answer}
+            file.write((json.dumps(to_row(as_prompt(conversation), **more), ensure_ascii=False) + "\n").encode())
+    return len(chosen)

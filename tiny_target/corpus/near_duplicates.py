@@ -56,20 +56,16 @@ def _shingles(folded: str) -> np.ndarray:
     return np.unique(mixed)
 
 
-def _mix_constants() -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.Generator(np.random.PCG64(20240611))
-    odd = generator.integers(1, 2**63, _ROWS * _BANDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    return odd, generator.integers(0, 2**63, _ROWS * _BANDS, dtype=np.uint64)
-
-
-def first_of_each(folded: Sequence[str], *, progress: bool = False) -> list[bool]:
+def first_of_each(folded: Sequence[str]) -> list[bool]:
     """Returns one entry per folded text, in order: True where no earlier True text is a near-duplicate of it."""
-    multiplier, shift = _mix_constants()
+    generator = np.random.Generator(np.random.PCG64(20240611))
+    multiplier = generator.integers(1, 2**63, _ROWS * _BANDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    shift = generator.integers(0, 2**63, _ROWS * _BANDS, dtype=np.uint64)
     seen: set[str] = set()
     shingles: list[np.ndarray] = []
     buckets: dict[tuple[int, bytes], list[int]] = {}
     keep = []
-    for text in tqdm(folded, unit="text", desc="corpus: near-duplicates", mininterval=2, disable=not progress):
+    for text in tqdm(folded, unit="text", desc="corpus: near-duplicates", mininterval=2):
         if text in seen:
             keep.append(False)
             continue

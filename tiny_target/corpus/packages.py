@@ -13,30 +13,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Distributions; behind "=" the folders of site-packages that a distribution installs under other names.
-_DISTRIBUTIONS_TEXT = """
-torch transformers tokenizers safetensors numpy sympy mpmath networkx pandas pyarrow python-dateutil=dateutil lightning
-lightning-utilities=lightning_utilities torchmetrics datasets huggingface-hub=huggingface_hub dill filelock fsspec
-aiohttp yarl multidict anyio httpx httpcore requests urllib3 idna charset-normalizer=charset_normalizer hydra-core=hydra
-omegaconf PyYAML=yaml wandb click pydantic platformdirs packaging psutil matplotlib=matplotlib+mpl_toolkits
-fonttools=fontTools pillow=PIL cycler contourpy pyparsing rich Pygments=pygments markdown-it-py=markdown_it tqdm
-Jinja2=jinja2 MarkupSafe=markupsafe setuptools=setuptools+pkg_resources attrs=attr
-"""
+from tiny_target.corpus.words import words
 
-
-def _folders(entry: str) -> tuple[str, tuple[str, ...]]:
-    name, _, folders = entry.partition("=")
-    return name, tuple((folders or name).split("+"))
-
-
-DISTRIBUTIONS: dict[str, tuple[str, ...]] = dict(map(_folders, _DISTRIBUTIONS_TEXT.split()))
-
-_SKIPPED_FOLDERS_TEXT = """
-test tests testing _testing idlelib lib2to3 turtledemo ensurepip distutils _distutils pydoc_data site-packages
-_vendor vendor _vendored vendored thirdparty third_party external _extern proto _antlr antlr generated _generated
-__pycache__ node_modules benchmarks _pyinstaller
-"""
-_SKIPPED_FOLDERS = frozenset(_SKIPPED_FOLDERS_TEXT.split())
+_WORDS = words("packages")
+_ENTRIES = (entry.partition("=") for entry in _WORDS["distributions"])
+DISTRIBUTIONS = {name: (folders or name).split("+") for name, _, folders in _ENTRIES}  # -> folders of site-packages
+_SKIPPED_FOLDERS = frozenset(_WORDS["skipped_folders"])
 
 
 @dataclass(frozen=True)
@@ -74,10 +56,6 @@ def installed_versions() -> dict[str, str]:
 
 def corpus_files() -> list[SourceFile]:
     """Returns every file of the embedded corpus, the standard library first."""
-    files = list(python_files(Path(sysconfig.get_paths()["stdlib"])))
-    site = Path(sysconfig.get_paths()["purelib"])
-    for folders in DISTRIBUTIONS.values():
-        for folder in folders:
-            if (site / folder).is_dir():
-                files.extend(python_files(site / folder, folder))
-    return files
+    paths = sysconfig.get_paths()
+    roots = [(Path(paths["purelib"], folder), folder) for folders in DISTRIBUTIONS.values() for folder in folders]
+    return [file for root, prefix in [(Path(paths["stdlib"]), ""), *roots] for file in python_files(root, prefix)]

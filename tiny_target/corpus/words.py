@@ -1,4 +1,4 @@
-"""Reads the words and wordings of the generated text from words.toml."""
+"""Reads words.toml: words and wordings of the generated text, and names of packages."""
 
 from __future__ import annotations
 

@@ -13,34 +13,113 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.leases import Leases
-from hyperdflash.states.codecs import Codec, rounded
-from hyperdflash.states.readers import checked
-from hyperdflash.states.store import Shard, StateStore, collate, states_of
-from hyperdflash.states.writer import ShardWriter
+from hyperdflash.states.codecs import Codec
+from hyperdflash.states.readers import checked, computed_states
+from hyperdflash.states.store import Shard, StateStore, collate
 from hyperdflash.targets.producer import Producer
 
 POLL_S = 0.2
 TELL_S = 20.0
 
+Taps = Mapping[int | None, Tensor]
+
 
 def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> TargetStates:
-    """Computes the states of a shard as one right-padded batch, rounded as in a cache with ``codec``; touches no disk."""
-    taps = {tap: rounded(value, codec) for tap, value in producer.states(shard.sequences, layer_ids).items()}
-    final, *layers = (taps[tap].split(shard.lengths) for tap in (None, *layer_ids))
-    rows = zip(shard.documents, final, zip(*layers, strict=True) if layers else [()] * len(shard.documents), strict=True)
-    return collate([states_of(document, *states, layer_ids) for document, *states in rows])
+    """Computes the states of a shard as one right-padded batch; touches no disk."""
+    return collate(computed_states(producer, shard, layer_ids, codec))
+
+
+def missing_taps(producer: Producer, store: StateStore, shard: Shard, layer_ids: Sequence[int]) -> Taps:
+    """Computes the taps [N, M, D] of a shard that ``store`` lacks; an empty mapping when it lacks none."""
+    missing = store.missing(shard, layer_ids)
+    states = producer.states(shard.sequences, [tap for tap in missing if tap is not None]) if missing else {}
+    return {tap: states[tap] for tap in missing}
+
+
+def write_taps(store: StateStore, shard: Shard, taps: Taps) -> int:
+    """Stores taps of a shard, the final residual last: a shard that has it is complete. Returns the number of bytes."""
+    return sum(store.write(shard, taps[tap], tap) for tap in sorted(taps, key=lambda tap: tap is None))
+
+
+class ShardWriter:
+    """Writes shards in a thread, so that the next forward does not wait for the disk.
+
+    Calls ``after(shard, num_bytes)`` in the thread when a shard is stored. The next `put`, or the end of the block, raises an
+    error of the thread.
+    """
+
+    def __init__(self, store: StateStore, after: Callable[[Shard, int], None] = lambda *_: None):
+        self.store, self.after = store, after
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._written: Future | None = None
+
+    def put(self, shard: Shard, taps: Taps) -> None:
+        """Waits until the shard before is stored, then hands this one to the thread."""
+        if self._written is not None:
+            self._written.result()
+        self._written = self._thread.submit(self._write, shard, taps)
+
+    def _write(self, shard: Shard, taps: Taps) -> None:
+        self.after(shard, write_taps(self.store, shard, taps))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Stores the last shard, also when the block ends with an error."""
+        self._thread.shutdown()
+        if kind is None and self._written is not None:
+            self._written.result()
 
 
 def lease_of(shard: Shard) -> str:
     """Returns the name of the lease on a shard."""
     return f"leases/{shard.name}"
+
+
+@contextmanager
+def capturing(
+    store: StateStore,
+    producer: Callable[[], Producer],
+    layer_ids: Sequence[int],
+    leases: Leases,
+    **bar_options,
+) -> Iterator[Callable[[Shard], None]]:
+    """Yields a function that captures what a leased shard lacks; the lease is released when the shard is stored.
+
+    Before and after the block, removes the leases and partial files of killed captures.
+    """
+    written = 0
+
+    def stored(shard: Shard, size: int) -> None:
+        nonlocal written
+        written += size
+        bar.set_postfix_str(f"{tqdm.format_sizeof(written, 'B')} written", refresh=False)
+        leases.release(lease_of(shard))
+
+    def capture_leased(shard: Shard) -> None:
+        if taps := missing_taps(made_by, store, shard, layer_ids):  # another process may have stored it just before
+            writer.put(shard, taps)
+        else:
+            leases.release(lease_of(shard))
+        bar.update(shard.num_tokens)
+
+    tidy(store, leases)
+    made_by = checked(producer(), store)
+    bar = tqdm(unit="tok", unit_scale=True, mininterval=2, **bar_options)
+    with bar, ShardWriter(store, stored) as writer:
+        yield capture_leased
+    tidy(store, leases)
 
 
 def capture(
@@ -62,48 +141,23 @@ def capture(
         if progress:
             print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
         return
-    made_by = checked(producer(), store)
-    bar = tqdm(
-        total=sum(shard.num_tokens for shard in waiting),
-        desc="capture states",
-        unit="tok",
-        unit_scale=True,
-        disable=not progress,
-        mininterval=2,
-    )
-    written = 0
-
-    def stored(shard: Shard, size: int) -> None:
-        nonlocal written
-        written += size
-        bar.set_postfix_str(f"{tqdm.format_sizeof(written, 'B')} written", refresh=False)
-        leases.release(lease_of(shard))
-
-    with bar, Leases(store.directory, stale_s) as leases:
-        tidy(store, leases)
-        with ShardWriter(store, stored) as writer:
-            passed, reported = 0, time.monotonic()  # consecutive shards that other processes have leased
-            while waiting:
-                shard = waiting.popleft()
-                taps = store.missing(shard, layer_ids)
-                if taps and not leases.acquire(lease_of(shard)):
-                    waiting.append(shard)
-                    passed += 1
-                    if passed >= len(waiting):
-                        passed = 0
-                        if progress and time.monotonic() - reported > TELL_S:
-                            reported = time.monotonic()
-                            bar.write(f"waiting for {len(waiting)} shards; {leases.owner(lease_of(shard))} has one of them")
-                        time.sleep(POLL_S)
-                    continue
+    bar = {"desc": "capture states", "total": sum(shard.num_tokens for shard in waiting), "disable": not progress}
+    with Leases(store.directory, stale_s) as leases, capturing(store, producer, layer_ids, leases, **bar) as capture_leased:
+        passed, reported = 0, time.monotonic()  # consecutive shards that other processes have leased
+        while waiting:
+            shard = waiting.popleft()
+            if leases.acquire(lease_of(shard)) or not store.missing(shard, layer_ids):
+                capture_leased(shard)
                 passed = 0
-                if taps and (taps := store.missing(shard, layer_ids)):  # another process may have stored it just before
-                    states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
-                    writer.put(shard, {tap: states[tap] for tap in taps})
-                else:
-                    leases.release(lease_of(shard))
-                bar.update(shard.num_tokens)
-        tidy(store, leases)
+                continue
+            waiting.append(shard)
+            passed += 1
+            if passed >= len(waiting):
+                passed = 0
+                if progress and time.monotonic() - reported > TELL_S:
+                    reported = time.monotonic()
+                    tqdm.write(f"waiting for {len(waiting)} shards; {leases.owner(lease_of(shard))} has one of them")
+                time.sleep(POLL_S)
 
 
 def tidy(store: StateStore, leases: Leases) -> None:

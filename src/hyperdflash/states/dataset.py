@@ -20,11 +20,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from hyperdflash.contracts import ENCODING_VERSION, Document
 from hyperdflash.states.manifest import FORMAT_VERSION as CACHE_FORMAT
@@ -52,11 +54,9 @@ class Index(Sequence[Document]):
         self._ids = others["ids"].numpy()  # one array: 300,000 strings would take 20 MB
         self._id_ends = np.flatnonzero(self._ids == 0)[: len(self._file.offsets) - 1]
         self._domains, self._domain_names = others["domains"], _texts(others["domain_names"])
-        starts = others["shard_starts"].tolist()
-        self.shards = [
-            IndexedShard(name, Rows(self, start, stop))
-            for name, start, stop in zip(_texts(others["shard_names"]), starts[:-1], starts[1:], strict=True)
-        ]
+        self.num_tokens = np.diff(self._file.offsets)  # of each document
+        rows = (Subset(self, range(start, stop)) for start, stop in pairwise(others["shard_starts"].tolist()))
+        self.shards = list(map(IndexedShard, _texts(others["shard_names"]), rows))
 
     def __reduce__(self):
         return Index, (self.path, self.identity)
@@ -76,35 +76,17 @@ class Index(Sequence[Document]):
         domain = self._domain_names[int(self._domains[row])]
         return Document(self.id(row), domain, record["input_ids"].long(), record["loss_mask"])
 
-    def lengths(self, start: int, stop: int) -> list[int]:
-        """Returns the number of tokens of documents ``start`` to ``stop - 1``; reads none of them."""
-        offsets = self._file.offsets[start : stop + 1]
-        return (offsets[1:] - offsets[:-1]).tolist()
-
-
-@dataclass(frozen=True)
-class Rows(Sequence[Document]):
-    """The documents ``start`` to ``stop - 1`` of an index."""
-
-    split: Index
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, row: int) -> Document:
-        return self.split[range(self.start, self.stop)[row]]
-
 
 class IndexedShard(Shard):
-    """A shard whose documents are read from an index."""
+    """A shard whose documents are a run of rows of an `Index`."""
 
-    documents: Rows
+    documents: Subset[Document]
 
     @property
     def lengths(self) -> list[int]:
-        return self.documents.split.lengths(self.documents.start, self.documents.stop)
+        """Tokens of each document; reads none of them."""
+        rows = self.documents.indices
+        return self.documents.dataset.num_tokens[rows.start : rows.stop].tolist()
 
 
 @dataclass(frozen=True)
@@ -140,8 +122,8 @@ class Dataset:
         for split in SPLITS:
             count = self.rows[split]
             text = f"{count['documents']:,} documents, {count['tokens']:,} tokens, {count['supervised_tokens']:,} supervised"
-            touched = (("at_max_length", "as long as max_length"), ("without_document", "conversations without one"))
-            more = ", ".join(f"{count[key]:,} {words}" for key, words in touched if count[key])
+            notes = (("at_max_length", "as long as max_length"), ("without_document", "conversations without one"))
+            more = ", ".join(f"{count[key]:,} {words}" for key, words in notes if count[key])
             lines.append(f"{split}: {text}" + (f" ({more})" if more else ""))
         return lines
 

@@ -73,27 +73,22 @@ def write_manifest(directory: Path, key: CacheKey) -> None:
 
 def check_manifest(directory: Path, key: CacheKey) -> None:
     """Raises ValueError when ``directory`` holds states of another target, codec, encoding or format, or a damaged manifest."""
-    found = read_checked(
-        directory / NAME, FORMAT_VERSION, f"cache {directory}", "give another cache.directory, remove it and capture again"
-    )
-    wanted, found = asdict(key), {"engine": IN_PROCESS, **found}
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    if differing:
-        pairs = ", ".join(f"{name}={found.get(name)!r} where this run needs {wanted[name]!r}" for name in differing)
-        raise ValueError(f"cache {directory} was written with {pairs}: give another cache.directory or remove it")
+    remedy = "give another cache.directory, remove it and capture again"
+    found = {"engine": IN_PROCESS, **read_checked(directory / NAME, FORMAT_VERSION, f"cache {directory}", remedy)}
+    wanted = asdict(key).items()
+    pairs = [f"{name}={found.get(name)!r} where this run needs {value!r}" for name, value in wanted if found.get(name) != value]
+    if pairs:
+        raise ValueError(f"cache {directory} was written with {', '.join(pairs)}: give another cache.directory or remove it")
 
 
 def write_checked(path: Path, content: dict) -> None:
     """Writes ``content`` as JSON with a checksum, whole or not at all."""
-    write_text(path, _text({**content, "checksum": json_digest(content)}))
+    write_text(path, _text(content))
 
 
 def read_checked(path: Path, version: int, what: str, remedy: str) -> dict:
-    """Returns what `write_checked` wrote.
-
-    ValueError when the file is damaged, or when its ``format_version`` is not ``version``: the sentence names ``what`` and ends
-    with ``remedy``.
-    """
+    """Returns what `write_checked` wrote. ValueError when a byte differs, or when ``format_version`` is not ``version``: that
+    sentence names ``what`` and ends with ``remedy``."""
     damaged = f"{path} is damaged: remove {path.parent} and capture again"
     try:
         text = path.read_bytes().decode()
@@ -104,8 +99,8 @@ def read_checked(path: Path, version: int, what: str, remedy: str) -> dict:
     if written != version:
         age = "a newer" if isinstance(written, int) and written > version else "another"
         raise ValueError(f"{what} is in {age} format, {written!r} where this version of the code reads {version}: {remedy}")
-    checksum = found.pop("checksum", None)
-    if checksum != json_digest(found) or text != _text({**found, "checksum": checksum}):
+    found.pop("checksum", None)
+    if text != _text(found):
         raise ValueError(f"{damaged} (its checksum does not fit)")
     return found
 
@@ -116,4 +111,4 @@ def json_digest(content: object) -> str:
 
 
 def _text(content: dict) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps({**content, "checksum": json_digest(content)}, indent=2) + "\n"

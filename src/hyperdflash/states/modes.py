@@ -82,7 +82,8 @@ class CacheMode:
 
         ``command`` is what an error tells the user to run for missing states; ``name`` tells the readers of a process apart.
         """
-        raise NotImplementedError
+        self.fill(shards, store, producer, layer_ids)
+        return CachedStates(store, shards, layer_ids)
 
     def fill(
         self,
@@ -94,20 +95,13 @@ class CacheMode:
         stay: bool = False,
     ) -> None:
         """Does the work of a capture process; with ``stay`` it serves readers until somebody ends it."""
-        raise NotImplementedError
+        capture(shards, store, producer, layer_ids=layer_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk(CacheMode):
     name: ClassVar[str] = "disk"
     writes: ClassVar[bool] = True
-
-    def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> CachedStates:
-        capture(shards, store, producer, layer_ids=layer_ids)
-        return CachedStates(store, shards, layer_ids)
-
-    def fill(self, shards, store, producer, layer_ids=(), *, stay=False) -> None:
-        capture(shards, store, producer, layer_ids=layer_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +123,7 @@ class Offline(CacheMode):
 class Off(CacheMode):
     name: ClassVar[str] = "off"
 
-    def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> LiveStates:
+    def states(self, shards, store, producer, layer_ids=(), **_) -> LiveStates:
         return LiveStates(store, shards, producer, layer_ids)
 
 
@@ -179,7 +173,7 @@ class Stream(CacheMode):
     def for_capture(self) -> Self:
         return replace(self, in_process=True, captures=0, capture_gpus=None)  # these options concern the training alone
 
-    def states(self, shards, store, producer, layer_ids=(), *, command="", name="data") -> StreamedStates:
+    def states(self, shards, store, producer, layer_ids=(), *, name="data", **_) -> StreamedStates:
         producer = producer if self.loads_target else None
         settings = {"budget_bytes": self.budget_bytes, "wait_s": self.wait_s, "name": name}
         return StreamedStates(store, shards, layer_ids, producer=producer, **settings)

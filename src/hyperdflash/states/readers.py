@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from hyperdflash.contracts import Document, TargetStates
+from hyperdflash.states.codecs import Codec, rounded
 from hyperdflash.states.store import Shard, StateStore, states_of
 
 if TYPE_CHECKING:  # a training reads states without the target's modules
@@ -69,8 +69,7 @@ class CachedStates(ShardedStates):
         self.store = store
 
     def __getitem__(self, index: int) -> TargetStates:
-        shard, row = self.place(index)
-        return self.store.read(shard, row, self.layer_ids)
+        return self.store.read(*self.place(index), self.layer_ids)
 
 
 class LiveStates(ShardedStates):
@@ -85,26 +84,29 @@ class LiveStates(ShardedStates):
     ):
         super().__init__(shards, layer_ids)
         self.store, self.producer, self.keep = store, producer, 2
-        self._recent: OrderedDict[str, dict[int | None, tuple[Tensor, ...]]] = OrderedDict()
+        self._recent: OrderedDict[str, list[TargetStates]] = OrderedDict()
 
     def __getitem__(self, index: int) -> TargetStates:
         shard, row = self.place(index)
-        taps = self._recent.get(shard.name) or self._compute(shard)
+        if shard.name not in self._recent:
+            refuse_workers("cache=off")
+            while len(self._recent) >= self.keep:
+                self._recent.popitem(last=False)
+            made_by = checked(self.producer(), self.store)
+            self._recent[shard.name] = computed_states(made_by, shard, self.layer_ids, self.store.codec)
         self._recent.move_to_end(shard.name)
-        layers = [taps[layer_id][row] for layer_id in self.layer_ids]
-        return states_of(shard.documents[row], taps[None][row], layers, self.layer_ids)
+        return self._recent[shard.name][row]
 
     def prefetch(self, order: Sequence[int], window: int) -> None:
         self.keep = window + 2
 
-    def _compute(self, shard: Shard) -> dict[int | None, tuple[Tensor, ...]]:
-        refuse_workers("cache=off")
-        while len(self._recent) >= self.keep:
-            self._recent.popitem(last=False)
-        states = checked(self.producer(), self.store).states(shard.sequences, self.layer_ids)
-        taps = {tap: self.store.round(value).split(shard.lengths) for tap, value in states.items()}
-        self._recent[shard.name] = taps
-        return taps
+
+def computed_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> list[TargetStates]:
+    """Computes the states of each document of a shard, rounded as in a cache with ``codec``; touches no disk."""
+    taps = producer.states(shard.sequences, layer_ids)
+    split = [rounded(taps[tap], codec).split(shard.lengths) for tap in (None, *layer_ids)]
+    rows = zip(shard.documents, *split, strict=True)
+    return [states_of(document, final, layers, layer_ids) for document, final, *layers in rows]
 
 
 def checked(producer: Producer, store: StateStore) -> Producer:

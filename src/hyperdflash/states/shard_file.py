@@ -100,9 +100,9 @@ class ShardFile:
         self._view = memoryview(self._map)
         try:
             self._read_index(identity)
+        except DamagedShard:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-            if isinstance(error, DamagedShard):
-                raise
             raise DamagedShard(f"its header is not readable: {error!r}") from error
 
     def _read_index(self, identity: Mapping[str, str]) -> None:
@@ -161,27 +161,24 @@ class OpenFiles:
     def __init__(self, most_files: int = 256, most_bytes: int = 2**30):
         self.most_files, self.most_bytes = most_files, most_bytes
         self._files: OrderedDict[Path, ShardFile] = OrderedDict()
-        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._files)
 
     def get(self, path: Path, identity: Mapping[str, str]) -> ShardFile:
-        file = self._files.get(path)
-        if file is not None:
-            self._files.move_to_end(path)
-            return file
-        file = self._files[path] = ShardFile(path, identity)
-        self._bytes += file.size
-        while len(self._files) > 1 and (len(self._files) > self.most_files or self._bytes > self.most_bytes):
-            self.drop(next(iter(self._files)))
-        return file
+        if path not in self._files:
+            self._files[path] = ShardFile(path, identity)
+            while len(self._files) > 1 and (len(self) > self.most_files or self._num_bytes() > self.most_bytes):
+                self._files.popitem(last=False)
+        self._files.move_to_end(path)
+        return self._files[path]
 
     def drop(self, path: Path) -> None:
         """Forgets a file; records that were read from it stay readable."""
-        file = self._files.pop(path, None)
-        if file is not None:
-            self._bytes -= file.size
+        self._files.pop(path, None)
+
+    def _num_bytes(self) -> int:
+        return sum(file.size for file in self._files.values())
 
 
 def _bytes(tensor: Tensor) -> memoryview:

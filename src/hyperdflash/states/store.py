@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from hyperdflash.contracts import Document, TargetStates
-from hyperdflash.states.codecs import CODECS, rounded
+from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.manifest import NAME as MANIFEST
 from hyperdflash.states.manifest import CacheKey, check_manifest, write_manifest
-from hyperdflash.states.shard_file import DamagedShard, OpenFiles, ShardFile, write_shard_file
+from hyperdflash.states.shard_file import DamagedShard, OpenFiles, write_shard_file
 
 
 class NoSpace(ValueError):
@@ -59,8 +59,6 @@ class Shard:
 
 def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list[Shard]:
     """Groups documents of similar length; the result does not depend on the order of ``documents``."""
-    if documents_per_shard < 1:
-        raise ValueError(f"cache.documents_per_shard must be at least 1, got {documents_per_shard}")
     ordered = sorted(documents, key=lambda document: (len(document.input_ids), document.id))
     groups = [tuple(ordered[start : start + documents_per_shard]) for start in range(0, len(ordered), documents_per_shard)]
     return [Shard(_shard_name(group), group) for group in groups]
@@ -78,15 +76,14 @@ def _shard_name(documents: Sequence[Document]) -> str:
 class StateStore:
     """Reads and writes shards below ``directory``; ValueError when it belongs to another target, codec or format.
 
-    Any number of processes may read and write one directory. ``round``, and ``write`` followed by ``read``, give the same bits.
+    Any number of processes may read and write one directory. ``write`` followed by ``read`` rounds as
+    `codecs.rounded` does.
     """
 
     def __init__(self, directory: str | Path, key: CacheKey, create: bool = True):
         """``create`` False writes no manifest, so a missing directory stays missing."""
-        self.directory = Path(directory)
-        self.key = key
+        self.directory, self.key, self._digest = Path(directory), key, key.digest
         self.codec = CODECS[key.dtype]
-        self._digest = key.digest
         self.dtype = self.codec.dtype
         self._opened = OpenFiles()
         if (self.directory / MANIFEST).exists():
@@ -110,16 +107,10 @@ class StateStore:
         """Returns ``missing`` of many shards by name; lists each folder once instead of looking for each file."""
         there: set[str] = set()
         for folder in {shard.name[:2] for shard in shards}:
-            try:
+            with suppress(FileNotFoundError):
                 there.update(os.listdir(self.directory / folder))
-            except FileNotFoundError:
-                continue
         taps = [(tap, f".{_tap(tap)}.safetensors") for tap in (None, *layer_ids)]
         return {shard.name: [tap for tap, end in taps if shard.name + end not in there] for shard in shards}
-
-    def round(self, states: Tensor) -> Tensor:
-        """Returns ``states`` [N, M, D] as ``read`` gives them after a ``write``, in the cache's dtype."""
-        return rounded(states, self.codec)
 
     def write(self, shard: Shard, states: Tensor, layer_id: int | None = None) -> int:
         """Stores one tap, ``states`` [N, M, D], and returns the number of bytes; NoSpace when the disk is full.
@@ -160,38 +151,27 @@ class StateStore:
     def read(self, shard: Shard, index: int, layer_ids: Sequence[int] = ()) -> TargetStates:
         """Reads one document of a shard, and nothing else of it, as a batch of one row in the cache's dtype.
 
-        MissingShard when a tap is not on disk; DamagedShard when a byte of the record, the header or the index is wrong.
+        MissingShard when a tap is not on disk; DamagedShard when a byte of the record, the header or the index is wrong, with
+        the damaged record and its file. The next read opens that file again.
         """
-        document = shard.documents[index]
-        places = (None, *layer_ids)
-        files = [self._open(shard, index, tap) for tap in places]  # opens all files before it reads a record
-        taps = []
-        for tap, file in zip(places, files, strict=True):
-            with self._named(shard, index, tap):
-                taps.append(file.record(index))
-        with self._named(shard, index, None):
-            if not torch.equal(taps[0]["input_ids"], document.input_ids):
-                raise DamagedShard("its tokens are not those of the document")
-        document = replace(document, loss_mask=taps[0]["loss_mask"])
-        final, *layers = (self.codec.decode(tap) for tap in taps)
-        return states_of(document, final, layers, layer_ids)
-
-    def _open(self, shard: Shard, index: int, layer_id: int | None) -> ShardFile:
-        with self._named(shard, index, layer_id):
-            return self._opened.get(self.path(shard, layer_id), self._identity(shard, layer_id))
-
-    @contextmanager
-    def _named(self, shard: Shard, index: int, layer_id: int | None) -> Iterator[None]:
-        """Names the damaged record and its file in the error, and closes the file so that the next read opens a new one."""
+        document, places = shard.documents[index], (None, *layer_ids)
+        files, records = {}, []
         try:
-            yield
+            for tap in places:  # opens all files before it reads a record
+                files[tap] = self._opened.get(self.path(shard, tap), self._identity(shard, tap))
+            for tap in places:
+                records.append(files[tap].record(index))
+            tap = None
+            if not torch.equal(records[0]["input_ids"], document.input_ids):
+                raise DamagedShard("its tokens are not those of the document")
         except DamagedShard as error:
-            path = self.path(shard, layer_id)
+            path = self.path(shard, tap)
             self._opened.drop(path)
-            raise DamagedShard(
-                f"record {index} ({shard.documents[index].id}) of {path} is damaged: {error}; remove the file and run again, "
-                "it is captured anew"
-            ) from error
+            remedy = "remove the file and run again, it is captured anew"
+            raise DamagedShard(f"record {index} ({document.id}) of {path} is damaged: {error}; {remedy}") from error
+        document = replace(document, loss_mask=records[0]["loss_mask"])
+        final, *layers = map(self.codec.decode, records)
+        return states_of(document, final, layers, layer_ids)
 
     def _identity(self, shard: Shard, layer_id: int | None) -> dict[str, str]:
         return {"cache": self._digest, "codec": self.key.dtype, "shard": shard.name, "tap": _tap(layer_id)}
@@ -236,6 +216,6 @@ def collate(rows: Sequence[TargetStates]) -> TargetStates:
         loss_mask=pad([row.loss_mask for row in rows]),
         lengths=torch.cat([row.lengths for row in rows]),
         final=pad([row.final for row in rows]),
-        layers=pad([row.layers for row in rows]) if rows[0].layers is not None else None,
+        layers=None if rows[0].layers is None else pad([row.layers for row in rows]),
         layer_ids=rows[0].layer_ids,
     )

@@ -22,16 +22,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from hyperdflash.contracts import TargetStates
 from hyperdflash.leases import Leases
-from hyperdflash.states.capture import POLL_S, TELL_S, lease_of, remove_abandoned, tidy
+from hyperdflash.states.capture import POLL_S, TELL_S, capturing, lease_of, missing_taps, remove_abandoned, write_taps
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.readers import ShardedStates, checked, refuse_workers
 from hyperdflash.states.shard_file import MissingShard
 from hyperdflash.states.store import Shard, StateStore
-from hyperdflash.states.writer import ShardWriter, write_taps
 from hyperdflash.targets.producer import Producer
 
 HORIZON = 1024  # most shards in one reader's demand
@@ -57,14 +54,12 @@ def stored_shards(store: StateStore) -> dict[str, Stored]:
     """Returns every shard on disk by name, those of other runs included."""
     found: dict[str, Stored] = {}
     for path in store.directory.glob("??/*"):
-        try:
+        with suppress(FileNotFoundError):
             stat = path.stat()
-        except FileNotFoundError:
-            continue
-        name = path.name.partition(".")[0]
-        size, used, partials = found.get(name, Stored())
-        writing = (path,) if ".partial" in path.name else ()
-        found[name] = Stored(size + stat.st_size, max(used, stat.st_mtime), partials + writing)
+            name, _, kind = path.name.partition(".")
+            size, used, partials = found.get(name, Stored())
+            writing = (path,) if ".partial" in kind else ()
+            found[name] = Stored(size + stat.st_size, max(used, stat.st_mtime), partials + writing)
     return found
 
 
@@ -136,7 +131,7 @@ class StreamedStates(ShardedStates):
                 f"up to {needed / 1e9:.3g} GB; raise it, or lower cache.documents_per_shard"
             )
         self._order = [self.shards[position].name for position in order[:HORIZON]]
-        self._publish(self._order)
+        self.leases.post(self._demand, shards=self._order)
 
     def release(self) -> None:
         """Withdraws this reader's demand until the next read."""
@@ -158,9 +153,8 @@ class StreamedStates(ShardedStates):
     def leases(self) -> Leases:
         """The leases of this process; a loader's worker is another process than the one that opened the dataset."""
         if os.getpid() not in self._leases_of:
-            leases = Leases(self.store.directory)
+            leases = self._leases_of[os.getpid()] = Leases(self.store.directory)
             weakref.finalize(self, leases.close)
-            self._leases_of[os.getpid()] = leases
         return self._leases_of[os.getpid()]
 
     def __getstate__(self) -> dict:
@@ -169,9 +163,6 @@ class StreamedStates(ShardedStates):
     @property
     def _demand(self) -> str:
         return f"demand/{os.uname().nodename}-{os.getpid()}-{self.name}"
-
-    def _publish(self, names: Sequence[str]) -> None:
-        self.leases.post(self._demand, shards=list(names))
 
     def _touch(self, shard: Shard) -> None:
         """Records the time of use as the file's modification time, at most every TOUCH_S seconds."""
@@ -184,7 +175,7 @@ class StreamedStates(ShardedStates):
     def _wait_for(self, shard: Shard) -> None:
         position = self._position[shard.name]
         following = self._order or [s.name for s in self.shards[position : position + READ_AHEAD]]
-        self._publish([shard.name, *(name for name in following if name != shard.name)])
+        self.leases.post(self._demand, shards=[shard.name, *(name for name in following if name != shard.name)])
         started = reported = time.monotonic()
         while self.store.missing(shard, self.layer_ids):
             producers = self.leases.living("producers")
@@ -204,19 +195,22 @@ class StreamedStates(ShardedStates):
     def _make(self, shard: Shard) -> bool:
         """Captures a shard in this process; False when another process has it, or when nothing can be removed for it."""
         refuse_workers("cache=stream without a capture process")
-        if not self.leases.acquire(lease_of(shard), bytes=shard_size(self.store, shard, self.layer_ids)):
+        if not lease(self.store, self.leases, shard, self.layer_ids):
             return False
         try:
-            taps = self.store.missing(shard, self.layer_ids)
-            if taps and not make_room(self.store, self.leases, shard, self.budget_bytes):
-                return False
-            if taps:
+            if self.store.missing(shard, self.layer_ids):
+                if not make_room(self.store, self.leases, shard, self.budget_bytes):
+                    return False
                 made_by = checked(self.producer(), self.store)
-                states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
-                write_taps(self.store, shard, {tap: states[tap] for tap in taps})
+                write_taps(self.store, shard, missing_taps(made_by, self.store, shard, self.layer_ids))
             return True
         finally:
             self.leases.release(lease_of(shard))
+
+
+def lease(store: StateStore, leases: Leases, shard: Shard, layer_ids: Sequence[int]) -> bool:
+    """Leases ``shard`` and records the bytes that it will take; False when another process has it."""
+    return leases.acquire(lease_of(shard), bytes=shard_size(store, shard, layer_ids))
 
 
 def supply(
@@ -233,58 +227,26 @@ def supply(
     """Captures the shards that readers demand and returns their number: ``linger_s`` seconds after the last demand, or after
     ``wait_s`` seconds without any."""
     known = {shard.name: shard for shard in shards}
-    made = written = 0
-
-    def stored(shard: Shard, size: int) -> None:
-        nonlocal written
-        written += size
-        bar.set_postfix_str(f"{tqdm.format_sizeof(written, 'B')} written", refresh=False)
-        leases.release(lease_of(shard))
-
-    bar = tqdm(desc="supply states", unit="tok", unit_scale=True, disable=not progress, mininterval=2)
-    with bar, Leases(store.directory) as leases, ShardWriter(store, stored) as writer:
-        leases.post(f"producers/{os.uname().nodename}-{os.getpid()}")
-        tidy(store, leases)
-        made_by = checked(producer(), store)
-        needed = time.monotonic()
-        while True:
-            demand = demanded(leases)
-            if any(name in known for name in demand):
-                needed = time.monotonic()
-            elif time.monotonic() - needed > (linger_s if made else wait_s):
-                break
-            shard = _next(known, demand, store, leases, layer_ids, budget_bytes)
-            if shard is None:
+    made, bar = 0, {"desc": "supply states", "disable": not progress}
+    with Leases(store.directory) as leases:
+        leases.post(f"producers/{os.uname().nodename}-{os.getpid()}")  # before the target loads: readers wait for this process
+        with capturing(store, producer, layer_ids, leases, **bar) as capture_leased:
+            needed = time.monotonic()
+            while True:
+                wanted = [known[name] for name in demanded(leases) if name in known]
+                if wanted:
+                    needed = time.monotonic()
+                elif time.monotonic() - needed > (linger_s if made else wait_s):
+                    break
+                leased = (s for s in wanted if store.missing(s, layer_ids) and lease(store, leases, s, layer_ids))
+                shard = next(leased, None)  # the one that is needed soonest
+                if shard is not None and make_room(store, leases, shard, budget_bytes):
+                    capture_leased(shard)
+                    made += 1
+                    continue
+                if shard is not None:
+                    leases.release(lease_of(shard))
                 time.sleep(POLL_S * random.uniform(0.5, 1))
-                continue
-            taps = store.missing(shard, layer_ids)
-            states = made_by.states(shard.sequences, [tap for tap in taps if tap is not None])
-            writer.put(shard, {tap: states[tap] for tap in taps})
-            made += 1
-            bar.update(shard.num_tokens)
     if progress:
-        print(f"no reader is left: {made} shards captured, {tqdm.format_sizeof(written, 'B')}", flush=True)
+        print(f"no reader is left: {made} shards captured", flush=True)
     return made
-
-
-def _next(
-    known: dict[str, Shard],
-    demand: Sequence[str],
-    store: StateStore,
-    leases: Leases,
-    layer_ids: Sequence[int],
-    budget_bytes: int,
-) -> Shard | None:
-    """Leases the missing shard that is needed soonest and makes room for it; None when there is none, or no room."""
-    for shard in (known[name] for name in demand if name in known):
-        if not store.missing(shard, layer_ids):
-            continue
-        if not leases.acquire(lease_of(shard), bytes=shard_size(store, shard, layer_ids)):
-            continue
-        if store.missing(shard, layer_ids) and make_room(store, leases, shard, budget_bytes):
-            return shard
-        full = bool(store.missing(shard, layer_ids))
-        leases.release(lease_of(shard))
-        if full:
-            return None
-    return None

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from hyperdflash.targets.adapter import adapter_of
-from hyperdflash.targets.sampling import choose
+from hyperdflash.targets.sampling import Sampler
 
 
 @torch.inference_mode()
@@ -33,21 +34,18 @@ def generate_batch(
     """
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens: encode it with its chat header first")
-    shortest = min(map(len, prompts))
-    rows = list(range(len(prompts)))
-    answers: dict[int, list[int]] = {row: [] for row in rows}
-    padded = torch.full((len(prompts), max(map(len, prompts))), eos_id)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = torch.tensor(prompt)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    sampler = Sampler(temperature, top_p, generator)
     adapter = adapter_of(model.config.model_type)
     device, cache = adapter.input_device(model), adapter.new_cache(model.config)
-    padded, lengths = padded.to(device), lengths.to(device)
+    padded = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_value=eos_id).to(device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    shortest, rows = min(map(len, prompts)), list(range(len(prompts)))
+    answers: dict[int, list[int]] = {row: [] for row in rows}
 
     logits = adapter.step(model, padded[:, :shortest], cache, 0, last_only=True)
     position = shortest  # of the next token
     while rows:
-        chosen = choose(logits[:, -1], temperature, top_p, generator)
+        chosen, _ = sampler.choose(logits[:, -1])
         forced = lengths > position
         if position < padded.shape[1]:
             chosen = torch.where(forced, padded[:, position], chosen)

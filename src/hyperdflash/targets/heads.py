@@ -1,7 +1,6 @@
 """The modules of a target that a drafter shares: embedding, collapse of the paths, final norm, LM head.
 
-Shapes: see contracts.py. Training and replay need nothing else of the target once the states are cached. Teacher,
-conditioning, gate inheritance and fingerprint read the target's one `Collapse` here.
+Shapes: see contracts.py. Training and replay need nothing else of the target once the states are cached.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hyperdflash.targets.adapter import Collapse, TargetConfig, adapter_of
+from hyperdflash.targets.adapter import TargetConfig, adapter_of
 
 Teacher = Literal["mean_pool", "hc_head"]
 
@@ -23,21 +22,21 @@ TOKENS = 1 << 14  # rows of the LM head that are widened together
 class TargetHeads(nn.Module):
     """Frozen embedding, collapse, norm and LM head of a target with hyper-connections.
 
-    ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` over D, ``hc_head`` the given ``collapse`` or
-    that of the target's kind. Both tables can have a narrower type than ``dtype``: readers widen the rows that they use, which
-    changes no value.
+    ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` over D. ``hc_head`` collapses [B, T, M, D] into
+    [B, T, D]: the given ``collapse`` or that of the target's kind; its method ``gate`` returns the `Gate` that
+    ``reducer=hc_gate`` inherits, or None. Both tables can have a narrower type than ``dtype``: readers widen the rows that
+    they use, which changes no value.
     """
 
-    def __init__(self, config: TargetConfig, collapse: Collapse | None = None, dtype: torch.dtype | None = None):
+    def __init__(self, config: TargetConfig, collapse: nn.Module | None = None, dtype: torch.dtype | None = None):
         super().__init__()
-        self.config = config
-        self.computes_in = dtype
+        self.config, self.computes_in = config, dtype
+        self.num_paths, self.hidden_size = config.hc_mult, config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         own, self.norm = adapter_of(config.model_type).new_heads(config)
         self.hc_head = own if collapse is None else collapse
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.requires_grad_(False)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> TargetHeads:
@@ -48,21 +47,11 @@ class TargetHeads(nn.Module):
         heads.embed_tokens, heads.lm_head = model.get_input_embeddings(), model.get_output_embeddings()
         for name, parameter in collapse.named_parameters():
             setattr(heads.hc_head, name, parameter)
-        heads.requires_grad_(False)
-        return heads.eval()
-
-    @property
-    def num_paths(self) -> int:
-        return self.config.hc_mult
-
-    @property
-    def hidden_size(self) -> int:
-        return self.config.hidden_size
+        return heads.requires_grad_(False).eval()
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of collapsed states and of products with the LM head: the wider one of the constructor's ``dtype`` and the
-        tables' type."""
+        """The type of collapsed states and of products with the LM head: the wider of the given and the tables' type."""
         own = self.lm_head.weight.dtype
         return own if self.computes_in is None else torch.promote_types(own, self.computes_in)
 

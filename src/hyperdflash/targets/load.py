@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hyperdflash.settings import positive_int
+from hyperdflash.settings import one_of, positive_int
 from hyperdflash.targets.adapter import NativeMTP, TargetConfig, adapter_of
 from hyperdflash.targets.heads import TargetHeads
 
@@ -48,9 +48,7 @@ class Target:
 
 def fingerprint(heads: TargetHeads) -> str:
     """Returns 16 hexadecimal digits of the hash of embedding, LM head, final norm and hc_head, rounded to bf16 (which every
-    shipped format shares), and of the settings of the layers in one spelling.
-
-    The layers' weights are not part of it, so that the heads suffice. The two tables are read once per ``heads``.
+    shipped format shares), and of the layers' settings, so that the heads suffice. The two tables are read once per ``heads``.
     """
     tables = (heads.embed_tokens.weight, heads.lm_head.weight)
     settings = repr(adapter_of(heads.config.model_type).layer_settings(heads.config))
@@ -86,10 +84,7 @@ def read_config(path: str | Path) -> TargetConfig:
 
 
 def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
-    """Loads embedding, collapse, norm and LM head from the shards that hold them.
-
-    The two tables stay in bf16 if the checkpoint has them in bf16.
-    """
+    """Loads embedding, collapse, norm and LM head from the shards that hold them; a table in bf16 stays in bf16."""
     config = read_config(path)
     with torch.device("meta"):
         heads = TargetHeads(config, dtype=DTYPES[dtype])
@@ -100,10 +95,8 @@ def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
 def load_mtp(path: str | Path, *, experts: str, dtype: str = "fp32") -> NativeMTP:
     """Loads the native MTP block, frozen; ValueError where the checkpoint has none."""
     config = read_config(path)
-    adapter = adapter_of(config.model_type)
-    if "mtp" not in adapter.SUPPORTS:
-        raise ValueError(f"a {config.model_type} target has no native MTP block, got target.path={path}: leave MTP methods out")
-    return adapter.load_mtp(Path(path), config, experts=experts, dtype=DTYPES[dtype]).requires_grad_(False).eval()
+    mtp = adapter_of(config.model_type).load_mtp(Path(path), config, experts=experts, dtype=DTYPES[dtype])
+    return mtp.requires_grad_(False).eval()
 
 
 def load_target(
@@ -126,23 +119,15 @@ def load_target(
     """
     if unknown := engine.keys() - ENGINE_KEYS:
         raise ValueError(f"target.{min(unknown)} is no setting of a target: see conf/target and conf/target/engine")
-    if dtype not in DTYPES:
-        raise ValueError(f"target.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    one_of("target.dtype", dtype, tuple(DTYPES))
     if tokens_per_forward is not None:
         positive_int("target.tokens_per_forward", tokens_per_forward)
     config = read_config(path)
     if mask_token_id is not None and not 0 <= mask_token_id < config.vocab_size:
         raise ValueError(f"target.mask_token_id must be in 0..{config.vocab_size - 1}, got {mask_token_id}")
     adapter = adapter_of(config.model_type)
-    model = adapter.load_model(
-        Path(path),
-        config,
-        dtype=DTYPES[dtype],
-        attention=attention,
-        experts=experts,
-        device_map=device_map,
-        offload_folder=offload_folder,
-    )
+    how = {"dtype": DTYPES[dtype], "attention": attention, "experts": experts}
+    model = adapter.load_model(Path(path), config, **how, device_map=device_map, offload_folder=offload_folder)
     model.requires_grad_(False).eval()
     heads = load_heads(path, dtype).to(adapter.input_device(model)) if adapter.is_spread(model) else TargetHeads.of(model)
     return Target(model, heads, fingerprint(heads), Path(path), dtype, experts, tokens_per_forward)

@@ -50,25 +50,22 @@ class InProcess:
 
     @torch.no_grad()  # no inference mode: a cache without rounding passes these tensors to training
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """Runs one forward per batch of `forward_batches`."""
-        window, limit = self.target.model.config.sliding_window, self.target.tokens_per_forward
-        parts = [self._forward(batch, layer_ids) for batch in forward_batches(sequences, window, limit)]
-        return {tap: torch.cat([part[tap] for part in parts]) for tap in (None, *layer_ids)}
-
-    def _forward(self, sequences: Sequence[Tensor], layer_ids: Sequence[int]) -> dict[int | None, Tensor]:
-        """Pads on the right to whole attention windows, which is exact for V4 (left padding is not)."""
-        model = self.target.model
-        lengths = [len(sequence) for sequence in sequences]
-        input_ids = torch.zeros(len(lengths), padded_length(lengths, model.config.sliding_window), dtype=torch.long)
-        for row, sequence in zip(input_ids, sequences, strict=True):
-            row[: len(sequence)] = sequence
+        """Runs one forward per batch of `forward_batches`, padded on the right to whole attention windows, which is exact for
+        V4 (left padding is not)."""
+        model, window = self.target.model, self.target.model.config.sliding_window
         device = adapter_of(model.config.model_type).input_device(model)
-        with tap_residual(model, layer_ids) as taps:
-            model.base_model(input_ids.to(device), use_cache=False)
-        states = {None: taps.final, **{i: taps.layers[i] for i in layer_ids}}
-        return {
-            tap: torch.cat([value[row, :length] for row, length in enumerate(lengths)]).cpu() for tap, value in states.items()
-        }
+        parts: dict[int | None, list[Tensor]] = {tap: [] for tap in (None, *layer_ids)}
+        for batch in forward_batches(sequences, window, self.target.tokens_per_forward):
+            lengths = [len(sequence) for sequence in batch]
+            input_ids = torch.zeros(len(batch), padded_length(lengths, window), dtype=torch.long)
+            for row, sequence in zip(input_ids, batch, strict=True):
+                row[: len(sequence)] = sequence
+            with tap_residual(model, layer_ids) as taps:
+                model.base_model(input_ids.to(device), use_cache=False)
+            for tap, found in parts.items():
+                states = taps.final if tap is None else taps.layers[tap]
+                found.append(torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)]).cpu())
+        return {tap: torch.cat(found) for tap, found in parts.items()}
 
 
 def padded_length(lengths: Sequence[int], window: int) -> int:

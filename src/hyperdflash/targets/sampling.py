@@ -71,8 +71,3 @@ class Sampler:
         """Returns ids [...] and the probabilities [..., V] behind them; argmax and None at temperature 0."""
         probs = self.probabilities(logits)
         return (logits.argmax(dim=-1), None) if probs is None else (draw(probs, self.generator), probs)
-
-
-def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """Returns token ids [...] of logits [..., V]: argmax at temperature 0, otherwise a draw from the nucleus."""
-    return Sampler(temperature, top_p, generator).choose(logits)[0]

@@ -34,10 +34,8 @@ class TargetStep:
 class TargetSession:
     """Runs one text, or B texts of one length, through a target step by step, with exact rollback.
 
-    The rows of a batch grow by the same K and share one ``keep``, since a cache has one length. Everything runs under
-    `torch.inference_mode`, so no result can enter a differentiated graph.
-
-    Hooks read the states. `close`, the end of the `with` block, or the end of the object removes them.
+    The rows of a batch grow by the same K and share one ``keep``, since a cache has one length. No result can enter a
+    differentiated graph. `close`, the end of the `with` block, or the end of the object removes the hooks that read the states.
     """
 
     def __init__(self, model: PreTrainedModel, layer_ids: Sequence[int] = ()):
@@ -65,9 +63,7 @@ class TargetSession:
     def prefill(self, input_ids: Tensor) -> TargetStep:
         """Runs the first forward, [B, T] int64 with T >= 1; ``logits`` of the last token alone. ValueError unless empty."""
         if self.length:
-            raise ValueError(
-                f"prefill wants an empty session, this one holds {self.length} tokens: extend it or make a new one"
-            )
+            raise ValueError(f"prefill wants an empty session, this holds {self.length} tokens: extend it or make a new one")
         self._check(input_ids)
         self._rows = input_ids.shape[0]
         return self._forward(input_ids, last_only=True)
@@ -79,9 +75,7 @@ class TargetSession:
             raise ValueError("extend wants a session that holds a text, this one is empty: prefill it first")
         self._check(input_ids)
         if input_ids.shape[0] != self._rows:
-            raise ValueError(
-                f"extend wants the {self._rows} rows of the prefill, got {input_ids.shape[0]}: prefill a new session"
-            )
+            raise ValueError(f"extend wants the {self._rows} rows of the prefill, got {len(input_ids)}: make a new session")
         self._cache.mark()
         step = self._forward(input_ids)
         self._extended = input_ids
@@ -99,10 +93,9 @@ class TargetSession:
         if not 0 <= keep <= num_tokens:
             raise ValueError(f"keep must be in 0..{num_tokens}, the tokens of the last extend, got {keep}")
         self._extended = None
-        if keep == num_tokens:
-            return
-        self.length -= num_tokens - keep
-        self._cache.rewind(keep)
+        if keep < num_tokens:
+            self.length -= num_tokens - keep
+            self._cache.rewind(keep)
 
     def _forward(self, input_ids: Tensor, last_only: bool = False) -> TargetStep:
         logits = self._adapter.step(self.model, input_ids, self._cache, self.length, last_only).float()

@@ -6,6 +6,7 @@ Shapes: see contracts.py. transformers does not return that residual, so a hook 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -18,8 +19,9 @@ class Taps:
     """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward; `remove` or the end of a `with` block
     removes the hooks from the model."""
 
+    final: Tensor
+
     def __init__(self) -> None:
-        self.final: Tensor | None = None
         self.layers: dict[int, Tensor] = {}
         self.handles: list[RemovableHandle] = []
 
@@ -37,20 +39,11 @@ def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
     """Collects the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]`` before any
     collapse. ValueError for a layer that the target lacks."""
     layers, collapse, _ = adapter_of(model.config.model_type).parts(model)
-    wrong = [i for i in layer_ids if not 0 <= i < len(layers)]
-    if wrong:
+    if wrong := [i for i in layer_ids if not 0 <= i < len(layers)]:
         raise ValueError(f"layer_ids must be in 0..{len(layers) - 1} for this target, got {wrong}")
     taps = Taps()
-
-    def at_head(_, args):
-        taps.final = args[0]
-
-    def at_layer(index):
-        def hook(_, __, output):
-            taps.layers[index] = output
-
-        return hook
-
-    taps.handles = [collapse.register_forward_pre_hook(at_head)]
-    taps.handles += [layers[i].register_forward_hook(at_layer(i)) for i in layer_ids]
+    taps.handles.append(collapse.register_forward_pre_hook(lambda _, args: setattr(taps, "final", args[0])))
+    for i in layer_ids:
+        hook = partial(lambda i, _, args, output: taps.layers.update({i: output}), i)
+        taps.handles.append(layers[i].register_forward_hook(hook))
     return taps

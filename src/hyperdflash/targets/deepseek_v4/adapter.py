@@ -1,4 +1,10 @@
-"""The adapter of DeepSeek-V4, with the names of `hyperdflash.targets.adapter.Adapter`."""
+"""The adapter of DeepSeek-V4. Another kind of target has a module with the same functions (hyperdflash.targets.adapter).
+
+``path`` is a target's directory, ``model`` the result of `load_model`. A cache of `new_cache` holds B texts of one length:
+``mark()`` before a step lets ``rewind(keep)`` after it return to the first ``keep`` of its tokens without a forward, and
+``reorder_cache(rows)`` selects rows. `input_device` tells where token ids must be, `is_spread` whether the weights
+are on several devices.
+"""
 
 from __future__ import annotations
 
@@ -19,35 +25,20 @@ from transformers.utils.logging import disable_progress_bar
 from hyperdflash.targets.adapter import Gate
 from hyperdflash.targets.deepseek_v4 import compat
 from hyperdflash.targets.deepseek_v4.build import set_implementations
-from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint
+from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint, dtype_of
 from hyperdflash.targets.deepseek_v4.compat import RewindableCache, input_device, is_spread
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
 from hyperdflash.targets.deepseek_v4.official import head_names, mtp_state
 from hyperdflash.targets.deepseek_v4.placement import checked_device_map
-from hyperdflash.targets.deepseek_v4.quantization import dtype_of
 
 __all__ = ["input_device", "is_spread"]
 
-SUPPORTS = frozenset({"mtp"})
 new_cache = RewindableCache
 _window_mask = lru_cache(maxsize=256)(window_mask)
-LAYER_SETTINGS = (
-    "layer_types",
-    "mlp_layer_types",
-    "compress_rates",
-    "sliding_window",
-    "hc_mult",
-    "hc_sinkhorn_iters",
-    "hc_eps",
-    "index_topk",
-    "rms_norm_eps",
-    "num_experts_per_tok",
-    "n_routed_experts",
-    "routed_scaling_factor",
-    "swiglu_limit",
-    "rope_theta",
-    "compress_rope_theta",
-)
+LAYER_SETTINGS = """
+layer_types mlp_layer_types compress_rates sliding_window hc_mult hc_sinkhorn_iters hc_eps index_topk rms_norm_eps
+num_experts_per_tok n_routed_experts routed_scaling_factor swiglu_limit rope_theta compress_rope_theta
+"""
 YARN_SETTINGS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
 TABLES = ("embed_tokens.weight", "lm_head.weight")  # of TargetHeads, [V, D]
 
@@ -67,9 +58,10 @@ def read_config(path: Path) -> DeepseekV4Config:
 
 
 def layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:
-    """Returns the settings of the layers, dictionaries sorted by key, YaRN's values only where YaRN is used."""
+    """Returns the settings that change the layers' results, each in one spelling, for the fingerprint; YaRN's values only where
+    YaRN is used."""
     settings = []
-    for name in LAYER_SETTINGS:
+    for name in LAYER_SETTINGS.split():
         value = getattr(config, name, None)
         settings.append((name, dict(sorted(value.items())) if isinstance(value, dict) else value))
     rope = config.rope_parameters["compress"]
@@ -79,22 +71,23 @@ def layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:
 
 
 def new_heads(config: DeepseekV4Config) -> tuple[HcHead, nn.Module]:
+    """Makes the collapse and the final norm, without weights."""
     return HcHead(config), DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def head_state(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    checkpoint = Checkpoint(path)
-
-    def weight(own: str, name: str) -> Tensor:
+    """Reads the state of `TargetHeads`; the two [V, D] tables stay in bf16 if the checkpoint has them in bf16."""
+    checkpoint, state = Checkpoint(path), {}
+    for own, name in head_names(checkpoint).items():
         as_stored = own in TABLES and checkpoint.tensor(name).dtype == torch.bfloat16
-        return checkpoint.weight(name, torch.bfloat16 if as_stored else dtype_of(own, dtype))
-
-    return {own: weight(own, name) for own, name in head_names(checkpoint).items()}
+        state[own] = checkpoint.weight(name, torch.bfloat16 if as_stored else dtype_of(own, dtype))
+    return state
 
 
 def load_model(
     path: Path, config: DeepseekV4Config, *, dtype: torch.dtype, attention: str, experts: str, device_map, offload_folder
 ) -> DeepseekV4ForCausalLM:
+    """Loads the whole target and dequantizes it on reading."""
     if offload_folder is not None and dtype != torch.float32:
         raise ValueError(
             "target.offload_folder wants target.dtype=fp32, got bf16: transformers writes what it offloads in one dtype, "
@@ -104,10 +97,11 @@ def load_model(
     Checkpoint(path).check_complete()
     if quantized := getattr(config, "quantization_config", None):
         config.quantization_config = {**quantized, "dequantize": True}
-    placement = {"device_map": device_map, "offload_folder": offload_folder}
+    disable_progress_bar()  # its bar counts tensors, in the midst of ours
     try:
-        disable_progress_bar()  # its bar counts tensors, in the midst of ours
-        model = DeepseekV4ForCausalLM.from_pretrained(path, config=config, dtype=dtype, **placement)
+        model = DeepseekV4ForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, device_map=device_map, offload_folder=offload_folder
+        )
     except ValueError as error:
         if "offload_folder" not in str(error):
             raise
@@ -132,18 +126,21 @@ def load_mtp(path: Path, config: DeepseekV4Config, *, experts: str, dtype: torch
 
 
 def parts(model: DeepseekV4ForCausalLM) -> tuple[nn.ModuleList, nn.Module, nn.Module]:
+    """Returns layers, collapse (its input is the final residual) and final norm."""
     return model.model.layers, model.model.hc_head, model.model.norm
 
 
 def step(
     model: DeepseekV4ForCausalLM, input_ids: Tensor, cache: RewindableCache, length: int, last_only: bool = False
 ) -> Tensor:
-    """Runs transformers' own forward; on a filled cache with our window mask, which depends on K and the window only."""
-    options, (rows, num_new) = {}, input_ids.shape
+    """Runs the next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens.
+
+    Returns logits [B, K, V], or [B, 1, V] of the last token. On a filled cache transformers' forward gets our window mask,
+    which depends on K and the window only.
+    """
+    options = compat.with_cache(cache)
     if length:
-        window = model.config.sliding_window
-        dtype, device = model.model.embed_tokens.weight.dtype, input_device(model)
-        mask = _window_mask(min(length, window - 1), num_new, window, dtype, device)
-        options["attention_mask"] = {"sliding_attention": mask.expand(rows, -1, -1, -1)}
-    options |= compat.with_cache(cache)
+        window, dtype = model.config.sliding_window, model.model.embed_tokens.weight.dtype
+        mask = _window_mask(min(length, window - 1), input_ids.shape[1], window, dtype, input_device(model))
+        options["attention_mask"] = {"sliding_attention": mask.expand(len(input_ids), -1, -1, -1)}
     return model(input_ids, use_cache=True, logits_to_keep=int(last_only), **options).logits

@@ -14,9 +14,9 @@ from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 import hyperdflash.targets.deepseek_v4.cpu_kernels  # noqa: F401  (registers "windowed" and "dense")
 from hyperdflash.targets.deepseek_v4 import compat
+from hyperdflash.targets.deepseek_v4.checkpoint import FP32_NAMES
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
 from hyperdflash.targets.deepseek_v4.official import MTP_PREFIX
-from hyperdflash.targets.deepseek_v4.quantization import FP32_NAMES
 
 
 def tiny_config(**overrides) -> DeepseekV4Config:
@@ -113,11 +113,11 @@ def save_target(directory: Path, model: DeepseekV4ForCausalLM, mtp: MTPBlock) ->
 
     state = {name: stored(name, tensor) for name, tensor in model.state_dict().items()}
     state |= {MTP_PREFIX + name: stored(name, tensor) for name, tensor in mtp.state_dict().items()}
-    partial = directory / "model.safetensors.partial"
-    save_file(state, partial, metadata={"format": "pt"})
-    partial.replace(directory / "model.safetensors")
+    path = directory / "model.safetensors"
+    save_file(state, path.with_suffix(".partial"), metadata={"format": "pt"})
+    path.with_suffix(".partial").replace(path)
     model.config.save_pretrained(directory)
-    return directory / "model.safetensors"
+    return path
 
 
 def count_parameters(*modules: nn.Module) -> int:

@@ -1,16 +1,32 @@
-"""Reads a checkpoint's tensors one at a time: lists names without a shard, and opens only the shards with wanted tensors."""
+"""Reads a checkpoint's tensors one at a time: lists names without a shard, opens only the shards with wanted tensors, and
+dequantizes DeepSeek-V4's two low-precision formats.
+
+    FP8   weight float8_e4m3fn [R, C]              scale float8_e8m0fnu [ceil(R / 128), ceil(C / 128)]
+    FP4   weight int8 [R, C / 2], two e2m1 per byte  scale float8_e8m0fnu [R, C / 32]; an even column is in the low four bits
+
+A value is weight * scale. A scale is a power of two, so bf16 and fp32 hold weight, scale and product exactly.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from hyperdflash.targets.deepseek_v4.quantization import dequantize
+FP8_BLOCK = 128
+FP4_GROUP = 32
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # codes 0-7; 8-15 are their negatives
+FP32_NAMES = ("hc", "norm", "sinks", "position_bias", "e_score_correction_bias")  # as in transformers' own loading
+
+
+def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Returns the type of the tensor ``name`` (transformers' name) in a model of ``dtype``."""
+    return torch.float32 if any(word in name for word in FP32_NAMES) else dtype
 
 
 class Checkpoint:
@@ -28,9 +44,9 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.shards
 
-    def names(self, wanted: Callable[[str], bool]) -> list[str]:
-        """Returns the names that ``wanted`` accepts, in the order of their shards."""
-        return sorted(filter(wanted, self.shards), key=lambda name: (self.shards[name], name))
+    def names(self, prefix: str) -> list[str]:
+        """Returns the names that start with ``prefix``, in the order of their shards."""
+        return sorted((name for name in self.shards if name.startswith(prefix)), key=lambda name: (self.shards[name], name))
 
     def tensor(self, name: str) -> Tensor:
         """Returns a tensor as stored, on the CPU; ValueError where the checkpoint lacks it or its shard."""
@@ -48,12 +64,9 @@ class Checkpoint:
     def check_complete(self) -> None:
         """Raises ValueError where a shard of the index is absent."""
         shards = sorted(set(self.shards.values()))
-        missing = [shard for shard in shards if not (self.path / shard).exists()]
-        if missing:
-            raise ValueError(
-                f"target.path={self.path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}: "
-                "complete the checkpoint"
-            )
+        if missing := [shard for shard in shards if not (self.path / shard).exists()]:
+            count = f"{len(missing)} of {len(shards)} shards"
+            raise ValueError(f"target.path={self.path} lacks {count}, first {missing[0]}: complete the checkpoint")
 
     def _file(self, shard: str) -> safe_open:
         if shard not in self._files:
@@ -63,3 +76,26 @@ class Checkpoint:
                 )
             self._files[shard] = safe_open(self.path / shard, framework="pt")
         return self._files[shard]
+
+
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns one matrix [R, C] in ``dtype``; ValueError where the scale's shape does not match the weight's format."""
+    if weight.dtype not in (torch.float8_e4m3fn, torch.int8):
+        raise ValueError(f"a quantized weight is float8_e4m3fn or packed int8, got {weight.dtype} with a scale beside it")
+    packed = weight.dtype == torch.int8
+    rows, columns = weight.shape[0], weight.shape[1] * (2 if packed else 1)
+    height, width = (1, FP4_GROUP) if packed else (FP8_BLOCK, FP8_BLOCK)
+    wanted = (math.ceil(rows / height), math.ceil(columns / width))
+    if tuple(scale.shape) != wanted:
+        raise ValueError(f"a {weight.dtype} weight of {rows} x {columns} wants a scale {list(wanted)}, got {list(scale.shape)}")
+    values = unpack_fp4(weight, dtype) if packed else weight.to(dtype)
+    by_row = scale.to(dtype).repeat_interleave(height, dim=0)[:rows]  # [R, C / width]
+    groups = F.pad(values, (0, -columns % width)).unflatten(1, (-1, width))  # [R, C / width, width]
+    return (groups * by_row[..., None]).flatten(1)[:, :columns]
+
+
+def unpack_fp4(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unpacks int8 [R, C / 2] into [R, C] by a table of the two values per byte."""
+    codes = torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=dtype)
+    pairs = torch.stack([codes.repeat(16), codes.repeat_interleave(16)], dim=1)  # [256, 2], the low four bits first
+    return F.embedding(packed.view(torch.uint8).int(), pairs).flatten(1)

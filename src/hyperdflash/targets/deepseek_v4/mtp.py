@@ -23,9 +23,8 @@ from hyperdflash.targets.deepseek_v4 import compat
 
 def mtp_config(config: DeepseekV4Config) -> DeepseekV4Config:
     """Returns the target's configuration with one layer: sliding attention, score-routed experts."""
-    values = config.to_dict()
-    values.update(num_hidden_layers=1, layer_types=["sliding_attention"], mlp_layer_types=["moe"])
-    single = DeepseekV4Config(**values)
+    one = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "mlp_layer_types": ["moe"]}
+    single = DeepseekV4Config(**(config.to_dict() | one))
     compat.set_implementations(single, **compat.implementations(config))
     return single
 
@@ -36,19 +35,14 @@ class MTPBlock(NativeMTP):
     def __init__(self, config: DeepseekV4Config):
         super().__init__()
         self.config = mtp_config(config)
+        self.sliding_window = config.sliding_window
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.enorm = DeepseekV4RMSNorm(hidden, eps=eps)
-        self.hnorm = DeepseekV4RMSNorm(hidden, eps=eps)
-        self.e_proj = nn.Linear(hidden, hidden, bias=False)
-        self.h_proj = nn.Linear(hidden, hidden, bias=False)
+        self.enorm, self.hnorm = DeepseekV4RMSNorm(hidden, eps=eps), DeepseekV4RMSNorm(hidden, eps=eps)
+        self.e_proj, self.h_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
         self.layer = DeepseekV4DecoderLayer(self.config, layer_idx=0)
         self.hc_head = DeepseekV4HyperHead(self.config)
         self.norm = DeepseekV4RMSNorm(hidden, eps=eps)
         self.rotary_emb = DeepseekV4RotaryEmbedding(self.config)
-
-    @property
-    def sliding_window(self) -> int:
-        return self.config.sliding_window
 
     def rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns cos and sin of ``position_ids`` [B, T] in the layer's form."""
@@ -59,40 +53,33 @@ class MTPBlock(NativeMTP):
         embeds = self.e_proj(self.enorm(next_embeds)).unsqueeze(-2)
         return embeds + self.h_proj(self.hnorm(final.to(next_embeds.dtype)))
 
-    def run(
-        self,
-        final: Tensor,
-        next_embeds: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None,
-        keys: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, final, next_embeds, position_ids, mask, keys=None) -> tuple[Tensor, Tensor]:
         cache = compat.LayerKeys(keys)
-        return self._layer(final, next_embeds, position_ids, attention_mask, cache), cache.new
+        return self._layer(final, next_embeds, position_ids, mask, cache), cache.new
 
-    def _layer(self, final, next_embeds, position_ids, attention_mask, cache: compat.LayerKeys | None = None) -> Tensor:
+    def _layer(self, final, next_embeds, position_ids, mask, cache: compat.LayerKeys | None = None) -> Tensor:
         return self.layer(
             self.combine(final, next_embeds),
             position_embeddings=self.rotary(next_embeds, position_ids),
             position_ids=position_ids,
-            attention_mask=attention_mask,
+            attention_mask=mask,
             input_ids=None,
             **compat.with_cache(cache),
         )
 
-    def head(self, x: Tensor) -> Tensor:
-        return self.norm(self.hc_head(x))
+    def head(self, residual: Tensor) -> Tensor:
+        return self.norm(self.hc_head(residual))
 
-    def forward(self, final: Tensor, next_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(self, final: Tensor, next_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Runs one step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2].
 
         The default mask is the causal one of the sliding window.
         """
         length = final.shape[1]
         position_ids = torch.arange(length, device=final.device).unsqueeze(0)
-        if attention_mask is None:
-            attention_mask = window_mask(0, length, self.sliding_window, next_embeds.dtype, final.device)
-        return self.head(self._layer(final, next_embeds, position_ids, attention_mask))
+        if mask is None:
+            mask = window_mask(0, length, self.sliding_window, next_embeds.dtype, final.device)
+        return self.head(self._layer(final, next_embeds, position_ids, mask))
 
 
 def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

@@ -10,8 +10,7 @@ import re
 import torch
 from torch import Tensor
 
-from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint
-from hyperdflash.targets.deepseek_v4.quantization import dtype_of
+from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint, dtype_of
 
 MTP_PREFIX = "mtp.0."
 HEADS = {
@@ -28,21 +27,17 @@ MTP = {
     **{f"layer.{place}_hc.{part}": f"hc_{place}_{part}" for place in ("attn", "ffn") for part in ("fn", "base", "scale")},
     "layer.input_layernorm.weight": "attn_norm.weight",
     "layer.post_attention_layernorm.weight": "ffn_norm.weight",
-    "layer.self_attn.q_a_proj.weight": "attn.wq_a.weight",
+    **{f"layer.self_attn.{name}_proj.weight": f"attn.w{name}.weight" for name in ("q_a", "q_b", "kv", "o_a", "o_b")},
     "layer.self_attn.q_a_norm.weight": "attn.q_norm.weight",
-    "layer.self_attn.q_b_proj.weight": "attn.wq_b.weight",
-    "layer.self_attn.kv_proj.weight": "attn.wkv.weight",
     "layer.self_attn.kv_norm.weight": "attn.kv_norm.weight",
-    "layer.self_attn.o_a_proj.weight": "attn.wo_a.weight",
-    "layer.self_attn.o_b_proj.weight": "attn.wo_b.weight",
     "layer.self_attn.sinks": "attn.attn_sink",
     "layer.mlp.gate.weight": "ffn.gate.weight",
     "layer.mlp.gate.e_score_correction_bias": "ffn.gate.bias",
-    "layer.mlp.shared_experts.gate_proj.weight": "ffn.shared_experts.w1.weight",
-    "layer.mlp.shared_experts.down_proj.weight": "ffn.shared_experts.w2.weight",
-    "layer.mlp.shared_experts.up_proj.weight": "ffn.shared_experts.w3.weight",
+    **{
+        f"layer.mlp.shared_experts.{own}_proj.weight": f"ffn.shared_experts.{name}.weight"
+        for own, name in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
+    },
 }  # MTPBlock -> official, after MTP_PREFIX
-EXPERTS = "layer.mlp.experts."
 NOT_NATIVE = re.compile(r"mtp\.[1-9]\d*\.|mtp\.\d+\.(markov|confidence)_head\.")
 
 
@@ -54,26 +49,25 @@ def head_names(checkpoint: Checkpoint) -> dict[str, str]:
 
 def check_native_mtp(checkpoint: Checkpoint) -> None:
     """Raises ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases store under the same names."""
-    names = checkpoint.names(lambda name: name.startswith("mtp."))
+    names = checkpoint.names("mtp.")
     if not names:
         raise ValueError(
             f"target.path={checkpoint.path} has no {MTP_PREFIX}* tensors, so no native MTP block: leave MTP methods out"
         )
-    foreign = [name for name in names if NOT_NATIVE.match(name)]
-    if foreign or f"{MTP_PREFIX}enorm.weight" not in checkpoint:
-        what = f"it has {foreign[0]}" if foreign else f"it has no {MTP_PREFIX}enorm.weight"
+    native = f"{MTP_PREFIX}enorm.weight"
+    foreign = next((name for name in names if NOT_NATIVE.match(name)), None)
+    if foreign or native not in checkpoint:
         raise ValueError(
-            f"target.path={checkpoint.path} has a DSpark drafter under mtp.* and no native MTP block ({what}): leave MTP "
-            "methods out, or give the checkpoint of the April 2026 preview"
+            f"target.path={checkpoint.path} has a DSpark drafter under mtp.* and no native MTP block "
+            f"(it has {foreign or f'no {native}'}): leave MTP methods out, or give the checkpoint of the April 2026 preview"
         )
 
 
 def mtp_state(checkpoint: Checkpoint, num_experts: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Reads MTPBlock's state from either layout, one dequantized tensor at a time, in ``dtype`` (norms, gates, sinks fp32)."""
     check_native_mtp(checkpoint)
-    official = f"{MTP_PREFIX}attn.wq_a.weight" in checkpoint
-    if not official:
-        names = {name.removeprefix(MTP_PREFIX): name for name in checkpoint.names(lambda name: name.startswith(MTP_PREFIX))}
+    if f"{MTP_PREFIX}attn.wq_a.weight" not in checkpoint:  # transformers' layout
+        names = {name.removeprefix(MTP_PREFIX): name for name in checkpoint.names(MTP_PREFIX)}
         return {own: checkpoint.weight(name, dtype_of(own, dtype)) for own, name in names.items()}
     state = {own: checkpoint.weight(MTP_PREFIX + name, dtype_of(own, dtype)) for own, name in MTP.items()}
 
@@ -86,4 +80,4 @@ def mtp_state(checkpoint: Checkpoint, num_experts: int, dtype: torch.dtype) -> d
     for expert in range(num_experts):
         gate_up[expert, :inner], gate_up[expert, inner:] = matrix(expert, "w1"), matrix(expert, "w3")
         down[expert] = matrix(expert, "w2")
-    return state | {f"{EXPERTS}gate_up_proj": gate_up, f"{EXPERTS}down_proj": down}
+    return state | {"layer.mlp.experts.gate_up_proj": gate_up, "layer.mlp.experts.down_proj": down}

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_layers: int) -> str | dict[str, str | int] | None:
     """Returns a device map for transformers, also for "even"; ValueError in a rank of a distributed run."""
-    joined = dist.is_available() and dist.is_initialized()  # Slurm's ranks have no WORLD_SIZE
-    ranks = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
     if device_map is None:
         return None
+    joined = dist.is_available() and dist.is_initialized()  # Slurm's ranks have no WORLD_SIZE
+    ranks = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
         raise ValueError(
             f"target.device_map={device_map} spreads the target over this machine's devices, and this process is one of "
