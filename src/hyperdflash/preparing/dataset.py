@@ -15,8 +15,15 @@ from hyperdflash.identity import dataset_dir
 from hyperdflash.leases import exclusive
 from hyperdflash.preparing.documents import dataset_documents
 from hyperdflash.preparing.job import PrepareJob
-from hyperdflash.states.dataset import Dataset, check_sources, is_complete, open_dataset, write_dataset
-from hyperdflash.states.source_files import check_files, record_files
+from hyperdflash.states.dataset import (
+    Dataset,
+    check_files,
+    check_sources,
+    is_complete,
+    open_dataset,
+    record_files,
+    write_dataset,
+)
 from hyperdflash.states.store import make_shards
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import Target, load_heads

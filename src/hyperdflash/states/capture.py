@@ -52,11 +52,8 @@ def write_taps(store: StateStore, shard: Shard, taps: Taps) -> int:
 
 
 class ShardWriter:
-    """Writes shards in a thread, so that the next forward does not wait for the disk.
-
-    Calls ``after(shard, num_bytes)`` in the thread when a shard is stored. The next `put`, or the end of the block, raises an
-    error of the thread.
-    """
+    """Writes shards in a thread, so that the next forward does not wait, and calls ``after(shard, num_bytes)`` there. The
+    next `put`, or the end of the block, raises an error of the thread."""
 
     def __init__(self, store: StateStore, after: Callable[[Shard, int], None] = lambda *_: None):
         self.store, self.after = store, after
@@ -95,10 +92,8 @@ def capturing(
     leases: Leases,
     **bar_options,
 ) -> Iterator[Callable[[Shard], None]]:
-    """Yields a function that captures what a leased shard lacks; the lease is released when the shard is stored.
-
-    Before and after the block, removes the leases and partial files of killed captures.
-    """
+    """Yields a function that captures what a leased shard lacks and releases the lease when the shard is stored. Before and
+    after the block, removes the leases and partial files of killed captures."""
     written = 0
 
     def stored(shard: Shard, size: int) -> None:
@@ -131,10 +126,8 @@ def capture(
     progress: bool = True,
     stale_s: float = 60.0,
 ) -> None:
-    """Captures missing taps and returns when ``store`` holds every tap of every shard, from this process or from others.
-
-    Calls ``producer()`` only when a tap is missing. ``stale_s`` is that of hyperdflash.leases.Leases, in seconds.
-    """
+    """Captures missing taps and returns when ``store`` holds every tap of every shard, from this process or from others. Calls
+    ``producer()`` only when a tap is missing. ``stale_s`` is that of hyperdflash.leases.Leases, in seconds."""
     missing = store.missing_of(shards, layer_ids)
     waiting = deque(shard for shard in shards if missing[shard.name])
     if not waiting:

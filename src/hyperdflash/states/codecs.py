@@ -42,11 +42,8 @@ class Plain:
 
 @dataclass(frozen=True)
 class Fp8:
-    """e4m3 with one power-of-two scale per token and path: the smallest that brings the path's largest value to at most 448.
-
-    Any scale gives floating-point values the same three mantissa bits. A power of two also makes decoding exact: every product
-    is a bfloat16 number, so states are rounded once.
-    """
+    """e4m3 with one power-of-two scale per token and path: the smallest that brings the path's largest value to at most 448. A
+    power of two makes decoding exact: every product is a bfloat16 number, so states are rounded once."""
 
     dtype: torch.dtype = torch.bfloat16
 
@@ -73,11 +70,8 @@ class Fp8:
 
 
 def e4m3_to_bf16(values: Tensor) -> Tensor:
-    """Converts finite e4m3 numbers to bfloat16 exactly, on a CPU several times faster than torch does.
-
-    The bits s eeee mmm move to s 0000eeee mmm0000, which is the number times 2^-120 (the exponents' biases are 7 and 127); this
-    holds for subnormal numbers too.
-    """
+    """Converts finite e4m3 numbers to bfloat16 exactly, on a CPU several times faster than torch does: the bits s eeee mmm move
+    to s 0000eeee mmm0000, which is the number, also a subnormal one, times 2^-120 (the exponents' biases are 7 and 127)."""
     bits = values.view(torch.int8).to(torch.int16)  # ssssssss seeeemmm
     bits.bitwise_left_shift_(4).bitwise_and_(0x87F0 - 0x10000)
     return bits.view(torch.bfloat16).mul_(2.0**120)

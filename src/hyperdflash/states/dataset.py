@@ -7,17 +7,16 @@
                                  a digest and a checksum; written last
 
 N tokens, R documents and S shards per split. Both index files are mapped: opening one reads everything but the tokens, and
-reading a document checks its bytes. A directory without dataset.json is incomplete and counts as missing.
+reading a document checks its bytes. A directory without dataset.json counts as missing.
 
 The states are not copied: the name of a shard, which is a digest of its documents, finds them in the cache directory. So two
-datasets share the shards that they have in common, several processes capture different shards, a layer tap is added later
-without a new index, a stream holds some shards at a time, and every read checks the bytes of a state file.
+datasets share the shards that they have in common, and a layer tap is added later without a new index.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -32,7 +31,6 @@ from hyperdflash.contracts import ENCODING_VERSION, Document
 from hyperdflash.states.manifest import FORMAT_VERSION as CACHE_FORMAT
 from hyperdflash.states.manifest import CacheKey, read_checked, write_checked
 from hyperdflash.states.shard_file import DamagedShard, ShardFile, write_shard_file
-from hyperdflash.states.source_files import check_files
 from hyperdflash.states.store import Shard
 
 FORMAT_VERSION = 2
@@ -133,11 +131,8 @@ def is_complete(directory: Path) -> bool:
 
 
 def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: CacheKey, record: Mapping) -> None:
-    """Writes a dataset of the given splits. ``record`` holds ``mask_token_id``, ``rows``, ``source_files`` (of `record_files`)
-    and other entries of dataset.json.
-
-    Only one process at a time may write a directory.
-    """
+    """Writes a dataset; one process at a time may do so. ``record`` holds ``mask_token_id``, ``rows``, ``source_files`` (of
+    `record_files`) and other entries of dataset.json."""
     digest = data_digest(key, shards)
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob("*.partial"):
@@ -149,33 +144,31 @@ def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: C
 
 
 def check_sources(directory: Path, command: str) -> dict:
-    """The content of dataset.json. ValueError when a local file that the rows came from was edited since; ``command`` prepares
-    the dataset again."""
+    """Returns the content of dataset.json; ValueError when a file that the rows came from was edited since, with the
+    ``command`` that prepares the dataset again."""
     record = read_record(directory)
     check_files(record["source_files"], f"remove {directory}, then run `{command}` to prepare the dataset again")
     return record
 
 
 def read_record(directory: Path) -> dict:
-    """The content of dataset.json. ValueError when it is damaged, or when other versions of the format, encoding or cache made
-    the dataset."""
+    """Returns the content of dataset.json; ValueError when it is damaged, or of another format, encoding or cache version."""
     record = read_checked(directory / NAME, FORMAT_VERSION, f"dataset {directory}", REMEDY)
     for name, wanted in (("encoding_version", ENCODING_VERSION), ("format_version", CACHE_FORMAT)):
         if record["states"][name] != wanted:
+            made = f"{name}={record['states'][name]}"
             raise ValueError(
-                f"dataset {directory} was captured with {name}={record['states'][name]} and this version of the code has "
-                f"{wanted}: {REMEDY}"
+                f"dataset {directory} was captured with {made} and this version of the code has {wanted}: {REMEDY}"
             )
     return record
 
 
 def open_dataset(directory: Path) -> Dataset:
-    """ValueError as for `read_record`, or when an index file is damaged."""
+    """Opens a dataset; ValueError as for `read_record`, or when an index file is damaged."""
     record = read_record(directory)
-    indices = {
-        split: Index(directory / f"{split}.safetensors", {"dataset": record["digest"], "split": split}) for split in SPLITS
-    }
-    return Dataset(directory, record, {split: index.shards for split, index in indices.items()})
+    digest = record["digest"]
+    indices = {name: Index(directory / f"{name}.safetensors", {"dataset": digest, "split": name}) for name in SPLITS}
+    return Dataset(directory, record, {name: index.shards for name, index in indices.items()})
 
 
 def data_digest(key: CacheKey, shards: Mapping[str, Sequence[Shard]]) -> str:
@@ -187,9 +180,8 @@ def data_digest(key: CacheKey, shards: Mapping[str, Sequence[Shard]]) -> str:
 def _write_index(path: Path, shards: Sequence[Shard], identity: Mapping[str, str]) -> None:
     documents = [document for shard in shards for document in shard.documents]
     names = sorted({document.domain for document in documents})
-    sizes = torch.tensor([0, *(len(shard.documents) for shard in shards)])
     others = {
-        "shard_starts": sizes.cumsum(0),
+        "shard_starts": torch.tensor([0, *(len(shard.documents) for shard in shards)]).cumsum(0),
         "domains": _padded(bytes(names.index(document.domain) for document in documents)),
         "ids": _text([document.id for document in documents]),
         "domain_names": _text(names),
@@ -215,3 +207,31 @@ def _padded(content: bytes) -> Tensor:
 
 def _texts(text: Tensor) -> list[str]:
     return bytes(text.numpy()).rstrip(b"\0").decode().split("\0")
+
+
+def record_files(paths: Iterable[str | Path]) -> dict[str, dict]:
+    """Returns ``size`` in bytes, ``mtime_ns`` and ``sha256`` of the content by path of the files that rows come from."""
+    return {str(path): {**_status(Path(path)), "sha256": _sha256(Path(path))} for path in paths}
+
+
+def check_files(recorded: Mapping[str, Mapping], remedy: str) -> None:
+    """Raises ValueError, which ends with ``remedy``, when a file has another content than recorded; accepts a missing file.
+
+    Reads a file only when its size or modification time differs.
+    """
+    for name, before in recorded.items():
+        path = Path(name)
+        if not path.exists() or _status(path).items() <= before.items():
+            continue
+        if _sha256(path) != before["sha256"]:
+            raise ValueError(f"{path} was edited after its rows were prepared: {remedy}")
+
+
+def _status(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,18 +28,15 @@ TAPS = {
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What cached states depend on, besides the documents themselves.
-
-    ``tokenizer`` and ``mode`` are empty when documents come as token ids, without text. The states of an engine differ by
-    rounding from those of the target in process, so each engine has its own caches.
-    """
+    """What cached states depend on, besides the documents themselves. The states of an engine differ by rounding from those of
+    the target in process, so each engine has its own caches."""
 
     target: str  # fingerprint of the weights
     target_dtype: str  # dtype of the target's weights and products
     num_paths: int
     hidden_size: int
     dtype: str  # the codec
-    tokenizer: str = ""  # fingerprint of its file
+    tokenizer: str = ""  # fingerprint of its file; empty when documents come as token ids
     mode: str = ""  # chat mode of the documents
     encoding_version: int = 1  # of the chat encoding
     format_version: int = FORMAT_VERSION

@@ -52,11 +52,8 @@ class CacheMode:
         return self
 
     def open(self, key: CacheKey) -> StateStore:
-        """Opens the store of one target, dtype, chat mode and engine.
-
-        When only another engine's states are there, a mode that writes or computes states prints that it leaves them alone, and
-        one that only reads raises ValueError.
-        """
+        """Opens the store of one target, dtype, chat mode and engine. When only another engine's states are there, prints that
+        it leaves them alone; a mode that only reads raises ValueError."""
         name = f"{key.target}-{key.target_dtype}-{key.dtype}-{key.mode}"
         folders = {engine: Path(self.directory) / (name if engine == IN_PROCESS else f"{name}-{engine}") for engine in ENGINES}
         there = [engine for engine, folder in folders.items() if (folder / MANIFEST).exists()]
@@ -78,10 +75,8 @@ class CacheMode:
         command: str = "python -m src.capture",
         name: str = "data",
     ) -> ShardedStates:
-        """Returns the documents of ``shards`` with their states.
-
-        ``command`` is what an error tells the user to run for missing states; ``name`` tells the readers of a process apart.
-        """
+        """Returns the documents of ``shards`` with their states; ``command`` is what an error tells the user to run for missing
+        states, ``name`` tells the readers of a process apart."""
         self.fill(shards, store, producer, layer_ids)
         return CachedStates(store, shards, layer_ids)
 
@@ -131,9 +126,8 @@ class Off(CacheMode):
 class Stream(CacheMode):
     """Keeps at most ``budget_gb`` (1e9 bytes) on disk; a reader waits at most ``wait_s`` seconds for a shard.
 
-    With ``in_process`` the training captures shards itself while no capture process runs. ``captures`` is the number of
-    capture processes that the training starts (launch/captures.py); it then captures none itself. ``capture_gpus`` are their
-    GPUs, which the ranks of the training do not see.
+    ``in_process``: the training captures shards itself while no capture process runs. ``captures``: capture processes that it
+    starts instead (launch/captures.py). ``capture_gpus``: their GPUs, which the ranks of the training do not see.
     """
 
     budget_gb: float

@@ -6,9 +6,9 @@
        ab/<name>.layer3.safetensors         encoded states alone, one file per tapped layer, added when a run first needs it
     4. manifest.json                        what the states depend on; opening refuses another target, codec or encoding
 
-N is the number of tokens of all documents of the shard, one after the other; ab are the first letters of its name. A file
-appears under its name only when complete, and a read checks every byte that it returns (states/shard_file.py). The documents
-alone decide which batch a document is captured in, so states never depend on what was cached before.
+N is the number of tokens of all documents of the shard, one after the other. A file appears under its name only when complete,
+and a read checks every byte that it returns (states/shard_file.py). The documents alone decide which batch a document is
+captured in, so states never depend on what was cached before.
 """
 
 from __future__ import annotations
@@ -113,10 +113,8 @@ class StateStore:
         return {shard.name: [tap for tap, end in taps if shard.name + end not in there] for shard in shards}
 
     def write(self, shard: Shard, states: Tensor, layer_id: int | None = None) -> int:
-        """Stores one tap, ``states`` [N, M, D], and returns the number of bytes; NoSpace when the disk is full.
-
-        The bytes are not forced to the disk: after a power cut the file may be short, and the next read reports it.
-        """
+        """Stores one tap, ``states`` [N, M, D], and returns the number of bytes; NoSpace when the disk is full. After a power
+        cut the file may be short, and the next read reports it."""
         assert states.shape == (shard.num_tokens, self.key.num_paths, self.key.hidden_size), states.shape
         rows = self.codec.encode(states)
         if layer_id is None:
@@ -135,10 +133,8 @@ class StateStore:
             ) from error
 
     def remove(self, shard: Shard) -> int:
-        """Deletes all taps of ``shard`` and returns the number of bytes freed.
-
-        Removal begins with the final residual and every read opens it first, so a reader gets all taps or MissingShard.
-        """
+        """Deletes all taps of ``shard`` and returns the number of bytes freed. The final residual goes first and every read
+        opens it first, so a reader gets all taps or MissingShard."""
         freed = 0
         for path in sorted(self._files(shard), key=lambda path: path != self.path(shard)):
             with suppress(FileNotFoundError):  # another process removed it

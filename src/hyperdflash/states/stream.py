@@ -97,10 +97,10 @@ def make_room(store: StateStore, leases: Leases, shard: Shard, budget_bytes: int
 
 
 class StreamedStates(ShardedStates):
-    """Reads documents of a store that holds some of their shards at a time.
+    """Reads documents of a store that holds some of their shards at a time; ``name`` tells the demands of one process apart.
 
     Captures a missing shard with ``producer`` when no capture process runs; with ``producer`` None it only waits. ValueError
-    when a shard does not appear within ``wait_s`` seconds. ``name`` tells the demands of one process apart.
+    when a shard does not appear within ``wait_s`` seconds.
     """
 
     def __init__(
@@ -115,8 +115,7 @@ class StreamedStates(ShardedStates):
         name: str = "data",
     ):
         super().__init__(shards, layer_ids)
-        self.store, self.producer, self.budget_bytes, self.wait_s = store, producer, budget_bytes, wait_s
-        self.name = name
+        self.store, self.producer, self.budget_bytes, self.wait_s, self.name = store, producer, budget_bytes, wait_s, name
         self._position = {shard.name: position for position, shard in enumerate(self.shards)}
         self._order: list[str] = []
         self._touched: dict[str, float] = {}

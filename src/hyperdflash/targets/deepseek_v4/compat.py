@@ -7,7 +7,7 @@
 transformers' own cache layers cannot return (`crop` does not change the compressors). Their updates never write into a tensor,
 so a mark copies references. A rewind restores the mark and repeats the layers' bookkeeping on the first tokens of the update:
 window keys, the compressors' (kv, gate), and the share of each closed window in the next one (its Ca series). It cuts the
-compressed entries and does not compute them again. Copies have the size of the window and one update, not of the text.
+compressed entries and does not compute them again.
 """
 
 from __future__ import annotations
