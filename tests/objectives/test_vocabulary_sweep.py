@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from hyperdflash.objectives import sweep as sweep_module
+from hyperdflash.objectives.largest import is_largest
 from hyperdflash.objectives.row_values import Against, reference_values
-from hyperdflash.objectives.sweep import _groups, is_largest, sweep
+from hyperdflash.objectives.sweep import _groups, sweep
 from tests.made_tensors import MadeTensors
 
 

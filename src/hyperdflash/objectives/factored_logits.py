@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperdflash.objectives.largest import is_largest
 from hyperdflash.objectives.row_values import Against, RowValues
-from hyperdflash.objectives.sweep import is_largest, sweep
+from hyperdflash.objectives.sweep import sweep
 from hyperdflash.targets.sampling import token_probabilities
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdflash.numerics import fast_fp32_products
@@ -38,7 +37,7 @@ def sweep(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: S
     Values have at least fp32; features and trainable tables get gradients. Products are computed in the features' dtype, or in
     autocast's if that is on; slices of narrower tables are widened. ``reference_values`` computes the same from whole logits.
     """
-    dtype = _product_dtype(features)
+    dtype = product_dtype(features)
     against = tuple(Against(a.teacher.detach().to(dtype), a.temperature, a.kl, a.overlap) for a in against)
     with torch.autocast(features.device.type, enabled=False), fast_fp32_products():
         ce, top1, *parts = _Sweep.apply(features.to(dtype), labels, against, *tables)
@@ -47,58 +46,20 @@ def sweep(features: Tensor, labels: Tensor, tables: Sequence[Tensor], against: S
     return RowValues(ce, top1, tuple(divergences))
 
 
-@torch.no_grad()
-def is_largest(features: Tensor, labels: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    """Returns whether the label has its row's largest logit, as the first of equals: [R, F], int64 [R], [V, F_t] -> bool [R].
-    Products are computed as in ``sweep``."""
-    num_rows, padding = len(features), -len(features) % SHAPE_MULTIPLE
-    features, labels = F.pad(features.to(_product_dtype(features)), (0, 0, 0, padding)), F.pad(labels, (0, padding))
-    top = wide(features.new_full((len(features),), float("-inf")))
-    hits = torch.zeros_like(labels, dtype=torch.bool)
-    size = _rows_together(features)
-    first = first_largest_on_host if features.device.type == "cpu" else first_largest
-    with torch.autocast(features.device.type, enabled=False), fast_fp32_products():
-        for start, table_rows in _slices(tables, features, min(size, len(features))):
-            for states, of_rows, best, hit in zip(*(x.split(size) for x in (features, labels, top, hits)), strict=True):
-                logits = wide(states @ table_rows.T)  # a maximum takes longer in bf16 than in fp32
-                largest = logits.amax(dim=-1)
-                first_here = first(logits, largest, of_rows - start)
-                torch.where(largest > best, first_here, hit, out=hit)
-                torch.maximum(best, largest, out=best)
-    return hits[:num_rows]
-
-
-def first_largest_on_host(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
-    """``first_largest`` with a second look at the few rows that need one, which an accelerator would be waited for."""
-    here = ((column >= 0) & (column < logits.shape[1])).nonzero().squeeze(1)
-    here = here[logits[here, column[here]] == largest[here]]
-    first = torch.zeros_like(column, dtype=torch.bool)
-    first[here] = logits[here].argmax(dim=-1) == column[here]
-    return first
-
-
-def first_largest(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
-    """Whether ``column`` [R], perhaps outside of [0, V), is the first one of ``logits`` [R, V] that equals ``largest`` [R]."""
-    inside, at = (column >= 0) & (column < logits.shape[1]), column.clamp(0, logits.shape[1] - 1)[:, None]
-    equal = logits == largest[:, None]
-    earlier = torch.arange(logits.shape[1], device=logits.device) < at
-    return inside & equal.gather(1, at).squeeze(1) & ~(equal & earlier).any(dim=1)
-
-
 class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, labels: Tensor, against: tuple[Against, ...], *tables: Tensor) -> tuple[Tensor, ...]:
         trains = any(ctx.needs_input_grad[3:])
         groups = [
             _Softmax(features[rows], labels[rows], [(a, a.teacher[rows]) for a in against], ctx.needs_input_grad[0] or trains)
-            for rows in _groups(len(features), against, _rows_together(features))
+            for rows in _groups(len(features), against, rows_together(features))
         ]
         num_states = max(len(group.states) for group in groups)
-        for start, table_rows in _slices(tables, features, num_states):
+        for start, table_rows in vocab_slices(tables, features, num_states):
             for group in groups:
                 group.add(start, table_rows)
         if any(a.overlap for a in against):
-            for _, table_rows in _slices(tables, features, num_states):
+            for _, table_rows in vocab_slices(tables, features, num_states):
                 for group in groups:
                     group.add_overlap(table_rows)
         values, gradients = zip(*(group.values_and_gradients(tables) for group in groups), strict=True)
@@ -256,7 +217,7 @@ def _table_gradients(
     widths = [table.shape[1] for table in tables]
     gradients = [wide(torch.zeros_like(t)) if trains else None for t, trains in zip(tables, train, strict=True)]
     first = [sum(len(group.labels) for group in groups[:number]) for number in range(len(groups))]
-    for start, table_rows in _slices(tables, groups[0].states, max(len(group.states) for group in groups)):
+    for start, table_rows in vocab_slices(tables, groups[0].states, max(len(group.states) for group in groups)):
         for group, begin in zip(groups, first, strict=True):
             probability, rows = group.probabilities(table_rows), group.states[group.student]
             d_logits = d_ce[begin : begin + len(rows), None] * probability[group.student]
@@ -281,7 +242,7 @@ def _table_gradients(
     return [None if g is None else g.to(table.dtype) for g, table in zip(gradients, tables, strict=True)]
 
 
-def _slices(tables: Sequence[Tensor], states: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
+def vocab_slices(tables: Sequence[Tensor], states: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
     """Yields slices of the vocabulary: the first token, and rows [v, F] of all tables side by side, in the dtype of ``states``.
 
     Slices are sized for products with at most ``num_rows`` states and have equal sizes but for the last, since every new shape
@@ -299,10 +260,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _rows_together(states: Tensor) -> int:
+def rows_together(states: Tensor) -> int:
     return ROWS.get(states.device.type, ROWS["cpu"])
 
 
-def _product_dtype(features: Tensor) -> torch.dtype:
+def product_dtype(features: Tensor) -> torch.dtype:
     device = features.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
