@@ -27,8 +27,8 @@ setup: .venv/.done ## make .venv and install the project with pinned packages
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
-test: .venv/.done ## run the tests
-	$(PY) -m pytest --durations=15
+test: .venv/.done ## run the tests, in two processes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=15
 
 test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher, ranks that are stopped
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) -e ".[sweep]"

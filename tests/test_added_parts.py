@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -56,16 +55,6 @@ def test_the_shown_part_drafts_learns_and_agrees_with_its_loop(part, shown_files
     assert not [name for name, p in drafter.named_parameters() if p.grad is None]
 
 
-def run_here(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "HYPERDFLASH_RUNS": str(folder),
-    }
-    command = [sys.executable, "-m", module, SEARCHPATH, *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_the_reducer_trains(shown_files, compose_config, mini_overrides):
     words = ["experiment=stage1", *mini_overrides, "reducer=path_weights", "reducer.first=0.1"]
     config = compose_config("train", [SEARCHPATH, *words])
@@ -75,19 +64,20 @@ def test_the_reducer_trains(shown_files, compose_config, mini_overrides):
     assert weight["drafter.reducer.weight"].shape == (4,) and (weight["drafter.reducer.weight"] != 0.1).all()
 
 
-def test_an_evaluation_names_a_methods_training_with_its_own_options(shown_files):
-    result = run_here(shown_files, "src.evaluate", "methods=[projected]")
+def test_an_evaluation_names_a_methods_training_with_its_own_options(shown_files, run_command, monkeypatch):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(shown_files))
+    result = run_command("evaluate", SEARCHPATH, "methods=[projected]")
     wanted = f"`python -m src.train '{SEARCHPATH}' method=projected experiment=stage2` first"
     assert result.returncode == 1 and "method 'projected' has no finished run in" in result.stderr and wanted in result.stderr
 
 
-def test_the_method_is_trained_and_found_by_its_name(shown_files, compose_config, mini_overrides):
+def test_the_method_is_trained_and_found_by_its_name(shown_files, compose_config, mini_overrides, run_command):
     config = compose_config("train", [SEARCHPATH, *mini_overrides, "trainer.max_epochs=1", "method=projected"])
     assert "-pre_hc_head-fc-kl0.1-" in run_name(config)
     train(config)
     few = ["benchmarks.per_domain=1", "benchmarks.max_new_tokens=8", "temperature=[0]", "num_resamples=20", "threads=1"]
     words = ["methods=[projected]", 'training="experiment=stage1"', mini_overrides[0], *few, f"out={shown_files}/out"]
-    result = run_here(shown_files, "src.evaluate", *words)
+    result = run_command("evaluate", SEARCHPATH, *words)
     assert result.returncode == 0, result.stderr
     assert json.loads((shown_files / "out/metrics.json").read_text())["runs"] == {
         "HyperDFlash, projected (6)": run_name(config)
@@ -95,10 +85,14 @@ def test_the_method_is_trained_and_found_by_its_name(shown_files, compose_config
 
 
 def test_the_command_that_an_error_tells_finds_the_options(shown_files, mini_target):
+    """From the shell of a user, who stands in a folder of their own."""
     target = f"target.path={mini_target}"
-    result = run_here(shown_files, "src.train", "experiment=stage2", "reducer=path_weights", target)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "src.train", SEARCHPATH, "experiment=stage2", "reducer=path_weights", target]
+    environment = {**os.environ, "PYTHONPATH": path, "HYPERDFLASH_RUNS": str(shown_files)}
+    result = subprocess.run(command, cwd=shown_files, env=environment, capture_output=True, text=True, check=False)
     wanted = f"`python -m src.train experiment=stage1 '{SEARCHPATH}' reducer=path_weights {target}` first"
-    assert result.returncode == 1 and wanted in result.stderr
+    assert result.returncode == 1 and wanted in result.stderr and "Traceback" not in result.stderr
 
 
 def test_the_reducer_is_swept_and_reported(shown_files, compose_config, mini_overrides):

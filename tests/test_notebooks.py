@@ -17,8 +17,21 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for all notebooks, so that torch is imported once; each notebook begins without the names of the others."""
+    from jupyter_client.manager import KernelManager
+
+    manager = KernelManager()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        manager.start_kernel(cwd=str(ROOT), extra_arguments=["--HistoryManager.hist_file=:memory:"])
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(path, tmp_path, monkeypatch):
+def test_notebook(path, kernel, tmp_path):
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -26,6 +39,6 @@ def test_notebook(path, tmp_path, monkeypatch):
     assert not any(cell.outputs or cell.execution_count for cell in code), "strip the outputs"
     imported = {m for cell in code for m in re.findall(r"^(?:from|import) (\w+)", cell.source, re.M)}
     assert imported <= ALLOWED, imported - ALLOWED
-    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    begin = f"%reset -f\nimport os\nos.chdir({str(ROOT)!r})\nos.environ['HYPERDFLASH_RUNS'] = {str(tmp_path)!r}\n%reset -f"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
+    NotebookClient(notebook, km=kernel, timeout=120).execute()

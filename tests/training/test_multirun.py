@@ -21,10 +21,17 @@ def sweep(runs: Path, *overrides: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
-def test_a_job_of_two_ranks_and_one_that_fails_and_both_again(runs_here, prepared_overrides, tmp_path):
+@pytest.fixture
+def sweep_here(run_command, monkeypatch):
+    """``sweep`` in this process, into the runs of this test; only the ranks are processes of their own."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda *overrides: run_command("train", "-m", "experiment=stage1", *overrides)
+
+
+def test_a_job_of_two_ranks_and_one_that_fails_and_both_again(runs_here, prepared_overrides, tmp_path, sweep_here):
     runs = runs_here(tmp_path / "runs")
     overrides = ["trainer=ddp_cpu", *prepared_overrides, "trainer.max_epochs=1", "kl.alpha=1.5,0.15", "trainer.devices=2"]
-    done = sweep(runs, *overrides)
+    done = sweep_here(*overrides)
     assert done.returncode == 1
     (run,) = (path.parent for path in (runs / "train").glob("*/result.json"))
     assert (run / "ranks" / "1.log").exists() and "-kl0.15-" in run.name
@@ -33,14 +40,15 @@ def test_a_job_of_two_ranks_and_one_that_fails_and_both_again(runs_here, prepare
     said = done.stderr[done.stderr.index("2 jobs: 1 finished, 1 not") :]
     assert "kl.alpha must be in [0, 1], got 1.5" in said and "/train/stage1-pre_hc_head-hc_gate-kl1.5-" in said
 
-    again = sweep(runs, *[o.replace("1.5,0.15", "0.15") for o in overrides])
+    again = sweep_here(*[o.replace("1.5,0.15", "0.15") for o in overrides])
     assert again.returncode == 0, again.stderr[-2000:]
     assert "nothing to do" in again.stdout and "1 jobs: 1 finished, 0 not" in again.stderr
 
 
-def test_a_job_whose_name_cannot_be_resolved_stops_no_other(mini_target, tmp_path):
+def test_a_job_whose_name_cannot_be_resolved_stops_no_other(mini_target, tmp_path, sweep_here, monkeypatch):
     """Vanilla DFlash with more layers than the target has places for taps; the other job's mistake is found after its name."""
-    done = sweep(tmp_path, f"target.path={mini_target}", "method=dflash", "drafter.num_layers=6,1", "kl.alpha=1.5")
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
+    done = sweep_here(f"target.path={mini_target}", "method=dflash", "drafter.num_layers=6,1", "kl.alpha=1.5")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = done.stderr[done.stderr.index("2 jobs: 0 finished, 2 not") :]
     assert "error: num_taps must be in 1..1 for a target of 4 layers" in said and "kl.alpha must be in [0, 1], got 1.5" in said
