@@ -2,7 +2,7 @@
 
 import sys
 
-from hyperdflash.data.benchmarks import main
+from hyperdflash.data.benchmark_rows import main
 
 if __name__ == "__main__":
     try:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from hyperdflash.answers import responses
-from hyperdflash.answers.answer_file import read_answers
+from hyperdflash.answers.answer_file import AnswerFile
 from hyperdflash.answers.answer_server import AnswerServers
 from hyperdflash.answers.responses import AnswerSettings, answer_conversations
 from hyperdflash.answers.served_answers import ask_servers, served_documents, served_path
@@ -65,7 +65,7 @@ def ask(server, tokenizer, tmp_path):
     def run(todo, settings=SETTINGS, **changed):
         options = {"concurrency": 8, "timeout_s": 20, "attempts": 4, "backoff_s": 0.01}
         servers = AnswerServers(servers=(server.url,), model="m", **(options | changed))
-        ask_servers(todo, servers, tokenizer, settings, run.path, progress=False)
+        ask_servers(todo, servers, tokenizer, settings, run.path)
         return served_documents(todo, run.path, tokenizer, settings, "python -m src.regenerate")
 
     run.path = served_path(tmp_path, "f", "m", tokenizer, SETTINGS)
@@ -85,7 +85,7 @@ def test_the_same_documents_as_in_process(mode, ask, server, model, tokenizer, t
     target = SimpleNamespace(model=SimpleNamespace(device="cpu"), fingerprint="f")
     settings = AnswerSettings(max_new_tokens=12, max_length=70, mode=mode)
     todo = conversations(12)
-    own = answer_conversations(todo, lambda: target, "f", tokenizer, settings, tmp_path / "own", progress=False)
+    own = answer_conversations(todo, lambda: target, "f", tokenizer, settings, tmp_path / "own")
     assert plain(ask(todo, settings)) == plain(own) and len(own) >= 12
     firsts = {tuple(encode_rounds(c, tokenizer, mode)[0]) for c in todo}
     assert firsts <= set(server.asked)  # ids of our own encoding, no text
@@ -118,7 +118,7 @@ def test_killed_and_resumed_by_id(ask, server, tokenizer):
     process.join()
     with ask.path.open("a") as file:
         file.write('{"id": "chat/15", "domain": "ch')  # a line cut by the kill
-    kept = set(read_answers(ask.path))
+    kept = set(AnswerFile(ask.path).documents)
     assert 3 <= len(kept) < 16
     server.asked.clear()
     server.delay_s = 0.0
@@ -140,7 +140,7 @@ def test_one_that_fails_for_good_is_named_and_the_others_are_kept(ask, server, t
         ask(todo)
     assert "\n" not in str(caught.value)
     assert server.asked[bad] == 1  # a refusal is not asked again
-    assert len(read_answers(ask.path)) == 7
+    assert len(AnswerFile(ask.path).documents) == 7
     with pytest.raises(ValueError, match=r"1 of 8 answers are not in .*: run `python -m src\.regenerate` first"):
         served_documents(todo, ask.path, tokenizer, SETTINGS, "python -m src.regenerate")
     server.fault = lambda prompt, attempt: None
@@ -171,9 +171,9 @@ def test_only_refused_ones_are_left_over(ask, server, tokenizer):
     server.fault = lambda prompt, attempt: "400"
     with pytest.raises(ValueError, match=r"2 of 2 conversations have no answer.*HTTP 400.*; raise the server's max_model_len"):
         ask(todo)
-    assert len(read_answers(ask.path)) == 6
+    assert len(AnswerFile(ask.path).documents) == 6
     server.fault = refuses(tokenizer, *todo[6:])
-    assert len(ask(todo)) == 6 and len(read_answers(ask.path)) == 8
+    assert len(ask(todo)) == 6 and len(AnswerFile(ask.path).documents) == 8
 
 
 def test_many_refused_in_a_row_among_answered_ones_end_nothing(ask, server, tokenizer):
@@ -186,7 +186,7 @@ def test_a_server_that_only_refuses_ends_the_job_soon(ask, server):
     server.fault = lambda prompt, attempt: "400"
     with pytest.raises(ValueError, match=r"9 of 60 conversations have no answer.*HTTP 400.*max_model_len") as caught:
         ask(conversations(60), concurrency=1)
-    assert len(server.asked) <= 11 and not read_answers(ask.path) and "\n" not in str(caught.value)
+    assert len(server.asked) <= 11 and not AnswerFile(ask.path).documents and "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="1 of 1 conversations have no answer"):
         ask(conversations(1))
 
@@ -196,11 +196,11 @@ def test_what_one_server_refuses_another_is_asked(server, model, tokenizer, tmp_
     server.fault = lambda prompt, attempt: "400"
     servers = AnswerServers(servers=(server.url, roomy.url), model="m", concurrency=2, timeout_s=20)
     todo = conversations(6)
-    ask_servers(todo, servers, tokenizer, SETTINGS, tmp_path / "a.jsonl", progress=False)
+    ask_servers(todo, servers, tokenizer, SETTINGS, tmp_path / "a.jsonl")
     roomy.shutdown()
     roomy.server_close()
-    kept = read_answers(tmp_path / "a.jsonl")
-    assert len(kept) == 6 and not kept.left_out and server.asked
+    kept = AnswerFile(tmp_path / "a.jsonl")
+    assert len(kept.documents) == 6 and not kept.left_out and server.asked
 
 
 def test_a_server_that_only_fails_ends_the_job_soon(ask, server):
@@ -218,7 +218,7 @@ def test_another_model_is_refused_in_one_sentence(ask, server):
     server.model, server.says_model = "m", "swapped"
     with pytest.raises(ValueError, match="answered as model 'swapped', the request named 'm'"):
         ask(conversations(3))
-    assert not read_answers(ask.path)
+    assert not AnswerFile(ask.path).documents
 
 
 def test_a_server_that_adds_tokens_is_not_believed(ask, server):
@@ -230,7 +230,7 @@ def test_a_server_that_adds_tokens_is_not_believed(ask, server):
 def test_nobody_there(tokenizer, tmp_path):
     servers = AnswerServers(servers=("http://127.0.0.1:9/v1",), model="m", timeout_s=1)
     with pytest.raises(ValueError, match=r"cannot be reached .*: start the server first"):
-        ask_servers(conversations(1), servers, tokenizer, SETTINGS, tmp_path / "a.jsonl", progress=False)
+        ask_servers(conversations(1), servers, tokenizer, SETTINGS, tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(

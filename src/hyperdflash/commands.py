@@ -35,7 +35,10 @@ COMMANDS = {
     "data": {
         "capture": ("hyperdflash.commands:capture", "write the target states that a training reads"),
         "regenerate": ("hyperdflash.commands:regenerate", "replace a corpus's answers by the target's own"),
-        "fetch_benchmarks": ("hyperdflash.data.benchmarks:main", "write the prompts of the paper's benchmarks into a folder"),
+        "fetch_benchmarks": (
+            "hyperdflash.data.benchmark_rows:main",
+            "write the benchmarks' prompts into a folder",
+        ),
     },
     "target": {
         "pretrain": ("tiny_target.commands:pretrain", "train a tiny DeepSeek-V4 target"),

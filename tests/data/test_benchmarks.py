@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from hyperdflash.contracts import Turn
-from hyperdflash.data import benchmarks as module
-from hyperdflash.data.benchmark_rows import BENCHMARKS, load_turns
-from hyperdflash.data.benchmarks import PaperBenchmarks, benchmark_prompts
+from hyperdflash.data.benchmark_rows import BENCHMARKS, load_turns, main
+from hyperdflash.data.prompts import PaperBenchmarks, benchmark_prompts
 
 STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LCB = (
@@ -116,7 +115,7 @@ def test_hub_rows_become_the_published_prompts(hub, folder):
 
 
 def test_a_folder_is_written_for_machines_without_network(hub, tmp_path):
-    module.main([str(tmp_path / "made"), "--names", "gsm8k", "mt-bench"])
+    main([str(tmp_path / "made"), "--names", "gsm8k", "mt-bench"])
     names = ["gsm8k", "mt-bench"]
     assert paper(names=names, path=tmp_path / "made").conversations() == paper(names=names).conversations()
 

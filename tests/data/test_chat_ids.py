@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.chat import encode, encode_prompt, encode_rounds, without_reasoning
+from hyperdflash.data.chat import encode, encode_prompt, encode_rounds, history_after
 from hyperdflash.data.tokenizer import SPECIAL_TOKENS
 
 # the ids that DeepSeek-V4's tokenizer is reported to have
@@ -80,14 +80,14 @@ def test_rounds_that_the_model_answers_itself(deepseek, mode, header):
 
 def test_reasoning_leaves_the_history(deepseek):
     prompt, history = [BOS, USER, 13, ASSISTANT, THINK], [BOS, USER, 13, ASSISTANT, THINK_END]
-    assert without_reasoning(prompt, [19, 18, THINK_END, 15, EOS], deepseek) == [*history, 15, EOS]
-    assert without_reasoning(prompt, [19, THINK_END, 18, THINK_END, 15, EOS], deepseek) == [*history, 15, EOS]
-    assert without_reasoning(prompt, [19, 18, EOS], deepseek) == [*history, EOS]  # it never got to an answer
+    assert history_after(prompt, [19, 18, THINK_END, 15, EOS], deepseek, "think_high") == [*history, 15, EOS]
+    assert history_after(prompt, [19, THINK_END, 18, THINK_END, 15, EOS], deepseek, "think_high") == [*history, 15, EOS]
+    assert history_after(prompt, [19, 18, EOS], deepseek, "think_high") == [*history, EOS]  # it never got to an answer
     with pytest.raises(ValueError, match="ends in <think>, got token 128822"):
-        without_reasoning(history, [15, EOS], deepseek)
+        history_after(history, [15, EOS], deepseek, "think_high")
     # and is what encoding the finished turns as text gives
     first, second = encode_rounds(conversation(*TWO[:3]), deepseek, "think_high")
-    answered = without_reasoning(first, [18, THINK_END, 15, EOS], deepseek)
+    answered = history_after(first, [18, THINK_END, 15, EOS], deepseek, "think_high")
     assert [*answered, *second] == encode_prompt(conversation(*TWO[:3]), deepseek, "think_high")
 
 

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hyperdflash.contracts import Turn
-from hyperdflash.data.row_files import MAX_LINE_BYTES
 from hyperdflash.data.row_stats import RowStats
-from hyperdflash.data.sources import HUB_DATASETS, stream
+from hyperdflash.data.sources import HUB_DATASETS, MAX_LINE_BYTES, read_source
 
 GOOD = [
     {"id": "1", "conversations": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
@@ -46,6 +45,11 @@ BAD = {
     "turns is not a list": b'{"turns": "one"}',
     f"line above {MAX_LINE_BYTES:,} bytes": b'{"turns": ["' + b"x" * 3 * MAX_LINE_BYTES + b'"]}',
 }
+
+
+def stream(source, domain=None, *, stats=None):
+    """Yields the conversations of a source without their places."""
+    return (conversation for _, conversation in read_source(source, domain, stats or RowStats(str(source))))
 
 
 @pytest.fixture
@@ -182,7 +186,9 @@ def test_a_download_that_breaks_off_is_one_sentence(monkeypatch):
         raise ConnectionError("peer went away\nand more")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(ValueError, match=r"ended behind row 1 \(ConnectionError: peer went away\): run the same command"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read behind zhaode/EagleChat:1 \(ConnectionError: peer went away\): run the same"
+    ):
         list(stream("zhaode/EagleChat"))
 
 

@@ -58,7 +58,7 @@ CASES = [
 @pytest.mark.parametrize(("conversation", "benchmark"), CASES)
 def test_by_hand(conversation, benchmark, caplog):
     caplog.set_level(logging.INFO)
-    kept = decontaminate([conversation], prompts(), progress=False)
+    kept = decontaminate([conversation], prompts())
     assert kept == ([] if benchmark else [conversation])
     assert (f"1 {benchmark}" if benchmark else "0 of 1 training conversations") in caplog.text
 
@@ -66,7 +66,7 @@ def test_by_hand(conversation, benchmark, caplog):
 def test_what_is_left_out_is_counted_by_benchmark(caplog):
     caplog.set_level(logging.INFO)
     conversations = [conversation for conversation, _ in CASES] * 2
-    assert len(decontaminate(conversations, prompts(), progress=False)) == 14
+    assert len(decontaminate(conversations, prompts())) == 14
     assert caplog.messages == [
         "decontamination: 12 of 26 training conversations left out for sharing 13 words in a row, or a whole shorter prompt, "
         "with a benchmark: 4 gsm8k, 4 math500, 2 mbpp, 2 mt-bench"

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_rounds
-from hyperdflash.data.lengths import fitting_prompts, named, split_by_length
+from hyperdflash.data.prompts import Prompts, named, needed_tokens
 
 
 def prompt(name: str, *texts: str) -> Conversation:
     return Conversation(f"{name}/{len(texts)}-{len(texts[0])}", name, tuple(Turn("user", text) for text in texts))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given(Prompts):
+    rows: list
+
+    def conversations(self):
+        return self.rows
+
+
 def test_the_rule_by_hand():
-    encoded = [("a", [[1] * 10]), ("b", [[1] * 11]), ("c", [[1] * 4, [1] * 3]), ("d", [[1] * 2, [1] * 9])]
-    # needs 10 + 20, 11 + 20, 7 + 40, 11 + 40
-    assert split_by_length(encoded, 30, 20) == (["a"], {"b": 31, "c": 47, "d": 51})
-    assert split_by_length(encoded, 50, 20) == (["a", "b", "c"], {"d": 51})
-    assert split_by_length(encoded, 51, 20) == (["a", "b", "c", "d"], {})
+    encoded = [[[1] * 10], [[1] * 11], [[1] * 4, [1] * 3], [[1] * 2, [1] * 9]]
+    assert [needed_tokens(rounds, 20) for rounds in encoded] == [10 + 20, 11 + 20, 7 + 40, 11 + 40]
 
 
 @pytest.mark.parametrize("mode", ["non_think", "think_high"])
 def test_long_prompts_are_left_out_whole_and_named(tokenizer, mode, caplog):
     prompts = [prompt("gsm8k", "add 2"), prompt("gsm8k", "add 2 and 3 " * 9), prompt("mt-bench", "a", "b")]
     needed = [sum(map(len, encode_rounds(p, tokenizer, mode))) + 8 * len(p.turns) for p in prompts]
-    kept = fitting_prompts(prompts, tokenizer, mode, max_length=needed[1], max_new_tokens=8)
+    kept = Given(rows=prompts, max_length=needed[1], max_new_tokens=8).fitting(tokenizer, mode)
     assert kept == prompts and not caplog.records
-    kept = fitting_prompts(prompts, tokenizer, mode, max_length=needed[1] - 1, max_new_tokens=8)
+    kept = Given(rows=prompts, max_length=needed[1] - 1, max_new_tokens=8).fitting(tokenizer, mode)
     assert kept == [prompts[0], prompts[2]]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     line = caplog.messages[0]
@@ -39,7 +45,8 @@ def test_long_prompts_are_left_out_whole_and_named(tokenizer, mode, caplog):
 
 def test_a_benchmark_without_any_fitting_prompt_is_an_error(tokenizer):
     with pytest.raises(ValueError, match=r"none of the 1 prompts of mt-bench fits max_length=21.*raise benchmarks\.max_length"):
-        fitting_prompts([prompt("mt-bench", "a", "b"), prompt("gsm8k", "a")], tokenizer, "non_think", 21, 8)
+        rows = [prompt("mt-bench", "a", "b"), prompt("gsm8k", "a")]
+        Given(rows=rows, max_length=21, max_new_tokens=8).fitting(tokenizer, "non_think")
 
 
 def test_many_names_are_counted():

@@ -12,7 +12,7 @@ import pytest
 
 from hyperdflash.data import selection as selection_module
 from hyperdflash.data.selection import Choice, asked_hash, select
-from hyperdflash.data.sources import placed
+from hyperdflash.data.sources import read_source
 from hyperdflash.data.streamed import StreamedCorpus
 
 THINGS = ("oak", "elm", "fir", "ash", "yew", "box", "bay", "fig")
@@ -30,7 +30,7 @@ def write(path, rows, extra=b""):
 
 
 def chosen(path, tmp_path, choice=CHOICE, num_train=20, num_heldout=8):
-    found = select(path, "chat", choice, num_train=num_train, num_heldout=num_heldout, directory=tmp_path, progress=False)
+    found = select(path, "chat", choice, num_train=num_train, num_heldout=num_heldout, directory=tmp_path)
     return found, [[c.id for c in found.conversations(side, 0, 999)] for side in ("train", "heldout")]
 
 
@@ -68,7 +68,7 @@ def test_a_bigger_number_takes_the_same_rows_and_more_and_another_seed_others(tm
     _, (ten, _) = chosen(path, tmp_path, num_train=10)
     _, (twenty, _) = chosen(path, tmp_path, num_train=20)
     assert twenty[:10] == ten and len(twenty) == 20
-    monkeypatch.setattr(selection_module, "placed", lambda *_, **__: pytest.fail("the source was read again"))
+    monkeypatch.setattr(selection_module, "read_source", lambda *_: pytest.fail("the source was read again"))
     found, (again, _) = chosen(path, tmp_path, num_train=15)
     assert again == twenty and [c.id for c in found.conversations("train", 5, 4)] == twenty[5:9]
     monkeypatch.undo()
@@ -127,13 +127,13 @@ def test_a_changed_file_is_read_again_and_a_broken_reading_leaves_nothing(tmp_pa
     write(path, ROWS)
     assert len(chosen(path, kept, num_train=99)[1][0]) > 40
 
-    def breaks_off(*_, stats):
-        yield from islice(placed(path, "chat", stats=stats), 7)
+    def breaks_off(source, domain, stats):
+        yield from islice(read_source(source, domain, stats), 7)
         raise ValueError("gone")
 
     before = sorted(kept.glob("*.jsonl"))
     write(path, ROWS[:50])
-    monkeypatch.setattr(selection_module, "placed", breaks_off)
+    monkeypatch.setattr(selection_module, "read_source", breaks_off)
     with pytest.raises(ValueError, match="gone"):
         chosen(path, kept)
     assert sorted(kept.glob("*.jsonl")) == before and not list(kept.glob("*.partial"))

@@ -41,8 +41,8 @@ def answer(mini_target, tmp_path, monkeypatch):
         target = SimpleNamespace(model=SimpleNamespace(device="cpu"), fingerprint="f")
         settings = AnswerSettings(mode=mode, **({"max_length": 200} | limits))
         arguments = (conversations, lambda: target, "f", tokenizer, settings, tmp_path / "answers")
-        found = answer_conversations(*arguments, progress=False)
-        again = answer_conversations(*arguments, progress=False)  # from disk: the script has no more
+        found = answer_conversations(*arguments)
+        again = answer_conversations(*arguments)  # from disk: the script has no more
         assert [(d.id, d.input_ids.tolist(), d.loss_mask.tolist()) for d in again] == [
             (d.id, d.input_ids.tolist(), d.loss_mask.tolist()) for d in found
         ]
@@ -119,9 +119,7 @@ def test_the_model_itself_answers_both_turns_in_think_high(mini_target, tmp_path
     target = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense")
     tokenizer = load_tokenizer(mini_target)
     settings = AnswerSettings(mode="think_high", max_new_tokens=6, max_length=120)
-    documents = answer_conversations(
-        [MT_BENCH, ONE], lambda: target, target.fingerprint, tokenizer, settings, tmp_path, progress=False
-    )
+    documents = answer_conversations([MT_BENCH, ONE], lambda: target, target.fingerprint, tokenizer, settings, tmp_path)
     assert documents[-1].id == "gsm8k/x"
     for document in documents:
         start = document.prompt_length

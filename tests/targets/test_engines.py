@@ -17,12 +17,11 @@ import torch
 from safetensors.torch import save, save_file
 
 from hyperdflash.engines import vllm as vllm_client
-from hyperdflash.engines.answers import BadAnswer, residual_of
-from hyperdflash.engines.http import Unavailable
-from hyperdflash.engines.producer import engine_producer, make_client
-from hyperdflash.engines.settings import EngineSettings, stamp_path
+from hyperdflash.engines.client import EngineSettings, residual_of
+from hyperdflash.engines.producer import engine_producer, make_client, stamp_path
+from hyperdflash.engines.servers import BadAnswer, Unavailable
 from hyperdflash.engines.sglang import check_flags, rows_of, server_info
-from hyperdflash.engines.vllm import is_complete, read_finished
+from hyperdflash.engines.vllm import read_finished
 from hyperdflash.targets.load import ENGINE_KEYS, load_target
 from hyperdflash.targets.producer import InProcess
 from tests.targets.engine_server import SGLangServer, VLLMServer
@@ -192,12 +191,10 @@ def test_vllm_files_are_read_when_they_are_whole_and_then_removed(target, sequen
 def test_half_a_file_is_never_read(tmp_path, monkeypatch):
     whole = save({"hidden_states": torch.randn(5, 4, 2), "token_ids": torch.arange(5)})
     path = tmp_path / "a.safetensors"
-    assert not is_complete(path)
     for length in (0, 4, 8, 30, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert not is_complete(path)
-    with pytest.raises(Unavailable, match="half-written"):
-        read_finished(path, 0.05)
+        with pytest.raises(Unavailable, match="half-written"):
+            read_finished(path, 0.05)
 
     def finish():
         time.sleep(0.1)
@@ -324,7 +321,6 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
         _, aux = model(torch.cat([states.flatten(1), torch.full((-num_tokens % 4, 4), float("nan"))]))
         assert all(len(layer) == num_tokens + -num_tokens % 4 for layer in aux)
         save_file({"hidden_states": torch.stack([layer[:num_tokens] for layer in aux], dim=1)}, tmp_path / "a.safetensors")
-        assert is_complete(tmp_path / "a.safetensors")
         return read_finished(tmp_path / "a.safetensors", 1)["hidden_states"]
 
     for num_tokens in (7, 3):  # the second step leaves rows of the first in the buffer

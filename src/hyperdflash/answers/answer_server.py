@@ -14,8 +14,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,10 +25,7 @@ from hyperdflash.answers.responses import AnswerSettings
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import encode_answer
 from hyperdflash.data.tokenizer import special_ids
-from hyperdflash.engines.answers import BadAnswer
-from hyperdflash.engines.http import Refused, Unavailable, get_json, post_json
-from hyperdflash.engines.pool import ServerPool
-from hyperdflash.settings import positive_int, positive_number
+from hyperdflash.engines.servers import BadAnswer, Refused, ServerPool, Servers, Unavailable, post_json, served_models
 from hyperdflash.stable_hash import content_hash
 
 _ABOUT_THE_PROMPT = (400, 413, 422)  # HTTP statuses; every other status concerns the server
@@ -38,39 +35,24 @@ class WrongServer(ValueError):
     """The server answers as another model, so none of its answers can be used."""
 
 
+class _NotTheSameText(Exception):
+    """The message is the reason to leave a conversation out."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class AnswerServers:
-    """``servers`` are base URLs (http://host:port/v1) that all serve ``model``, with ``concurrency`` conversations per server.
+class AnswerServers(Servers):
+    """Servers (http://host:port/v1) that all serve ``model``; ``concurrency`` counts conversations per server."""
 
-    ``timeout_s`` is the longest silence, ``attempts`` the tries per request, ``backoff_s`` the wait after the first failure,
-    which doubles with each further one.
-    """
-
-    servers: tuple[str, ...]
     model: str
-    concurrency: int = 64
-    timeout_s: float = 600.0
-    attempts: int = 8
-    backoff_s: float = 1.0
-
-    def __post_init__(self):
-        if not self.servers or not all(
-            isinstance(url, str) and url.startswith(("http://", "https://")) for url in self.servers
-        ):
-            raise ValueError(f"server must be http://host:port/v1, or a list of such addresses, got {list(self.servers)}")
-        for name in ("concurrency", "attempts"):
-            positive_int(name, getattr(self, name))
-        for name in ("timeout_s", "backoff_s"):
-            positive_number(name, getattr(self, name))
+    wanted: ClassVar[str] = "server must be http://host:port/v1, or a list of such addresses"
 
     def check(self) -> None:
         """Raises ValueError where a server cannot be reached or does not serve ``model``."""
         for server in self.servers:
             try:
-                rows = get_json(f"{server}/models", self.timeout_s).get("data")
+                models = served_models(server, self.timeout_s)
             except (Refused, Unavailable) as error:
                 raise ValueError(f"{error}: start the server first, and give its address up to /v1") from None
-            models = [str(row.get("id")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
             if self.model not in models:
                 raise ValueError(
                     f"{server} serves {', '.join(models) or 'no model'}, not {self.model}: start it with that model, or give "
@@ -79,29 +61,12 @@ class AnswerServers:
 
 
 @dataclass(frozen=True)
-class _Request:
-    prompt: list[int]
-    max_tokens: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-
-@dataclass(frozen=True)
-class _Given:
-    """``ids`` of an answer, with the end token if the answer ended; ``from_text``: the server sent text, encoded here."""
-
-    ids: list[int]
-    from_text: bool
-
-
-@dataclass(frozen=True)
 class Finished:
     """A worker's result: documents, or the reason why there are none.
 
     ``error`` alone: the conversation failed and the next run requests it again. ``left_out`` alone: it is left out for good.
-    Both: every server refused it, and it is left out for good if they answer other conversations.
+    Both: every server refused it, and it is left out for good if they answer other conversations. Of ``tokens`` in all answers,
+    ``from_text`` answers came as text.
     """
 
     conversation: Conversation
@@ -124,48 +89,36 @@ class AnswerClient:
     def answer(self, conversation: Conversation) -> Finished:
         """Answers all turns of one conversation; never raises."""
         settings, from_text, tokens, turn = self.settings, 0, 0, 0
+        nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+        without = [Document(conversation.id, conversation.domain, *nothing)]
         try:
             exchange = Exchange(conversation, self.tokenizer, settings.mode, settings.max_length)
             while (prompt := exchange.prompt()) is not None:
-                room = min(settings.max_new_tokens, settings.max_length - len(prompt))
-                seed = int(content_hash(f"{settings.seed}\x00{conversation.id}\x00{turn}"), 16) % 2**31
-                given = self._ask(_Request(prompt, room, seed))
-                exchange.add(given.ids)
-                from_text, tokens, turn = from_text + given.from_text, tokens + len(given.ids), turn + 1
+                options = {
+                    "max_tokens": min(settings.max_new_tokens, settings.max_length - len(prompt)),
+                    "seed": int(content_hash(f"{settings.seed}\x00{conversation.id}\x00{turn}"), 16) % 2**31,
+                }
+                ids, is_text = self._pool.ask(lambda server, ids, o=options: self._complete(server, ids, **o), prompt)
+                exchange.add(ids)
+                from_text, tokens, turn = from_text + is_text, tokens + len(ids), turn + 1
         except _NotTheSameText as error:
-            return Finished(conversation, _empty(conversation), left_out=str(error))
+            return Finished(conversation, without, left_out=str(error))
         except Refused as error:
             reason = f"refused by the server with HTTP {error.status}" if error.status in _ABOUT_THE_PROMPT else None
-            return Finished(conversation, _empty(conversation), left_out=reason, error=error)
+            return Finished(conversation, without, left_out=reason, error=error)
         except Exception as error:  # the main thread reports it
             return Finished(conversation, error=error)
         return Finished(conversation, exchange.documents(), from_text, tokens)
 
-    def _ask(self, request: _Request) -> _Given:
-        """Requests one answer; sends a refused prompt to every other server, which can have a larger max_model_len."""
-        asked: list[str] = []
-
-        def complete(server: str, request: _Request) -> _Given:
-            asked.append(server)
-            return self._complete(server, request)
-
-        try:
-            return self._pool.ask(complete, request)
-        except Refused:
-            for server in self.servers.servers:
-                if server != asked[-1]:
-                    with suppress(Refused):
-                        return self._complete(server, request)
-            raise
-
-    def _complete(self, server: str, request: _Request) -> _Given:
+    def _complete(self, server: str, prompt: list[int], max_tokens: int, seed: int) -> tuple[list[int], bool]:
+        """Returns the ids of an answer, with the end token if it ended, and whether they were encoded from text."""
         body = {
             "model": self.servers.model,
-            "prompt": request.prompt,
-            "max_tokens": request.max_tokens,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
             "temperature": self.settings.temperature,
             "top_p": self.settings.top_p,
-            "seed": request.seed,
+            "seed": seed,
             "stop_token_ids": [self.eos_id],
             "skip_special_tokens": False,  # </think> is a special token
             "return_token_ids": True,
@@ -173,43 +126,40 @@ class AnswerClient:
         found = post_json(f"{server}/completions", body, self.servers.timeout_s)
         if found.get("model", self.servers.model) != self.servers.model:
             raise WrongServer(f"{server} answered as model {found['model']!r}, the request named {self.servers.model!r}")
-        return self._checked(found, request)
-
-    def _checked(self, found: dict, request: _Request) -> _Given:
         choices, usage = found.get("choices"), found.get("usage")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise BadAnswer("it returned no choices")
         choice, usage = choices[0], usage if isinstance(usage, dict) else {}
-        if choice.get("prompt_token_ids") not in (None, request.prompt):
+        if choice.get("prompt_token_ids") not in (None, prompt):
             raise BadAnswer("it answered another prompt than the request's")
-        if usage.get("prompt_tokens") not in (None, len(request.prompt)):
-            raise BadAnswer(
-                f"it read {usage['prompt_tokens']} prompt tokens where {len(request.prompt)} were sent: it must add none"
-            )
-        ended = choice.get("finish_reason")
-        if ended not in ("stop", "length"):
-            raise BadAnswer(f"it ended for the reason {ended!r}, wanted stop or length")
-        ids = choice.get("token_ids")
-        from_text = ids is None
-        if from_text:
-            ids = self._encoded(choice.get("text"))
-        if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < self._vocabulary for i in ids)):
-            raise BadAnswer(f"its token ids are not ids of a vocabulary of {self._vocabulary}")
-        counted = usage.get("completion_tokens")
-        unreturned = int(
-            ended == "stop" and self.eos_id not in ids
-        )  # 1: an end token that the server counts and does not return
-        if not from_text and isinstance(counted, int) and not 0 <= counted - len(ids) <= unreturned:
-            raise BadAnswer(f"it returned {len(ids)} tokens and counted {counted}")
+        if usage.get("prompt_tokens") not in (None, len(prompt)):
+            raise BadAnswer(f"it read {usage['prompt_tokens']} prompt tokens where {len(prompt)} were sent: it must add none")
+        if choice.get("finish_reason") not in ("stop", "length"):
+            raise BadAnswer(f"it ended for the reason {choice.get('finish_reason')!r}, wanted stop or length")
+        if choice.get("token_ids") is None:
+            ids, is_text = self._encoded(choice.get("text")), True
+        else:
+            ids, is_text = self._returned(choice, usage.get("completion_tokens")), False
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id) + 1]
-        elif ended == "stop":
+        elif choice["finish_reason"] == "stop":
             ids = [*ids, self.eos_id]
-        if from_text and len(ids) > request.max_tokens + 1:
+        if is_text and len(ids) > max_tokens + 1:
             raise _NotTheSameText("their text encodes to more tokens than the request allows")
-        if not ids or len(ids) > request.max_tokens + 1:
-            raise BadAnswer(f"it returned {len(ids)} tokens where the request allows 1 to {request.max_tokens}")
-        return _Given(ids, from_text)
+        if not ids or len(ids) > max_tokens + 1:
+            raise BadAnswer(f"it returned {len(ids)} tokens where the request allows 1 to {max_tokens}")
+        return ids, is_text
+
+    def _returned(self, choice: dict, counted: object) -> list[int]:
+        """Checks the ids of an answer, also against the number of tokens that the server counted."""
+        ids = choice["token_ids"]
+        if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < self._vocabulary for i in ids)):
+            raise BadAnswer(f"its token ids are not ids of a vocabulary of {self._vocabulary}")
+        # A server can count an end token that it does not return.
+        unreturned = int(choice["finish_reason"] == "stop" and self.eos_id not in ids)
+        if isinstance(counted, int) and not 0 <= counted - len(ids) <= unreturned:
+            raise BadAnswer(f"it returned {len(ids)} tokens and counted {counted}")
+        return ids
 
     def _encoded(self, text: object) -> list[int]:
         """Encodes an answer's text; the ids must decode to the same text."""
@@ -222,12 +172,3 @@ class AnswerClient:
         if self.tokenizer.decode(ids, skip_special_tokens=False) != text:
             raise _NotTheSameText("their text does not encode back to itself")
         return ids
-
-
-class _NotTheSameText(Exception):
-    """The message is the reason to leave a conversation out."""
-
-
-def _empty(conversation: Conversation) -> list[Document]:
-    ids, mask = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
-    return [Document(conversation.id, conversation.domain, ids, mask)]

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.contracts import Conversation, Document
-from hyperdflash.data.chat import encode_rounds, without_reasoning
+from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.tokenizer import special_ids
 
 _LEAST_ROOM = 2  # tokens behind a prompt: one supervised pair
@@ -21,7 +21,7 @@ _LEAST_ROOM = 2  # tokens behind a prompt: one supervised pair
 class Exchange:
     """Call ``prompt`` and ``add`` in turn until ``prompt`` returns None, then ``documents`` (``max_length`` tokens each)."""
 
-    def __init__(self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: str, max_length: int):
+    def __init__(self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode, max_length: int):
         self.conversation = conversation
         self._tokenizer, self._mode, self._max_length = tokenizer, mode, max_length
         self._eos_id = special_ids(tokenizer, mask_id=0).eos
@@ -46,13 +46,13 @@ class Exchange:
         answer = list(answer)[: self._max_length - len(prompt)]
         mask = self._history[1]
         mask = [*mask, *[False] * (len(prompt) - len(mask)), *[True] * len(answer)]
+        seen = history_after(prompt, answer, self._tokenizer, self._mode)
         if self._mode == "think_high":
             self._texts.append((prompt + answer, mask))
-            seen = without_reasoning(prompt, answer, self._tokenizer)
             self._history = seen, [False] * len(seen)
         else:
             self._texts = [(prompt + answer, mask)]
-            self._history = self._texts[0]
+            self._history = seen, mask
         if answer[-1] != self._eos_id:
             self._rounds.clear()
 
@@ -64,9 +64,3 @@ class Exchange:
             Document(name, self.conversation.domain, torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.bool))
             for name, ids, mask in (*named, (self.conversation.id, *last))
         ]
-
-
-def documents_of(conversation: Conversation, done: dict[str, Document]) -> list[Document]:
-    """Returns the documents of one conversation that are in ``done``, in the order of `Exchange.documents`."""
-    earlier = (f"{conversation.id}#{number}" for number in range(1, len(conversation.turns)))
-    return [done[name] for name in (*earlier, conversation.id) if name in done]

@@ -17,11 +17,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.answers.answer_file import Answers, append_answers, cut_half_line, in_order, print_limits, read_answers
+from hyperdflash.answers.answer_file import AnswerFile
 from hyperdflash.answers.exchange import Exchange
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import encode_rounds
 from hyperdflash.data.tokenizer import special_ids
+from hyperdflash.settings import positive_int
 from hyperdflash.targets.generate import generate_batch
 from hyperdflash.targets.load import Target
 
@@ -40,12 +41,18 @@ class AnswerSettings:
     batch_rows: int = 128
 
     def __post_init__(self):
+        positive_int("max_new_tokens", self.max_new_tokens)
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+    def documents(
+        self, answers: AnswerFile, conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Document]:
+        """Returns the documents in the order of ``conversations``; prints the numbers of cut and of absent answers."""
+        limits = {"max_new_tokens": self.max_new_tokens, "max_length": self.max_length}
+        return answers.ordered(conversations, **limits, eos_id=special_ids(tokenizer, mask_id=0).eos)
 
 
 def answer_conversations(
@@ -55,7 +62,6 @@ def answer_conversations(
     tokenizer: PreTrainedTokenizerBase,
     settings: AnswerSettings,
     directory: Path,
-    progress: bool = True,
 ) -> list[Document]:
     """Returns documents whose assistant turns the target writes, in the order of ``conversations``.
 
@@ -67,35 +73,20 @@ def answer_conversations(
     for batch in batches:
         for conversation in batch:
             key.update(repr((conversation.id, conversation.turns)).encode())
-    path = directory / f"{fingerprint}-{key.hexdigest()[:16]}.jsonl"
-    done = read_answers(path)
-    loaded = None
-    cached = all(conversation.id in done for conversation in conversations)
+    answers = AnswerFile(directory / f"{fingerprint}-{key.hexdigest()[:16]}.jsonl")
+    cached = not answers.missing(conversations)
     if cached:
-        print(f"target answers: all {len(conversations):,} are in {path}", flush=True)
-    with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached or not progress) as bar:
+        print(f"target answers: all {len(conversations):,} are in {answers.path}", flush=True)
+    with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached) as bar:
+        loaded = None
         for number, batch in enumerate(batches):
-            if any(conversation.id not in done for conversation in batch):
-                if loaded is None:
-                    loaded = target()
-                    cut_half_line(path)
+            if answers.missing(batch):
+                loaded = loaded or target()
                 if loaded.fingerprint != fingerprint:
                     raise ValueError(f"the target has fingerprint {loaded.fingerprint}, these answers need {fingerprint}")
-                documents = _answer_batch(batch, loaded, tokenizer, settings, settings.seed * 1_000_003 + number)
-                append_answers(path, documents)
-                done |= {document.id: document for document in documents}
+                answers.append(_answer_batch(batch, loaded, tokenizer, settings, settings.seed * 1_000_003 + number))
             bar.update(len(batch))
-    return ordered_documents(conversations, done, tokenizer, settings)
-
-
-def ordered_documents(
-    conversations: Sequence[Conversation], done: Answers, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings
-) -> list[Document]:
-    """Returns the documents in the order of ``conversations``; prints the numbers of cut and of absent answers."""
-    found = in_order(conversations, done)
-    limits = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
-    print_limits(conversations, found, done.left_out, **limits, eos_id=special_ids(tokenizer, mask_id=0).eos)
-    return [document for conversation in conversations for document in found[conversation.id]]
+    return settings.documents(answers, conversations, tokenizer)
 
 
 def _batches(conversations, tokenizer, settings) -> list[list[Conversation]]:
@@ -112,16 +103,9 @@ def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, se
     eos_id = special_ids(tokenizer, mask_id=0).eos
     generator = torch.Generator(device=target.model.device).manual_seed(seed)
     exchanges = [Exchange(conversation, tokenizer, settings.mode, settings.max_length) for conversation in batch]
+    sampling = {name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p")}
     while asked := [(exchange, prompt) for exchange in exchanges if (prompt := exchange.prompt()) is not None]:
-        answers = generate_batch(
-            target.model,
-            [prompt for _, prompt in asked],
-            eos_id=eos_id,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            generator=generator,
-        )
-        for index, answer in answers:
+        prompts = [prompt for _, prompt in asked]
+        for index, answer in generate_batch(target.model, prompts, eos_id=eos_id, generator=generator, **sampling):
             asked[index][0].add(answer)
     return [document for exchange in exchanges for document in exchange.documents()]

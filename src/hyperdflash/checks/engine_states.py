@@ -22,8 +22,7 @@ from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.engines.compare import Comparison, Limits, compare
-from hyperdflash.engines.producer import CLIENTS, make_client
-from hyperdflash.engines.settings import stamp_path
+from hyperdflash.engines.producer import make_client, stamp_path
 from hyperdflash.preparing.job import engine_checks_dir
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.tables import Table, jsonable, markdown
@@ -53,9 +52,7 @@ def check_engine(config: DictConfig) -> Path:
         del target, producer
     found: dict[str, Comparison] = {}
     for server in client.settings.servers:
-        one = CLIENTS[client.settings.engine](
-            replace(client.settings, servers=(server,)), client.fingerprint, client.num_paths, client.hidden_size, client.dtype
-        )
+        one = replace(client, settings=replace(client.settings, servers=(server,)))
         found[server] = compare(one.states(prompts)[None], own, [len(p) for p in prompts], one.next_tokens(prompts), heads)
     complaints = {server: complaint for server, c in found.items() if (complaint := c.complaint(limits))}
     verdict = next((f"at {server} {complaint}" for server, complaint in complaints.items()), "all servers agree")

@@ -8,90 +8,86 @@ prompts equal those of the published acceptance lengths:
     MBPP (sanitized)          the bare description
     LiveCodeBench             "You are an expert Python programmer. ..." + question + starter code or a placeholder
     MT-Bench                  both questions as they are; the second follows the model's own answer to the first
+
+``python -m src.fetch_benchmarks FOLDER`` writes ``FOLDER/<name>.jsonl`` with a ``turns`` field, for machines without a network.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-_MATH_AFTER = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-_HUMANEVAL_BEFORE = "Write a solution to the following problem and make sure that it passes the tests:\n```python\n"
-_LCB_BEFORE = (
+from tqdm import tqdm
+
+_MATH = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+_HUMANEVAL = "Write a solution to the following problem and make sure that it passes the tests:\n```python\n"
+_LCB = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a correct "
     "Python program that matches the specification and passes all tests. You will NOT return anything except for the program"
     "\n\n### Question:\n"
 )
-_LCB_AFTER = "\n\n### Format: "
 _LCB_FILES = [f"hf://datasets/livecodebench/code_generation_lite/test{n}.jsonl" for n in ("", 2, 3, 4, 5, 6)]
 
 
 @dataclass(frozen=True)
 class BenchmarkRows:
     """One benchmark. ``load`` holds the arguments of ``datasets.load_dataset``, ``rows`` the published number of prompts;
-    ``turns`` maps a row to its user turns; ``before`` and ``after`` are the wording around a turn's question."""
+    ``column`` holds the question, or a list of user turns; ``before`` and ``after`` are the wording around a question."""
 
     title: str
     group: str
     rows: int
     load: Mapping[str, object]
-    turns: Callable[[Mapping], list[str]] = field(repr=False)
+    column: str
     before: str = ""
     after: str = ""
 
+    def turns(self, row: Mapping) -> list[str]:
+        """Returns the user turns of a row."""
+        asked = row[self.column]
+        if isinstance(asked, list):
+            return asked
+        return [self.before + asked + self.after + (_starter_code(row) if self.before == _LCB else "")]
+
     def question(self, turn: str) -> str:
         """Returns a user turn without the wording around it."""
-        return self._until_after(turn.removeprefix(self.before))
-
-    def _until_after(self, text: str) -> str:
-        return text.rpartition(self.after)[0] if self.after and self.after in text else text
+        turn = turn.removeprefix(self.before)
+        return turn.rpartition(self.after)[0] if self.after and self.after in turn else turn
 
 
-def _worded(column: str, before: str = "", after: str = "") -> Callable[[Mapping], list[str]]:
-    return lambda row: [before + row[column] + after]
-
-
-def _livecodebench(row: Mapping) -> list[str]:
+def _starter_code(row: Mapping) -> str:
     starter = row.get("starter_code")
     wanted = "Use the following code structure:" if starter else "Write your code in the following format:"
     code = f"```python\n{starter or '# YOUR CODE HERE'}\n```"
-    footer = "### Answer: (use the provided format with backticks)"
-    return [f"{_LCB_BEFORE}{row['question_content']}{_LCB_AFTER}{wanted}\n{code}\n\n{footer}"]
+    return f"{wanted}\n{code}\n\n### Answer: (use the provided format with backticks)"
 
 
-def _math(title: str, rows: int, column: str, **load: str) -> BenchmarkRows:
-    return BenchmarkRows(title, "Math", rows, load, _worded(column, after=_MATH_AFTER), after=_MATH_AFTER)
+def _hub(path: str, split: str = "test", **more: object) -> dict[str, object]:
+    return {"path": path, "split": split, **more}
 
 
-# In the paper's order; the keys are the names of the local files.
+# In the paper's order; the keys are the names of the local files. LiveCodeBench: the raw files of release 6, since `datasets`
+# does not run the loading script of that repository.
 BENCHMARKS = {
-    "gsm8k": _math("GSM8K", 1319, "question", path="openai/gsm8k", name="main", split="test"),
-    "math500": _math("MATH-500", 500, "problem", path="HuggingFaceH4/MATH-500", split="test"),
-    "aime25": _math("AIME25", 30, "problem", path="MathArena/aime_2025", split="train"),
-    "humaneval": BenchmarkRows(
-        "HumanEval", "Code", 164,
-        {"path": "openai/openai_humaneval", "split": "test"},
-        _worded("prompt", _HUMANEVAL_BEFORE, "\n```"), _HUMANEVAL_BEFORE, "\n```",
-    ),
-    "mbpp": BenchmarkRows(
-        "MBPP", "Code", 257,
-        {"path": "google-research-datasets/mbpp", "name": "sanitized", "split": "test"},
-        _worded("prompt"),
-    ),
-    # The raw files of release 6: `datasets` does not run the loading script of this repository.
+    "gsm8k": BenchmarkRows("GSM8K", "Math", 1319, _hub("openai/gsm8k", name="main"), "question", after=_MATH),
+    "math500": BenchmarkRows("MATH-500", "Math", 500, _hub("HuggingFaceH4/MATH-500"), "problem", after=_MATH),
+    "aime25": BenchmarkRows("AIME25", "Math", 30, _hub("MathArena/aime_2025", "train"), "problem", after=_MATH),
+    "humaneval": BenchmarkRows("HumanEval", "Code", 164, _hub("openai/openai_humaneval"), "prompt", _HUMANEVAL, "\n```"),
+    "mbpp": BenchmarkRows("MBPP", "Code", 257, _hub("google-research-datasets/mbpp", name="sanitized"), "prompt"),
     "livecodebench": BenchmarkRows(
-        "LiveCodeBench", "Code", 1055,
-        {"path": "json", "data_files": _LCB_FILES, "split": "train"},
-        _livecodebench, _LCB_BEFORE, _LCB_AFTER,
+        "LiveCodeBench",
+        "Code",
+        1055,
+        _hub("json", "train", data_files=_LCB_FILES),
+        "question_content",
+        _LCB,
+        "\n\n### Format: ",
     ),
-    "mt-bench": BenchmarkRows(
-        "MT-Bench", "Chat", 80,
-        {"path": "HuggingFaceH4/mt_bench_prompts", "split": "train"},
-        lambda row: list(row["prompt"]),
-    ),
-}  # fmt: skip
+    "mt-bench": BenchmarkRows("MT-Bench", "Chat", 80, _hub("HuggingFaceH4/mt_bench_prompts", "train"), "prompt"),
+}
 
 
 def load_turns(name: str, path: str | Path | None = None) -> list[list[str]]:
@@ -143,3 +139,18 @@ def _from_file(file: Path) -> list[list[str]]:
                     f'line {number} of {file} is not a JSON object with `turns`: wanted {{"turns": [text, ...]}}'
                 ) from None
     return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m src.fetch_benchmarks", description="Writes the prompts of the paper's benchmarks from the hub."
+    )
+    parser.add_argument("folder", type=Path, help="folder for the files <name>.jsonl")
+    parser.add_argument("--names", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(options.names, unit="benchmark"):
+        rows = load_turns(name)
+        text = "".join(json.dumps({"turns": turns}, ensure_ascii=False) + "\n" for turns in rows)
+        (options.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        tqdm.write(f"{name}: {len(rows)} prompts")

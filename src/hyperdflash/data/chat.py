@@ -12,7 +12,7 @@ All answers but the last use the ``</think>`` header and lose their reasoning. T
 reasoning as ``<think>{reasoning}</think>{answer}``; without these tags the reasoning is empty.
 
 For a target that answers several user turns itself, ``encode_rounds`` returns what each turn adds to the history, and
-``without_reasoning`` what a later turn sees of a think_high answer.
+``history_after`` what a later turn sees of an answer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.contracts import Conversation, Document, Turn
+from hyperdflash.data.rows import alternate
 from hyperdflash.data.tokenizer import SpecialIds, special_ids
 
 Mode = Literal["non_think", "think_high"]
@@ -48,16 +49,12 @@ class _Encoder:
         """Encodes ``text``; cuts a control token spelled in it after its first character, so that no merge joins it."""
         ids: list[int] = []
         start = 0
-        for match in self.control.finditer(text):
+        while match := self.control.search(text, start):
             ids += self._plain(text[start : match.start() + 1])
             start = match.start() + 1
         return ids + self._plain(text[start:])
 
     def _plain(self, text: str) -> list[int]:
-        # A cut can leave a second, shorter control token in the rest ("<" + "<think>"), which is cut too.
-        match = self.control.search(text)
-        if match and len(text) > 1:
-            return self._plain(text[: match.start() + 1]) + self._plain(text[match.start() + 1 :])
         ids = self._encode(text, add_special_tokens=False) if text else []
         ids = getattr(ids, "ids", ids)
         assert not any(index in self.added for index in ids), "a control token came out of plain text"
@@ -80,14 +77,11 @@ def split_reasoning(content: str) -> tuple[str, str]:
 def _check(conversation: Conversation, mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"chat mode must be one of {', '.join(MODES)}, got {mode!r}")
-    turns = conversation.turns
-    spoken = turns[1:] if turns and turns[0].role == "system" else turns
-    roles = [turn.role for turn in spoken]
-    wanted = ["user", "assistant"] * (len(roles) // 2 + 1)
-    if not roles or roles != wanted[: len(roles)]:
+    if not alternate(conversation.turns):
+        roles = ", ".join(turn.role for turn in conversation.turns) or "none"
         raise ValueError(
-            f"conversation {conversation.id} has roles {', '.join(turn.role for turn in turns) or 'none'}; wanted an "
-            "optional system turn, then user and assistant in turn; drop such rows with hyperdflash.data.sources.stream"
+            f"conversation {conversation.id} has roles {roles}; wanted an optional system turn, then user and assistant in "
+            "turn; drop such rows with hyperdflash.data.sources.read_source"
         )
 
 
@@ -182,22 +176,19 @@ def encode_rounds(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     return [first, *(ids[1:] for ids in later)]
 
 
-def without_reasoning(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns a think_high prompt and its finished answer as a later turn sees them.
+def history_after(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[int]:
+    """Returns a prompt and its finished answer as a later turn sees them: in think_high without the reasoning.
 
     ``...<Assistant><think>`` + ``{reasoning}</think>{answer}<eos>`` becomes ``...<Assistant></think>{answer}<eos>``; an
     answer that never closed its reasoning leaves ``...<Assistant></think><eos>``.
     """
+    if mode != "think_high":
+        return [*prompt, *answer]
     special = _encoder(tokenizer).ids
     if prompt[-1] != special.think:
         raise ValueError(f"a think_high prompt ends in <think>, got token {prompt[-1]}: encode it with mode think_high")
     answered = _after_reasoning(answer, special.think_end) if special.think_end in answer else [special.eos]
     return [*prompt[:-1], special.think_end, *answered]
-
-
-def history_after(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[int]:
-    """Returns a prompt and its finished answer as a later turn sees them; think_high removes the reasoning."""
-    return without_reasoning(prompt, answer, tokenizer) if mode == "think_high" else [*prompt, *answer]
 
 
 def _after_reasoning(ids: Sequence[int], think_end: int) -> list[int]:

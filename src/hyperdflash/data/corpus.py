@@ -5,6 +5,7 @@ Options: hyperdflash.data.streamed (hub data sets and files), and any class that
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,10 @@ class Corpus:
             raise ValueError(f"stage must be 1 or 2, got {self.stage!r}: use experiment=stage1 or experiment=stage2")
         for name in ("validation", "max_new_tokens", "max_length"):
             positive_int(f"corpus.{name}", getattr(self, name))
+        for name in ("stage1", "stage2"):
+            mixture = getattr(self, name, ())
+            if isinstance(mixture, str) or not isinstance(mixture, Mapping | Sequence):
+                raise ValueError(f"corpus.{name} must be a mixture as in conf/corpus, {{...}} or [...], got {mixture!r}")
 
     @property
     def server_model(self) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -48,8 +48,7 @@ def rolling_hashes(ids: Sequence[int], longest: int) -> Iterator[tuple[int, np.n
 
 def ngram_hashes(ids: Sequence[int], n: int) -> np.ndarray:
     """Returns the unique uint64 hashes of the n-grams of ``ids`` [T], at most T - n + 1 of them."""
-    found = [hashes for length, hashes in rolling_hashes(ids, n) if length == n]
-    return np.unique(found[0]) if found else np.empty(0, dtype=np.uint64)
+    return np.unique(dict(rolling_hashes(ids, n)).get(n, np.empty(0, dtype=np.uint64)))
 
 
 class PromptNgrams:
@@ -58,7 +57,7 @@ class PromptNgrams:
     def __init__(self, prompts: Iterable[Conversation]):
         self._ids: dict[str, int] = {}  # word -> 1, 2, ...; 0 is every word that no prompt has
         self._whole: dict[tuple[str, ...], str] = {}
-        hashes: dict[int, dict[str, list[np.ndarray]]] = {}
+        hashes: dict[int, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))  # n -> benchmark -> parts
         for prompt in prompts:
             for turn in prompt.turns:
                 known = BENCHMARKS.get(prompt.domain)
@@ -68,13 +67,13 @@ class PromptNgrams:
                     continue
                 length = min(NGRAM, len(found))
                 ids = [self._ids.setdefault(word, len(self._ids) + 1) for word in found]
-                hashes.setdefault(length, {}).setdefault(prompt.domain, []).append(ngram_hashes(ids, length))
+                for name in (None, prompt.domain):
+                    hashes[length][name].append(ngram_hashes(ids, length))
         self._longest_whole = max(map(len, self._whole), default=-1)
-        # n -> benchmark -> sorted uint64
-        self._by_benchmark = {
+        # n -> benchmark -> sorted uint64; the benchmark None stands for all
+        self._known = {
             n: {name: np.unique(np.concatenate(parts)) for name, parts in by_name.items()} for n, by_name in hashes.items()
         }
-        self._all = {n: np.unique(np.concatenate(list(by_name.values()))) for n, by_name in self._by_benchmark.items()}
 
     def held_by(self, conversations: Sequence[Conversation]) -> list[str | None]:
         """Returns per conversation the name of a benchmark whose prompt it holds, or None."""
@@ -91,10 +90,10 @@ class PromptNgrams:
                 ids.append(0)  # no n-gram crosses the end of a turn
             owner += [index] * (len(ids) - start)
         for n, hashes in rolling_hashes(ids, NGRAM):
-            if n in self._all:
-                for place in np.flatnonzero(_is_in(hashes, self._all[n])).tolist():
+            if n in self._known:
+                for place in np.flatnonzero(_is_in(hashes, self._known[n][None])).tolist():
                     one = hashes[place : place + 1]
-                    name = next(name for name, known in self._by_benchmark[n].items() if _is_in(one, known)[0])
+                    name = next(name for name, known in self._known[n].items() if name and _is_in(one, known)[0])
                     held[owner[place]] = held[owner[place]] or name
         return held
 
@@ -105,12 +104,12 @@ def _is_in(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def held_prompts(
-    conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training", progress: bool = True
+    conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training"
 ) -> list[str | None]:
     """Returns per conversation the name of a benchmark whose prompt it holds, or None."""
     ngrams = PromptNgrams(prompts)
     held: list[str | None] = []
-    with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc", mininterval=2, disable=not progress) as bar:
+    with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc", mininterval=2) as bar:
         for start in range(0, len(conversations), _BATCH):
             held += ngrams.held_by(conversations[start : start + _BATCH])
             bar.update(len(held) - start)
@@ -118,16 +117,15 @@ def held_prompts(
 
 
 def decontaminate(
-    conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training", progress: bool = True
+    conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training"
 ) -> list[Conversation]:
     """Returns the ``conversations`` that hold none of ``prompts``; logs how many were removed per benchmark."""
-    names = held_prompts(conversations, prompts, what=what, progress=progress)
-    kept = [conversation for conversation, name in zip(conversations, names, strict=True) if name is None]
+    names = held_prompts(conversations, prompts, what=what)
     held = Counter(name for name in names if name is not None)
-    by_name = ", ".join(f"{held[name]:,} {name}" for name in sorted(held, key=held.get, reverse=True))
+    by_name = ", ".join(f"{count:,} {name}" for name, count in held.most_common())
     log.info(
         "decontamination: %s of %s %s conversations left out for sharing %d words in a row, or a whole shorter prompt, with a "
         "benchmark%s",
         *(f"{held.total():,}", f"{len(conversations):,}", what, NGRAM, f": {by_name}" if held else ""),
     )
-    return kept
+    return [conversation for conversation, name in zip(conversations, names, strict=True) if name is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 NAMED = 5  # places listed per reason
 
@@ -25,10 +25,10 @@ class RowStats:
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, reason: str, place: str | None = None) -> None:
+    def drop(self, reason: str, place: str) -> None:
         """Counts one dropped row."""
         self.dropped[reason] += 1
-        if place is not None and len(named := self.places.setdefault(reason, [])) < NAMED:
+        if len(named := self.places.setdefault(reason, [])) < NAMED:
             named.append(place)
 
     def move(self, count: int, reason: str) -> None:
@@ -37,18 +37,13 @@ class RowStats:
             self.taken -= count
             self.dropped[reason] += count
 
-    def copy(self) -> RowStats:
-        places = {reason: list(named) for reason, named in self.places.items()}
-        return RowStats(self.source, self.read, self.taken, Counter(self.dropped), places)
-
     def as_record(self) -> dict:
         """Returns a record for JSON; ``RowStats.of_record`` is the inverse."""
-        dropped = dict(self.dropped.most_common())
-        return {"source": self.source, "read": self.read, "taken": self.taken, "dropped": dropped, "places": self.places}
+        return asdict(self) | {"dropped": dict(self.dropped.most_common())}
 
     @classmethod
     def of_record(cls, record: dict) -> RowStats:
-        return cls(**(record | {"dropped": Counter(record["dropped"])}))
+        return cls(**record | {"dropped": Counter(record["dropped"])})
 
     def lines(self) -> list[str]:
         """Returns ``source: 20 rows read, 12 taken`` and one line per reason, with the places of the first rows."""

@@ -1,24 +1,130 @@
-"""Converts rows to conversations and back.
+"""Reads a row of any chat form as a conversation: the one door between foreign data and this project.
 
-1. a row with ``conversations: [{role, content}]`` (or ShareGPT's ``{from, value}``), with ``instruction`` and ``output``, or
-   with ``turns`` (a benchmark's user turns) -> ``Conversation``, whose id is the hash of its turns
-2. any other row -> ``MalformedRow``, whose message is the reason that the statistics count
-3. ``Conversation`` <-> the JSON row of this project's own files: ``id``, ``domain``, ``turns: [{role, content}]``
+1. form           the one of these fields that the row fills
+                      messages, conversations     [{role, content}] or [{from, value}], or one list per field
+                      instruction, output         with ``input`` on the line behind the instruction (Alpaca)
+                      turns                       a benchmark's user turns: the first
+2. messages       [{role, content}]; a ``system`` field comes first; an assistant's ``reasoning_content`` (or ``reasoning``)
+                  becomes <think>{reasoning}</think> before its content
+3. conversation   an optional system turn, then user and assistant in turn; the id is the hash of the turns
+
+Any other row raises `MalformedRow`, whose message is the reason that the statistics count: it names the field that is not read.
+Fields beside these (ids, categories, sources) do not change what a conversation says and are ignored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.stable_hash import content_hash
 
-COLUMNS = ("conversations", "instruction", "output", "turns")  # everything that ``parse_row`` reads
+FORMS = ("messages", "conversations", "instruction", "turns")
+_INSTRUCTION = ("input", "output")  # fields of the form ``instruction``
+_REASONING = ("reasoning_content", "reasoning")
+# Fields of a row or a message that change what an answer answers.
+_NOT_READ = ("history", "context", "tools", "functions", "tool_calls", "function_call", "images")
+COLUMNS = (*FORMS, *_INSTRUCTION, "system", *_REASONING, *_NOT_READ)  # everything that ``parse_row`` reads
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 class MalformedRow(Exception):
     """A row that is not a conversation; the message is the reason that the statistics count."""
 
 
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+def parse_row(row: object, domain: str) -> Conversation:
+    """Returns the conversation of a row; raises `MalformedRow` with the reason where it is none."""
+    if not isinstance(row, Mapping):
+        raise MalformedRow("row is not an object")
+    turns = [_turn(message) for message in _messages(row)]
+    if not turns:
+        raise MalformedRow("no turns")
+    if not alternate(turns):
+        raise MalformedRow("roles do not alternate")
+    whole = "\x00".join(f"{turn.role}\x01{turn.content}" for turn in turns)
+    return Conversation(f"{domain}/{content_hash(whole)}", domain, tuple(turns))
+
+
+def alternate(turns: Sequence[Turn]) -> bool:
+    """Tells whether turns are an optional system turn, then at least one of user and assistant in turn."""
+    spoken = [turn.role for turn in turns[bool(turns) and turns[0].role == "system" :]]
+    return bool(spoken) and spoken == (["user", "assistant"] * len(spoken))[: len(spoken)]
+
+
+def _messages(row: Mapping) -> list[Mapping]:
+    """Returns the messages of the one form that the row fills."""
+    _refuse(row, _NOT_READ)
+    given = [name for name in FORMS if row.get(name) is not None] or ["instruction"] * (row.get("output") is not None)
+    forms = [name for name in given if _is_filled(row.get(name))] or given
+    if not forms:
+        raise MalformedRow("no known fields")
+    if len(forms) > 1:
+        raise MalformedRow(f"{forms[1]} beside {forms[0]}")
+    (form,) = forms
+    if form == "instruction":
+        asked = _text(row.get("instruction"), "instruction")
+        if _is_filled(row.get("input")):
+            asked = f"{asked}\n{_text(row['input'], 'input')}"
+        answer = {name: row.get(name) for name in _REASONING}
+        answer |= {"role": "assistant", "content": _text(row.get("output"), "output")}
+        messages = [{"role": "user", "content": asked}, answer]
+    else:
+        _refuse(row, (*_INSTRUCTION, *_REASONING))
+        messages = _turns(row[form]) if form == "turns" else _chat(row[form], form)
+    if _is_filled(row.get("system")):
+        messages = [{"role": "system", "content": _text(row["system"], "system")}, *messages]
+        if len(messages) > 1 and messages[1].get("role", messages[1].get("from")) == "system":
+            raise MalformedRow("system beside a system message")
+    return messages
+
+
+def _refuse(fields: Mapping, names: Sequence[str]) -> None:
+    for name in names:
+        if _is_filled(fields.get(name)):
+            raise MalformedRow(f"{name} is not read")
+
+
+def _is_filled(value: object) -> bool:
+    """A row of a table has all columns, so that an absent value can be null, an empty list or an empty text."""
+    return bool(value.strip()) if isinstance(value, str) else bool(value)
+
+
+def _turns(turns: object) -> list[Mapping]:
+    """Only the first turn: a benchmark's later questions follow the model's own answers, which no row has."""
+    if not isinstance(turns, list):
+        raise MalformedRow("turns is not a list")
+    return [{"role": "user", "content": _text(turn, "turn")} for turn in turns[:1]]
+
+
+def _chat(messages: object, form: str) -> list[Mapping]:
+    if isinstance(messages, dict) and all(isinstance(column, list) for column in messages.values()):
+        # `datasets` returns messages that the card declares as a sequence with one list per field.
+        messages = [dict(zip(messages, message, strict=False)) for message in zip(*messages.values(), strict=False)]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise MalformedRow(f"{form} is not a list of messages")
+    return messages
+
+
+def _turn(message: Mapping) -> Turn:
+    _refuse(message, _NOT_READ)
+    # A Parquet row has all columns, so a key of the other schema can be present and empty.
+    role = message.get("role") or message.get("from")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise MalformedRow("missing or unknown role")
+    role = _ROLES[role]
+    content = message.get("content")
+    content = _text(message.get("value") if content is None else content, "content")
+    if role == "assistant" and content.lstrip().startswith("<think>"):
+        content = content.lstrip()
+        if "</think>" not in content:
+            raise MalformedRow("<think> is not closed")
+    for name in _REASONING:
+        if _is_filled(message.get(name)):
+            reasoning = _text(message[name], name)
+            if role != "assistant" or content.startswith("<think>") or "</think>" in reasoning:
+                raise MalformedRow(f"{name} of a {role} turn, or beside <think>")
+            content = f"<think>{reasoning}</think>{content}"
+    return Turn(role, content)
 
 
 def _text(value: object, what: str) -> str:
@@ -35,51 +141,8 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _turn(message: dict) -> Turn:
-    # A Parquet row has all columns, so a key of the other schema can be present and empty.
-    role = message.get("role") or message.get("from")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise MalformedRow("missing or unknown role")
-    content = message.get("content")
-    return Turn(_ROLES[role], _text(message.get("value") if content is None else content, "content"))
-
-
-def _turns(row: dict) -> list[Turn]:
-    if row.get("conversations") is not None:
-        messages = row["conversations"]
-        if isinstance(messages, dict) and all(isinstance(column, list) for column in messages.values()):
-            # `datasets` returns messages that the card declares as a sequence with one list per field.
-            messages = [dict(zip(messages, message, strict=False)) for message in zip(*messages.values(), strict=False)]
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise MalformedRow("conversations is not a list of messages")
-        return [_turn(message) for message in messages]
-    if row.get("instruction") is not None or row.get("output") is not None:
-        asked, answered = _text(row.get("instruction"), "instruction"), _text(row.get("output"), "output")
-        return [Turn("user", asked), Turn("assistant", answered)]
-    if row.get("turns") is not None:
-        if not isinstance(row["turns"], list):
-            raise MalformedRow("turns is not a list")
-        # Only the first: a benchmark's later questions follow the model's own answers, which no row has.
-        return [Turn("user", _text(turn, "turn")) for turn in row["turns"][:1]]
-    raise MalformedRow("no known fields")
-
-
-def parse_row(row: object, domain: str) -> Conversation:
-    """Parses a row of any known schema; raises ``MalformedRow`` with the reason for other rows."""
-    if not isinstance(row, dict):
-        raise MalformedRow("row is not an object")
-    turns = _turns(row)
-    spoken = [turn.role for turn in turns[1:]] if turns and turns[0].role == "system" else [turn.role for turn in turns]
-    if not spoken:
-        raise MalformedRow("no turns")
-    if spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
-        raise MalformedRow("roles do not alternate")
-    whole = "\x00".join(f"{turn.role}\x01{turn.content}" for turn in turns)
-    return Conversation(f"{domain}/{content_hash(whole)}", domain, tuple(turns))
-
-
 def to_row(conversation: Conversation, **more) -> dict:
-    """Returns a conversation as a JSON row, with ``more`` fields between its domain and its turns."""
+    """Returns a conversation as a JSON row of this project's own files, with ``more`` fields between domain and turns."""
     turns = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
     return {"id": conversation.id, "domain": conversation.domain, **more, "turns": turns}
 

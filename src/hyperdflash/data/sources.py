@@ -1,21 +1,34 @@
-"""Reads conversations from streamed hub data sets and from local JSONL, JSONL.zst and Parquet files.
+"""Reads conversations from streamed hub data sets and from local JSONL, zstd-compressed JSONL and Parquet files.
 
-A well-formed row (hyperdflash.data.rows) becomes a conversation; other rows are dropped, and the statistics count them by
-reason and name their places.
+Every row has a place (``rows.jsonl:12``, counted from 1). A row that hyperdflash.data.rows reads becomes a conversation; other
+rows, damaged ones included, are dropped, and the statistics count them by reason and name their places. ValueError where the
+rest of a source cannot be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hyperdflash.contracts import DOMAINS, Conversation
-from hyperdflash.data.row_files import SUFFIXES, file_rows, is_row_file
 from hyperdflash.data.row_stats import RowStats
-from hyperdflash.data.rows import MalformedRow, parse_row
+from hyperdflash.data.rows import COLUMNS, MalformedRow, parse_row
 
 # hub id -> domain
 HUB_DATASETS = {"zhaode/EagleChat": "chat", "theblackcat102/evol-codealpaca-v1": "code"}
+SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+MAX_LINE_BYTES = 1_000_000
+_BATCH_ROWS = 256
+
+
+def is_row_file(source: str | Path) -> bool:
+    return str(source).endswith(SUFFIXES)
 
 
 def check_source(source: str | Path, domain: str | None) -> str:
@@ -32,45 +45,102 @@ def check_source(source: str | Path, domain: str | None) -> str:
     return domain
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
-    """Yields the rows of a hub data set; ValueError where ``datasets`` gives up after its own retries."""
-    from datasets import load_dataset
-
-    number = 0
-    try:
-        for number, row in enumerate(load_dataset(source, split="train", streaming=True), start=1):
-            yield f"{source}:{number}", row
-    except Exception as error:  # the hub's client, its HTTP library and Arrow raise many unrelated exceptions
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no message'}"
-        raise ValueError(
-            f"the stream of {source} ended behind row {number:,} ({reason}): run the same command again (it reads from the "
-            "first row), or give a local copy as source"
-        ) from error
-
-
-def stream(source: str | Path, domain: str | None = None, *, stats: RowStats | None = None) -> Iterator[Conversation]:
-    """Yields the conversations of a hub data set (an id in ``HUB_DATASETS``) or of a local file, in the source's order.
+def read_source(source: str | Path, domain: str | None, stats: RowStats) -> Iterator[tuple[str, Conversation]]:
+    """Yields (place, conversation) of a hub data set (an id in ``HUB_DATASETS``) or of a local file, in the source's order.
 
     A file needs its ``domain``; ``stats`` receives the number of rows read and of malformed rows by reason. One row is in
     memory at a time (256 rows of a Parquet file).
     """
-    return (conversation for _, conversation in placed(source, domain, stats=stats or RowStats(str(source))))
-
-
-def placed(source: str | Path, domain: str | None = None, *, stats: RowStats) -> Iterator[tuple[str, Conversation]]:
-    """Yields what ``stream`` yields with each row's place: ``rows.jsonl:12``."""
     domain = check_source(source, domain)
-    return _parsed(file_rows(source) if is_row_file(source) else _hub_rows(str(source)), domain, stats)
-
-
-def _parsed(rows: Iterable[tuple[str, object]], domain: str, stats: RowStats) -> Iterator[tuple[str, Conversation]]:
-    for place, row in rows:
+    for place, row in _rows(source):
         stats.read += 1
         try:
             if isinstance(row, MalformedRow):
                 raise row
-            conversation = parse_row(row, domain)
+            yield place, parse_row(row, domain)
         except MalformedRow as reason:
             stats.drop(str(reason), place)
-        else:
-            yield place, conversation
+
+
+def columns_of(source: str | Path) -> list[str]:
+    """Returns the columns of a Parquet file, or the fields of another source's first row."""
+    if str(source).endswith(".parquet"):
+        return pq.read_schema(source).names
+    return next((list(row) for _, row in _rows(source) if isinstance(row, dict)), [])
+
+
+def _rows(source: str | Path) -> Iterator[tuple[str, object]]:
+    """Yields (place, row or `MalformedRow`)."""
+    place = "its start"
+    try:
+        for place, row in _file_rows(Path(source)) if is_row_file(source) else _hub_rows(str(source)):
+            yield place, row
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # Arrow, the hub's client and its HTTP library raise many unrelated exceptions
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no message'}"
+        advice = (
+            "it is cut or damaged, fetch it again"
+            if is_row_file(source)
+            else "run the same command again (it reads from the first row), or give a local copy as source"
+        )
+        if "too much memory" in reason:
+            advice = "it was compressed with a window above 128 MiB, compress it again without --long and --ultra"
+        raise ValueError(f"{source} cannot be read behind {place} ({reason}): {advice}") from None
+
+
+def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
+    from datasets import load_dataset
+
+    for number, row in enumerate(load_dataset(source, split="train", streaming=True), start=1):
+        yield f"{source}:{number}", row
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif path.suffix == ".zst":
+        with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as lines:
+            yield from _json_rows(lines, path.name)
+    else:
+        with path.open("rb") as lines:
+            yield from _json_rows(lines, path.name)
+
+
+def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, object]]:
+    """Yields one row per line that is not empty."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        place = f"{name}:{number}"
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):  # skip the rest, one piece at a time
+                line = file.readline(MAX_LINE_BYTES)
+            yield place, MalformedRow(f"line above {MAX_LINE_BYTES:,} bytes")
+        elif line.strip():
+            try:
+                yield place, json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                yield place, MalformedRow("invalid UTF-8")
+            except (ValueError, RecursionError):
+                yield place, MalformedRow("invalid JSON")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """Yields the known columns of every row."""
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in file.schema_arrow.names if name in COLUMNS]
+        number = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for row in _batch_rows(batch):
+                number += 1
+                yield f"{path.name}:{number}", row
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[object]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [MalformedRow("invalid UTF-8")]
+        return [row for index in range(len(batch)) for row in _batch_rows(batch.slice(index, 1))]

@@ -9,45 +9,40 @@ from pathlib import Path
 
 from hyperdflash.contracts import Conversation
 from hyperdflash.data.benchmark_rows import BENCHMARKS
-from hyperdflash.data.benchmarks import benchmark_prompts
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.decontaminate import decontaminate
-from hyperdflash.data.row_files import is_row_file
-from hyperdflash.data.row_stats import BENCHMARK, DUPLICATE
-from hyperdflash.data.selection import Choice, Selection, asked_hash, select, stats_of
-from hyperdflash.data.sources import check_source
+from hyperdflash.data.prompts import benchmark_prompts
+from hyperdflash.data.row_stats import BENCHMARK, BEYOND, DUPLICATE, RowStats
+from hyperdflash.data.rows import FORMS
+from hyperdflash.data.selection import Choice, Selection, asked_hash, select
+from hyperdflash.data.sources import check_source, columns_of, is_row_file
 from hyperdflash.settings import boolean, natural_int, positive_int
 from hyperdflash.stable_hash import content_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedCorpus(Corpus):
+class StreamedCorpus(Choice, Corpus):
     """``stage1`` and ``stage2`` are lists of ``{source, count}``; ``source`` is a hub id or a file (hyperdflash.data.sources).
 
     A file needs its ``domain``; ``skip`` leaves out the source's first training rows by rank; ``fill_to`` instead of ``count``
     takes as many rows as bring the stage to that number. Both are upper bounds: a source with fewer rows gives all of them,
     and rows that are removed afterwards (benchmark prompts, questions of an earlier source) are not replaced.
 
-    hyperdflash.data.selection chooses and orders the rows by ``seed``, ``heldout``, ``min_chars`` and ``max_chars``, and
-    writes the selection below ``directory``. Training and validation rows are on different sides of one split by content.
-    ``decontaminate`` removes conversations that hold a prompt of the paper's seven benchmarks, read from ``benchmarks_path``
-    (a folder, or None for the hub).
+    hyperdflash.data.selection chooses and orders the rows, and writes the selection below ``directory``. Training and
+    validation rows are on different sides of one split by content. ``decontaminate`` removes conversations that hold a prompt
+    of the paper's seven benchmarks, read from ``benchmarks_path`` (a folder, or None for the hub).
     """
 
     stage1: Sequence[Mapping]
     stage2: Sequence[Mapping]
-    seed: int
-    heldout: float
-    min_chars: int
-    max_chars: int
     decontaminate: bool
     benchmarks_path: str | Path | None
     directory: str | Path
 
     def __post_init__(self):
-        super().__post_init__()
+        Corpus.__post_init__(self)
+        Choice.__post_init__(self)
         boolean("corpus.decontaminate", self.decontaminate)
-        _ = self._choice
         for name, entries in (("stage1", self.stage1), ("stage2", self.stage2)):
             for entry in entries:
                 _check_entry(name, entry)
@@ -59,10 +54,6 @@ class StreamedCorpus(Corpus):
     @property
     def _entries(self) -> Sequence[Mapping]:
         return self.stage1 if self.stage == 1 else self.stage2
-
-    @property
-    def _choice(self) -> Choice:
-        return Choice(seed=self.seed, heldout=self.heldout, min_chars=self.min_chars, max_chars=self.max_chars)
 
     def source_files(self) -> list[Path]:
         """This stage's files, and those of the benchmarks that its rows are compared with."""
@@ -76,15 +67,13 @@ class StreamedCorpus(Corpus):
         found: dict[str, Conversation] = {}  # by question, which two sources can share
         self.row_stats.clear()
         for entry in self._entries:
-            selection = self._selection(entry)
+            selection, skip = self._selection(entry), entry.get("skip", 0)
             wanted = entry["count"] if "count" in entry else max(0, entry["fill_to"] - len(found))
-            ours = selection.conversations("train", entry.get("skip", 0), wanted)
+            ours = selection.conversations("train", skip, wanted)
+            stats = selection.stats
             if wanted and not ours:
-                raise ValueError(
-                    f"{entry['source']} has {selection.num_train:,} training rows, none of them behind "
-                    f"skip={entry.get('skip', 0)}: give a smaller skip, or see the first line of {selection.path}"
-                )
-            stats = stats_of(selection, len(ours))
+                raise ValueError(_no_row(entry, stats, skip))
+            stats.move(stats.taken - len(ours), BEYOND)
             self.row_stats.append(stats)
             kept = self._clean(ours, "training")
             stats.move(len(ours) - len(kept), BENCHMARK)
@@ -112,7 +101,7 @@ class StreamedCorpus(Corpus):
         return select(
             entry["source"],
             entry.get("domain"),
-            self._choice,
+            self,
             num_train=max(e.get("skip", 0) + e.get("count", e.get("fill_to", 0)) for e in same),
             num_heldout=self.validation,
             directory=Path(self.directory),
@@ -129,12 +118,24 @@ class StreamedCorpus(Corpus):
             raise ValueError(f"{error}; or train without the check: corpus.decontaminate=false") from error
 
 
-def _check_entry(stage: str, entry: Mapping) -> None:
-    keys = set(entry)
+def _no_row(entry: Mapping, stats: RowStats, skip: int) -> str:
+    """Says why a source gives no training row."""
+    source = entry["source"]
+    if stats.taken:
+        return f"{source} has {stats.taken:,} training rows, none of them behind skip={skip}: give a smaller skip"
+    reasons = "; ".join(line.strip() for line in stats.lines()[1:]) or "it is empty"
+    return (
+        f"{source} has no training row among {stats.read:,} ({reasons}): it has the columns "
+        f"{', '.join(columns_of(source)) or '(none)'}, wanted one of {', '.join(FORMS)} (docs/data.md)"
+    )
+
+
+def _check_entry(stage: str, entry: object) -> None:
+    keys = set(entry) if isinstance(entry, Mapping) else set()
     if not ({"source"} < keys <= {"source", "count", "fill_to", "skip", "domain"} and ("count" in keys) != ("fill_to" in keys)):
+        given = f"with {', '.join(sorted(keys))}" if keys else repr(entry)
         raise ValueError(
-            f"corpus.{stage} has an entry with {', '.join(sorted(entry))}; wanted source and count (or fill_to), "
-            "with skip and domain where needed"
+            f"corpus.{stage} has an entry {given}; wanted source and count (or fill_to), with skip and domain where needed"
         )
     for name in keys & {"count", "fill_to"}:
         positive_int(f"corpus.{stage} {name} of {entry['source']}", entry[name])

@@ -1,11 +1,11 @@
 """Target states and baselines through serving engines, for a target that outgrows this process.
 
-    sglang.py vllm.py        clients: how to start, request and read each server
-    answers.py               checks of every answer
-    pool.py http.py          several servers, retries with growing waits, JSON over HTTP
-    settings.py producer.py  target.engine=... -> the producer that fills a cache, once check_engine has passed
-    compare.py               an engine's states against the target's own
-    serving.py               timed answers with the engine's own acceptance counters
+    sglang.py vllm.py   clients: how to start, request and read each server
+    client.py           what they share: options, checks of every answer
+    servers.py          JSON over HTTP, several servers, retries with growing waits
+    producer.py         target.engine=... -> the producer that fills a cache, once check_engine has passed
+    compare.py          an engine's states against the target's own
+    serving.py          timed answers with the engine's own acceptance counters
 
 Four GPUs serve, four train:
 

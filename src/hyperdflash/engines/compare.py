@@ -50,23 +50,20 @@ class Comparison:
     next_token: float
 
     def complaint(self, limits: Limits) -> str | None:
-        """Describes the first exceeded limit; None where all hold."""
+        """Describes the first exceeded limit; None where all hold. NaN exceeds every limit."""
         if self.cosine is not None:
             path = min(range(len(self.cosine)), key=lambda j: self.cosine[j])
             if not self.cosine[path] >= limits.cosine:
                 return f"path {path} points elsewhere (mean cosine {self.cosine[path]:.3f}, wanted {limits.cosine:g})"
             if not self.relative_error <= limits.relative_error:
-                return (
-                    f"the states are off by {self.relative_error:.0%} of their size, wanted {limits.relative_error:.0%} at most"
-                )
+                wanted = f"wanted {limits.relative_error:.0%} at most"
+                return f"the states are off by {self.relative_error:.0%} of their size, {wanted}"
             if not self.argmax >= limits.argmax:
                 return f"{self.argmax:.0%} of the tokens have the same next token, wanted {limits.argmax:.0%}"
-        if not self.next_token >= limits.next_token:
-            return (
-                f"on {self.next_token:.0%} of the prompts our heads read the engine's own next token from its states, "
-                f"wanted {limits.next_token:.0%}"
-            )
-        return None
+        if self.next_token >= limits.next_token:
+            return None
+        share = f"on {self.next_token:.0%} of the prompts"
+        return f"{share} our heads read the engine's own next token from its states, wanted {limits.next_token:.0%}"
 
 
 @torch.no_grad()

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from hyperdflash.engines.http import Unavailable, get_text, stream_json
+from hyperdflash.engines.servers import Unavailable, get_text, stream_json
 from hyperdflash.engines.vllm import served_model
 
-SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
+SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})?[ \t]+(?P<value>\S+)", re.MULTILINE)
 POSITION = re.compile(r'position="(\d+)"')
 SETTLE_S = 2.0  # vLLM's counters can lag behind the last chunk
+Chunk = tuple[list[int], str | None]  # new token ids, and the reason of the end in the last chunk
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,20 @@ class Sampling:
 
 def ask(engine: str, server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
     """Streams one answer from a server of ``engine`` (sglang or vllm)."""
-    return (ask_sglang if engine == "sglang" else ask_vllm)(server, prompt_ids, sampling, timeout_s)
+    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": list(sampling.stop_ids)}
+    if engine == "sglang":  # takes no seed per request: the server draws at temperature > 0
+        shared["max_new_tokens"] = sampling.max_new_tokens
+        return _ask_sglang(server, {"input_ids": list(prompt_ids), "stream": True, "sampling_params": shared}, timeout_s)
+    shared |= {"max_tokens": sampling.max_new_tokens, "seed": sampling.seed, "return_token_ids": True}
+    model = served_model(server, timeout_s)
+    return _ask_vllm(server, {"model": model, "prompt": list(prompt_ids), "stream": True, **shared}, timeout_s)
 
 
-def ask_sglang(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
-    """Streams POST /generate. SGLang takes no seed per request: the server draws at temperature > 0."""
-    body = {
-        "input_ids": list(prompt_ids),
-        "stream": True,
-        "sampling_params": {
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "stop_token_ids": list(sampling.stop_ids),
-        },
-    }
+def _ask_sglang(server: str, body: dict, timeout_s: float) -> Served:
+    """Streams POST /generate."""
     meta: dict = {}
 
-    def chunks() -> Iterator[tuple[list[int], str | None]]:
+    def chunks() -> Iterator[Chunk]:
         nonlocal meta
         so_far = 0
         for event in stream_json(f"{server}/generate", body, timeout_s):
@@ -85,32 +83,21 @@ def ask_sglang(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeo
             so_far += len(new)
             yield new, (meta.get("finish_reason") or {}).get("type")
 
-    ids, first, first_s, decode_s, ended_by = _timed(chunks(), server)
+    served = _timed(chunks(), server)
     rounds = int(meta.get("spec_verify_ct") or 0)
     histogram = meta.get("spec_accept_histogram") or meta.get("spec_correct_drafts_histogram")
     if not rounds:
-        return Served(ids, ended_by, first_s, decode_s, len(ids) - first)
-    if histogram:
-        survived = tuple(sum(histogram[k:]) for k in range(1, len(histogram)))
-        return Served(ids, ended_by, first_s, decode_s, len(ids) - first, rounds, sum(survived), survived)
-    return Served(ids, ended_by, first_s, decode_s, len(ids) - first, rounds, max(len(ids) - first - rounds, 0), None)
+        return served
+    if not histogram:
+        return replace(served, rounds=rounds, accepted=max(served.after_first - rounds, 0), survived=None)
+    survived = tuple(sum(histogram[k:]) for k in range(1, len(histogram)))
+    return replace(served, rounds=rounds, accepted=sum(survived), survived=survived)
 
 
-def ask_vllm(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
+def _ask_vllm(server: str, body: dict, timeout_s: float) -> Served:
     """Streams POST /v1/completions between two readings of /metrics."""
-    body = {
-        "model": served_model(server, timeout_s),
-        "prompt": list(prompt_ids),
-        "stream": True,
-        "return_token_ids": True,
-        "max_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "stop_token_ids": list(sampling.stop_ids),
-        "seed": sampling.seed,
-    }
 
-    def chunks() -> Iterator[tuple[list[int], str | None]]:
+    def chunks() -> Iterator[Chunk]:
         for event in stream_json(f"{server}/v1/completions", body, timeout_s):
             for choice in event.get("choices", ()):
                 if choice.get("token_ids") is None:
@@ -118,48 +105,43 @@ def ask_vllm(server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout
                 yield choice["token_ids"], choice.get("finish_reason")
 
     before = counters(server, timeout_s)
-    ids, first, first_s, decode_s, ended_by = _timed(chunks(), server)
-    emitted, deadline = len(ids) - first, time.monotonic() + SETTLE_S
+    served = _timed(chunks(), server)
+    emitted, deadline = served.after_first, time.monotonic() + SETTLE_S
     while True:
         after = counters(server, timeout_s)
         drafts = after["drafts"] - before["drafts"]
         survived = tuple(b - a for a, b in zip(before["accepted"], after["accepted"], strict=True))
-        if not survived or emitted <= drafts + sum(survived) or time.monotonic() > deadline:
+        if not survived:
+            return served
+        if emitted <= drafts + sum(survived) or time.monotonic() > deadline:
             break
         time.sleep(0.02)
-    if not survived:
-        return Served(ids, ended_by, first_s, decode_s, emitted)
-    most = emitted + 2 * (len(survived) + 1)  # a last round can pass the end of the text
-    if drafts + sum(survived) > most:
+    if drafts + sum(survived) > emitted + 2 * (len(survived) + 1):  # a last round can pass the end of the text
         raise ValueError(
             f"{server} counted {drafts} drafts with {sum(survived)} accepted tokens while it answered {emitted}: another "
             "client uses it; acceptance comes from its counters, so reserve the server for this evaluation and run it again"
         )
     plain = max(emitted - drafts - sum(survived), 0)  # steps without a draft gain one token each
-    return Served(ids, ended_by, first_s, decode_s, emitted, drafts + plain, sum(survived), survived)
+    return replace(served, rounds=drafts + plain, accepted=sum(survived), survived=survived)
 
 
 def counters(server: str, timeout_s: float) -> dict:
     """Returns vLLM's speculation counters, summed over engines: ``drafts``, and ``accepted`` per draft slot ([] without
     speculation)."""
-    drafts, accepted = 0.0, {}
-    for line in get_text(f"{server}/metrics", timeout_s).splitlines():
-        found = SAMPLE.match(line)
-        if found and found["name"] == "vllm:spec_decode_num_drafts_total":
+    drafts, accepted = 0.0, Counter()
+    for found in SAMPLE.finditer(get_text(f"{server}/metrics", timeout_s)):
+        if found["name"] == "vllm:spec_decode_num_drafts_total":
             drafts += float(found["value"])
-        elif found and found["name"] == "vllm:spec_decode_num_accepted_tokens_per_pos_total":
-            position = int(POSITION.search(found["labels"])[1])
-            accepted[position] = accepted.get(position, 0.0) + float(found["value"])
+        elif found["name"] == "vllm:spec_decode_num_accepted_tokens_per_pos_total":
+            accepted[int(POSITION.search(found["labels"])[1])] += float(found["value"])
     return {"drafts": int(drafts), "accepted": [int(accepted[i]) for i in sorted(accepted)]}
 
 
-def _timed(
-    chunks: Iterator[tuple[list[int], str | None]], server: str
-) -> tuple[list[int], int, float, float, Literal["stop", "length"]]:
-    """Returns (ids, tokens of the first chunk, seconds to it, seconds from it to the last token, reason of the end)."""
-    started = time.perf_counter()
+def _timed(chunks: Iterable[Chunk], server: str) -> Served:
+    """Receives an answer and measures the seconds to its first chunk and from there to its last token."""
+    started = first_at = last_at = time.perf_counter()
     ids: list[int] = []
-    first, first_at, last_at, reason = 0, started, started, None
+    first, reason = 0, None
     for new, finished in chunks:
         if new:
             last_at = time.perf_counter()
@@ -169,4 +151,4 @@ def _timed(
         reason = finished or reason
     if not ids or reason not in ("stop", "length"):
         raise Unavailable(f"{server} broke off after {len(ids)} tokens (finish reason {reason})")
-    return ids, first, first_at - started, last_at - first_at, reason
+    return Served(ids, reason, first_at - started, last_at - first_at, len(ids) - first)

@@ -16,16 +16,13 @@ cache=stream, cache.captures=16 does so), or use vLLM, whose files need no parsi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hyperdflash.engines.answers import BadAnswer, check_ids, residual_of
-from hyperdflash.engines.http import Refused, get_json, post_json
-from hyperdflash.engines.pool import ServerPool
-from hyperdflash.engines.settings import EngineSettings
+from hyperdflash.engines.client import EngineClient
+from hyperdflash.engines.servers import BadAnswer, Refused, get_json, post_json
 
 
 def server_info(server: str, timeout_s: float) -> dict:
@@ -43,79 +40,42 @@ def server_info(server: str, timeout_s: float) -> dict:
 def check_flags(server: str, info: dict) -> None:
     """Raises ValueError, with the flag that the server needs, where its settings corrupt states."""
     chunk = info.get("chunked_prefill_size")
-    if not isinstance(chunk, int) or chunk > 0:
-        _refuse(server, "cuts prompts into chunks", f"chunked_prefill_size={chunk}", "with --chunked-prefill-size -1")
-    if info.get("enable_mixed_chunk"):
-        _refuse(server, "mixes prefill and decoding in a batch", "enable_mixed_chunk=True", "without --enable-mixed-chunk")
-    if not info.get("disable_radix_cache"):
-        _refuse(server, "keeps prompts in a prefix cache", "disable_radix_cache=False", "with --disable-radix-cache")
-    if not info.get("enable_return_hidden_states", True):
-        _refuse(server, "returns no states", "enable_return_hidden_states=False", "with --enable-return-hidden-states")
+    wrong = [
+        (not isinstance(chunk, int) or chunk > 0, f"chunked_prefill_size={chunk}", "with --chunked-prefill-size -1"),
+        (info.get("enable_mixed_chunk"), "enable_mixed_chunk=True", "without --enable-mixed-chunk"),
+        (not info.get("disable_radix_cache"), "disable_radix_cache=False", "with --disable-radix-cache"),
+        (
+            not info.get("enable_return_hidden_states", True),
+            "enable_return_hidden_states=False",
+            "with --enable-return-hidden-states",
+        ),
+    ]
+    for is_wrong, setting, flag in wrong:
+        if is_wrong:
+            raise ValueError(f"{server} runs with {setting}, which loses or mixes states: start it {flag}")
 
 
-def _refuse(server: str, what: str, setting: str, flag: str) -> None:
-    raise ValueError(f"{server} {what} ({setting}), which loses or mixes states: start it {flag}")
+class SGLang(EngineClient):
+    """The client of SGLang's native API."""
 
-
-@dataclass
-class SGLang:
-    """A producer (hyperdflash.targets.producer) of the residual before hc_head.
-
-    ``num_paths`` M, ``hidden_size`` D and ``dtype`` are the target's; ``fingerprint`` is that of the local heads, which
-    check_engine compares with the servers.
-    """
-
-    settings: EngineSettings
-    fingerprint: str
-    num_paths: int
-    hidden_size: int
-    dtype: torch.dtype
-    _checked: set[str] = field(default_factory=set)
-
-    def __post_init__(self):
-        self._pool = ServerPool(self.settings)
-
-    @property
-    def where(self) -> str:
-        return f"sglang {', '.join(self.settings.servers)}"
-
-    def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """Sends one request per sequence. Engines choose their batches, so equal lists need not give equal last bits."""
-        if layer_ids:
-            raise ValueError(
-                f"SGLang returns the last residual only, not the outputs of layers {list(layer_ids)}: capture these in process "
-                "(target.engine=null), or train with conditioning=pre_hc_head"
-            )
-        return {None: torch.cat(self._pool.map(self._one, sequences))}
-
-    def next_tokens(self, sequences: Sequence[Tensor]) -> list[int]:
-        """Returns the engine's own greedy next token of each sequence."""
-        return self._pool.map(lambda server, ids: int(self._generate(server, ids)["output_ids"][0]), sequences)
-
-    def check_servers(self) -> None:
-        """Raises ValueError for the first server that is not reachable or has wrong flags."""
-        for server in self.settings.servers:
-            self._check(server)
-
-    def _check(self, server: str) -> None:
-        if server not in self._checked:
-            check_flags(server, server_info(server, self.settings.timeout_s))
-            self._checked.add(server)
+    def _check(self, server: str) -> bool:
+        check_flags(server, server_info(server, self.settings.timeout_s))
+        return True
 
     def _generate(self, server: str, input_ids: Tensor, **more: object) -> dict:
         body = {"input_ids": input_ids.tolist(), "sampling_params": {"max_new_tokens": 1, "temperature": 0}, **more}
         return post_json(f"{server}/generate", body, self.settings.timeout_s)
 
-    def _one(self, server: str, input_ids: Tensor) -> Tensor:
-        """[T] -> [T, M, D]"""
-        self._check(server)
+    def _next_token(self, server: str, input_ids: Tensor) -> int:
+        return int(self._generate(server, input_ids)["output_ids"][0])
+
+    def _residual(self, server: str, input_ids: Tensor) -> tuple[Sequence[int] | None, Tensor]:
+        self._checked(server)
         meta = self._generate(server, input_ids, return_hidden_states=True).get("meta_info", {})
         if "prompt_tokens" in meta and meta["prompt_tokens"] != len(input_ids):
             raise BadAnswer(f"it ran {meta['prompt_tokens']} tokens where {len(input_ids)} were sent")
-        if echoed := meta.get("input_token_logprobs"):  # [[log probability, id, text], ...]; only some servers send it
-            check_ids([entry[1] for entry in echoed], input_ids)
-        states = rows_of(meta.get("hidden_states"))
-        return residual_of(states, len(input_ids), self.num_paths, self.hidden_size).to(self.dtype)
+        echoed = meta.get("input_token_logprobs")  # [[log probability, id, text], ...]; only some servers send it
+        return [entry[1] for entry in echoed] if echoed else None, rows_of(meta.get("hidden_states"))
 
 
 def rows_of(hidden_states: object) -> Tensor:
