@@ -13,7 +13,8 @@ import pytest
 from hyperdflash.answers import responses
 from hyperdflash.answers.answer_file import AnswerFile
 from hyperdflash.answers.answer_server import AnswerServers
-from hyperdflash.answers.responses import AnswerSettings, answer_conversations
+from hyperdflash.answers.exchange import AnswerSettings
+from hyperdflash.answers.responses import answer_conversations
 from hyperdflash.answers.served_answers import ask_servers, served_documents, served_path
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_rounds

@@ -200,3 +200,89 @@ def test_wrong_sources_are_refused_before_reading(tmp_path):
     (tmp_path / "rows.jsonl").write_text("")
     with pytest.raises(ValueError, match="pass domain="):
         list(stream(tmp_path / "rows.jsonl"))
+
+
+ASK, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+U, A = Turn("user", "q"), Turn("assistant", "a")
+FORMS = [
+    ({"messages": [ASK, ANSWER]}, (U, A)),
+    ({"messages": [ASK, ANSWER], "conversations": None, "instruction": "", "turns": [], "tools": None}, (U, A)),
+    ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]}, (Turn("system", "s"), U)),
+    ({"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}, (U, A)),
+    ({"instruction": "Translate.", "input": "oak", "output": "a"}, (Turn("user", "Translate.\noak"), A)),
+    ({"instruction": "q", "input": " ", "output": "a", "id": 7, "category": "x"}, (U, A)),
+    ({"instruction": "q", "output": "a", "system": "s"}, (Turn("system", "s"), U, A)),
+    ({"system": "s", "conversations": [ASK, ANSWER]}, (Turn("system", "s"), U, A)),
+    ({"system": " ", "messages": [ASK, ANSWER]}, (U, A)),
+    ({"messages": [ASK, {**ANSWER, "reasoning_content": "so"}]}, (U, Turn("assistant", "<think>so</think>a"))),
+    ({"instruction": "q", "reasoning": "so", "output": "a"}, (U, Turn("assistant", "<think>so</think>a"))),
+    ({"messages": [ASK, {**ANSWER, "reasoning_content": None, "tool_calls": []}]}, (U, A)),
+    (
+        {"messages": [ASK, {"role": "assistant", "content": "\n <think>so</think>\na"}]},
+        (U, Turn("assistant", "<think>so</think>\na")),
+    ),
+    ({"messages": [{"role": "user", "content": " <think> is a tag"}, ANSWER]}, (Turn("user", " <think> is a tag"), A)),
+]
+NAMED = {
+    "conversations beside messages": {"messages": [ASK], "conversations": [ASK]},
+    "instruction beside messages": {"messages": [ASK], "instruction": "x", "output": "y"},
+    "input is not read": {"messages": [ASK], "input": "x"},
+    "output is not read": {"conversations": [ASK], "output": "x"},
+    "reasoning is not read": {"conversations": [ASK], "reasoning": "x"},
+    "history is not read": {"instruction": "x", "output": "y", "history": [["a", "b"]]},
+    "tools is not read": {"messages": [ASK, ANSWER], "tools": [{"name": "f"}]},
+    "tool_calls is not read": {"messages": [ASK, {**ANSWER, "tool_calls": [{"id": "1"}]}]},
+    "system beside a system message": {"system": "s", "messages": [{"role": "system", "content": "t"}, ASK]},
+    "system is not text": {"system": ["s"], "messages": [ASK]},
+    "input is not text": {"instruction": "x", "input": ["y"], "output": "z"},
+    "messages is not a list of messages": {"messages": ["q", "a"]},
+    "<think> is not closed": {"messages": [ASK, {"role": "assistant", "content": "\n<think>so a"}]},
+    "reasoning_content of a user turn, or beside <think>": {"messages": [{**ASK, "reasoning_content": "so"}]},
+}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(("row", "turns"), FORMS)
+def test_every_form_of_a_conversation(tmp_path, name, row, turns):
+    write_row(tmp_path / name, row)
+    stats = RowStats(name)
+    assert [c.turns for c in stream(tmp_path / name, "chat", stats=stats)] == [turns], stats.dropped
+
+
+@pytest.mark.parametrize(("reason", "row"), NAMED.items())
+def test_a_field_that_is_not_read_drops_its_row_by_name(tmp_path, reason, row):
+    for name in ("rows.jsonl", "rows.parquet"):
+        if name.endswith("jsonl") or reason != "messages is not a list of messages":
+            write_row(tmp_path / name, row)
+            stats = RowStats(name)
+            assert not list(stream(tmp_path / name, "chat", stats=stats)) and stats.places == {reason: [f"{name}:1"]}
+
+
+def write_row(path, row):
+    if path.suffix == ".jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+
+
+def test_parquet_columns_of_every_width(tmp_path):
+    texts = {"instruction": ["q", "q"], "input": ["oak", "elm"], "output": ["a", "a"]}
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
+        pq.write_table(pa.table({name: pa.array(column).cast(kind) for name, column in texts.items()}), tmp_path / "a.parquet")
+        assert [c.turns[0].content for c in stream(tmp_path / "a.parquet", "chat")] == ["q\noak", "q\nelm"]
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    for kind in (pa.list_(message), pa.large_list(message), pa.list_(message, 2)):
+        pq.write_table(pa.table({"messages": pa.array([[ASK, ANSWER]], kind)}), tmp_path / "b.parquet")
+        assert [c.turns for c in stream(tmp_path / "b.parquet", "chat")] == [(U, A)]
+
+
+def test_a_window_that_is_too_large_is_told_from_damage(tmp_path, monkeypatch):
+    def too_large(path):
+        yield "rows:1", GOOD[0]
+        raise OSError("ZSTD decompress failed: Frame requires too much memory for decoding")
+
+    monkeypatch.setattr("hyperdflash.data.sources._file_rows", too_large)
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"window above 128 MiB, compress it again"):
+        list(stream(path, "chat"))

@@ -190,6 +190,8 @@ def test_the_hub_is_streamed_once_for_both_stages(tmp_path, monkeypatch):
     [
         ({"heldout": 0.0}, r"has no held-out row at corpus\.heldout=0\.0: raise it"),
         ({"skip": 90}, r"none of them behind skip=90: give a smaller skip"),
+        ({"stage1": 48}, r"corpus\.stage1 must be a mixture as in conf/corpus, .* got 48"),
+        ({"stage2": {"chat": 5}}, r"corpus\.stage2 has an entry 'chat'; wanted source and count"),
         ({"count": 0}, r"count of .* must be a positive integer, got 0"),
         ({"fill_to": 5}, r"wanted source and count \(or fill_to\)"),
         ({"weight": 1}, r"an entry with count, domain, source, weight"),
@@ -202,6 +204,17 @@ def test_mistakes_are_one_sentence(tmp_path, changed, sentence):
     entry |= {name: value for name, value in changed.items() if name in ("skip", "count", "fill_to", "weight")}
     changed = {name: value for name, value in changed.items() if name not in entry}
     with pytest.raises(ValueError, match=sentence):
-        made = corpus(tmp_path, [entry], **changed)
+        made = corpus(tmp_path, changed.pop("stage1", [entry]), **changed)
         made.train()
         made.validation_conversations()
+
+
+def test_a_source_without_a_training_row_says_why_with_its_columns(tmp_path):
+    unknown = write(tmp_path / "unknown.jsonl", [{"text": "x", "label": 1}] * 3)
+    made = corpus(tmp_path, [{"source": str(unknown), "domain": "chat", "count": 5}])
+    sentence = r"no training row among 3 \(3 no known fields: .*\): it has the columns text, label, wanted one of messages, "
+    with pytest.raises(ValueError, match=sentence):
+        made.train()
+    short = write(tmp_path / "short.jsonl", [{"instruction": "x", "output": "y"}])
+    with pytest.raises(ValueError, match=r"no training row among 1 \(1 below 30 characters: short\.jsonl:1\)"):
+        corpus(tmp_path, [{"source": str(short), "domain": "chat", "count": 5}], min_chars=30).train()

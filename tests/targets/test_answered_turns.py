@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hyperdflash.answers import responses
-from hyperdflash.answers.responses import AnswerSettings, answer_conversations
+from hyperdflash.answers.exchange import AnswerSettings
+from hyperdflash.answers.responses import answer_conversations
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids

@@ -8,7 +8,7 @@ import pytest
 
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.drafting.mtp_chain import MTPChain
-from hyperdflash.engines.serving import Sampling, ask, counters
+from hyperdflash.engines.serving import ask, counters
 from hyperdflash.evaluation import engine_evaluation
 from hyperdflash.evaluation.engine_evaluation import evaluate_in_engine, prompt_counts
 from hyperdflash.evaluation.turn_rows import read_rows
@@ -138,11 +138,11 @@ def test_vllm_counters_are_read_as_they_are_written(target, tmp_path, monkeypatc
             yield from stream(body)
             server.drafts += 40
 
-        sampling = Sampling(max_new_tokens=6, stop_ids=(), temperature=0, top_p=1.0, seed=0)
-        assert ask("vllm", server.url, [1, 2, 3], sampling, 5).rounds > 0
+        sampling = {"max_new_tokens": 6, "stop_ids": (), "temperature": 0, "top_p": 1.0, "seed": 0}
+        assert ask("vllm", server.url, [1, 2, 3], 5, **sampling).rounds > 0
         monkeypatch.setattr(server, "stream", beside_others)
         with pytest.raises(ValueError, match="another client uses it"):
-            ask("vllm", server.url, [1, 2, 3], sampling, 5)
+            ask("vllm", server.url, [1, 2, 3], 5, **sampling)
 
 
 def test_counts_of_a_prompt_by_hand():

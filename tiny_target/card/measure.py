@@ -24,7 +24,7 @@ from rich.markdown import Markdown
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.answers.responses import AnswerSettings
+from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import DOMAINS, Conversation, Document
 from hyperdflash.data.chat import answer_text, encode

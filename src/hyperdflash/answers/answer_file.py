@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.prompts import named
+from hyperdflash.data.tokenizer import special_ids
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ class AnswerFile:
         return [document for document in found if bool(document.loss_mask.any())]
 
     def ordered(
-        self, conversations: Sequence[Conversation], *, max_new_tokens: int, max_length: int, eos_id: int
+        self, conversations: Sequence[Conversation], settings: AnswerSettings, tokenizer: PreTrainedTokenizerBase
     ) -> list[Document]:
         """Returns the documents in the order of ``conversations``.
 
@@ -92,30 +95,21 @@ class AnswerFile:
         """
         found = {conversation.id: self.answered(conversation) for conversation in conversations}
         without = defaultdict(list)
-        for name, documents in found.items():
-            if not documents:
-                without[self.left_out.get(name, f"no room for an answer within max_length={max_length}")].append(name)
+        for name in (name for name, documents in found.items() if not documents):
+            without[self.left_out.get(name, f"no room for an answer within max_length={settings.max_length}")].append(name)
         for reason, names in without.items():
             print(f"target answers: {len(names)} of {len(conversations)} prompts left out, {reason}: {named(names)}")
-        answers, cut = _count_answers(found, eos_id)
+        eos_id, answers, cut = special_ids(tokenizer, mask_id=0).eos, 0, 0
+        for document in (document for documents in found.values() for document in documents):
+            after = torch.cat([document.loss_mask[1:], torch.zeros(1, dtype=torch.bool)])
+            ends = document.input_ids[document.loss_mask & ~after]
+            answers, cut = answers + len(ends), cut + int((ends != eos_id).sum())
         turns = sum(turn.role == "user" for c in conversations if found[c.id] for turn in c.turns)
         if cut or answers < turns:
-            print(
-                f"target answers: {cut} of {answers} end at max_new_tokens={max_new_tokens} or "
-                f"max_length={max_length}, {turns - answers} later turns without an answer",
-                flush=True,
-            )
+            limits = f"max_new_tokens={settings.max_new_tokens} or max_length={settings.max_length}"
+            absent = f"{turns - answers} later turns without an answer"
+            print(f"target answers: {cut} of {answers} end at {limits}, {absent}", flush=True)
         return [document for conversation in conversations for document in found[conversation.id]]
-
-
-def _count_answers(found: Mapping[str, Sequence[Document]], eos_id: int) -> tuple[int, int]:
-    """Returns the number of answers, and of those among them that have no end token."""
-    answers = cut = 0
-    for document in (d for documents in found.values() for d in documents):
-        after = torch.cat([document.loss_mask[1:], torch.zeros(1, dtype=torch.bool)])
-        ends = document.input_ids[document.loss_mask & ~after]
-        answers, cut = answers + len(ends), cut + int((ends != eos_id).sum())
-    return answers, cut
 
 
 def _row(line: bytes) -> dict | None:

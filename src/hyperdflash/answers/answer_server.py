@@ -20,12 +20,11 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.answers.exchange import Exchange
-from hyperdflash.answers.responses import AnswerSettings
+from hyperdflash.answers.exchange import AnswerSettings, Exchange
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import encode_answer
 from hyperdflash.data.tokenizer import special_ids
-from hyperdflash.engines.servers import BadAnswer, Refused, ServerPool, Servers, Unavailable, post_json, served_models
+from hyperdflash.engines.servers import BadAnswer, Refused, ServerPool, Servers, Unavailable, request_json, served_models
 from hyperdflash.stable_hash import content_hash
 
 _ABOUT_THE_PROMPT = (400, 413, 422)  # HTTP statuses; every other status concerns the server
@@ -92,7 +91,7 @@ class AnswerClient:
         nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
         without = [Document(conversation.id, conversation.domain, *nothing)]
         try:
-            exchange = Exchange(conversation, self.tokenizer, settings.mode, settings.max_length)
+            exchange = Exchange(conversation, self.tokenizer, settings)
             while (prompt := exchange.prompt()) is not None:
                 options = {
                     "max_tokens": min(settings.max_new_tokens, settings.max_length - len(prompt)),
@@ -123,7 +122,7 @@ class AnswerClient:
             "skip_special_tokens": False,  # </think> is a special token
             "return_token_ids": True,
         }
-        found = post_json(f"{server}/completions", body, self.servers.timeout_s)
+        found = request_json(f"{server}/completions", self.servers.timeout_s, body)
         if found.get("model", self.servers.model) != self.servers.model:
             raise WrongServer(f"{server} answered as model {found['model']!r}, the request named {self.servers.model!r}")
         choices, usage = found.get("choices"), found.get("usage")

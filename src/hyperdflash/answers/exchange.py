@@ -7,6 +7,7 @@ since reasoning leaves the history: the last has the conversation's id, earlier 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,18 +15,40 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.tokenizer import special_ids
+from hyperdflash.settings import positive_int
 
 _LEAST_ROOM = 2  # tokens behind a prompt: one supervised pair
 
 
-class Exchange:
-    """Call ``prompt`` and ``add`` in turn until ``prompt`` returns None, then ``documents`` (``max_length`` tokens each)."""
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How the target answers: ``temperature`` 0 is greedy, ``max_new_tokens`` per turn, ``max_length`` tokens per document."""
 
-    def __init__(self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, mode: Mode, max_length: int):
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 192
+    max_length: int = 512
+    mode: Mode = "non_think"
+    seed: int = 0
+    dtype: str = "fp32"  # of the target's computation
+    batch_rows: int = 128
+
+    def __post_init__(self):
+        positive_int("max_new_tokens", self.max_new_tokens)
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+class Exchange:
+    """Call ``prompt`` and ``add`` in turn until ``prompt`` returns None, then ``documents``."""
+
+    def __init__(self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, settings: AnswerSettings):
         self.conversation = conversation
-        self._tokenizer, self._mode, self._max_length = tokenizer, mode, max_length
+        self._tokenizer, self._mode, self._max_length = tokenizer, settings.mode, settings.max_length
         self._eos_id = special_ids(tokenizer, mask_id=0).eos
-        self._rounds = encode_rounds(conversation, tokenizer, mode)
+        self._rounds = encode_rounds(conversation, tokenizer, settings.mode)
         # (ids, loss mask) per text: non_think extends the only one, think_high adds one per turn
         self._texts: list[tuple[list[int], list[bool]]] = []
         self._history: tuple[list[int], list[bool]] = ([], [])

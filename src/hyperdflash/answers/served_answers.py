@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.answers.answer_file import AnswerFile
 from hyperdflash.answers.answer_server import AnswerClient, AnswerServers, Finished, WrongServer
-from hyperdflash.answers.responses import AnswerSettings
+from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.prompts import named
 from hyperdflash.leases import exclusive
@@ -109,10 +109,10 @@ def ask_servers(
         )
     if failed:
         advice = "; raise the server's max_model_len, or lower corpus.max_length"
+        *_, last = failed.values()
         raise ValueError(
             f"{len(failed)} of {len(todo)} conversations have no answer, the same command requests them again "
-            f"({named(list(failed))}); the last one's error: {list(failed.values())[-1].error}"
-            + (advice if any(one.left_out for one in failed.values()) else "")
+            f"({named(list(failed))}); the last one's error: {last.error}{advice if last.left_out else ''}"
         )
 
 
@@ -128,4 +128,4 @@ def served_documents(
     if missing := answers.missing(conversations):
         raise ValueError(f"{len(missing):,} of {len(conversations):,} answers are not in {path}: run `{command}` first")
     print(f"target answers: all {len(conversations):,} are in {path}", flush=True)
-    return settings.documents(answers, conversations, tokenizer)
+    return answers.ordered(conversations, settings, tokenizer)

@@ -30,6 +30,7 @@ _LCB = (
     "\n\n### Question:\n"
 )
 _LCB_FILES = [f"hf://datasets/livecodebench/code_generation_lite/test{n}.jsonl" for n in ("", 2, 3, 4, 5, 6)]
+_LCB_HUB = {"path": "json", "data_files": _LCB_FILES, "split": "train"}
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,7 @@ BENCHMARKS = {
     "aime25": BenchmarkRows("AIME25", "Math", 30, _hub("MathArena/aime_2025", "train"), "problem", after=_MATH),
     "humaneval": BenchmarkRows("HumanEval", "Code", 164, _hub("openai/openai_humaneval"), "prompt", _HUMANEVAL, "\n```"),
     "mbpp": BenchmarkRows("MBPP", "Code", 257, _hub("google-research-datasets/mbpp", name="sanitized"), "prompt"),
-    "livecodebench": BenchmarkRows(
-        "LiveCodeBench",
-        "Code",
-        1055,
-        _hub("json", "train", data_files=_LCB_FILES),
-        "question_content",
-        _LCB,
-        "\n\n### Format: ",
-    ),
+    "livecodebench": BenchmarkRows("LiveCodeBench", "Code", 1055, _LCB_HUB, "question_content", _LCB, "\n\n### Format: "),
     "mt-bench": BenchmarkRows("MT-Bench", "Chat", 80, _hub("HuggingFaceH4/mt_bench_prompts", "train"), "prompt"),
 }
 
@@ -131,13 +124,11 @@ def _from_file(file: Path) -> list[list[str]]:
         )
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line)["turns"])
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f'line {number} of {file} is not a JSON object with `turns`: wanted {{"turns": [text, ...]}}'
-                ) from None
+        try:
+            rows += [json.loads(line)["turns"]] if line.strip() else []
+        except (ValueError, KeyError, TypeError):
+            wanted = 'a JSON object with `turns`: wanted {"turns": [text, ...]}'
+            raise ValueError(f"line {number} of {file} is not {wanted}") from None
     return rows
 
 

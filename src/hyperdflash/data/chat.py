@@ -11,8 +11,7 @@
 All answers but the last use the ``</think>`` header and lose their reasoning. The content of an assistant turn holds
 reasoning as ``<think>{reasoning}</think>{answer}``; without these tags the reasoning is empty.
 
-For a target that answers several user turns itself, ``encode_rounds`` returns what each turn adds to the history, and
-``history_after`` what a later turn sees of an answer.
+``encode_rounds`` and ``history_after`` serve a target that answers several user turns itself.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.contracts import Conversation, Document, Turn
 from hyperdflash.data.rows import alternate
 from hyperdflash.data.tokenizer import SpecialIds, special_ids
+from hyperdflash.settings import one_of
 
 Mode = Literal["non_think", "think_high"]
 MODES = ("non_think", "think_high")
@@ -75,14 +75,11 @@ def split_reasoning(content: str) -> tuple[str, str]:
 
 
 def _check(conversation: Conversation, mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"chat mode must be one of {', '.join(MODES)}, got {mode!r}")
+    one_of("chat mode", mode, MODES)
     if not alternate(conversation.turns):
         roles = ", ".join(turn.role for turn in conversation.turns) or "none"
-        raise ValueError(
-            f"conversation {conversation.id} has roles {roles}; wanted an optional system turn, then user and assistant in "
-            "turn; drop such rows with hyperdflash.data.sources.read_source"
-        )
+        wanted = "wanted an optional system turn, then user and assistant in turn"
+        raise ValueError(f"conversation {conversation.id} has roles {roles}; {wanted}: read rows by hyperdflash.data.rows")
 
 
 def _pieces(turns: Sequence[Turn], encoder: _Encoder, mode: Mode) -> list[tuple[list[int], bool]]:
@@ -133,10 +130,8 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     """Returns the ids of a conversation that ends at a user turn, followed by the assistant's header of ``mode``."""
     _check(conversation, mode)
     if conversation.turns[-1].role != "user":
-        raise ValueError(
-            f"conversation {conversation.id} ends at an assistant turn; a prompt ends at a user turn; "
-            "remove the turns behind its last user turn"
-        )
+        advice = "remove the turns behind its last user turn, where a prompt ends"
+        raise ValueError(f"conversation {conversation.id} ends at an assistant turn: {advice}")
     encoder = _encoder(tokenizer)
     ids = [index for piece, _ in _pieces(conversation.turns, encoder, mode) for index in piece]
     header = encoder.ids.think if mode == "think_high" else encoder.ids.think_end

@@ -126,8 +126,12 @@ def select(
 
     Reads it from ``directory`` where it exists; otherwise one process reads the source while the others wait.
     """
+    identity: list[object] = [_FORMAT, str(source), domain, choice.settings]
+    if is_row_file(source) and Path(source).is_file():
+        status = Path(source).stat()
+        identity += [str(Path(source).resolve()), status.st_size, status.st_mtime_ns]
     readable = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(source).name.removesuffix(".zst"))
-    path = directory / f"{readable}-{_key(source, domain, choice)}.jsonl"
+    path = directory / f"{readable}-{content_hash(json.dumps(identity))}.jsonl"
     with exclusive(directory, f"leases/{path.stem}"):
         found = _read(path, num_train, num_heldout)
         if found is None:
@@ -135,14 +139,6 @@ def select(
             found = _read(path, num_train, num_heldout)
     assert found is not None
     return found
-
-
-def _key(source: str | Path, domain: str | None, choice: Choice) -> str:
-    identity: list[object] = [_FORMAT, str(source), domain, choice.settings]
-    if is_row_file(source) and Path(source).is_file():
-        status = Path(source).stat()
-        identity += [str(Path(source).resolve()), status.st_size, status.st_mtime_ns]
-    return content_hash(json.dumps(identity))
 
 
 def _read(path: Path, num_train: int, num_heldout: int) -> Selection | None:

@@ -34,9 +34,8 @@ def is_row_file(source: str | Path) -> bool:
 def check_source(source: str | Path, domain: str | None) -> str:
     """Returns the domain of a source's rows; ValueError for a source that cannot be read."""
     if not is_row_file(source) and str(source) not in HUB_DATASETS:
-        raise ValueError(
-            f"source must be a {', '.join(SUFFIXES)} file or one of {', '.join(HUB_DATASETS)}, got {str(source)!r}"
-        )
+        wanted = f"a {', '.join(SUFFIXES)} file or one of {', '.join(HUB_DATASETS)}"
+        raise ValueError(f"source must be {wanted}, got {str(source)!r}")
     if is_row_file(source) and not Path(source).is_file():
         raise ValueError(f"no file at {source}; pass the path of a {', '.join(SUFFIXES)} file, one row per line")
     domain = domain or HUB_DATASETS.get(str(source))

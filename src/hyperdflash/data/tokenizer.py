@@ -40,10 +40,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """Loads a tokenizer from a folder with ``tokenizer.json``, never from the hub; ValueError where the file is absent."""
     path = Path(path)
     if not (path / "tokenizer.json").is_file():
-        raise ValueError(
-            f"no tokenizer.json in {path}; wanted a folder written by save_pretrained; "
-            "make the tiny one with `python -m src.pretrain`"
-        )
+        advice = "wanted a folder written by save_pretrained; make the tiny one with `python -m src.pretrain`"
+        raise ValueError(f"no tokenizer.json in {path}; {advice}")
     return PreTrainedTokenizerFast.from_pretrained(path)
 
 

@@ -53,10 +53,14 @@ class EngineSettings(Servers):
 
 @dataclass
 class EngineClient:
-    """A producer (hyperdflash.targets.producer) of the residual before hc_head; a subclass speaks one engine's protocol.
+    """A producer (hyperdflash.targets.producer) of the residual before hc_head.
 
     ``num_paths`` M, ``hidden_size`` D and ``dtype`` are the target's; ``fingerprint`` is that of the local heads, which
-    check_engine compares with the servers.
+    check_engine compares with the servers. A subclass speaks one engine's protocol by three methods:
+
+        _check(server)                  what requests need to know of a server; ValueError where it cannot serve states
+        _residual(server, input_ids)    the ids that the engine reports (or None), its states [T, M * D] or [T, M, D]
+        _next_token(server, input_ids)  the engine's own greedy next token
     """
 
     settings: EngineSettings
@@ -102,17 +106,6 @@ class EngineClient:
         if echoed is not None:
             check_ids(echoed, input_ids)
         return residual_of(states, len(input_ids), self.num_paths, self.hidden_size).to(self.dtype)
-
-    def _check(self, server: str) -> object:
-        """Returns what requests need to know of a server; ValueError where it cannot serve states."""
-        raise NotImplementedError
-
-    def _residual(self, server: str, input_ids: Tensor) -> tuple[Sequence[int] | None, Tensor]:
-        """Returns the ids that the engine reports, if it does, and its states [T, M * D] or [T, M, D]."""
-        raise NotImplementedError
-
-    def _next_token(self, server: str, input_ids: Tensor) -> int:
-        raise NotImplementedError
 
 
 def check_ids(echoed: Sequence[int], sequence: Tensor) -> None:

@@ -72,18 +72,16 @@ def compare(
 ) -> Comparison:
     """Compares the engine's states ``found`` [N, M, D] with the reference's ``own`` (or None); ``next_tokens`` has the engine's
     next token of each prompt."""
-    last = torch.tensor(lengths).cumsum(0) - 1
-    predicted = best(heads, found[last])
+    predicted = best(heads, found[torch.tensor(lengths).cumsum(0) - 1])
     agreed = sum(a == b for a, b in zip(predicted.tolist(), next_tokens, strict=True)) / len(lengths)
     if own is None:
         return Comparison(len(found), None, None, None, None, None, agreed)
     difference, size = (found.float() - own.float()).flatten(1), own.float().flatten(1)
-    by_token = difference.norm(dim=1) / size.norm(dim=1).clamp_min(1e-12)
     return Comparison(
         tokens=len(found),
         max_abs=float(difference.abs().max()),
         relative_error=float(difference.norm() / size.norm()),
-        worst_token=float(by_token.max()),
+        worst_token=float((difference.norm(dim=1) / size.norm(dim=1).clamp_min(1e-12)).max()),
         cosine=tuple(cosine_similarity(found.float(), own.float(), dim=-1).mean(dim=0).tolist()),
         argmax=float((best(heads, found) == best(heads, own)).float().mean()),
         next_token=agreed,

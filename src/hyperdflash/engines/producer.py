@@ -33,24 +33,19 @@ def engine_producer(target: Mapping[str, object], checks: Path, command: str) ->
     where the settings of a server corrupt states. ``target.check=skip`` prints a warning instead of looking for the stamp.
     """
     client = make_client(target)
-    if client.settings.check == "skip":
-        print(
-            f"target.check=skip: the states of {client.settings.engine} are not compared with {client.fingerprint}", flush=True
-        )
-    else:
-        _require_stamp(client, stamp_path(checks, client.settings.engine, client.fingerprint, str(target["dtype"])), command)
-    client.check_servers()
-    return client
-
-
-def _require_stamp(client: EngineClient, path: Path, command: str) -> None:
-    if not path.exists():
+    settings, path = client.settings, stamp_path(checks, str(target["engine"]), client.fingerprint, str(target["dtype"]))
+    if settings.check == "skip":
+        print(f"target.check=skip: no comparison of {settings.engine} with target {client.fingerprint}", flush=True)
+    elif not path.exists():
         raise ValueError(
-            f"the states of {client.settings.engine} were never compared with target {client.fingerprint} (no {path}): "
+            f"the states of {settings.engine} were never compared with target {client.fingerprint} (no {path}): "
             f"run `{command}` first, or set target.check=skip"
         )
-    stamp = json.loads(path.read_text())
-    if not stamp["passed"]:
-        raise ValueError(f"{path} says that {stamp['verdict']}: repair the server and run `{command}` again")
-    if unknown := sorted(set(client.settings.servers) - set(stamp["servers"])):
-        raise ValueError(f"{path} does not cover {unknown[0]}: run `{command}` again")
+    else:
+        stamp = json.loads(path.read_text())
+        if not stamp["passed"]:
+            raise ValueError(f"{path} says that {stamp['verdict']}: repair the server and run `{command}` again")
+        if unknown := sorted(set(settings.servers) - set(stamp["servers"])):
+            raise ValueError(f"{path} does not cover {unknown[0]}: run `{command}` again")
+    client.check_servers()
+    return client

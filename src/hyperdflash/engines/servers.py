@@ -16,12 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from hyperdflash.settings import positive_int, positive_number
-
-Request = TypeVar("Request")
-Answer = TypeVar("Answer")
 
 
 class Refused(ValueError):
@@ -40,21 +37,14 @@ class BadAnswer(ValueError):
     """An answer that cannot belong to the request."""
 
 
-def get_text(url: str, timeout_s: float) -> str:
-    """Sends GET and returns text."""
-    with _open(url, timeout_s) as answer:
-        return answer.read().decode()
+def request_json(url: str, timeout_s: float, body: dict | None = None) -> dict:
+    """Sends a JSON object by POST, or GET without a body, and returns a JSON object."""
+    return _object(request_text(url, timeout_s, body), url)
 
 
-def get_json(url: str, timeout_s: float) -> dict:
-    """Sends GET and returns a JSON object."""
-    return _object(get_text(url, timeout_s), url)
-
-
-def post_json(url: str, body: dict, timeout_s: float) -> dict:
-    """Sends a JSON object by POST and returns one."""
+def request_text(url: str, timeout_s: float, body: dict | None = None) -> bytes:
     with _open(url, timeout_s, body) as answer:
-        return _object(answer.read(), url)
+        return answer.read()
 
 
 def stream_json(url: str, body: dict, timeout_s: float) -> Iterator[dict]:
@@ -70,7 +60,7 @@ def stream_json(url: str, body: dict, timeout_s: float) -> Iterator[dict]:
 
 def served_models(base: str, timeout_s: float) -> list[str]:
     """Returns the models that the OpenAI-compatible server at ``base`` (http://host:port/v1) serves."""
-    rows = get_json(f"{base}/models", timeout_s).get("data")
+    rows = request_json(f"{base}/models", timeout_s).get("data")
     return [str(row.get("id")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
@@ -95,7 +85,7 @@ def _open(url: str, timeout_s: float, body: dict | None = None) -> Iterator[http
         raise Unavailable(f"{url} cannot be reached ({reason})") from None
 
 
-def _object(text: str | bytes, url: str) -> dict:
+def _object(text: bytes, url: str) -> dict:
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -141,13 +131,13 @@ class ServerPool:
         self._failed = dict.fromkeys(settings.servers, 0)
         self._lock = threading.Lock()
 
-    def map(self, ask: Callable[[str, Request], Answer], requests: Sequence[Request]) -> list[Answer]:
+    def map(self, ask: Callable[[str, Any], Any], requests: Sequence) -> list:
         """Returns ``ask(server, request)`` of each request in order; the first one without an answer ends all."""
         workers = min(len(requests), self.settings.concurrency * len(self.settings.servers))
         with ThreadPool(max(workers, 1)) as threads:
             return list(threads.imap(lambda pair: self.ask(ask, pair[1], pair[0]), enumerate(requests)))
 
-    def ask(self, ask: Callable[[str, Request], Answer], request: Request, number: int = 0) -> Answer:
+    def ask(self, ask: Callable[[str, Any], Any], request: Sequence, number: int = 0) -> Any:
         """Sends one request; a refused one goes to each other server, which can have another limit of length.
 
         `Refused` where all servers refuse it; ValueError with the last error after ``settings.attempts`` failures.

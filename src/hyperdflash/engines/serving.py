@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hyperdflash.engines.servers import Unavailable, get_text, stream_json
+from hyperdflash.engines.servers import Unavailable, request_text, stream_json
 from hyperdflash.engines.vllm import served_model
 
 SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})?[ \t]+(?P<value>\S+)", re.MULTILINE)
@@ -46,26 +46,25 @@ class Served:
     survived: tuple[int, ...] | None = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Sampling options of a request; ``temperature`` 0 is greedy."""
-
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    temperature: float
-    top_p: float
-    seed: int
-
-
-def ask(engine: str, server: str, prompt_ids: Sequence[int], sampling: Sampling, timeout_s: float) -> Served:
-    """Streams one answer from a server of ``engine`` (sglang or vllm)."""
-    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": list(sampling.stop_ids)}
+def ask(
+    engine: str,
+    server: str,
+    prompt_ids: Sequence[int],
+    timeout_s: float,
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> Served:
+    """Streams one answer from a server of ``engine`` (sglang or vllm); ``temperature`` 0 is greedy."""
+    sampling = {"temperature": temperature, "top_p": top_p, "stop_token_ids": list(stop_ids)}
     if engine == "sglang":  # takes no seed per request: the server draws at temperature > 0
-        shared["max_new_tokens"] = sampling.max_new_tokens
-        return _ask_sglang(server, {"input_ids": list(prompt_ids), "stream": True, "sampling_params": shared}, timeout_s)
-    shared |= {"max_tokens": sampling.max_new_tokens, "seed": sampling.seed, "return_token_ids": True}
-    model = served_model(server, timeout_s)
-    return _ask_vllm(server, {"model": model, "prompt": list(prompt_ids), "stream": True, **shared}, timeout_s)
+        body = {"input_ids": list(prompt_ids), "sampling_params": {"max_new_tokens": max_new_tokens, **sampling}}
+        return _ask_sglang(server, {"stream": True, **body}, timeout_s)
+    body = {"model": served_model(server, timeout_s), "prompt": list(prompt_ids), "return_token_ids": True, **sampling}
+    return _ask_vllm(server, {"stream": True, "max_tokens": max_new_tokens, "seed": seed, **body}, timeout_s)
 
 
 def _ask_sglang(server: str, body: dict, timeout_s: float) -> Served:
@@ -129,7 +128,7 @@ def counters(server: str, timeout_s: float) -> dict:
     """Returns vLLM's speculation counters, summed over engines: ``drafts``, and ``accepted`` per draft slot ([] without
     speculation)."""
     drafts, accepted = 0.0, Counter()
-    for found in SAMPLE.finditer(get_text(f"{server}/metrics", timeout_s)):
+    for found in SAMPLE.finditer(request_text(f"{server}/metrics", timeout_s).decode()):
         if found["name"] == "vllm:spec_decode_num_drafts_total":
             drafts += float(found["value"])
         elif found["name"] == "vllm:spec_decode_num_accepted_tokens_per_pos_total":

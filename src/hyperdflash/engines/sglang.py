@@ -22,35 +22,29 @@ import torch
 from torch import Tensor
 
 from hyperdflash.engines.client import EngineClient
-from hyperdflash.engines.servers import BadAnswer, Refused, get_json, post_json
+from hyperdflash.engines.servers import BadAnswer, Refused, request_json
 
 
 def server_info(server: str, timeout_s: float) -> dict:
     """Returns settings and state of a server from either of the two paths that SGLang's releases use."""
-    try:
-        return get_json(f"{server}/get_server_info", timeout_s)
-    except Refused:
-        pass
-    try:
-        return get_json(f"{server}/server_info", timeout_s)
-    except Refused as error:
-        raise ValueError(f"{error}: is this an SGLang server?") from None
+    for path in ("get_server_info", "server_info"):
+        try:
+            return request_json(f"{server}/{path}", timeout_s)
+        except Refused as error:
+            refused = error
+    raise ValueError(f"{refused}: is this an SGLang server?")
 
 
 def check_flags(server: str, info: dict) -> None:
     """Raises ValueError, with the flag that the server needs, where its settings corrupt states."""
     chunk = info.get("chunked_prefill_size")
-    wrong = [
+    no_states = not info.get("enable_return_hidden_states", True)
+    for is_wrong, setting, flag in (
         (not isinstance(chunk, int) or chunk > 0, f"chunked_prefill_size={chunk}", "with --chunked-prefill-size -1"),
         (info.get("enable_mixed_chunk"), "enable_mixed_chunk=True", "without --enable-mixed-chunk"),
         (not info.get("disable_radix_cache"), "disable_radix_cache=False", "with --disable-radix-cache"),
-        (
-            not info.get("enable_return_hidden_states", True),
-            "enable_return_hidden_states=False",
-            "with --enable-return-hidden-states",
-        ),
-    ]
-    for is_wrong, setting, flag in wrong:
+        (no_states, "enable_return_hidden_states=False", "with --enable-return-hidden-states"),
+    ):
         if is_wrong:
             raise ValueError(f"{server} runs with {setting}, which loses or mixes states: start it {flag}")
 
@@ -64,7 +58,7 @@ class SGLang(EngineClient):
 
     def _generate(self, server: str, input_ids: Tensor, **more: object) -> dict:
         body = {"input_ids": input_ids.tolist(), "sampling_params": {"max_new_tokens": 1, "temperature": 0}, **more}
-        return post_json(f"{server}/generate", body, self.settings.timeout_s)
+        return request_json(f"{server}/generate", self.settings.timeout_s, body)
 
     def _next_token(self, server: str, input_ids: Tensor) -> int:
         return int(self._generate(server, input_ids)["output_ids"][0])

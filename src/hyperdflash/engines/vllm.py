@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hyperdflash.engines.client import EngineClient
-from hyperdflash.engines.servers import BadAnswer, Unavailable, post_json, served_models
+from hyperdflash.engines.servers import BadAnswer, Unavailable, request_json, served_models
 
 POLL_S = 0.02
 
@@ -40,7 +40,7 @@ class VLLM(EngineClient):
     def _files(self, server: str, input_ids: Tensor) -> tuple[dict, Path, dict[str, Tensor]]:
         """Returns the answer, the path of its file and the file's tensors; the file is gone then."""
         body = {"model": self._checked(server), "prompt": input_ids.tolist(), "max_tokens": 1, "temperature": 0}
-        answer = post_json(f"{server}/v1/completions", body | {"return_token_ids": True}, self.settings.timeout_s)
+        answer = request_json(f"{server}/v1/completions", self.settings.timeout_s, body | {"return_token_ids": True})
         path = (answer.get("kv_transfer_params") or {}).get("hidden_states_path")
         if not path:
             raise BadAnswer(

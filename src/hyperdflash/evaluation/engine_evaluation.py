@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.contracts import ENGINES
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
-from hyperdflash.engines.serving import Sampling, Served, ask
+from hyperdflash.engines.serving import Served, ask
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation, write_tables
 from hyperdflash.evaluation.methods import compose_method
 from hyperdflash.evaluation.turn_rows import read_rows
@@ -77,8 +77,8 @@ def ask_all(config: DictConfig, engine: str, servers: dict[str, str]) -> Path:
     timeout_s = positive_number("engine.timeout_s", config.engine.timeout_s)
 
     def request(name: str, prompt_ids: list[int], max_new_tokens: int, temperature: float, top_p: float, seed: int) -> Served:
-        sampling = Sampling(max_new_tokens=max_new_tokens, stop_ids=stop_ids, temperature=temperature, top_p=top_p, seed=seed)
-        found = ask(engine, servers[name], prompt_ids, sampling, timeout_s)
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        found = ask(engine, servers[name], prompt_ids, timeout_s, stop_ids=stop_ids, **sampling)
         check_method(name, servers[name], found)
         return found
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm import tqdm
 
-from hyperdflash.answers.responses import AnswerSettings
+from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import Document
 from hyperdflash.data.prompts import Prompts

@@ -11,7 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.answers.responses import AnswerSettings, answer_conversations
+from hyperdflash.answers.exchange import AnswerSettings
+from hyperdflash.answers.responses import answer_conversations
 from hyperdflash.answers.served_answers import served_path
 from hyperdflash.cli import capture_command, command_of, config_name, given_overrides
 from hyperdflash.contracts import ENCODING_VERSION, Conversation, Document
