@@ -1,6 +1,6 @@
 """Runs every method on every prompt, resumable, for an evaluation by decoding or by a serving engine.
 
-1. places       the prompts that fit (data.lengths), mode by mode and temperature by temperature
+1. places       the prompts that fit (data.prompts), mode by mode and temperature by temperature
 2. converse     per prompt all methods, in rotating order; every turn continues the history that its method wrote
 3. rows.jsonl   one line per prompt after its last method (evaluation.turn_rows): a kill loses one prompt
 4. samples_of   lines -> a Sample per method, benchmark, mode and temperature (hyperdflash.report.measure)
