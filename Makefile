@@ -88,9 +88,8 @@ card: .venv/.done ## measure the tiny target, into runs/card/tiny
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m benchmarks.step
 
-bench-cache: .venv/.done ## the state cache beside other layouts: rates, opening 10,000 shards, codecs, what writing costs
+bench-cache: .venv/.done ## the state cache's rates beside plain files, and its codecs
 	$(PY) -m benchmarks.cache
-	$(PY) -m benchmarks.capture
 
 clean: ## remove caches of Python, pytest, ruff and mypy, and what a build leaves; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info

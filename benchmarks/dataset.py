@@ -1,10 +1,10 @@
-"""What it costs a rank to open a dataset: seconds and peak memory of a fresh process.
+"""Measures what opening a dataset costs each rank: seconds and peak memory of a new process.
 
     python -m benchmarks.dataset --documents 300000
 
 1. write    synthetic documents in shards of 16, as a capture writes them                            (states/dataset.py)
 2. open     in a new process: the index of both splits, the reader, the order of training, the documents of the first batch
-3. compare  with the limits below, and with what the index holds on disk
+3. compare  with the limits below, and with the size of the index on disk
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.result import environment, option_parser, write_result
+from benchmarks.result import memory_bytes, option_parser, run, seconds, verdict
 from hyperdflash.contracts import Document
 from hyperdflash.states.dataset import open_dataset, write_dataset
 from hyperdflash.states.manifest import CacheKey
@@ -34,7 +35,7 @@ KEY = CacheKey(target="synthetic", target_dtype="bf16", num_paths=4, hidden_size
 
 
 def synthetic(count: int, tokens: int, prefix: str) -> list[Document]:
-    """Documents of ``tokens`` / 2 to 3/2 ``tokens`` random ids; the second half is supervised."""
+    """Returns documents of ``tokens`` / 2 to 3/2 ``tokens`` random ids; the second half is supervised."""
     generator = torch.Generator().manual_seed(count)
     lengths = torch.randint(tokens // 2, tokens * 3 // 2, (count,), generator=generator).tolist()
     made = []
@@ -45,17 +46,19 @@ def synthetic(count: int, tokens: int, prefix: str) -> list[Document]:
 
 
 def write(directory: Path, documents: int, tokens: int) -> float:
-    """Seconds of a dataset's writing, its documents in memory."""
+    """Writes a dataset; returns its seconds with all documents in memory."""
     splits = {"train": synthetic(documents, tokens, "train"), "validation": synthetic(VALIDATION, tokens, "validation")}
-    started = time.perf_counter()
-    shards = {name: make_shards(found, PER_SHARD) for name, found in splits.items()}
-    write_dataset(directory, shards, KEY, {"mask_token_id": 0, "rows": {}, "source_files": {}})
-    return time.perf_counter() - started
+
+    def work() -> None:
+        shards = {name: make_shards(found, PER_SHARD) for name, found in splits.items()}
+        write_dataset(directory, shards, KEY, {"mask_token_id": 0, "rows": {}, "source_files": {}})
+
+    return seconds(work)
 
 
 def opened(directory: Path) -> dict:
-    """In the fresh process: what a rank holds before its first step, but for states and drafter."""
-    before, started = _peak_mb(), time.perf_counter()
+    """Opens everything that a rank holds before its first step, but states and drafter; call it in a new process."""
+    before, started = memory_bytes("VmHWM"), time.perf_counter()
     dataset = open_dataset(directory)
     data = {name: ShardedStates(shards) for name, shards in dataset.shards.items()}
     open_s = time.perf_counter() - started
@@ -63,17 +66,23 @@ def opened(directory: Path) -> dict:
     batch = [data["train"].document(index) for index in order.batch(0)]
     assert batch and all(bool(document.loss_mask.any()) for document in batch)
     first_s = time.perf_counter() - started
-    return {"open_s": open_s, "first_batch_s": first_s, "imports_mb": before, "peak_mb": _peak_mb()}
+    memory = {"imports_mb": before / 1.024e6, "peak_mb": memory_bytes("VmHWM") / 1.024e6}
+    return {"open_s": open_s, "first_batch_s": first_s, **memory}
 
 
-def _peak_mb() -> float:
-    """VmHWM: ``ru_maxrss`` would count the process that started this one."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1e3
+def measure(options: Namespace) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "dataset"
+        write_s = write(directory, options.documents, options.tokens)
+        command = [sys.executable, "-m", "benchmarks.dataset", "--open", str(directory)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
+        tokens = sum(shard.num_tokens for shard in open_dataset(directory).shards["train"])
+    return {"documents": options.documents, "tokens": tokens, "index_mb": size, "write_s": write_s, **found}
 
 
-def table(record: dict) -> list[str]:
-    from hyperdflash.report.tables import markdown_table  # imports pandas, which a rank does not
+def blocks(record: dict) -> list:
+    from hyperdflash.report.tables import Table  # imports pandas, which a rank does not
 
     rows = []
     for name, text in (
@@ -83,31 +92,21 @@ def table(record: dict) -> list[str]:
         ("peak_mb", "peak memory, MB"),
     ):
         limit = LIMITS.get(name)
-        verdict = "" if limit is None else "met" if record[name] <= limit else "**not met**"
-        rows.append([text, f"{record[name]:.2f}", "" if limit is None else f"{limit:.0f}", verdict])
+        bound = ["", ""] if limit is None else [f"{limit:.0f}", verdict(record[name] <= limit)]
+        rows.append([text, f"{record[name]:.2f}", *bound])
     size = f"{record['documents']:,} documents, {record['tokens']:,} tokens, {record['index_mb']:,.0f} MB of index"
-    return [f"A dataset of {size}, in a fresh process.", "", *markdown_table(["", "measured", "at most", ""], rows)]
+    return [f"A dataset of {size}, in a new process.", Table(["", "measured", "at most", ""], rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = option_parser("dataset", __doc__)
     parser.add_argument("--documents", type=int, default=300_000)
     parser.add_argument("--tokens", type=int, default=256, help="mean length of a document")
-    parser.add_argument("--open", type=Path, help="open this dataset and print what it cost (the fresh process)")
-    options = parser.parse_args(arguments)
-    if options.open:
-        print(json.dumps(opened(options.open)))
-        return
-    measured_in = environment("dataset", arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder) / "dataset"
-        write_s = write(directory, options.documents, options.tokens)
-        command = [sys.executable, "-m", "benchmarks.dataset", "--open", str(directory)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
-        tokens = sum(shard.num_tokens for shard in open_dataset(directory).shards["train"])
-    record = {"documents": options.documents, "tokens": tokens, "index_mb": size, "write_s": write_s, **found}
-    write_result(options.out, "dataset", record, table(record), measured_in)
+    parser.add_argument("--open", type=Path, help="open this dataset and print its costs (for the new process)")
+    if directory := parser.parse_args(arguments).open:
+        print(json.dumps(opened(directory)))
+    else:
+        run(parser, measure, blocks, arguments)
 
 
 if __name__ == "__main__":

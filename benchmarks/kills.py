@@ -2,7 +2,6 @@
 
     python -m benchmarks.kills                                 all parts
     python -m benchmarks.kills "training, 2 ranks" --kills 20
-    python -m benchmarks.kills --render                        kills.md from kills.json
 
 1. capture    one process, killed until it finishes; then two on one cache, of which one is killed and the other takes over its
               work. SIGKILL, at a moment drawn uniformly from the time of an undisturbed capture
@@ -13,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -25,20 +23,17 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.capture import make_documents
-from benchmarks.result import environment, option_parser
+from benchmarks.result import option_parser, run_parts
 from benchmarks.small_training import BATCH, STEPS, command_of, finish, last_step, run_of, start
 from hyperdflash.contracts import Document
-from hyperdflash.files import write_text
-from hyperdflash.record import write_json
-from hyperdflash.report.tables import markdown_table
+from hyperdflash.report.tables import Block, Table
 from hyperdflash.states.capture import capture
 from hyperdflash.states.manifest import CacheKey
 from hyperdflash.states.store import StateStore, make_shards
@@ -48,21 +43,14 @@ from hyperdflash.training.checkpoints import newest_checkpoint, step_of
 from tests.training.run_differences import run_differences
 
 PER_SHARD = 2
-PARTS = {"capture": 0, "training, 1 rank": 1, "training, 2 ranks": 2}  # ranks
 
 
-@dataclass(frozen=True)
-class Kills:
-    """Counts of captures: all ``forwards``, and the ``needed`` ones of ``captures`` undisturbed captures; ``allowed`` adds two
-    per kill, for the shard in the forward and the one in the writer."""
-
-    kills: int
-    captures: int
-    shards: int
-    forwards: int
-    needed: int
-    allowed: int
-    different_files: int
+def make_documents(count: int, mean: int, vocab_size: int) -> list[Document]:
+    """Returns documents of random tokens, each of a quarter to seven quarters of ``mean``."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(mean // 4, 7 * mean // 4 + 1, (count,), generator=generator).tolist()
+    tokens = [torch.randint(8, vocab_size, (length,), generator=generator) for length in lengths]
+    return [Document(f"document-{i}", "code", ids, torch.ones(len(ids), dtype=torch.bool)) for i, ids in enumerate(tokens)]
 
 
 class Counted:
@@ -85,8 +73,12 @@ def content(directory: Path) -> dict[str, bytes]:
 
 def kill_captures(
     kills: int, key: CacheKey, producer: Callable[[], Producer], documents: Sequence[Document], scratch: Path, seed: int = 0
-) -> Kills:
-    """Kills captures; AssertionError where a capture fails without a kill."""
+) -> dict:
+    """Kills captures; AssertionError where a capture fails without a kill.
+
+    Returns counts: all ``forwards``, and the ``needed`` ones of ``captures`` undisturbed captures; ``allowed`` adds two per
+    kill, for the shard in the forward and the one in the writer.
+    """
     fork = multiprocessing.get_context("fork")
     moments = random.Random(seed)
     log, cache = scratch / "log", scratch / "cache"
@@ -133,8 +125,9 @@ def kill_captures(
             different += sum(found.get(name) != expected.get(name) for name in {*found, *expected})
             shutil.rmtree(cache)
             captures += 1
-    forwards, needed = log.stat().st_size, shards * captures
-    return Kills(done, captures, shards, forwards, needed, needed + 2 * done, different)
+    needed = shards * captures
+    counts = {"forwards": log.stat().st_size, "needed": needed, "allowed": needed + 2 * done, "different_files": different}
+    return {"kills": done, "captures": captures, "shards": shards, **counts}
 
 
 def measure_captures(options: Namespace) -> dict:
@@ -144,8 +137,7 @@ def measure_captures(options: Namespace) -> dict:
     key = CacheKey(target=target.fingerprint, target_dtype="fp32", dtype="bf16", **sizes)
     documents = make_documents(options.documents, 48, target.model.config.vocab_size)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        kills = kill_captures(options.kills or 100, key, lambda: InProcess(target), documents, Path(scratch), options.seed)
-    return asdict(kills)
+        return kill_captures(options.kills or 100, key, lambda: InProcess(target), documents, Path(scratch), options.seed)
 
 
 def measure_trainings(options: Namespace, ranks: int) -> dict:
@@ -195,54 +187,38 @@ def _children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def table(record: dict) -> list[str]:
-    """Returns one row per part."""
-    rows = []
-    for name in (name for name in PARTS if name in record):
-        part = record[name]
-        if name == "capture":
-            what, differs = f"capture, {part['shards']} shards", f"{part['different_files']} files, byte for byte"
-            again, most = f"{part['forwards'] - part['needed']} forwards", f"{part['allowed'] - part['needed']}"
-            rows.append([what, f"{part['kills']}", f"{part['captures']} captures", differs, again, most])
-        else:
-            again = sum(max(0, k["step"] + 1 - k["checkpoint"]) for k in part["kills"] if k["signal"] == "SIGKILL")
-            differs, kills = ", ".join(part["differences"]) or "0 tensors, states, metrics and files", len(part["kills"])
-            rows.append([f"{name}, {part['steps']} steps", f"{kills}", f"{kills + 1}", differs, f"{again} steps", ""])
-    header = ["part", "kills", "starts", "differences from an undisturbed one", "repeated", "at most"]
-    return markdown_table(header, rows)
+def capture_blocks(part: dict) -> list[Block]:
+    again, most = part["forwards"] - part["needed"], part["allowed"] - part["needed"]
+    name, differs = f"capture, {part['shards']} shards", f"{part['different_files']} files, byte for byte"
+    return [_table([name, f"{part['kills']}", f"{part['captures']} captures", differs, f"{again} forwards", f"{most}"])]
 
 
-def render(record: dict, out: Path) -> None:
-    """Writes kills.md: the table, and the command and revision that gave each part."""
-    lines = table(record)
-    for name in (name for name in PARTS if name in record):
-        measured_in = record[name]["environment"]
-        lines += ["", f"{name}: `{measured_in['command']}`, revision {(measured_in['git_revision'] or 'unknown')[:12]}"]
-    write_text(out / "kills.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+def training_blocks(part: dict) -> list[Block]:
+    kills, name = part["kills"], f"training, {part['ranks']} rank(s), {part['steps']} steps"
+    again = sum(max(0, k["step"] + 1 - k["checkpoint"]) for k in kills if k["signal"] == "SIGKILL")
+    differs = ", ".join(part["differences"]) or "0 tensors, states, metrics and files"
+    return [_table([name, f"{len(kills)}", f"{len(kills) + 1}", differs, f"{again} steps", ""])]
+
+
+def _table(row: list[str]) -> Table:
+    return Table(["part", "kills", "starts", "differences from an undisturbed one", "repeated", "at most"], [row])
+
+
+PARTS = {
+    "capture": (measure_captures, capture_blocks),
+    "training, 1 rank": (partial(measure_trainings, ranks=1), training_blocks),
+    "training, 2 ranks": (partial(measure_trainings, ranks=2), training_blocks),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = option_parser("kills", __doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all where none is given")
-    parser.add_argument("--render", action="store_true", help="write kills.md from kills.json and measure nothing")
     parser.add_argument("--kills", type=int, help="per part; 100 of captures and 20 of trainings by default")
     parser.add_argument("--documents", type=int, default=64, help="of the captures")
     parser.add_argument("--target", default="assets/tiny", help="of the captures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path, help="folder for caches and runs; by default the system's temporary one")
-    options = parser.parse_args(arguments)
-    if unknown := [name for name in options.parts if name not in PARTS]:
-        parser.error(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
-    measured_in = environment("kills", arguments)
-    path = options.out / "kills.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    for name in () if options.render else options.parts or PARTS:
-        ranks = PARTS[name]
-        found = measure_trainings(options, ranks) if ranks else measure_captures(options)
-        record[name] = {**found, "environment": measured_in}
-        write_json(path, record)
-    render(record, options.out)
+    record = run_parts(parser, PARTS, arguments)
     if any(part.get("different_files") or part.get("differences") for part in record.values()):
         sys.exit(1)
 

@@ -1,10 +1,8 @@
 """Runs this project's training step in its own process: a JSON line in, a JSON line out (benchmarks/duel.py starts it).
 
     {"do": "build", "shape": {..}, "dtype": "bf16", "objective": "own", "threads": 2, "memory_bytes": ..}
-    {"do": "step", "anchors": [..]}     forward and backward once -> seconds, stages, loss, anchors, slots
-    {"do": "memory"}    -> peak_bytes and imports_bytes of this process
-    {"do": "rates", "seconds": 0.1}     -> FLOP/s of the step's matrix products, each timed that long
-    {"do": "peak", "seconds": 0.1, "part": .., "sizes": [..]}     -> FLOP/s of one of them
+    {"do": "step", "anchors": [..]}     forward and backward once -> seconds, loss, anchors, slots
+    {"do": "memory"}                    -> peak_bytes and imports_bytes of this process
 
 An answer {"error": ..} holds one line.
 """
@@ -18,14 +16,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.flops import num_taught, products
-from benchmarks.peak import product_rate, product_rates
+from benchmarks.result import memory_bytes
 from benchmarks.shapes import Case, StepShape
 from hyperdflash.contracts import Blocks, TargetStates
 from hyperdflash.drafting.anchors import BlockSampler, make_blocks
@@ -73,24 +69,16 @@ class Setup:
     generator: torch.Generator
 
 
-def training_step(setup: Setup, clock: Callable[[str], None]) -> tuple[Tensor, Tensor]:
-    """Computes what DraftingModule (training/module.py) computes: training_step and backward -> loss, supervised slots [S].
-
-    Calls ``clock(name)`` at the end of each stage.
-    """
-    states = setup.states
-    num_slots = setup.drafter.num_slots
+def training_step(setup: Setup) -> tuple[Tensor, Tensor]:
+    """Computes what DraftingModule (training/module.py) computes: training_step and backward -> loss, supervised slots [S]."""
+    states, num_slots = setup.states, setup.drafter.num_slots
     blocks = setup.sampler.sample(states.input_ids, states.loss_mask, states.lengths, num_slots + 1, setup.generator)
-    clock("anchors")
     with fast_fp32_products():
         slots = setup.drafter.slots(states, setup.heads, blocks.anchors, blocks.anchor_mask)
-        clock("draft")
         logits = setup.drafter.head.logits(slots, setup.heads)
         sums = setup.objective.sums(logits, blocks, states.final, setup.heads)
         loss = setup.objective.loss(sums)
-        clock("loss")
         loss.backward()
-        clock("backward")
     return loss.detach(), sums.slot_count
 
 
@@ -126,11 +114,8 @@ def build(case: Case, seed: int = 0) -> Setup:
         parameter.data.normal_(0.0, 0.02, generator=generator) if parameter.dim() > 1 else parameter.data.fill_(1.0)
     heads.hc_head.to(dtype)
     heads.norm.to(dtype)
-    drafter = (
-        (drafter_config(shape))
-        .build(DrafterParts(conditioning=PreHcHead(), reducer=Fc(), heads=heads, mask_token_id=shape.vocab_size - 1), generator)
-        .to(dtype)
-    )
+    given = DrafterParts(conditioning=PreHcHead(), reducer=Fc(), heads=heads, mask_token_id=shape.vocab_size - 1)
+    drafter = drafter_config(shape).build(given, generator).to(dtype)
     states = TargetStates(
         ids=("bench",),
         domains=("chat",),
@@ -140,7 +125,7 @@ def build(case: Case, seed: int = 0) -> Setup:
         final=streams.unflatten(-1, (shape.num_streams, shape.hidden_size)),
     )
     alpha = 1.0 if case.objective == "kl" else 0.15
-    kl = Distillation(alpha=alpha, positions=num_taught(case), temperature=1.0, teacher="mean_pool")
+    kl = Distillation(alpha=alpha, positions=case.num_taught, temperature=1.0, teacher="mean_pool")
     return Setup(
         drafter=drafter.train(),
         heads=heads,
@@ -156,68 +141,37 @@ class OwnStep:
 
     def __init__(self, request: dict):
         torch.set_num_threads(request["threads"])
-        self.case = Case(StepShape(**request["shape"]), request["dtype"], request["objective"])
         keep_freed_memory()  # as training does
-        self.setup = build(self.case)
+        self.setup = build(Case(StepShape(**request["shape"]), request["dtype"], request["objective"]))
         gc.freeze()  # so that the collection before every step is fast
 
     def step(self, anchors: list[int]) -> dict:
         self.setup.sampler.anchors = anchors
         self.setup.drafter.zero_grad(set_to_none=True)
         gc.collect()
-        stages: dict[str, float] = {}
-        started = last = time.perf_counter()
-
-        def clock(name: str) -> None:
-            nonlocal last
-            stages[name], last = time.perf_counter() - last, time.perf_counter()
-
-        loss, slots = training_step(self.setup, clock)
+        started = time.perf_counter()
+        loss, slots = training_step(self.setup)
         seconds = time.perf_counter() - started
-        return {
-            "seconds": seconds,
-            "stages": stages,
-            "loss": float(loss),
-            "anchors": len(anchors),
-            "slots": int(slots.sum()),
-        }
-
-    def rates(self, seconds: float) -> dict:
-        return {"rates": product_rates(products(self.case), TORCH_DTYPES[self.case.dtype], seconds)}
-
-    def peak(self, sizes: list[int], part: str, seconds: float) -> dict:
-        return {"flops_per_s": product_rate(tuple(sizes), part, TORCH_DTYPES[self.case.dtype], seconds)}
-
-
-def process_bytes(field: str) -> int:
-    """Returns VmHWM (peak resident), VmRSS (resident) or VmSize of this process."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field + ":"))
+        return {"seconds": seconds, "loss": float(loss), "anchors": len(anchors), "slots": int(slots.sum())}
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps the output of libraries out of the answers
     adapter_of("deepseek_v4")  # imported on first use; counts as an import, not as memory of a step
-    imports_bytes, built = process_bytes("VmRSS"), None
+    imports_bytes, built = memory_bytes("VmRSS"), None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if request["do"] == "build":
-                limit = process_bytes("VmSize") + request["memory_bytes"]
+                limit = memory_bytes("VmSize") + request["memory_bytes"]
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
                 built = OwnStep(request)
                 answer = {"versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")}}
             elif request["do"] == "memory":
-                answer = {"peak_bytes": process_bytes("VmHWM"), "imports_bytes": imports_bytes}
-            elif request["do"] == "step":
-                answer = built.step(request["anchors"])
-            elif request["do"] == "rates":
-                answer = built.rates(request["seconds"])
-            elif request["do"] == "peak":
-                answer = built.peak(request["sizes"], request["part"], request["seconds"])
+                answer = {"peak_bytes": memory_bytes("VmHWM"), "imports_bytes": imports_bytes}
             else:
-                raise RuntimeError(f"a worker cannot {request['do']}")
+                answer = built.step(request["anchors"])
         except (MemoryError, RuntimeError) as error:
             answer = {"error": (str(error) or type(error).__name__).splitlines()[0]}
         print(json.dumps(answer), file=answers, flush=True)

@@ -1,6 +1,6 @@
-"""The DFlash training step of the speculators library (PyPI, 0.9.0) in a process of its own, answering as own_step.py does.
+"""Runs the DFlash training step of the speculators library (PyPI, 0.9.0) in its own process, and answers as own_step.py does.
 
-Run by .venv-peers/bin/python as a plain file: it imports nothing of this project.
+.venv-peers/bin/python runs it as a plain file: it imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GAMMA = 4.0  # the library's default, and this project's: w_k = exp(-(k - 1) / g
 
 
 class PeerStep:
-    """A case built once and stepped many times; the document is the same as the other side's."""
+    """Builds a case once, with the same document as the other side, and runs many steps."""
 
     def __init__(self, request: dict):
         torch.set_num_threads(request["threads"])
@@ -42,7 +42,7 @@ class PeerStep:
         self.document_ids = torch.zeros(1, tokens, dtype=torch.long)
         self.model = build_model(shape, dtype, generator)
         self.anchors = GivenAnchors()
-        gc.freeze()  # what is here stays: collecting before every step is then quick
+        gc.freeze()  # so that the collection before every step is fast
 
     def step(self, anchors: list[int]) -> dict:
         self.anchors.positions = torch.tensor(anchors)
@@ -59,12 +59,9 @@ class PeerStep:
             gamma=GAMMA,
             max_anchors=self.num_anchors,
         )
-        forward = time.perf_counter() - started
         loss.backward()
-        seconds = time.perf_counter() - started
         return {
-            "seconds": seconds,
-            "stages": {"forward": forward, "backward": seconds - forward},
+            "seconds": time.perf_counter() - started,
             "loss": float(loss.detach()),
             "anchors": int(metrics["eal_total"]),  # blocks with a supervised slot
             "slots": int(metrics["full_acc_total"]),  # supervised slots
@@ -100,7 +97,7 @@ def build_model(shape: dict, dtype: torch.dtype, generator: torch.Generator) -> 
 
 
 class GivenAnchors:
-    """The library draws its anchors as ever, then gets ``positions`` [A], so that both sides draft from the same ones."""
+    """Lets the library draw its anchors, then gives it ``positions`` [A], so that both sides draft from the same ones."""
 
     def __init__(self):
         self.drawing, self.positions = dflash_core.select_anchors, None

@@ -1,9 +1,9 @@
-"""The cases of the training step: sizes of a drafter and of one document, dtypes, losses. Standard library only."""
+"""Cases of the training step: sizes of a drafter and of one document, dtypes, losses. Standard library only."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 DTYPES = ("fp32", "bf16")
 OBJECTIVES = ("own", "kl")
@@ -72,6 +72,11 @@ class Case:
     dtype: str
     objective: str
 
+    @property
+    def num_taught(self) -> int:
+        """P: slots with a KL term on this project's side."""
+        return self.shape.num_slots if self.objective == "kl" else 2
+
 
 SHAPES = (
     StepShape(name="T512 A32 V32k", num_tokens=512, num_anchors=32, vocab_size=32_000),
@@ -83,22 +88,3 @@ SHAPES = (
 )
 
 QUICK = StepShape(name="quick", num_tokens=64, num_anchors=8, vocab_size=512, hidden_size=32, num_heads=2, intermediate_size=64)
-
-GROWTH_BASE = StepShape(name="base", num_tokens=2048, num_anchors=128, vocab_size=32_000)
-GROWTH: dict[str, tuple[int, ...]] = {
-    "num_tokens": (512, 1024, 2048, 4096, 8192),
-    "num_anchors": (32, 64, 128, 256, 512),
-    "vocab_size": (8_000, 16_000, 32_000, 64_000, 128_000),
-    "hidden_size": (64, 128, 256, 512, 1024),
-    "num_layers": (1, 2, 4, 8, 16),
-}
-SYMBOLS = {"num_tokens": "T", "num_anchors": "A", "vocab_size": "V", "hidden_size": "D", "num_layers": "layers"}
-
-
-def grown(base: StepShape, axis: str, value: int) -> StepShape:
-    """Returns ``base`` with one size changed; the MLP stays four times as wide as the drafter."""
-    if value == getattr(base, axis):
-        return base
-    shape = replace(base, **{axis: value}, name=f"{SYMBOLS[axis]} = {value:,}")
-    ratio = base.intermediate_size // base.hidden_size
-    return replace(shape, intermediate_size=ratio * value) if axis == "hidden_size" else shape

@@ -1,4 +1,4 @@
-"""The training that benchmarks start as a user does, in processes of their own: the shipped tiny target's drafter, 60 steps."""
+"""Starts a small training as a user does, in its own processes: 60 steps of the shipped tiny target's drafter."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OPTIONS = [
 
 
 def command_of(cache: Path, batch_size: int = BATCH) -> list[str]:
-    """The training's command, with states in ``cache`` and the corpus in this folder of runs."""
+    """Returns the training's command, with states in ``cache`` and the corpus in this folder of runs."""
     places = [f"corpus.directory={runs_dir().resolve() / 'corpus'}", f"cache.directory={cache.resolve()}"]
     return [sys.executable, "-m", "src.train", *OPTIONS, *places, f"optim.batch_size={batch_size}"]
 
 
 def start(command: list[str], runs: Path) -> subprocess.Popen:
-    """Starts it with its runs in ``runs``; what it prints goes into ``runs``.log."""
+    """Starts the command with its runs in ``runs`` and its output in ``runs``.log."""
     environment = {**os.environ, "HYPERDFLASH_RUNS": str(runs), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     runs.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{runs}.log").open("ab") as log:
@@ -46,13 +46,13 @@ def finish(command: list[str], runs: Path) -> None:
 
 
 def run_of(runs: Path) -> Path:
-    """The only run in ``runs``."""
+    """Returns the only run in ``runs``."""
     (run,) = (runs / "train").iterdir()
     return run
 
 
 def last_step(runs: Path) -> int | None:
-    """The last step that the run has logged, None before the first."""
+    """Returns the last step that the run has logged, None before the first."""
     rows = list((runs / "train").glob("*/metrics.csv"))
     lines = rows[0].read_text().splitlines()[1:] if rows else []
     return int(lines[-1].split(",")[0]) if lines and lines[-1].split(",")[0].isdigit() else None

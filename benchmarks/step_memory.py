@@ -1,30 +1,30 @@
-"""The planner's memory model (planning/step_memory.py) against measured peaks of real training steps.
+"""Measures the peak memory of real training steps beside the planner's memory model (planning/step_memory.py).
 
     python -m benchmarks.step_memory
 
-Each case is a process of its own (benchmarks/own_step.py): resident memory at its largest, less what imports take, beside the
-model's sum for the same sizes.
+Each case has its own process (benchmarks/own_step.py): resident memory at its largest, less the memory of the imports, beside
+the model's sum for the same sizes. The table is rendered by the model of the code at hand.
 """
 
 from __future__ import annotations
 
-import json
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from benchmarks.duel import Terms, duel
 from benchmarks.own_step import drafter_config, meta_heads
-from benchmarks.result import environment, option_parser, write_result
+from benchmarks.result import option_parser, run
 from benchmarks.shapes import DTYPES, SHAPES, Case, StepShape
 from benchmarks.step import own_command
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.objectives.sweep import ROWS, SLICE_BYTES
-from hyperdflash.planning.step_memory import StepMemory, StepSizes, step_memory
-from hyperdflash.report.tables import markdown_table
+from hyperdflash.planning.step_memory import StepSizes, step_memory
+from hyperdflash.report.tables import Block, Table
 
 BASE = replace(SHAPES[0], name="T2048 A128 V32k", num_tokens=2048, num_anchors=128)
 CASES = (
@@ -37,11 +37,12 @@ CASES = (
     replace(BASE, name="8 layers", num_layers=8),
 )
 
-RUNTIME_BYTES = 48 << 20  # oneDNN's compiled kernels and scratch, and what the allocator keeps
+RUNTIME_BYTES = 48 << 20  # oneDNN's compiled kernels and scratch, and memory that the allocator keeps
 
 
-def predicted(case: Case) -> StepMemory:
-    """Of a worker: no optimizer, one batch, everything in the case's dtype, the CPU's slices of the vocabulary."""
+def predicted(case: Case) -> dict[str, float]:
+    """Returns the model's bytes by part: no optimizer, one batch, everything in the case's dtype, the CPU's slices of the
+    vocabulary."""
     shape, size = case.shape, {"fp32": 4, "bf16": 2}[case.dtype]
     config = drafter_config(shape)
     drafter = config.build(DrafterParts(conditioning=PreHcHead(), reducer=Fc(), heads=meta_heads(shape), mask_token_id=0))
@@ -69,51 +70,32 @@ def predicted(case: Case) -> StepMemory:
     return step_memory(config, sizes)
 
 
-def compare(shapes: Sequence[StepShape], terms: Terms, dtypes: Sequence[str] = DTYPES) -> list[dict]:
-    """A row a case: ``measured`` and ``predicted`` bytes, ``parts`` of the latter."""
-    rows = []
-    cases = [Case(shape, dtype, "own") for shape in shapes for dtype in dtypes]
+def measure(shapes: Sequence[StepShape], terms: Terms, dtypes: Sequence[str] = DTYPES) -> dict:
+    """Returns a row per case: the ``measured`` bytes."""
+    rows, cases = [], [Case(shape, dtype, "own") for shape in shapes for dtype in dtypes]
     for case in tqdm(cases, desc="step memory", unit="case"):
         own = duel(case, {"own": own_command()}, terms)["own"]
         if own.error:
             raise SystemExit(f"error: {case.shape.name} in {case.dtype}: {own.error}")
-        rows.append(row_of(case, own.peak_bytes - own.imports_bytes))
-    return rows
+        rows.append({"shape": case.shape.name, "dtype": case.dtype, "measured": own.peak_bytes - own.imports_bytes})
+    return {"rows": rows}
 
 
-def row_of(case: Case, measured: int) -> dict:
-    model = predicted(case)
-    row = {"shape": case.shape.name, "dtype": case.dtype, "measured": measured, "predicted": model.total}
-    return {**row, "parts": asdict(model)}
-
-
-def markdown(rows: Sequence[dict]) -> str:
-    """MB and the ratio predicted / measured."""
-    cells = [
-        [
-            r["shape"],
-            r["dtype"],
-            f"{r['measured'] / 1e6:.0f}",
-            f"{r['predicted'] / 1e6:.0f}",
-            f"{r['predicted'] / r['measured']:.2f}",
-        ]
-        for r in rows
-    ]
-    return "\n".join(markdown_table(["Shape", "dtype", "measured, MB", "model, MB", "model / measured"], cells)) + "\n"
+def blocks(record: dict) -> list[Block]:
+    """Returns MB and the ratio model / measured."""
+    shapes, cells = {shape.name: shape for shape in (*SHAPES, *CASES)}, []
+    for row in record["rows"]:
+        model = sum(predicted(Case(shapes[row["shape"]], row["dtype"], "own")).values())
+        megabytes = (f"{value / 1e6:.0f}" for value in (row["measured"], model))
+        cells.append([row["shape"], row["dtype"], *megabytes, f"{model / row['measured']:.2f}"])
+    return [Table(["Shape", "dtype", "measured, MB", "model, MB", "model / measured"], cells)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = option_parser("step_memory", __doc__)
-    parser.add_argument("--render", action="store_true", help="today's model beside the measurements that --out has")
-    options = parser.parse_args(arguments)
-    measured_in = environment("step_memory", arguments)
-    if options.render:
-        measured = json.loads((options.out / "step_memory.json").read_text())["rows"]
-        shapes = {shape.name: shape for shape in CASES}
-        rows = [row_of(Case(shapes[row["shape"]], row["dtype"], "own"), row["measured"]) for row in measured]
-    else:
-        rows = compare(CASES, Terms(rounds=2, warm_up=1))
-    write_result(options.out, "step_memory", {"rows": rows}, markdown(rows).splitlines(), measured_in)
+    def measured(_: Namespace) -> dict:
+        return measure(CASES, Terms(rounds=2, warm_up=1))
+
+    run(option_parser("step_memory", __doc__), measured, blocks, arguments)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def test_the_wait_ends_with_the_first_row_and_the_run_with_it(tmp_path):
         start_up.first_step_s([sys.executable, "-c", ""], tmp_path / "1")
 
 
-def test_a_bar_that_is_not_met_is_said(tmp_path, monkeypatch):
+def test_a_missed_threshold_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(start_up, "finish", lambda *_: None)
     monkeypatch.setattr(start_up, "help_s", lambda: 3.5)
     monkeypatch.setattr(start_up, "first_step_s", lambda *_: 7.0)

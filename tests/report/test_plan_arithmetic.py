@@ -7,19 +7,8 @@ from dataclasses import replace
 import pytest
 
 from hyperdflash.drafting.config import DrafterConfig
-from hyperdflash.planning.plan import (
-    GIB,
-    Machine,
-    Measuring,
-    Plan,
-    Rates,
-    Stage,
-    TargetSize,
-    Training,
-    bytes_text,
-    hours_text,
-)
-from hyperdflash.planning.plan_report import commands, plan_markdown, plan_record
+from hyperdflash.planning.plan import GIB, Plan, Stage, assumptions
+from hyperdflash.planning.plan_report import bytes_text, commands, hours_text, plan_markdown, plan_record
 from hyperdflash.planning.step_memory import StepSizes, step_memory
 
 DRAFTER = DrafterConfig(
@@ -28,46 +17,49 @@ DRAFTER = DrafterConfig(
 SIZES = StepSizes(
     documents=2, tokens=100, anchors=10, vocab_size=1000, target_width=16, num_paths=4, tapped=4, trainable=5000, num_taught=2
 )
-MACHINE = Machine(gpus=8, gpu_gib=75, gpu_tflops=1000, disk_tb=20, read_gb_s=6)
-RATES = Rates(
+MACHINE = dict(gpus=8, gpu_gib=75, gpu_tflops=1000, disk_tb=20, read_gb_s=6)
+RATES = dict(
     drafter_utilization=0.5,
     least_step_s=0.1,
     target_utilization=0.25,
     capture_tokens_per_s=None,
-    transport_tokens_per_s=None,
+    json_tokens_per_s=None,
     answer_tokens_per_s=1000,
     forward_s=0.1,
     tokens_a_round=2,
     served_tokens_per_s=100,
 )
-FLASH = TargetSize(
-    weights_bytes=160e9,
-    loaded_bytes=570e9,
-    disk_bytes=160e9,
-    active=13e9,
-    num_paths=4,
-    width=4096,
-    vocab_size=129280,
-    engine="sglang",
-)
+
+
+def machine(**changes):
+    return assumptions("machine", MACHINE | changes)
+
+
+def rates(**changes):
+    return assumptions("rates", RATES | changes)
 
 
 def plan(**changes) -> Plan:
-    training = Training(
-        ranks=8, documents=4, step_flops=1e14, memory=step_memory(DRAFTER, SIZES), codec="bf16", smaller=(("a=1", GIB),)
-    )
     stages = (
         Stage(name="stage 1", examples=300_000, mean_tokens=1024, answer_tokens=500, epochs=5),
         Stage(name="stage 2", examples=150_000, mean_tokens=1024, answer_tokens=500, epochs=5),
     )
-    return replace(Plan(MACHINE, RATES, FLASH, stages, training), **changes)
+    flash = dict(
+        weights_bytes=160e9, loaded_bytes=570e9, disk_bytes=160e9, active=13e9, num_paths=4, width=4096, vocab_size=129280
+    )
+    flash |= dict(taps=0, engine="sglang", processes=1, client_bytes=0.0)
+    training = dict(ranks=8, documents=4, step_flops=1e14, memory=step_memory(DRAFTER, SIZES), smaller=(("a=1", GIB),))
+    training |= dict(codec="bf16", cache="disk", stream_gb=None, checkpoint_bytes=0.0)
+    measuring = dict(check_tokens=0, methods=1, parity_tokens=0.0, tokens=0.0)
+    base = Plan(machine=machine(), rates=rates(), stages=stages, measuring=measuring, **flash, **training)
+    return replace(base, **changes)
 
 
 def test_bytes_per_token_equal_the_reference():
     ids = 9
-    assert FLASH.state_bytes("bf16") == 32 * 1024 + ids
-    assert FLASH.state_bytes("fp8") == 16 * 1024 + 16 + ids
-    assert replace(FLASH, taps=5).state_bytes("bf16") == 6 * 32 * 1024 + ids
+    assert plan().state_bytes("bf16") == 32 * 1024 + ids
+    assert plan().state_bytes("fp8") == 16 * 1024 + 16 + ids
+    assert plan(taps=5).state_bytes("bf16") == 6 * 32 * 1024 + ids
 
 
 @pytest.mark.parametrize(("mean_tokens", "terabytes"), [(512, 7.5), (1024, 15.1), (2048, 30.2)])
@@ -82,11 +74,11 @@ def test_steps_rates_and_hours_by_hand():
     first = p.stages[0]
     assert p.steps(first) == 300_000 // 32 * 5  # 9,375 steps per epoch
     assert p.step_s == pytest.approx(1e14 / (1000e12 * 0.5))  # 0.2 s
-    assert replace(p, training=replace(p.training, step_flops=1e12)).step_s == 0.1
+    assert replace(p, step_flops=1e12).step_s == 0.1
     assert p.step_read_bytes(first) == 8 * 4 * 1024 * (32 * 1024 + 9)
     assert p.read_gb_s(first) == pytest.approx(32 * 1024 * 32777 / 0.2 / 1e9)
     assert p.training_hours(first) == pytest.approx(46_875 * 0.2 / 3600)
-    slow = replace(p, machine=replace(MACHINE, read_gb_s=1))
+    slow = replace(p, machine=machine(read_gb_s=1))
     assert slow.training_hours(first) == pytest.approx(46_875 * 32 * 1024 * 32777 / 1e9 / 3600)  # the disk sets the pace
     both = 46_875 * (32 * 1024 * 32777 / 1e9 + 0.2) / 3600
     assert slow.training_hours(first, overlap=False) == pytest.approx(both)
@@ -94,10 +86,10 @@ def test_steps_rates_and_hours_by_hand():
 
 
 def test_a_copy_takes_a_power_of_two_of_gpus_and_the_rest_trains():
-    assert FLASH.serving_gpus(MACHINE) == 4  # 160 GB and a tenth on GPUs of 75 GiB
-    assert FLASH.serving_gpus(replace(MACHINE, gpu_gib=140)) == 2
+    assert plan().serving_gpus == 4  # 160 GB and a tenth on GPUs of 75 GiB
+    assert plan(machine=machine(gpu_gib=140)).serving_gpus == 2
     assert [(share.serve, share.train) for share in plan().shares()] == [(4, 4)]
-    small = replace(plan(), target=replace(FLASH, weights_bytes=60e9))
+    small = plan(weights_bytes=60e9)
     assert [share.serve for share in small.shares()] == list(range(1, 8))
     best = small.best_share()
     assert best.hours == min(share.hours for share in small.shares())
@@ -106,25 +98,25 @@ def test_a_copy_takes_a_power_of_two_of_gpus_and_the_rest_trains():
 
 def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
     assert plan().problems() == []
-    (disk,) = plan(machine=replace(MACHINE, disk_tb=8)).problems()
+    (disk,) = plan(machine=machine(disk_tb=8)).problems()
     assert "15.1 TB" in disk and "cache=stream cache.budget_gb=6400" in disk and "cache.dtype=fp8" in disk
-    tiny_disk = plan(machine=replace(MACHINE, disk_tb=1)).problems()
+    tiny_disk = plan(machine=machine(disk_tb=1)).problems()
     assert len(tiny_disk) == 1 and "fp8" not in tiny_disk[0]  # fp8 would not fit either
-    streamed = plan(machine=replace(MACHINE, disk_tb=1))
-    streamed = replace(streamed, training=replace(streamed.training, stream_gb=800))
+    streamed = plan(machine=machine(disk_tb=1))
+    streamed = replace(streamed, stream_gb=800)
     assert streamed.problems() == []
-    waits = plan(machine=replace(MACHINE, read_gb_s=2)).problems()
+    waits = plan(machine=machine(read_gb_s=2)).problems()
     assert len(waits) == 2 and "stage 1" in waits[0] and "gets 2" in waits[0]
     big = plan()
-    big = replace(big, training=replace(big.training, memory=replace(big.training.memory, layers=200 * GIB)))
+    big = replace(big, memory=big.memory | {"layers": 200 * GIB})
     assert big.problems() == ["a rank needs 201 GiB and a GPU has 75: a=1 needs 1"]
-    (small,) = plan(machine=replace(MACHINE, gpus=2)).problems()
+    (small,) = plan(machine=machine(gpus=2)).problems()
     assert "4 GPUs" in small and "target.engine=sglang" in small
 
 
 def test_transport_from_servers_limits_the_capture_rate():
     free = plan()
-    bound = replace(free, rates=replace(RATES, transport_tokens_per_s=250, processes=4))
+    bound = replace(free, rates=rates(json_tokens_per_s=250), processes=4)
     assert free.capture_rate(2) == 2 * free.capture_rate(1) > 1000
     assert bound.capture_hours() == pytest.approx(bound.tokens / 1000 / 3600)
     assert bound.shares()[0].captured_per_s == 1000
@@ -133,15 +125,15 @@ def test_transport_from_servers_limits_the_capture_rate():
 
 
 def test_the_target_in_this_process_takes_all_gpus_and_uses_one_at_a_time():
-    here = replace(plan(), target=replace(FLASH, engine=None))
-    assert here.target.serving_gpus(MACHINE) == 8 and here.copies == 1 and here.shares() == []
+    here = plan(engine=None)
+    assert here.serving_gpus == 8 and here.copies == 1 and here.shares() == []
     assert here.capture_per_copy == pytest.approx(plan().capture_per_copy / 4)
     assert here.answer_hours() == plan().answer_hours()  # servers write them
 
 
 def test_every_command_is_a_count_times_a_rate():
-    measuring = Measuring(check_tokens=500, methods=6, parity_tokens=100, tokens=9000)
-    p = plan(measuring=measuring, rates=replace(RATES, transport_tokens_per_s=250, processes=4))
+    measuring = dict(check_tokens=500, methods=6, parity_tokens=100, tokens=9000)
+    p = plan(measuring=measuring, rates=rates(json_tokens_per_s=250), processes=4)
     found = {command.name: command for command in commands(p)}
     assert found["check_engine reference=heads"].hours == pytest.approx(2 * 500 / 250 / 3600)
     assert found["regenerate, stage 1"].hours == pytest.approx(300_000 * 500 / 2000 / 3600)
@@ -159,24 +151,24 @@ def test_every_command_is_a_count_times_a_rate():
 
 
 def test_an_unused_disk_causes_no_problem():
-    full = plan(machine=replace(MACHINE, disk_tb=1, read_gb_s=0.1))
+    full = plan(machine=machine(disk_tb=1, read_gb_s=0.1))
     assert len(full.problems()) == 3
-    assert replace(full, training=replace(full.training, cache="off")).problems() == []
+    assert replace(full, cache="off").problems() == []
 
 
 def test_each_part_of_memory_grows_with_its_sizes():
     base = step_memory(DRAFTER, SIZES)
-    assert base.optimizer == 5000 * 8 and base.gradients == 5000 * 4 and base.weights == 5000 * 6
-    assert base.heads == 2 * 1000 * 16 * 2
-    assert base.states == 2 * 200 * (4 * 16 * 2 + 9)
+    assert base["optimizer"] == 5000 * 8 and base["gradients"] == 5000 * 4 and base["weights"] == 5000 * 6
+    assert base["heads"] == 2 * 1000 * 16 * 2
+    assert base["states"] == 2 * 200 * (4 * 16 * 2 + 9)
     twice = step_memory(DRAFTER, replace(SIZES, anchors=20))
     deeper = step_memory(replace(DRAFTER, num_layers=4), SIZES)
-    assert deeper.layers == 2 * base.layers and deeper.context == base.context
-    assert base.layers < twice.layers < 2 * base.layers  # the context's part does not depend on anchors
+    assert deeper["layers"] == 2 * base["layers"] and deeper["context"] == base["context"]
+    assert base["layers"] < twice["layers"] < 2 * base["layers"]  # the context's part does not depend on anchors
     saving = step_memory(replace(DRAFTER, num_layers=8, gradient_checkpointing=True), SIZES)
-    assert saving.layers < step_memory(replace(DRAFTER, num_layers=8), SIZES).layers
+    assert saving["layers"] < step_memory(replace(DRAFTER, num_layers=8), SIZES)["layers"]
     plain = step_memory(DRAFTER, replace(SIZES, compute_bytes=4))
-    assert plain.weights == 5000 * 4
+    assert plain["weights"] == 5000 * 4
 
 
 def test_bytes_and_hours_as_text():
@@ -187,7 +179,7 @@ def test_bytes_and_hours_as_text():
         and hours_text(5.06) == "5.1 h"
         and hours_text(72) == "3.0 days"
     )
-    text = plan_markdown(plan(machine=replace(MACHINE, disk_tb=8)))
+    text = plan_markdown(plan(machine=machine(disk_tb=8)))
     assert "Does not fit" in text and "4 serve, 4 train" in text
     assert plan_record(plan())["cache_bytes"]["bf16"] == plan().cache_bytes("bf16")
 
@@ -198,4 +190,4 @@ def test_bytes_and_hours_as_text():
 )
 def test_bad_machines_are_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        replace(MACHINE, **change)
+        machine(**change)

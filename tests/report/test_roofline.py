@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from hyperdflash.planning.roofline import (
     total_seconds,
     verification,
 )
-from hyperdflash.planning.roofline_job import roofline_blocks, setting_of, write_roofline
+from hyperdflash.planning.roofline_job import main, roofline_blocks, roofline_record, setting_of
 from hyperdflash.planning.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
 from hyperdflash.report.tables import markdown
 
@@ -30,6 +29,8 @@ SMALL = V4Sizes(
     o_groups=1, sliding_window=16, index_n_heads=2, index_head_dim=4, index_topk=5, n_routed_experts=4, n_shared_experts=1,
     num_experts_per_tok=2, moe_intermediate_size=6, num_hash_layers=1, hc_mult=2, compress_ratios=(0, 4, 128, 0),
 )  # fmt: skip
+BLOCK = Method(name="B", drafter="block", slots=2, tau=2.0, speedup=1.0, reducer="fc")
+MTP = Method(name="M", drafter="mtp", slots=1, tau=2.5, speedup=1.0)
 UNIT = GPU(name="unit", bandwidth_tb_s=1e-12, fp8_tflops=1e-12, bf16_tflops=1e-12)  # one byte, one FLOP a second
 
 
@@ -78,6 +79,7 @@ def test_drafter_weights_are_those_of_the_module(setting):
     from hyperdflash.targets.heads import TargetHeads
 
     found = setting()
+    method = replace(found.methods[3], tau=1.0)
     with torch.device("meta"):
         heads = TargetHeads(DeepseekV4Config())
     for name, reducer in (("hc_gate", HcGate()), ("fc", Fc())):
@@ -87,7 +89,7 @@ def test_drafter_weights_are_those_of_the_module(setting):
         norms = sum(p.numel() for path, p in module.named_parameters() if "norm" in path and "reducer" not in path)
         count = sum(p.numel() for p in module.parameters()) - norms
         again = found.drafter.num_layers * 2 * 4096 * 1024  # key and value projections are read for the new states too
-        work = parts(block_drafting(found.sizes, found.drafter, name, 1.0, 1, 0))
+        work = parts(block_drafting(found.sizes, found.drafter, replace(method, reducer=name), 1, 0))
         assert work["draft layers"].bytes + work["reducer and new keys"].bytes == 2 * (count + again)
 
 
@@ -125,7 +127,7 @@ def test_tokens_that_share_experts_read_fewer_of_them():
 
 
 def test_mtp_steps_read_the_head_again():
-    one, three = (parts(mtp_drafting(SMALL, slots, 2.5, 2, 100)) for slots in (1, 3))
+    one, three = (parts(mtp_drafting(SMALL, None, replace(MTP, slots=slots), 2, 100)) for slots in (1, 3))
     assert three["LM head"].bytes == 3 * one["LM head"].bytes == 3 * 2 * 44
     assert three["LM head"].bf16_flops == 3 * 2 * 44 * 2
     # 2.5 tokens of two rows in the first step, one a row in the others
@@ -137,39 +139,38 @@ def test_mtp_steps_read_the_head_again():
 
 def test_block_drafter_by_hand():
     drafter = DrafterConfig(num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2, intermediate_size=5, block_size=3)
-    found = parts(block_drafting(SMALL, drafter, "fc", 2.0, 3, 7))
+    found = parts(block_drafting(SMALL, drafter, BLOCK, 3, 7))
     layer = 2 * 4 * 4 + 2 * 4 * 2 + 3 * 4 * 5
     assert found["draft layers"].bytes == 2 * 2 * layer and found["draft layers"].bf16_flops == 2 * 2 * layer * 9
     fresh = 2 * 4 * 4 + 2 * (2 * 4 * 2)  # fc, then keys and values of both layers
     assert found["reducer and new keys"].bytes == 2 * fresh and found["reducer and new keys"].bf16_flops == 2 * fresh * 6
     assert found["cache"].bytes == 3 * 2 * 7 * 2 * 2 * 2 and found["cache"].bf16_flops == 4 * 4 * 2 * 10 * 9
     assert found["LM head"].bytes == 80 and found["LM head"].bf16_flops == 2 * 40 * 6
-    windowed = parts(block_drafting(SMALL, replace(drafter, context_window=4), "fc", 2.0, 3, 7))["cache"]
+    windowed = parts(block_drafting(SMALL, replace(drafter, context_window=4), BLOCK, 3, 7))["cache"]
     assert windowed.bytes == 3 * 2 * 4 * 2 * 2 * 2 and windowed.bf16_flops == 4 * 4 * 2 * 7 * 9
-    wide = parts(block_drafting(SMALL, replace(drafter, hidden_size=8), "hc_gate", 1.0, 1, 0))
+    wide = parts(block_drafting(SMALL, replace(drafter, hidden_size=8), replace(BLOCK, tau=1.0, reducer="hc_gate"), 1, 0))
     assert wide["draft layers"].bytes == 2 * (2 * (2 * 8 * 4 + 2 * 8 * 2 + 3 * 8 * 5) + 2 * 4 * 8)
     with pytest.raises(ValueError, match="reducer must be hc_gate or fc, got 'mean'"):
-        block_drafting(SMALL, drafter, "mean", 1.0, 1, 0)
+        block_drafting(SMALL, drafter, replace(BLOCK, reducer="mean"), 1, 0)
 
 
 def test_time_is_the_larger_of_both_and_shared_by_gpus():
     gpu = GPU(name="x", bandwidth_tb_s=2.0, fp8_tflops=4.0, bf16_tflops=1.0)
-    assert Work("a", 6e12, fp8_flops=4e12, bf16_flops=1e12).seconds(gpu) == 3.0
-    assert Work("a", 2e12, fp8_flops=4e12, bf16_flops=1e12).seconds(gpu) == 2.0
+    assert total_seconds([Work("a", 6e12, fp8_flops=4e12, bf16_flops=1e12)], gpu) == 3.0
+    assert total_seconds([Work("a", 2e12, fp8_flops=4e12, bf16_flops=1e12)], gpu) == 2.0
     assert total_seconds([Work("a", 6e12), Work("b", 0, 8e12)], replace(gpu, count=2)) == 1.5 + 1.0
 
 
 def test_predicted_speedup_is_the_formula(setting):
     drafter = DrafterConfig(num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, intermediate_size=5, block_size=3)
-    method = Method(name="M", drafter="block", slots=2, tau=2.0, speedup=1.0, reducer="fc")
     small = replace(setting(), sizes=SMALL, drafter=drafter, gpu=UNIT, context=0)
-    found = small.round(method, 1)
+    found = small.round(BLOCK, 1)
     verify, plain = (total_seconds(verification(SMALL, n, 1, 0), UNIT) for n in (3, 1))
-    draft = total_seconds(block_drafting(SMALL, drafter, "fc", 2.0, 1, 0), UNIT)
-    assert found.speedup == pytest.approx(2 * plain / (draft + verify))
-    assert found.drafter_share == pytest.approx(draft / (draft + verify))
+    draft = total_seconds(block_drafting(SMALL, drafter, BLOCK, 1, 0), UNIT)
+    assert found["speedup"] == pytest.approx(2 * plain / (draft + verify))
+    assert found["drafter_share"] == pytest.approx(draft / (draft + verify))
     with pytest.raises(ValueError, match=r"set drafter\.block_size=5"):
-        small.round(replace(method, slots=4), 1)
+        small.round(replace(BLOCK, slots=4), 1)
 
 
 def test_trends_on_flash(setting):
@@ -177,28 +178,28 @@ def test_trends_on_flash(setting):
     found = setting()
     assert found.ratio(7, 1) == pytest.approx(2.70, abs=0.01) and found.ratio(7, 1, True) < 1.01
     assert found.ratio(7, 128) < found.ratio(7, 32) < found.ratio(7, 4)
-    shares = {m.name: found.round(m, 1).drafter_share for m in found.methods}
+    shares = {m.name: found.round(m, 1)["drafter_share"] for m in found.methods}
     assert shares["MTP (6)"] > shares["MTP (3)"] > shares["HyperDFlash (6)"]
     longer = replace(found, context=262144)
-    assert longer.round(found.methods[3], 1).draft_s > 2 * found.round(found.methods[3], 1).draft_s
+    assert longer.round(found.methods[3], 1)["draft_s"] > 2 * found.round(found.methods[3], 1)["draft_s"]
 
 
-def test_report(setting, tmp_path):
-    found = setting(["batch=[1,8]", "max_tokens=4", "gpu=h200"])
-    text = markdown(roofline_blocks(found))
+def test_report(setting, compose_config, tmp_path, capsys):
+    overrides = ["batch=[1,8]", "max_tokens=4", "gpu=h200"]
+    found = setting(overrides)
+    text = markdown(roofline_blocks(found, roofline_record(found)))
     assert "4 x H200 (4.8 TB/s" in text and "284.3B parameters, 13.3B active per token, 159.6 GB" in text
     assert "| HyperDFlash (6) | 3.69 | 2.80× | 1 |" in text and "Table 2 (Non-thinking)" in text
     for block in text.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
-    written = write_roofline(found, tmp_path)
-    assert [path.name for path in written] == ["roofline.md", "roofline.csv", "roofline.json", "roofline.png"]
-    rows = list(csv.DictReader(written[1].read_text().splitlines()))
-    assert [(row["batch"], row["n"]) for row in rows[3:5]] == [("1", "4"), ("8", "1")]
-    assert float(rows[0]["experts"]) == 6 and float(rows[4]["over_one"]) == 1
-    data = json.loads(written[2].read_text())
-    assert data["setting"]["gpu"]["name"] == "h200" and len(data["verification"]) == len(rows) == 8
+    main(compose_config("roofline", [*overrides, f"out={tmp_path}"]))
+    assert (tmp_path / "roofline.md").read_text() == text and text in capsys.readouterr().out
+    data = json.loads((tmp_path / "roofline.json").read_text())
+    rows = data["verification"]
+    assert [(row["batch"], row["n"]) for row in rows[3:5]] == [(1, 4), (8, 1)]
+    assert rows[0]["experts"] == 6 and rows[4]["over_one"] == 1
+    assert data["setting"]["gpu"]["name"] == "h200" and len(rows) == 8
     assert len(data["rounds"]) == len(found.methods) * 2 * 2
-    assert written[-1].read_bytes()[:4] == b"\x89PNG" and written[-1].stat().st_size > 30_000
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
     decoding_report.report(rows, config, run_ids, "0123456789abcdef", eos_id=-1)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["target"]["fingerprint"] == "0123456789abcdef"
     out = tmp_path / "out"
-    for name in ("paper.md", "paper.json", "paper.csv", "figure1_non_think.png", "cost/cost.md", "cost/cost.png"):
+    for name in ("paper.md", "paper.json", "paper.csv", "figure1_non_think.png"):
         assert (out / name).stat().st_size > 0
     lossless = (out / "lossless.md").read_text()
     assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 | 0 |" in lossless and "| 2 | 0 | 1 | 0 |" in lossless

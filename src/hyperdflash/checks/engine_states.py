@@ -24,8 +24,9 @@ from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.engines.compare import Comparison, Limits, compare
 from hyperdflash.engines.producer import make_client, stamp_path
 from hyperdflash.preparing.job import engine_checks_dir
-from hyperdflash.record import environment_record, write_json
-from hyperdflash.report.tables import Table, jsonable, markdown
+from hyperdflash.record import environment_record
+from hyperdflash.report.results import write_report
+from hyperdflash.report.tables import GAP, Table, markdown
 from hyperdflash.settings import one_of, positive_int
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.targets.producer import InProcess
@@ -57,23 +58,20 @@ def check_engine(config: DictConfig) -> Path:
     complaints = {server: complaint for server, c in found.items() if (complaint := c.complaint(limits))}
     verdict = next((f"at {server} {complaint}" for server, complaint in complaints.items()), "all servers agree")
     path = stamp_path(engine_checks_dir(), client.settings.engine, fingerprint(heads), config.target.dtype)
-    write_json(
-        path,
-        {
-            "passed": not complaints,
-            "verdict": verdict,
-            "engine": client.settings.engine,
-            "servers": list(client.settings.servers),
-            "target": {"path": str(config.target.path), "fingerprint": client.fingerprint, "dtype": config.target.dtype},
-            "reference": config.reference,
-            "limits": asdict(limits),
-            "prompts": len(prompts),
-            "comparisons": {server: jsonable(asdict(c)) for server, c in found.items()},
-            "environment": environment_record(command_of("src.check_engine")),
-        },
-    )
+    stamp = {
+        "passed": not complaints,
+        "verdict": verdict,
+        "engine": client.settings.engine,
+        "servers": list(client.settings.servers),
+        "target": {"path": str(config.target.path), "fingerprint": client.fingerprint, "dtype": config.target.dtype},
+        "reference": config.reference,
+        "limits": asdict(limits),
+        "prompts": len(prompts),
+        "comparisons": {server: asdict(c) for server, c in found.items()},
+        "environment": environment_record(command_of("src.check_engine")),
+    }
     text = comparison_markdown(found, complaints, limits, len(prompts))
-    path.with_suffix(".md").write_text(text)
+    write_report(path.parent, {path.name: stamp, path.with_suffix(".md").name: text})
     print(f"{text}\nwrote {path}", flush=True)
     if complaints:
         raise ValueError(f"{verdict}: nothing will be captured through {client.settings.engine}, see {path.with_suffix('.md')}")
@@ -95,9 +93,9 @@ def comparison_markdown(found: dict[str, Comparison], complaints: dict[str, str]
     header = ["Server", "tokens", "max abs", "rel. error", "worst token", *(f"cos path {j}" for j in range(paths))]
     rows = []
     for server, c in found.items():
-        numbers = [f"{v:.1e}" if v is not None else "-" for v in (c.max_abs, c.relative_error, c.worst_token)]
+        numbers = [GAP if v is None else f"{v:.1e}" for v in (c.max_abs, c.relative_error, c.worst_token)]
+        shares = [GAP if v is None else f"{v:.1%}" for v in (c.argmax, c.next_token)]
         cosines = [f"{v:.5f}" for v in c.cosine or ()]
-        shares = [f"{v:.1%}" if v is not None else "-" for v in (c.argmax, c.next_token)]
         rows.append([server, str(c.tokens), *numbers, *cosines, *shares, "**differs**" if server in complaints else "agrees"])
     notes = (
         f"{num_prompts} prompts. rel. error: ||engine - target|| / ||target|| over all tokens, and of the worst one; cos: "

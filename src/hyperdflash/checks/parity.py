@@ -1,28 +1,15 @@
 """Finds where training, replay and the decoding loop first differ for one drafter on the same texts, and by how much.
 
-Shapes: see contracts.py. Checks stand in the order in which causes act, so the first that fails names the cause:
-
-    chat encoding   the prompt's token ids
-    labels          training's label of slot k is x[a + k]; a path accepts as many drafts as its logits and the text match
-    states          the target's states H[0..a-1] that the drafter reads
-    modules         the submodules of the drafter that run
-    context mask    the states that a block sees: all before its anchor, or the newest of a window
-    context         the values that the first draft layer computes from them (reducer, norms, projection)
-    RoPE            its keys, and the angles of the block's own positions
-    anchor token    the embedding at slot 0
-    mask token      the embeddings at slots 1..S
-    logits          the logits of every slot whose earlier slots are the text's
-    text            every token is the target's argmax by the state before it
-    acceptance      accepted drafts at the anchors that both paths visit
-
-A difference is relative to the largest compared value, for logits to their standard deviation over the vocabulary. Paths round
-differently, and so do states in the cache's dtype: paths agree where differences lie within ``tolerance``.
+Shapes: see contracts.py. Checks stand in the order in which causes act, so the first that fails names the cause. A difference
+is relative to the largest compared value, for logits to their standard deviation over the vocabulary. Paths round differently,
+and so do states in the cache's dtype: paths agree where differences lie within ``tolerance``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -75,49 +62,59 @@ class Parity:
         check = failed[0]
         same = [other for other in failed if other.name == check.name]
         odd = set(check.paths).intersection(*(other.paths for other in same))
+        who = f"{' and '.join(check.paths)} differ"
         if len(check.paths) == 1:
             who = f"{check.paths[0]} is wrong"
         elif len(same) > 1 and len(odd) == 1:
             who = f"{odd.pop()} differs from the others"
-        else:
-            who = f"{' and '.join(check.paths)} differ"
-        document, position = check.first.document, check.first.position
+        _, document, position, detail, _ = check.first
         where = (f", first in document {document}" if document else "") + ("" if position is None else f" at {position}")
-        return f"{check.name}: {who}{where}: {check.first.detail}"
+        return f"{check.name}: {who}{where}: {detail}"
+
+
+# Name -> number of paths that the check compares, and its findings in (heads, context window, one or two views)
+CHECKS: dict[str, tuple[int, Callable[..., Iterator[Finding]]]] = {}
+
+
+def check(name: str, num_paths: int = 2):
+    """Registers a check; checks run in the order of this file."""
+    return lambda find: CHECKS.setdefault(name, (num_paths, find))[1]
 
 
 def compare_views(views: Sequence[View], heads: TargetHeads, context_window: int | None, tolerance: float | None) -> Parity:
     """Runs every check on every path or pair of paths of the same prompts; ``tolerance`` None takes ``TOLERANCE``."""
     tolerance = TOLERANCE[heads.dtype] if tolerance is None else tolerance
     checks = []
-    for name, find in CHECKS.items():
-        for paths in combinations(views, 1 if name in OF_ONE_PATH else 2):
-            found = list(find(*paths, heads, context_window))
-            absolute = [f.absolute for f in found if f.absolute is not None]
-            checks.append(
-                Check(
-                    name,
-                    tuple(view.path for view in paths),
-                    len(found),
-                    max((f.difference for f in found), default=0.0),
-                    max(absolute) if absolute else None,
-                    next((f for f in found if f.difference > tolerance), None),
-                )
-            )
+    for name, (num_paths, find) in CHECKS.items():
+        for compared in combinations(views, num_paths):
+            found = list(find(heads, context_window, *compared))
+            largest = max((f.difference for f in found), default=0.0)
+            absolute = max((f.absolute for f in found if f.absolute is not None), default=None)
+            first = next((f for f in found if f.difference > tolerance), None)
+            checks.append(Check(name, tuple(view.path for view in compared), len(found), largest, absolute, first))
     rounds = {view.path: len(view.rounds.accepted) for view in views}
     return Parity(tuple(checks), {view.path: view.tau for view in views}, rounds)
 
 
-# Checks of a path by itself
+@check("chat encoding")
+def _chat_encoding(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The prompt's token ids."""
+    for name, one in a.prompts.items():
+        two = b.prompts.get(name, [])
+        at = next((i for i, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), min(len(one), len(two)))
+        shown = f"the prompt goes on with {one[at : at + 4]} and with {two[at : at + 4]}"
+        yield _exact(one == two, name, at, shown)
 
 
-def _labels(view: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+@check("labels", num_paths=1)
+def _labels(heads: TargetHeads, window: int | None, view: View) -> Iterator[Finding]:
+    """Training's label of slot k is x[a + k]; a path accepts as many drafts as its logits and the text match."""
     for name, anchor, drafting in _anchors(view):
         text = view.texts[name][anchor + 1 :]
         if drafting.labels is not None:
             wanted = text[: len(drafting.logits())]  # no labels past the answer's end
-            shown = f"the slots have the labels {list(drafting.labels)}, the text goes on with {wanted}"
-            yield _exact(list(drafting.labels) == wanted, name, anchor, shown)
+            shown = f"the slots have the labels {drafting.labels}, the text goes on with {wanted}"
+            yield _exact(drafting.labels == wanted, name, anchor, shown)
         if drafting.accepted is not None:
             logits = drafting.logits()
             right = [int(row.argmax()) == label for row, label in zip(logits, text, strict=False)]
@@ -127,38 +124,9 @@ def _labels(view: View, heads: TargetHeads, window: int | None) -> Iterator[Find
             yield Finding(gap, name, anchor, f"it accepts {drafting.accepted} drafts, its own logits and the text give {run}")
 
 
-def _context_mask(view: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
-    for name, anchor, drafting in _anchors(view):
-        if drafting.reading:
-            seen, wanted = len(drafting.reading().keys), anchor if window is None else min(anchor, window)
-            yield _exact(seen == wanted, name, anchor, f"the block sees {seen} states, {wanted} stand before its anchor")
-
-
-@torch.inference_mode()
-def _text(view: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
-    for name, text in view.texts.items():
-        if name not in view.states:
-            continue
-        start, final = len(view.prompts[name]), view.states[name][0]
-        logits = heads.logits(heads.collapse(final[None, start - 1 : len(text) - 1])[0])
-        for position, row in enumerate(logits, start=start):
-            label, best = text[position], int(row.argmax())
-            gap = 0.0 if best == label else _gap(row, label)
-            yield Finding(gap, name, position, f"the text has token {label}, the target's logits prefer {best}")
-
-
-# Checks of two paths
-
-
-def _chat_encoding(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
-    for name, one in a.prompts.items():
-        two = b.prompts.get(name, [])
-        at = next((i for i, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), min(len(one), len(two)))
-        shown = f"the prompt goes on with {one[at : at + 4]} and with {two[at : at + 4]}"
-        yield _exact(one == two, name, at, shown)
-
-
-def _states(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+@check("states")
+def _states(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The target's states H[0..a-1] that the drafter reads."""
     for name in a.states.keys() & b.states.keys():
         for what, one, two in zip(("final residual", "layer taps"), a.states[name], b.states[name], strict=True):
             if one is None or two is None:
@@ -169,20 +137,35 @@ def _states(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterato
                 yield Finding(difference, name, position, f"the {what} there differs by {difference:.1e} of its largest value")
 
 
-def _modules(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+@check("modules")
+def _modules(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The submodules of the drafter that run."""
     for one, two in ((a, b), (b, a)):
         missing = sorted(one.modules - two.modules)
         yield _exact(not missing, None, None, f"{two.path} never runs {', '.join(missing[:3])}, {one.path} does")
 
 
-def _context(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+@check("context mask", num_paths=1)
+def _context_mask(heads: TargetHeads, window: int | None, view: View) -> Iterator[Finding]:
+    """The states that a block sees: all before its anchor, or the newest of a window."""
+    for name, anchor, drafting in _anchors(view):
+        if drafting.reading:
+            seen, wanted = len(drafting.reading().keys), anchor if window is None else min(anchor, window)
+            yield _exact(seen == wanted, name, anchor, f"the block sees {seen} states, {wanted} stand before its anchor")
+
+
+@check("context")
+def _context(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The values that the first draft layer computes from the states that the block sees (reducer, norms, projection)."""
     for name, anchor, one, two in _readings(a, b):
         if len(one.values) == len(two.values):
             difference = _relative(one.values, two.values)
             yield Finding(difference, name, anchor, f"values of the context differ by {difference:.1e} of the largest")
 
 
-def _rope(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+@check("RoPE")
+def _rope(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The angles of the block's own positions, and the context's keys."""
     for name, anchor, one, two in _readings(a, b):
         parts = [torch.cat(reading.angles, dim=-1).float() for reading in (one, two)]  # cos and sin [K, 2 E]
         difference = float((parts[0] - parts[1]).abs().max())
@@ -194,22 +177,21 @@ def _rope(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[
             yield Finding(difference, name, anchor, f"keys of the context differ by {difference:.1e} of the largest")
 
 
-def _anchor_token(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
-    yield from _tokens(a, b, heads, slice(0, 1))
-
-
-def _mask_token(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
-    yield from _tokens(a, b, heads, slice(1, None))
-
-
-def _tokens(a: View, b: View, heads: TargetHeads, slots: slice) -> Iterator[Finding]:
+def _tokens(slots: slice, heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The embeddings of the block's tokens."""
     for name, anchor, one, two in _readings(a, b):
         rows = one.block[slots], two.block[slots]
         ids = [_token_of(row[0], heads) for row in rows]
         yield Finding(_relative(*rows), name, anchor, f"{a.path} embeds token {ids[0]}, {b.path} token {ids[1]}")
 
 
-def _compare_logits(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+check("anchor token")(partial(_tokens, slice(0, 1)))
+check("mask token")(partial(_tokens, slice(1, None)))
+
+
+@check("logits")
+def _logits(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The logits of every slot whose earlier slots are the text's."""
     for name, anchor, one, two in _shared(a, b):
         drafted = [d.accepted + 1 for view, d in ((a, one), (b, two)) if view.path == "loop"]  # later slots follow other drafts
         rows = one.logits(), two.logits()
@@ -220,7 +202,22 @@ def _compare_logits(a: View, b: View, heads: TargetHeads, window: int | None) ->
             yield Finding(difference, name, anchor, shown, absolute)
 
 
-def _acceptance(a: View, b: View, heads: TargetHeads, window: int | None) -> Iterator[Finding]:
+@check("text", num_paths=1)
+@torch.inference_mode()
+def _text(heads: TargetHeads, window: int | None, view: View) -> Iterator[Finding]:
+    """Every token is the target's argmax by the state before it."""
+    for name in (name for name in view.texts if name in view.states):
+        text, start = view.texts[name], len(view.prompts[name])
+        logits = heads.logits(heads.collapse(view.states[name][0][None, start - 1 : len(text) - 1])[0])
+        for position, row in enumerate(logits, start=start):
+            label, best = text[position], int(row.argmax())
+            gap = 0.0 if best == label else _gap(row, label)
+            yield Finding(gap, name, position, f"the text has token {label}, the target's logits prefer {best}")
+
+
+@check("acceptance")
+def _acceptance(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
+    """The accepted drafts at the anchors that both paths visit."""
     for name, anchor, one, two in _shared(a, b):
         if None in (one.accepted, two.accepted):
             continue
@@ -229,24 +226,6 @@ def _acceptance(a: View, b: View, heads: TargetHeads, window: int | None) -> Ite
             label = a.texts[name][anchor + 1 + slot]
             gap = min(_gap(drafting.logits()[slot], label) for drafting in (one, two))
         yield Finding(gap, name, anchor, f"{a.path} accepts {one.accepted} drafts, {b.path} {two.accepted}")
-
-
-# In the order in which causes act
-CHECKS: dict[str, Callable[..., Iterator[Finding]]] = {
-    "chat encoding": _chat_encoding,
-    "labels": _labels,
-    "states": _states,
-    "modules": _modules,
-    "context mask": _context_mask,
-    "context": _context,
-    "RoPE": _rope,
-    "anchor token": _anchor_token,
-    "mask token": _mask_token,
-    "logits": _compare_logits,
-    "text": _text,
-    "acceptance": _acceptance,
-}
-OF_ONE_PATH = ("labels", "context mask", "text")
 
 
 def _anchors(view: View) -> Iterator[tuple[str, int, Drafting]]:
@@ -259,8 +238,7 @@ def _anchors(view: View) -> Iterator[tuple[str, int, Drafting]]:
 def _shared(a: View, b: View) -> Iterator[tuple[str, int, Drafting, Drafting]]:
     """Yields the anchors that both paths draft from."""
     for name, anchor, drafting in _anchors(a):
-        other = b.draftings.get(name, {}).get(anchor)
-        if other is not None:
+        if other := b.draftings.get(name, {}).get(anchor):
             yield name, anchor, drafting, other
 
 

@@ -11,7 +11,8 @@ Each path is the production code with a drafter that records; checks/parity.py c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,7 +28,6 @@ from hyperdflash.drafting.anchors import all_anchors, make_blocks
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.numerics import fast_fp32_products
-from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.sampling import Sampler
@@ -44,7 +44,7 @@ class Reading:
     values: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Drafting:
     """One anchor of one path: ``logits()`` [n, V] fp32 of slots 1..n and, for block drafters, ``reading()``.
 
@@ -54,7 +54,7 @@ class Drafting:
 
     logits: Callable[[], Tensor]
     reading: Callable[[], Reading] | None
-    labels: tuple[int, ...] | None = None
+    labels: list[int] | None = None
     accepted: int | None = None
 
 
@@ -75,36 +75,45 @@ class View:
     def tau(self) -> float:
         return tau_of(self.rounds)
 
+    def add_texts(self, states: TargetStates) -> None:
+        """Adds a batch's prompts, texts and states; a second batch of the same documents adds nothing."""
+        document, start, _ = answers(states)
+        for row, first in zip(document.tolist(), start.tolist(), strict=True):
+            name, length = states.ids[row], int(states.lengths[row])
+            self.texts[name] = states.input_ids[row, :length].tolist()
+            self.prompts[name] = self.texts[name][:first]
+            self.states[name] = states.final[row, :length], None if states.layers is None else states.layers[row, :length]
+            self.draftings.setdefault(name, {})
 
-class Trace:
-    """Context manager that records ``reads``, the first draft layer's input per forward, and the names of ``modules`` that
-    run."""
 
-    def __init__(self, module: nn.Module):
-        self.module, self.reads, self.modules, self._handles = module, [], set(), []
-
-    def __enter__(self) -> Trace:
-        for name, part in self.module.named_modules():
-            if name:
-                self._handles.append(part.register_forward_hook(lambda *_, name=name: self.modules.add(name)))
-        if hasattr(self.module, "layers"):
-            self._handles.append(self.module.layers[0].register_forward_pre_hook(lambda _, args: self.reads.append(args)))
-        return self
-
-    def __exit__(self, *_) -> None:
-        for handle in self._handles:
+@contextmanager
+def traced(module: nn.Module, view: View) -> Iterator[list[tuple]]:
+    """Adds the names of submodules that run to ``view``; yields a list of the first draft layer's input per forward."""
+    reads = []
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: view.modules.add(name))
+        for name, part in module.named_modules()
+        if name
+    ]
+    if hasattr(module, "layers"):
+        handles.append(module.layers[0].register_forward_pre_hook(lambda _, args: reads.append(args)))
+    try:
+        yield reads
+    finally:
+        for handle in handles:
             handle.remove()
 
-    def reading(self, row: int, index: int) -> Callable[[], Reading] | None:
-        """Returns the input at anchor ``index`` of all forwards in ``reads``, which split the anchors; None where the drafter
-        has no draft layers or masks in a kernel of its own."""
-        for x, angles, context, visible in self.reads:
-            if not isinstance(visible, Tensor):
-                return None
-            if index < x.shape[1]:
-                return partial(_read, x[row, index].detach(), angles, context, visible[row, index], row, index)
-            index -= x.shape[1]
-        return None
+
+def reading_of(reads: Sequence[tuple], row: int, index: int) -> Callable[[], Reading] | None:
+    """Returns the input at anchor ``index`` of all forwards in ``reads``, which split the anchors; None where the drafter has
+    no draft layers or masks in a kernel of its own."""
+    for x, angles, context, visible in reads:
+        if not isinstance(visible, Tensor):
+            return None
+        if index < x.shape[1]:
+            return partial(_read, x[row, index].detach(), angles, context, visible[row, index], row, index)
+        index -= x.shape[1]
+    return None
 
 
 def _read(block: Tensor, angles, context, visible: Tensor, row: int, index: int) -> Reading:
@@ -129,8 +138,8 @@ class RecordingSampler(Sampler):
 class ObservedLoop:
     """Proposer of the loop that records one text's states and the logits of its drafts."""
 
-    def __init__(self, drafter: Proposer, trace: Trace):
-        self.drafter, self.trace = drafter, trace
+    def __init__(self, drafter: Proposer, reads: list[tuple]):
+        self.drafter, self.reads = drafter, reads
         self.num_slots, self.layer_ids, self.codec = drafter.num_slots, drafter.layer_ids, drafter.codec
         self.states: list[TargetStates] = []
         self.draftings: dict[int, Drafting] = {}
@@ -141,10 +150,10 @@ class ObservedLoop:
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
         recorder = RecordingSampler(sampler.temperature, sampler.top_p, sampler.generator)
-        self.trace.reads.clear()
+        self.reads.clear()
         draft = self.drafter.propose(anchor_id, num_slots, recorder)
         anchor = sum(states.input_ids.shape[1] for states in self.states)
-        read = self.trace.reading(0, 0)
+        read = reading_of(self.reads, 0, 0)
         reading = read and read()  # copied at once: the loop overwrites its buffers
         logits = torch.cat(recorder.seen)
         self.draftings[anchor] = Drafting(lambda: logits, reading and (lambda: reading))
@@ -167,17 +176,18 @@ def observe_loop(
     """Records the greedy decoding of every prompt; ``drafter`` is the loop's form of ``module``."""
     view, generations = View("loop"), []
     for name, prompt_ids in prompts.items():
-        with Trace(module) as trace:
-            observed = ObservedLoop(drafter, trace)
+        with traced(module, view) as reads:
+            observed = ObservedLoop(drafter, reads)
             generation = decode(target.model, observed, prompt_ids, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
         generations.append(generation)
-        view.modules |= trace.modules
         view.prompts[name], view.texts[name] = list(prompt_ids), [*prompt_ids, *generation.token_ids]
         if observed.states:
             layers = [states.layers[0] for states in observed.states if states.layers is not None]
             final = torch.cat([states.final[0] for states in observed.states])
             view.states[name] = final, torch.cat(layers) if layers else None
-        view.draftings[name] = {r.anchor: replace(observed.draftings[r.anchor], accepted=r.accepted) for r in generation.rounds}
+        for r in generation.rounds:
+            observed.draftings[r.anchor].accepted = r.accepted
+        view.draftings[name] = {r.anchor: observed.draftings[r.anchor] for r in generation.rounds}
     view.rounds = loop_rounds(generations, drafter.num_slots)
     return view
 
@@ -193,75 +203,51 @@ def training_document(conversation: Conversation, answer_ids: Sequence[int], tok
 # Training and replay
 
 
+class Observed:
+    """Draft model that records its anchors and logits in ``view``."""
+
+    def __init__(self, drafter: DraftModel, reads: list[tuple], view: View):
+        self.drafter, self.reads, self.view = drafter, reads, view
+        self.num_slots, self.head = drafter.num_slots, drafter.head
+
+    def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
+        self.reads.clear()
+        slots = self.drafter.slots(states, heads, anchors, anchor_mask)
+        logits = self.head.logits(slots, heads)  # [B, A, S]
+        self.view.add_texts(states)
+        for row, index in anchor_mask.nonzero().tolist():
+            drafting = Drafting(torch.no_grad()(logits[row, index].dense), reading_of(self.reads, row, index))
+            self.view.draftings[states.ids[row]][int(anchors[row, index])] = drafting
+        return slots
+
+
 def every_block(states: TargetStates, num_slots: int) -> Blocks:
     """Returns training's blocks and labels at every eligible anchor."""
     anchors, anchor_mask = all_anchors(states.loss_mask, states.lengths)
     return make_blocks(states.input_ids, states.loss_mask, states.lengths, anchors, anchor_mask, num_slots + 1)
 
 
-def observe_training(module: nn.Module, states: TargetStates, heads: TargetHeads, blocks: Blocks | None = None) -> View:
+def observe_training(module: DraftModel, states: TargetStates, heads: TargetHeads, blocks: Blocks | None = None) -> View:
     """Records a training step over ``blocks`` (``every_block``), with gradients enabled as there."""
-    view = View("training")
-    made = blocks or every_block(states, module.num_slots)
-    with Trace(module) as trace, torch.enable_grad(), fast_fp32_products():
-        logits = module.head.logits(module.slots(states, heads, made.anchors, made.anchor_mask), heads)  # [B, A, S]
-    view.modules = trace.modules
+    view, blocks = View("training"), blocks or every_block(states, module.num_slots)
+    with traced(module, view) as reads, torch.enable_grad(), fast_fp32_products():
+        Observed(module, reads, view).slots(states, heads, blocks.anchors, blocks.anchor_mask)
     accept = torch.zeros(*states.input_ids.shape, module.num_slots, dtype=torch.bool)
-    _add_texts(view, states)
-    for row, index in made.anchor_mask.nonzero().tolist():
-        anchor, kept = int(made.anchors[row, index]), int(made.label_mask[row, index].sum())
-        labels = made.labels[row, index, :kept]
-        dense = partial(_dense, logits[row, index])
-        accept[row, anchor, :kept] = dense()[:kept].argmax(dim=-1) == labels
-        accepted = int(accept[row, anchor].int().cumprod(0).sum())
-        view.draftings[states.ids[row]][anchor] = Drafting(dense, trace.reading(row, index), tuple(labels.tolist()), accepted)
+    for row, index in blocks.anchor_mask.nonzero().tolist():
+        anchor, kept = int(blocks.anchors[row, index]), int(blocks.label_mask[row, index].sum())
+        drafting, labels = view.draftings[states.ids[row]][anchor], blocks.labels[row, index, :kept]
+        accept[row, anchor, :kept] = drafting.logits()[:kept].argmax(dim=-1) == labels
+        drafting.labels, drafting.accepted = labels.tolist(), int(accept[row, anchor].int().cumprod(0).sum())
     document, start, end = answers(states)
     view.rounds = walk(accept, start, end, document)
     return view
 
 
-class ObservedReplay:
-    """Drafter of replay that records its anchors and logits."""
-
-    def __init__(self, drafter: DraftModel, trace: Trace, view: View):
-        self.drafter, self.trace, self.view = drafter, trace, view
-        self.num_slots, self.head = drafter.num_slots, drafter.head
-
-    def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
-        self.trace.reads.clear()
-        slots = self.drafter.slots(states, heads, anchors, anchor_mask)
-        logits = self.head.logits(slots, heads)
-        _add_texts(self.view, states)
-        for row, index in anchor_mask.nonzero().tolist():
-            drafting = Drafting(partial(_dense, logits[row, index]), self.trace.reading(row, index))
-            self.view.draftings[states.ids[row]][int(anchors[row, index])] = drafting
-        return slots
-
-
 def observe_replay(module: DraftModel, states: TargetStates, heads: TargetHeads) -> View:
     """Records ``replay`` at temperature 0."""
     view = View("replay")
-    with Trace(module) as trace:
-        view.rounds = replay(ObservedReplay(module, trace, view), states, heads, temperature=0.0)
-    view.modules = trace.modules
-    rounds = view.rounds
+    with traced(module, view) as reads:
+        rounds = view.rounds = replay(Observed(module, reads, view), states, heads, temperature=0.0)
     for row, anchor, accepted in zip(*(x.tolist() for x in (rounds.document, rounds.anchor, rounds.accepted)), strict=True):
-        draftings = view.draftings[states.ids[row]]
-        draftings[anchor] = replace(draftings[anchor], accepted=accepted)
+        view.draftings[states.ids[row]][anchor].accepted = accepted
     return view
-
-
-@torch.no_grad()
-def _dense(logits: FactoredLogits) -> Tensor:
-    return logits.dense()
-
-
-def _add_texts(view: View, states: TargetStates) -> None:
-    """Adds a batch's prompts, texts and states; a second batch of the same documents adds nothing."""
-    document, start, _ = answers(states)
-    for row, first in zip(document.tolist(), start.tolist(), strict=True):
-        name, length = states.ids[row], int(states.lengths[row])
-        text = states.input_ids[row, :length].tolist()
-        view.prompts[name], view.texts[name] = text[:first], text
-        view.states[name] = states.final[row, :length], None if states.layers is None else states.layers[row, :length]
-        view.draftings.setdefault(name, {})

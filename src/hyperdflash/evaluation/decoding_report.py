@@ -1,4 +1,4 @@
-"""Reports an evaluation by decoding from its rows: the paper's tables, the cost of a round, and whether it is lossless."""
+"""Reports an evaluation by decoding from its rows: the paper's tables, and whether it is lossless."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from hyperdflash.decoding.loop import Generation, loop_rounds
+from hyperdflash.decoding.loop import loop_rounds
 from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.evaluation.conversations import samples_of, write_evaluation, write_tables
 from hyperdflash.evaluation.turn_rows import as_generation
-from hyperdflash.planning.cost import RoundTimes, write_cost_report
 from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import Sample
 from hyperdflash.report.tables import Block, Table, markdown
@@ -21,33 +20,14 @@ GENERATE = "transformers generate()"
 
 
 def report(rows: Sequence[dict], config: DictConfig, run_ids: dict[str, str], fingerprint: str, eos_id: int) -> None:
-    """Writes paper.md with its companions, cost/, cost_sampled/, lossless.md, evaluation.json; ``run_ids`` per method."""
+    """Writes paper.md with its companions, lossless.md, evaluation.json; ``run_ids`` per method."""
     out, target = Path(config.out), f"{config.target.path} ({fingerprint})"
     written = write_tables(decoded_samples(rows, config.seed, eos_id, run_ids), config, target, list(run_ids))
     greedy = [row for row in rows if row["temperature"] == 0]
-    setting = f"Target {target}, batch size 1, {config.benchmarks.max_new_tokens} new tokens at most, {config.threads} threads"
-    for part, name in ((greedy, "cost"), ([r for r in rows if r["temperature"] > 0], "cost_sampled")):
-        if part:
-            times = [round_times(method, generations) for method, generations in generations_of(part).items()]
-            written += write_cost_report(times, out / name, setting)
     (out / "lossless.md").write_text(lossless_markdown(greedy))
     written += [out / "lossless.md", write_evaluation(config, fingerprint, len(rows), runs=run_ids)]
     print((out / "paper.md").read_text() + "\n" + (out / "lossless.md").read_text())
     print(f"wrote {', '.join(str(path.relative_to(out)) for path in written)} in {out}")
-
-
-def generations_of(rows: Sequence[dict]) -> dict[str, list[Generation]]:
-    """Returns all turns per method."""
-    return {name: [as_generation(turn) for row in rows for turn in row["methods"][name]] for name in rows[0]["methods"]}
-
-
-def round_times(method: str, generations: Sequence[Generation], batch_size: int = 1) -> RoundTimes:
-    """Returns the times of every round of ``generations``, decoded in ``batch_size`` rows in lockstep."""
-    rounds = [r for generation in generations for r in generation.rounds]
-    draft, verify, rest = (np.array([getattr(r.seconds, part) for r in rounds]) for part in ("draft", "verify", "rest"))
-    emitted = np.array([batch_size * len(r.emitted) for r in rounds])
-    first = np.array([generation.first.seconds.total for generation in generations])
-    return RoundTimes(method, batch_size, draft, verify, rest, emitted, first)
 
 
 def decoded_samples(rows: Sequence[dict], seed: int, eos_id: int, run_ids: dict[str, str]) -> list[Sample]:

@@ -36,8 +36,8 @@ def num_examples(mixture: dict | list) -> int:
     return total
 
 
-def measured(config: DictConfig) -> dict[str, float]:
-    """Returns the fields of ``Measuring`` as check_engine, parity and evaluate (of the paper's benchmarks) default to them."""
+def measuring_tokens(config: DictConfig) -> dict[str, float]:
+    """Returns ``Plan.measuring`` as check_engine, parity and evaluate (of the paper's benchmarks) default to it."""
     from hyperdflash.contracts import DOMAINS
     from hyperdflash.data.benchmark_rows import BENCHMARKS
 
@@ -45,17 +45,15 @@ def measured(config: DictConfig) -> dict[str, float]:
         OmegaConf.load(Path(CONF) / f"{name}.yaml") for name in ("check_engine", "parity", "evaluate", "benchmarks/paper")
     )
     defined = [OmegaConf.load(Path(CONF) / "method" / f"{name}.yaml").method for name in evaluate.methods]
-    rows = [len(method.get("native_steps", [None])) for method in defined]
     most = math.inf if config.per_benchmark is None else positive_int("per_benchmark", config.per_benchmark)
     answers = sum(min(BENCHMARKS[name].rows, most) * TURNS.get(name, 1) for name in benchmarks.names)
-    prompts = parity.benchmarks.per_domain * len(DOMAINS)
-    modes = [config.modes] if isinstance(config.modes, str) else config.modes
+    num_modes = 1 if isinstance(config.modes, str) else len(config.modes)
     turn = positive_number("evaluate_tokens", config.evaluate_tokens)
     return {
         "check_tokens": check.prompts * check.max_length,
-        "methods": sum(rows),
-        "parity_tokens": prompts * parity.benchmarks.max_new_tokens,
-        "tokens": answers * turn * len(modes) * len(evaluate.temperature),
+        "methods": sum(len(method.get("native_steps", [None])) for method in defined),
+        "parity_tokens": parity.benchmarks.per_domain * len(DOMAINS) * parity.benchmarks.max_new_tokens,
+        "tokens": answers * turn * num_modes * len(evaluate.temperature),
     }
 
 
@@ -79,15 +77,16 @@ def make_plan(config: DictConfig) -> Plan:
     from hyperdflash.drafting.draft_model import DrafterParts
     from hyperdflash.drafting.flops import step_flops
     from hyperdflash.launch.launcher import num_ranks
-    from hyperdflash.planning.plan import Machine, Measuring, Plan, Rates, Stage, TargetSize, Training
+    from hyperdflash.planning.plan import Plan, Stage, assumptions
     from hyperdflash.planning.step_memory import StepSizes, step_memory
     from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, read_sizes, total_parameters
     from hyperdflash.targets.heads import TargetHeads
     from hyperdflash.targets.load import read_config
     from hyperdflash.training.checkpoints import KEEP
 
-    positive_number("mean_tokens", config.mean_tokens)
+    mean_tokens = positive_number("mean_tokens", config.mean_tokens)
     natural_int("answer_tokens", config.answer_tokens)
+    machine = assumptions("machine", config.machine)
     conditioning, reducer, drafter, blocks, kl, optim = (
         instantiate(config[name]) for name in ("conditioning", "reducer", "drafter", "blocks", "kl", "optim")
     )
@@ -95,104 +94,92 @@ def make_plan(config: DictConfig) -> Plan:
         raise ValueError(
             "src.plan plans for a block drafter, got drafter=mtp: leave it out, its states and answers are the same"
         )
-    folder = config_folder(config.target.path)
-    if folder != config.target.path:
-        print(f"{config.target.path} is not there yet: planning with {folder}/config.json")
+    target, trainer, taps = config.target, config.trainer, len(conditioning.layer_ids)
+    folder = config_folder(target.path)
+    if folder != target.path:
+        print(f"{target.path} is not there yet: planning with {folder}/config.json")
     model, sizes = read_config(folder), read_sizes(folder)
     with torch.device("meta"):
         heads = TargetHeads(model)
     module = drafter.build(DrafterParts(conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=0))
     trainable = sum(p.numel() for p in module.parameters())
-    reducer_weights = sum(p.numel() for p in module.reducer.parameters() if p.dim() > 1)
-    autocast = "mixed" in str(config.trainer.precision)
-    accumulated = config.trainer.get("accumulate_grad_batches", 1)
-    num_taught = kl.positions if kl.alpha > 0 else 0
-    positive_int("machine.capture_processes", config.machine.capture_processes)
+    accumulated = trainer.get("accumulate_grad_batches", 1)
+    documents, num_taught = optim.batch_size * accumulated, kl.positions if kl.alpha > 0 else 0
 
-    sizes_of_step = StepSizes(
+    step = StepSizes(
         documents=optim.batch_size,
         tokens=config.corpus.max_length,
         anchors=blocks.num_anchors,
         vocab_size=model.vocab_size,
         target_width=model.hidden_size,
         num_paths=model.hc_mult,
-        tapped=model.hc_mult * (1 + len(conditioning.layer_ids)),
+        tapped=model.hc_mult * (1 + taps),
         trainable=trainable,
         num_taught=num_taught,
         optimizer_bytes=8 if optim.name == "adamw" else 4,  # Muon: one moment
-        compute_bytes=2 if autocast else 4,
+        compute_bytes=2 if "mixed" in str(trainer.precision) else 4,
         state_bytes=4 if config.cache.dtype == "fp32" else 2,
     )
     saving, half = replace(drafter, gradient_checkpointing=True), max(1, optim.batch_size // 2)
-    accumulate = f"trainer.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}"
-    fewer = replace(sizes_of_step, documents=half)
-    smaller = (
-        (accumulate, step_memory(drafter, fewer).total),
-        ("drafter.gradient_checkpointing=true", step_memory(saving, sizes_of_step).total),
-        (f"drafter.gradient_checkpointing=true {accumulate}", step_memory(saving, fewer).total),
+    accumulate, fewer = (
+        f"trainer.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}",
+        replace(step, documents=half),
     )
-    step = step_flops(
+    checkpointing = "drafter.gradient_checkpointing=true"
+    smaller = ((accumulate, drafter, fewer), (checkpointing, saving, step), (f"{checkpointing} {accumulate}", saving, fewer))
+    flops = step_flops(
         drafter,
         target_width=model.hidden_size,
         vocab_size=model.vocab_size,
-        num_tokens=round(config.mean_tokens),
-        num_anchors=min(blocks.num_anchors, max(1, round(config.answer_tokens or config.mean_tokens))),
+        num_tokens=round(mean_tokens),
+        num_anchors=min(blocks.num_anchors, max(1, round(config.answer_tokens or mean_tokens))),
         num_taught=num_taught,
-        reducer_weights=reducer_weights,
+        reducer_weights=sum(p.numel() for p in module.reducer.parameters() if p.dim() > 1),
     )
-    documents = optim.batch_size * accumulated
-    stages = tuple(
-        Stage(
-            name=f"stage {number}",
-            examples=num_examples(OmegaConf.to_container(config.corpus[f"stage{number}"], resolve=True)),
-            mean_tokens=config.mean_tokens,
-            answer_tokens=config.answer_tokens if config.corpus.responses != "original" else 0,
-            epochs=config.trainer.max_epochs,
-        )
-        for number in (1, 2)
-    )
-    transport = config.rates.json_tokens_per_s if config.target.engine == "sglang" else None
-    processes = config.cache.get("captures") or config.machine.capture_processes
-    rates = {k: v for k, v in config.rates.items() if k != "json_tokens_per_s"}
+    rates = dict(config.rates) | ({} if target.engine == "sglang" else {"json_tokens_per_s": None})
     return Plan(
-        machine=Machine(**{k: v for k, v in config.machine.items() if k != "capture_processes"}),
-        rates=Rates(**rates, transport_tokens_per_s=transport, processes=processes),
-        target=TargetSize(
-            weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
-            loaded_bytes=total_parameters(sizes) * (2 if config.target.dtype == "bf16" else 4),
-            disk_bytes=checkpoint_bytes(sizes),
-            vocab_size=model.vocab_size,
-            engine=config.target.engine,
-            client_bytes=client_bytes(config, model) if config.target.engine else 0.0,
-            active=active_parameters(sizes),
-            num_paths=model.hc_mult,
-            width=model.hidden_size,
-            taps=len(conditioning.layer_ids),
+        machine=machine,
+        rates=assumptions("rates", rates),
+        stages=tuple(
+            Stage(
+                name=f"stage {number}",
+                examples=num_examples(OmegaConf.to_container(config.corpus[f"stage{number}"], resolve=True)),
+                mean_tokens=mean_tokens,
+                answer_tokens=config.answer_tokens if config.corpus.responses != "original" else 0,
+                epochs=trainer.max_epochs,
+            )
+            for number in (1, 2)
         ),
-        stages=stages,
-        training=Training(
-            ranks=num_ranks(config.trainer),
-            documents=documents,
-            step_flops=step.total * documents,
-            memory=step_memory(drafter, sizes_of_step),
-            smaller=smaller,
-            codec=config.cache.dtype,
-            cache=class_name(config.cache),
-            stream_gb=config.cache.get("budget_gb"),
-            checkpoint_bytes=trainable * (KEEP * (4 + sizes_of_step.optimizer_bytes) + 4),  # and the best one's weights
-        ),
-        measuring=Measuring(**measured(config)),
+        measuring=measuring_tokens(config),
+        engine=target.engine,
+        processes=config.cache.get("captures") or machine.capture_processes,
+        client_bytes=client_bytes(config, model) if target.engine else 0.0,
+        weights_bytes=1e9 * config.target_weights_gb if config.target_weights_gb else checkpoint_bytes(sizes),
+        loaded_bytes=total_parameters(sizes) * (2 if target.dtype == "bf16" else 4),
+        disk_bytes=checkpoint_bytes(sizes),
+        active=active_parameters(sizes),
+        num_paths=model.hc_mult,
+        width=model.hidden_size,
+        vocab_size=model.vocab_size,
+        taps=taps,
+        ranks=num_ranks(trainer),
+        documents=documents,
+        step_flops=flops.total * documents,
+        memory=step_memory(drafter, step),
+        smaller=tuple((name, sum(step_memory(*given).values())) for name, *given in smaller),
+        codec=config.cache.dtype,
+        cache=class_name(config.cache),
+        stream_gb=config.cache.get("budget_gb"),
+        checkpoint_bytes=trainable * (KEEP * (4 + step.optimizer_bytes) + 4),  # and the best one's weights
     )
 
 
 @entry_point("plan")
 def main(config: DictConfig) -> None:
     from hyperdflash.planning.plan_report import plan_markdown, plan_record
-    from hyperdflash.record import write_json
+    from hyperdflash.report.results import write_report
 
-    plan, out = make_plan(config), Path(config.out)
+    plan = make_plan(config)
     text = plan_markdown(plan)
-    print(text)
-    write_json(out / "plan.json", plan_record(plan))
-    (out / "plan.md").write_text(text + "\n")
-    print(f"\nwrote plan.md and plan.json in {out}")
+    write_report(config.out, {"plan.md": text + "\n", "plan.json": plan_record(plan)})
+    print(f"{text}\n\nwrote plan.md and plan.json in {config.out}")

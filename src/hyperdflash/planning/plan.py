@@ -12,9 +12,11 @@ per thing that does not fit, with the override that fixes it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
 
-from hyperdflash.planning.step_memory import StepMemory
 from hyperdflash.settings import number_between, positive_int, positive_number
 
 GIB = 2**30
@@ -22,98 +24,16 @@ HEADROOM = 1.1  # for the target's cache and activations, over its weights
 IDS_BYTES = 9  # a token's id (int64) and its loss mask
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """``gpus`` of ``gpu_gib`` usable memory and ``gpu_tflops`` dense bf16 peak; free ``disk_tb``; ``read_gb_s`` that all ranks
-    together read of the cache, from a disk or a network."""
-
-    gpus: int
-    gpu_gib: float
-    gpu_tflops: float
-    disk_tb: float
-    read_gb_s: float
-
-    def __post_init__(self):
-        for f in fields(self):
-            (positive_int if f.name == "gpus" else positive_number)(f"machine.{f.name}", getattr(self, f.name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Assumptions; None where nothing limits, or where the rate follows from others.
-
-    ``drafter_utilization``, ``target_utilization``: shares of ``gpu_tflops`` that a drafter's step and a capture reach.
-    ``least_step_s``: launches and all-reduce. ``capture_tokens_per_s``, ``answer_tokens_per_s``: prefill and generation of one
-    copy of the target. ``transport_tokens_per_s``: states from servers to one of ``processes``. ``forward_s``: the target in
-    this process, one sequence. ``tokens_a_round``: tau. ``served_tokens_per_s``: one sequence in an engine without drafts.
-    """
-
-    drafter_utilization: float
-    least_step_s: float
-    target_utilization: float
-    capture_tokens_per_s: float | None
-    transport_tokens_per_s: float | None
-    answer_tokens_per_s: float
-    forward_s: float
-    tokens_a_round: float
-    served_tokens_per_s: float
-    processes: int = 1
-
-    def __post_init__(self):
-        for f in fields(self):
-            name, value = f"rates.{f.name}", getattr(self, f.name)
-            if name.endswith("utilization"):
-                number_between(name, value, 0.001, 1.0)
-            elif value is not None or f.name not in ("capture_tokens_per_s", "transport_tokens_per_s"):
-                positive_number(name, value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetSize:
-    """Bytes of the target's weights in an engine, in this project, and on disk; ``active`` parameters per token.
-
-    Per token the cache holds ``num_paths`` streams of ``width``, and as many more per layer tap. ``engine`` makes the states;
-    None: this project does, with the layers spread over all GPUs that they need, of which one works at a time.
-    ``client_bytes``: host memory of one process that asks an engine for states.
-    """
-
-    weights_bytes: float
-    loaded_bytes: float
-    disk_bytes: float
-    active: float
-    num_paths: int
-    width: int
-    vocab_size: int
-    taps: int = 0
-    engine: str | None = None
-    client_bytes: float = 0.0
-
-    @property
-    def in_process(self) -> bool:
-        return self.engine is None
-
-    def state_bytes(self, codec: str) -> float:
-        """Bytes of one token's states: every path of every tap; fp8 has an fp32 scale per token and path."""
-        each = {"fp32": 4 * self.width, "bf16": 2 * self.width, "fp8": self.width + 4}[codec]
-        return self.num_paths * (1 + self.taps) * each + IDS_BYTES
-
-    @property
-    def json_bytes(self) -> int:
-        """Bytes of one answer token on disk, at most: its digits and its mask's, each with a comma and a blank."""
-        return len(str(self.vocab_size - 1)) + 1 + 2 * 2
-
-    def served_gpus(self, machine: Machine) -> int:
-        """GPUs of one copy in an engine: a power of two, for tensor parallelism."""
-        need, count = HEADROOM * self.weights_bytes / (machine.gpu_gib * GIB), 1
-        while count < need:
-            count *= 2
-        return count
-
-    def serving_gpus(self, machine: Machine) -> int:
-        """GPUs of one copy where states are made."""
-        if not self.in_process:
-            return self.served_gpus(machine)
-        return math.ceil(HEADROOM * self.loaded_bytes / (machine.gpu_gib * GIB))
+def assumptions(group: str, values: Mapping[str, float | None]) -> SimpleNamespace:
+    """Checks ``machine`` or ``rates`` of conf/plan.yaml, which explains each value; ValueError names a wrong one."""
+    for name, value in values.items():
+        if name.endswith("utilization"):
+            number_between(f"{group}.{name}", value, 0.001, 1.0)
+        elif name in ("gpus", "capture_processes"):
+            positive_int(f"{group}.{name}", value)
+        elif value is not None or name not in ("capture_tokens_per_s", "json_tokens_per_s"):
+            positive_number(f"{group}.{name}", value)
+    return SimpleNamespace(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,38 +51,7 @@ class Stage:
         return self.examples * self.mean_tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """One rank's step of ``documents`` (gradient accumulation included) and ``step_flops``; ``cache`` the mode.
-
-    ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs. ``checkpoint_bytes``: all
-    checkpoints that a run keeps.
-    """
-
-    ranks: int
-    documents: int
-    step_flops: float
-    memory: StepMemory
-    codec: str
-    cache: str = "disk"
-    stream_gb: float | None = None
-    smaller: tuple[tuple[str, float], ...] = ()
-    checkpoint_bytes: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measuring:
-    """Tokens of check_engine's prompts; ``methods`` with a drafter; tokens that each of them writes in parity and in evaluate,
-    over all prompts, modes and temperatures."""
-
-    check_tokens: int = 0
-    methods: int = 1
-    parity_tokens: float = 0.0
-    tokens: float = 0.0
-
-
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """``serve`` GPUs run the target while ``train`` GPUs run the drafter: tokens per second of each, hours per stage at the
     slower one's pace."""
 
@@ -177,14 +66,65 @@ class Share:
         return sum(self.stage_hours)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    machine: Machine
-    rates: Rates
-    target: TargetSize
+    """Assumptions (``machine``, ``rates``), counts, and what follows from them.
+
+    Target: bytes of its weights in an engine (``weights_bytes``), in this project and on disk; ``active`` parameters per token.
+    Per token the cache holds ``num_paths`` streams of ``width``, and as many more per layer tap. ``engine`` makes the states
+    for ``processes`` of ``client_bytes`` host memory each; None: this project does, with the layers spread over all GPUs that
+    they need, of which one works at a time.
+
+    Training: one rank's step of ``documents`` (gradient accumulation included) with ``step_flops`` and ``memory`` bytes by
+    part; ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs; ``cache`` is the mode.
+
+    ``measuring``: tokens of check_engine's prompts (``check_tokens``), ``methods`` with a drafter, and tokens that each of them
+    writes in parity (``parity_tokens``) and in evaluate (``tokens``), over all prompts, modes and temperatures.
+    """
+
+    machine: SimpleNamespace
+    rates: SimpleNamespace
     stages: tuple[Stage, ...]
-    training: Training
-    measuring: Measuring = field(default_factory=Measuring)
+    measuring: dict[str, float]
+    engine: str | None
+    processes: int
+    client_bytes: float
+    weights_bytes: float
+    loaded_bytes: float
+    disk_bytes: float
+    active: float
+    num_paths: int
+    width: int
+    vocab_size: int
+    taps: int
+    ranks: int
+    documents: int
+    step_flops: float
+    memory: dict[str, float]
+    smaller: tuple[tuple[str, float], ...]
+    codec: str
+    cache: str
+    stream_gb: float | None
+    checkpoint_bytes: float
+
+    def state_bytes(self, codec: str) -> float:
+        """Bytes of one token's states: every path of every tap; fp8 has an fp32 scale per token and path."""
+        each = {"fp32": 4 * self.width, "bf16": 2 * self.width, "fp8": self.width + 4}[codec]
+        return self.num_paths * (1 + self.taps) * each + IDS_BYTES
+
+    def num_gpus(self, weights_bytes: float) -> float:
+        """GPUs that one copy of the target fills, unrounded."""
+        return HEADROOM * weights_bytes / (self.machine.gpu_gib * GIB)
+
+    @property
+    def served_gpus(self) -> int:
+        """GPUs of one copy in an engine: a power of two, for tensor parallelism."""
+        return 2 ** max(0, math.ceil(math.log2(self.num_gpus(self.weights_bytes))))
+
+    @property
+    def serving_gpus(self) -> int:
+        """GPUs of one copy where states are made."""
+        return self.served_gpus if self.engine else math.ceil(self.num_gpus(self.loaded_bytes))
 
     @property
     def tokens(self) -> float:
@@ -192,22 +132,22 @@ class Plan:
         return sum(stage.tokens for stage in self.stages)
 
     def cache_bytes(self, codec: str) -> float:
-        return self.tokens * self.target.state_bytes(codec)
+        return self.tokens * self.state_bytes(codec)
 
     def steps(self, stage: Stage, ranks: int | None = None) -> int:
-        per_step = (ranks or self.training.ranks) * self.training.documents
+        per_step = (ranks or self.ranks) * self.documents
         return -(-stage.examples // per_step) * stage.epochs
 
     @property
     def step_s(self) -> float:
         """Seconds of computing in one step."""
         peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
-        return max(self.rates.least_step_s, self.training.step_flops / peak)
+        return max(self.rates.least_step_s, self.step_flops / peak)
 
     def step_read_bytes(self, stage: Stage) -> float:
         """Bytes of states that all ranks read per step."""
-        per_token = self.target.state_bytes(self.training.codec)
-        return self.training.ranks * self.training.documents * stage.mean_tokens * per_token
+        per_token = self.state_bytes(self.codec)
+        return self.ranks * self.documents * stage.mean_tokens * per_token
 
     def read_gb_s(self, stage: Stage) -> float:
         """Reading rate that keeps the GPUs from waiting for states."""
@@ -216,29 +156,25 @@ class Plan:
     @property
     def copies(self) -> int:
         """Copies of the target that the machine holds; 0 where it does not fit."""
-        return self.machine.gpus // self.target.serving_gpus(self.machine)
+        return self.machine.gpus // self.serving_gpus
 
     @property
     def capture_per_copy(self) -> float:
         """Tokens per second of one copy in prefill: as given, or 2 FLOPs per active parameter and token."""
         if self.rates.capture_tokens_per_s:
             return self.rates.capture_tokens_per_s
-        peak = self.machine.gpu_tflops * 1e12 * (1 if self.target.in_process else self.target.serving_gpus(self.machine))
-        return peak * self.rates.target_utilization / (2 * self.target.active)
+        peak = self.machine.gpu_tflops * 1e12 * (self.serving_gpus if self.engine else 1)
+        return peak * self.rates.target_utilization / (2 * self.active)
 
-    def capture_rate(self, copies: int) -> float:
-        """Tokens per second that ``copies`` of the target bring to the cache."""
-        return min(copies * self.capture_per_copy, self.rates.processes * (self.rates.transport_tokens_per_s or math.inf))
-
-    @property
-    def process_rate(self) -> float:
-        """Tokens per second of one process that asks one copy for states."""
-        return min(self.capture_per_copy, self.rates.transport_tokens_per_s or math.inf)
+    def capture_rate(self, copies: int, processes: int | None = None) -> float:
+        """Tokens per second that ``copies`` of the target bring to the cache through ``processes`` (all)."""
+        carried = (processes or self.processes) * (self.rates.json_tokens_per_s or math.inf)
+        return min(copies * self.capture_per_copy, carried)
 
     def answer_hours(self, *stages: Stage) -> float:
         """Hours in which servers write the answers of ``stages`` (none given: all), on every copy the machine holds."""
         tokens = sum(stage.examples * stage.answer_tokens for stage in stages or self.stages)
-        copies = self.machine.gpus // self.target.served_gpus(self.machine)
+        copies = self.machine.gpus // self.served_gpus
         return tokens / (self.rates.answer_tokens_per_s * max(1, copies)) / 3600
 
     def capture_hours(self, *stages: Stage) -> float:
@@ -256,14 +192,14 @@ class Plan:
 
         Nothing stays on disk, so every epoch captures again.
         """
-        each = self.target.serving_gpus(self.machine)
+        each = self.serving_gpus
         mean = self.tokens / sum(stage.examples for stage in self.stages)
         found = []
         for serve in range(each, self.machine.gpus, each):
             train = self.machine.gpus - serve
             captured = self.capture_rate(serve // each)
-            tokens = train * self.training.documents * mean
-            reading = tokens * self.target.state_bytes(self.training.codec) / (self.machine.read_gb_s * 1e9)
+            tokens = train * self.documents * mean
+            reading = tokens * self.state_bytes(self.codec) / (self.machine.read_gb_s * 1e9)
             trained = tokens / max(self.step_s, reading)
             hours = tuple(stage.tokens * stage.epochs / min(captured, trained) / 3600 for stage in self.stages)
             found.append(Share(serve, train, captured, trained, hours))
@@ -274,56 +210,38 @@ class Plan:
 
     def problems(self) -> list[str]:
         """Returns one line per thing that does not fit, with the override that fixes it."""
-        found = []
-        machine, codec = self.machine, self.training.codec
-        need, have = self.training.memory.total / GIB, machine.gpu_gib
+        found, machine, codec = [], self.machine, self.codec
+        need, have = sum(self.memory.values()) / GIB, machine.gpu_gib
         if need > have:
-            fits = [f"{override} needs {size / GIB:.0f}" for override, size in self.training.smaller if size / GIB <= have]
-            fix = fits[0] if fits else "a smaller drafter, for instance drafter.num_layers=2"
+            fits = (f"{override} needs {size / GIB:.0f}" for override, size in self.smaller if size / GIB <= have)
+            fix = next(fits, "a smaller drafter, for instance drafter.num_layers=2")
             found.append(f"a rank needs {need:.0f} GiB and a GPU has {have:g}: {fix}")
         if not self.copies:
             found.append(
-                f"one copy of the target takes {self.target.serving_gpus(machine)} GPUs and the machine has {machine.gpus}: "
+                f"one copy of the target takes {self.serving_gpus} GPUs and the machine has {machine.gpus}: "
                 "capture elsewhere (target.engine=sglang target.servers=[...]) or give machine.gpus"
             )
         possible, carried = max(1, self.copies) * self.capture_per_copy, self.capture_rate(max(1, self.copies))
         if carried < possible:
-            more = "cache.captures" if self.training.cache == "stream" else "machine.capture_processes"
+            more = "cache.captures" if self.cache == "stream" else "machine.capture_processes"
             found.append(
                 f"servers' answers reach the cache at {carried:,.0f} tokens/s where the target could give {possible:,.0f}: "
                 f"{more}=... for more processes, or capture in process (target.engine=null)"
             )
-        if self.training.cache == "off":
+        if self.cache == "off":
             return found
-        on_disk = (self.training.stream_gb or self.cache_bytes(codec) / 1e9) / 1e3
+        on_disk = (self.stream_gb or self.cache_bytes(codec) / 1e9) / 1e3
         if on_disk > machine.disk_tb:
             smaller = " or cache.dtype=fp8" if codec != "fp8" and self.cache_bytes("fp8") / 1e12 <= machine.disk_tb else ""
             found.append(
                 f"the {codec} cache takes {on_disk:.1f} TB and the disk has {machine.disk_tb:g}: "
                 f"cache=stream cache.budget_gb={int(800 * machine.disk_tb)}{smaller}"
             )
+        fix = "cache.dtype=fp8 halves it" if codec != "fp8" else "blocks.num_anchors=1024 trains more on what is read"
         for stage in self.stages:
-            if self.read_gb_s(stage) > machine.read_gb_s:
+            if (rate := self.read_gb_s(stage)) > machine.read_gb_s:
                 found.append(
-                    f"{stage.name} would read {self.read_gb_s(stage):.1f} GB/s of states and gets {machine.read_gb_s:g}: "
-                    f"training waits for the disk {1 - machine.read_gb_s / self.read_gb_s(stage):.0%} of the time; "
-                    + ("cache.dtype=fp8 halves it" if codec != "fp8" else "blocks.num_anchors=1024 trains more on what is read")
+                    f"{stage.name} would read {rate:.1f} GB/s of states and gets {machine.read_gb_s:g}: training waits for the "
+                    f"disk {1 - machine.read_gb_s / rate:.0%} of the time; {fix}"
                 )
         return found
-
-
-def hours_text(hours: float) -> str:
-    """Minutes, hours or days."""
-    if hours < 1 / 60:
-        return "under 1 min"
-    if hours < 2:
-        return f"{60 * hours:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-def bytes_text(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -1,4 +1,4 @@
-"""Renders a Plan as Markdown and as plain data, with the cost of each command of docs/deepseek_v4_flash.md.
+"""Renders a Plan as Markdown, with the cost of each command of docs/deepseek_v4_flash.md.
 
     server, check_engine       a copy of the target in an engine, and the prompts that it reads
     regenerate, capture        per stage, as in planning/plan.py
@@ -11,16 +11,16 @@ Memory is that of one of the command's GPUs, and of the host where it receives a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import NamedTuple
 
-from hyperdflash.planning.plan import GIB, Plan, bytes_text, hours_text
+from hyperdflash.planning.plan import GIB, Plan
 from hyperdflash.report.tables import GAP, Block, Table, markdown
 
 CODECS = ("bf16", "fp8")
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """``hours``, None for a server; bytes that stay on ``disk``, bytes on each ``gpu``, and ``host`` bytes of all processes
     together, 0 where another number decides."""
 
@@ -35,138 +35,75 @@ class Command:
 
 def commands(plan: Plan) -> Iterator[Command]:
     """Yields the commands in the order of the document."""
-    target, rates, measuring = plan.target, plan.rates, plan.measuring
-    source = target.engine or "in process"
-    served, cached = target.served_gpus(plan.machine), plan.training.codec
-    yield Command(f"server on {served} GPUs", "1 copy", None, target.disk_bytes, target.weights_bytes / served)
-    if not target.in_process:
-        tokens = 2 * measuring.check_tokens  # once for the states, once for the engine's next token
-        hours = tokens / plan.process_rate / 3600
-        yield Command("check_engine reference=heads", f"{tokens:,} tokens", hours, host=target.client_bytes)
+    rates, measuring = plan.rates, plan.measuring
+    source, served = plan.engine or "in process", plan.served_gpus
+    yield Command(f"server on {served} GPUs", "1 copy", None, plan.disk_bytes, plan.weights_bytes / served)
+    if plan.engine:
+        tokens = 2 * measuring["check_tokens"]  # once for the states, once for the engine's next token
+        hours = tokens / plan.capture_rate(1, processes=1) / 3600
+        yield Command("check_engine reference=heads", f"{tokens:,} tokens", hours, host=plan.client_bytes)
+    json_bytes = len(str(plan.vocab_size - 1)) + 1 + 2 * 2  # per token at most: digits of the id and mask, comma and blank each
     for stage in plan.stages:
-        answers, size = stage.examples * stage.answer_tokens, stage.tokens * target.json_bytes
+        answers, size = stage.examples * stage.answer_tokens, stage.tokens * json_bytes
         yield Command(f"regenerate, {stage.name}", f"{answers:,.0f} answer tokens", plan.answer_hours(stage), size)
-    spread = target.loaded_bytes / plan.machine.gpus  # device_map=even
-    own, asking = spread if target.in_process else 0.0, target.client_bytes * rates.processes
+    spread = plan.loaded_bytes / plan.machine.gpus  # device_map=even
+    own, asking = 0.0 if plan.engine else spread, plan.client_bytes * plan.processes
     for stage in plan.stages:
-        size, counted = stage.tokens * target.state_bytes(cached), f"{stage.tokens:,.0f} tokens"
+        size, counted = stage.tokens * plan.state_bytes(plan.codec), f"{stage.tokens:,.0f} tokens"
         yield Command(f"capture ({source}), {stage.name}", counted, plan.capture_hours(stage), size, own, asking)
-    memory, disk = plan.training.memory.total, plan.training.checkpoint_bytes
+    memory, disk = sum(plan.memory.values()), plan.checkpoint_bytes
     for stage in plan.stages:
         slow = f" ({hours_text(plan.training_hours(stage, overlap=False))} without overlap)"
-        yield Command(
-            f"train, {stage.name}", f"{plan.steps(stage):,} steps", plan.training_hours(stage), disk, memory, note=slow
-        )
+        steps, hours = f"{plan.steps(stage):,} steps", plan.training_hours(stage)
+        yield Command(f"train, {stage.name}", steps, hours, disk, memory, note=slow)
     if best := plan.best_share():
-        disk += 1e9 * (plan.training.stream_gb or 0)
+        disk += 1e9 * (plan.stream_gb or 0)
         for stage, hours in zip(plan.stages, best.stage_hours, strict=True):
             name = f"train cache=stream ({source}) on {best.train} GPUs, {stage.name}"
             yield Command(name, f"{plan.steps(stage, best.train):,} steps", hours, disk, memory, asking)
-    for name, tokens in (("parity", measuring.parity_tokens), ("evaluate", measuring.tokens)):
-        drafted = measuring.methods / rates.tokens_a_round + (name == "evaluate")  # parity decodes with drafters only
+    for name, tokens in (("parity", measuring["parity_tokens"]), ("evaluate", measuring["tokens"])):
+        drafted = measuring["methods"] / rates.tokens_a_round + (name == "evaluate")  # parity decodes with drafters only
         yield Command(name, f"{tokens:,.0f} tokens per method", tokens * drafted * rates.forward_s / 3600, 0.0, spread)
-    served_s = measuring.tokens * (1 + 1 / rates.tokens_a_round) / rates.served_tokens_per_s
-    yield Command("evaluate engine=sglang", f"{measuring.tokens:,.0f} tokens per method", served_s / 3600)
+    served_s = measuring["tokens"] * (1 + 1 / rates.tokens_a_round) / rates.served_tokens_per_s
+    yield Command("evaluate engine=sglang", f"{measuring['tokens']:,.0f} tokens per method", served_s / 3600)
 
 
 def plan_record(plan: Plan) -> dict:
-    """Returns every number that the tables print."""
-    stages = [
-        {
-            "name": stage.name,
-            "examples": stage.examples,
-            "tokens": stage.tokens,
-            "steps": plan.steps(stage),
-            "read_bytes_a_step": plan.step_read_bytes(stage),
-            "read_gb_s": plan.read_gb_s(stage),
-            "hours": plan.training_hours(stage),
-            "hours_without_overlap": plan.training_hours(stage, overlap=False),
-        }
-        for stage in plan.stages
-    ]
-    return {
-        "tokens": plan.tokens,
-        "cache_bytes": {codec: plan.cache_bytes(codec) for codec in CODECS},
-        "bytes_a_token": {codec: plan.target.state_bytes(codec) for codec in CODECS},
-        "memory_bytes": {**asdict(plan.training.memory), "total": plan.training.memory.total},
-        "step_s": plan.step_s,
-        "stages": stages,
-        "answer_hours": plan.answer_hours(),
-        "capture_hours": plan.capture_hours(),
-        "shares": [{**asdict(share), "hours": share.hours} for share in plan.shares()],
-        "commands": [asdict(command) for command in commands(plan)],
-        "problems": plan.problems(),
-        "machine": asdict(plan.machine),
-        "rates": asdict(plan.rates),
-    }
+    """Returns the plan's assumptions and counts, and each command's cost."""
+    found = vars(plan) | {"machine": vars(plan.machine), "rates": vars(plan.rates), "stages": list(map(asdict, plan.stages))}
+    found["cache_bytes"] = {codec: plan.cache_bytes(codec) for codec in CODECS}
+    return found | {"commands": [command._asdict() for command in commands(plan)], "problems": plan.problems()}
 
 
 def plan_markdown(plan: Plan) -> str:
-    """Returns what does not fit, then a section per step in the order in which money is spent."""
-    problems = plan.problems()
+    """Returns what does not fit, one row to compare with other plans, each command's cost, and what is assumed."""
+    problems, best = plan.problems(), plan.best_share()
     blocks: list[Block] = ["**Does not fit:**", "\n".join(f"- {p}" for p in problems)] if problems else ["Everything fits."]
-    blocks += ["### Tokens and cache", _tokens(plan)]
-    if plan.training.stream_gb:
-        blocks.append(f"With cache=stream never more than cache.budget_gb = {plan.training.stream_gb:g} GB on disk.")
-    blocks += ["### GPU memory of a training rank", _memory(plan), "### Steps, reading and hours", _stages(plan), _before(plan)]
-    blocks += ["### GPUs that serve and GPUs that train, at once (cache=stream)", *_shares(plan)]
-    blocks += ["### Each command of docs/deepseek_v4_flash.md", _commands(plan), "### In short", _short(plan)]
-    return markdown([*blocks, _assumptions(plan)]).rstrip("\n")
-
-
-def _tokens(plan: Plan) -> Table:
-    def sizes(tokens: float) -> list[str]:
-        return [bytes_text(tokens * plan.target.state_bytes(codec)) for codec in CODECS]
-
-    rows = [
-        [stage.name, f"{stage.examples:,}", f"{stage.mean_tokens:,.0f}", f"{stage.tokens:,.0f}", *sizes(stage.tokens)]
-        for stage in plan.stages
+    parts = {**plan.memory, f"**of {plan.machine.gpu_gib:g}**": sum(plan.memory.values())}
+    memory = Table(["Part", "GiB"], [[name, f"{size / GIB:.2f}"] for name, size in parts.items()])
+    share = f"None: one copy of the target takes {plan.serving_gpus} of {plan.machine.gpus} GPUs, none is left to train on."
+    if best:
+        rates = f"{best.captured_per_s:,.0f} tokens/s captured, {best.trained_per_s:,.0f} trained"
+        share = f"Best of {len(plan.shares())} splits: {best.serve} serve, {best.train} train; {rates}."
+    assumed = {"machine": vars(plan.machine), "rates": vars(plan.rates)}
+    given = ", ".join(f"{group}.{name} {value}" for group, own in assumed.items() for name, value in own.items())
+    budget = f" With cache=stream never more than {plan.stream_gb:g} GB on disk." if plan.stream_gb else ""
+    blocks += [
+        "### In short",
+        _short(plan),
+        f"A step reads {bytes_text(plan.step_read_bytes(plan.stages[0]))} of states for all ranks.{budget}",
+        "### Each command of docs/deepseek_v4_flash.md",
+        _commands(plan),
+        "### GPU memory of a training rank",
+        memory,
+        "### GPUs that serve and GPUs that train, at once (cache=stream)",
+        share,
+        f"Assumed: {given}. At its share of the GPUs' peak the drafter's step takes {1e3 * plan.step_s:.0f} ms; a capture "
+        "without a given rate takes 2 FLOPs per active parameter and token, in this process on one GPU at a time; states are "
+        "read while the step before computes (hours without that stand beside). Counted, not assumed: tokens, bytes, steps, "
+        "FLOPs, memory (planning/step_memory.py).",
     ]
-    rows.append(["all", "", "", f"{plan.tokens:,.0f}", *sizes(plan.tokens)])
-    rows.append(["", "", "", "bytes a token", *(f"{plan.target.state_bytes(codec):,.0f}" for codec in CODECS)])
-    return Table(["Stage", "examples", "mean tokens", "tokens", *(f"cache, {codec}" for codec in CODECS)], rows)
-
-
-def _memory(plan: Plan) -> Table:
-    memory = plan.training.memory
-    parts = [[name, f"{size / GIB:.2f}"] for name, size in asdict(memory).items()]
-    return Table(["Part", "GiB"], [*parts, [f"**of {plan.machine.gpu_gib:g}**", f"**{memory.total / GIB:.2f}**"]])
-
-
-def _stages(plan: Plan) -> Table:
-    rows = [
-        [
-            stage.name,
-            f"{stage.epochs}",
-            f"{plan.steps(stage):,}",
-            bytes_text(plan.step_read_bytes(stage)),
-            f"{plan.read_gb_s(stage):.2f} GB/s",
-            *(hours_text(plan.training_hours(stage, overlap)) for overlap in (True, False)),
-        ]
-        for stage in plan.stages
-    ]
-    return Table(["Stage", "epochs", "optimizer steps", "states a step", "reading", "training", "without overlap"], rows)
-
-
-def _before(plan: Plan) -> str:
-    where = "in this process" if plan.target.in_process else "through an engine"
-    return (
-        f"Before training: answers by a server {hours_text(plan.answer_hours())}, states {where} "
-        f"{hours_text(plan.capture_hours())}, on {plan.copies} cop{'y' if plan.copies == 1 else 'ies'} of the target."
-    )
-
-
-def _shares(plan: Plan) -> list[Block]:
-    best = plan.best_share()
-    if best is None:
-        each = plan.target.serving_gpus(plan.machine)
-        return [f"None: one copy of the target takes {each} of {plan.machine.gpus} GPUs, which leaves none to train on."]
-    rows = [
-        [f"{s.serve}", f"{s.train}", f"{s.captured_per_s:,.0f}", f"{s.trained_per_s:,.0f}", hours_text(s.hours)]
-        for s in plan.shares()
-    ]
-    header = ["serve", "train", "captured tokens/s", "trained tokens/s", "all epochs"]
-    return [Table(header, rows), f"Best: {best.serve} serve, {best.train} train."]
+    return markdown(blocks).rstrip("\n")
 
 
 def _commands(plan: Plan) -> Table:
@@ -182,34 +119,25 @@ def _commands(plan: Plan) -> Table:
 def _short(plan: Plan) -> Table:
     """Returns one row, to compare with those of other plans."""
     header = ["states by", "mean tokens", "tokens", *(f"cache, {codec}" for codec in CODECS)]
-    header += ["reading", "states", "training", "without overlap"]
-    row = [
-        plan.target.engine or "this process",
-        f"{plan.tokens / sum(stage.examples for stage in plan.stages):,.0f}",
-        f"{plan.tokens:,.0f}",
-        *(bytes_text(plan.cache_bytes(codec)) for codec in CODECS),
-        f"{max(map(plan.read_gb_s, plan.stages)):.1f} GB/s",
-        hours_text(plan.capture_hours()),
-        *(hours_text(sum(plan.training_hours(stage, overlap) for stage in plan.stages)) for overlap in (True, False)),
-    ]
-    return Table(header, [row])
+    row = [plan.engine or "this process", f"{plan.tokens / sum(stage.examples for stage in plan.stages):,.0f}"]
+    row += [f"{plan.tokens:,.0f}", *(bytes_text(plan.cache_bytes(codec)) for codec in CODECS)]
+    row += [f"{max(map(plan.read_gb_s, plan.stages)):.1f} GB/s", hours_text(plan.capture_hours())]
+    row += [hours_text(sum(plan.training_hours(stage, overlap) for stage in plan.stages)) for overlap in (True, False)]
+    return Table([*header, "reading", "states", "training", "without overlap"], [row])
 
 
-def _assumptions(plan: Plan) -> str:
-    rates, machine = plan.rates, plan.machine
-    capture = (
-        f"{rates.capture_tokens_per_s:,.0f} tokens/s a copy, as given"
-        if rates.capture_tokens_per_s
-        else f"{rates.target_utilization:.0%} of the peak for 2 FLOPs an active parameter and token"
-        + (", one GPU at work at a time" if plan.target.in_process else "")
-    )
-    if rates.transport_tokens_per_s:
-        capture += f", and no more than {rates.processes} x {rates.transport_tokens_per_s:g} tokens/s of JSON"
-    return (
-        f"Assumed: {machine.gpus} GPUs of {machine.gpu_gib:g} GiB and {machine.gpu_tflops:g} bf16 TFLOP/s; the drafter's step "
-        f"at {rates.drafter_utilization:.0%} of it ({plan.step_s * 1e3:.0f} ms); capture at {capture}; answers at "
-        f"{rates.answer_tokens_per_s:,.0f} tokens/s a copy; {machine.read_gb_s:g} GB/s of states, read while the step before "
-        f"computes (hours without that stand beside); measuring at {rates.forward_s:g} s a forward of the target in this "
-        f"process and {rates.tokens_a_round:g} tokens a drafted round, or {rates.served_tokens_per_s:g} tokens/s of one "
-        "sequence in an engine. Counted, not assumed: tokens, bytes, steps, FLOPs, memory (planning/step_memory.py)."
-    )
+def hours_text(hours: float) -> str:
+    """Minutes, hours or days."""
+    if hours < 1 / 60:
+        return "under 1 min"
+    if hours < 2:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def bytes_text(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

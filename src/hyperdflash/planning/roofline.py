@@ -1,4 +1,4 @@
-"""Computes the roofline of DeepSeek-V4: the bytes, FLOPs and least time of verifying n tokens and of drafting.
+"""Models a round on DeepSeek-V4: the bytes, FLOPs and least time of verifying n tokens and of drafting.
 
 Legend: n tokens of a row verified in one forward (the anchor and n - 1 drafts), b rows, C tokens of context in the cache;
 D, E, H, F, V, m as in ``V4Sizes``. A forward counts:
@@ -12,12 +12,12 @@ D, E, H, F, V, m as in ``V4Sizes``. A forward counts:
 
 It leaves out activations, sampling, traffic between GPUs, kernel launches and scheduling. So every time is a lower bound, and
 ratios hold where a forward waits for weights. Real texts route neighboring tokens alike: ``same_experts`` is the other
-extreme, where all tokens of a row share the same k experts.
+extreme, where all tokens of a row share the same k experts. A new kind of drafter is one more function in ``DRAFTING``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hyperdflash.drafting.config import DrafterConfig
@@ -53,84 +53,22 @@ class Work:
     bf16_flops: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        assert self.part == other.part
         fp8, bf16 = self.fp8_flops + other.fp8_flops, self.bf16_flops + other.bf16_flops
         return Work(self.part, self.bytes + other.bytes, fp8, bf16)
 
-    def memory_s(self, gpu: GPU) -> float:
-        return self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count)
-
-    def compute_s(self, gpu: GPU) -> float:
-        return (self.fp8_flops / gpu.fp8_tflops + self.bf16_flops / gpu.bf16_tflops) / (1e12 * gpu.count)
-
-    def seconds(self, gpu: GPU) -> float:
-        return max(self.memory_s(gpu), self.compute_s(gpu))
+    def memory_and_compute_s(self, gpu: GPU) -> tuple[float, float]:
+        compute_s = (self.fp8_flops / gpu.fp8_tflops + self.bf16_flops / gpu.bf16_tflops) / (1e12 * gpu.count)
+        return self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count), compute_s
 
 
 def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
     """Adds the times of all parts, which run one after the other."""
-    return sum(work.seconds(gpu) for work in works)
-
-
-def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts: bool = False) -> list[Work]:
-    """Returns the parts of one target forward over ``n`` tokens of each of ``batch`` rows with ``context`` tokens cached.
-
-    ``same_experts``: the tokens of a row share one draw of experts instead of each drawing its own.
-    """
-    positive_int("tokens to verify", n)
-    tokens = n * batch
-    works = [_multiplied(w, tokens) for w in target_weights(sizes)]
-    works += [_experts(sizes, tokens, batch if same_experts else tokens)] * len(sizes.layer_ratios)
-    works += [_cache(sizes, ratio, n, batch, context) for ratio in sizes.layer_ratios]
-    return _by_part(works)
-
-
-def mtp_drafting(sizes: V4Sizes, slots: int, tau: float, batch: int, context: int) -> list[Work]:
-    """Returns the parts of ``slots`` chained MTP steps; the first reads the ``tau`` tokens that the last round added per row.
-
-    Every step reads the whole block, a draw of experts and the LM head again, which computes logits of one token per row.
-    """
-    D, m = sizes.hidden_size, sizes.hc_mult
-    works = []
-    for step in range(slots):
-        tokens = (tau if step == 0 else 1.0) * batch
-        works += [_multiplied(w, batch if w.part == "LM head" else tokens) for w in mtp_weights(sizes)]
-        works.append(Work("attention", 0.0, fp8_flops=2 * (m - 1) * D * D * tokens))  # h_proj acts on each path
-        works.append(_experts(sizes, tokens, tokens))
-        works.append(_cache(sizes, sizes.compress_ratios[-1], tokens / batch, batch, context))
-    return _by_part(works)
-
-
-def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, reducer: str, tau: float, batch: int, context: int) -> list[Work]:
-    """Returns the parts of one block drafter pass in BF16: K slots per row through all layers, S through the LM head.
-
-    Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
-    projections. Attention over ``context``, or the drafter's window of it.
-    """
-    one_of("reducer", reducer, ("hc_gate", "fc"))
-    D, m = sizes.hidden_size, sizes.hc_mult
-    width = drafter.hidden_size or D
-    keys = drafter.num_kv_heads * drafter.head_dim
-    queries = drafter.num_heads * drafter.head_dim
-    per_layer = 2 * width * queries + 2 * width * keys + 3 * width * drafter.intermediate_size
-    reducing = m * D * width if reducer == "fc" else m * m * D + m + 1 + m * D  # Eq. 1 with its per-path norm
-    resize = 0 if width == D else 2 * D * width
-    slots, block, new = drafter.num_slots * batch, drafter.block_size * batch, tau * batch
-    seen = min(context, drafter.context_window or context)
-    attended = drafter.num_layers * (seen + drafter.block_size)
-    return _by_part(
-        [
-            _multiplied(Weights("reducer and new keys", reducing + drafter.num_layers * 2 * width * keys, "bf16"), new),
-            _multiplied(Weights("draft layers", drafter.num_layers * per_layer + resize, "bf16"), block),
-            Work("cache", batch * drafter.num_layers * seen * 2 * keys * BYTES["bf16"], 0.0, 4 * queries * attended * block),
-            _multiplied(Weights("LM head", sizes.vocab_size * D, "bf16"), slots),
-        ]
-    )
+    return sum(max(work.memory_and_compute_s(gpu)) for work in works)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A published result to set beside the prediction: ``drafter`` mtp or block, ``reducer`` of a block drafter."""
+    """A published result to set beside the prediction: ``drafter`` is a key of ``DRAFTING``, ``reducer`` a block drafter's."""
 
     name: str
     drafter: str
@@ -140,30 +78,10 @@ class Method:
     reducer: str | None = None
 
     def __post_init__(self):
-        one_of(f"{self.name}: drafter", self.drafter, ("mtp", "block"))
+        one_of(f"{self.name}: drafter", self.drafter, tuple(DRAFTING))
         positive_int(f"{self.name}: slots", self.slots)
         for name in ("tau", "speedup"):
             positive_number(f"{self.name}: {name}", getattr(self, name))
-
-
-@dataclass(frozen=True)
-class RoundTime:
-    """Least time of one round, in seconds, and of one plain step (``ar_s``)."""
-
-    method: Method
-    batch: int
-    draft_s: float
-    verify_s: float
-    ar_s: float
-
-    @property
-    def drafter_share(self) -> float:
-        return self.draft_s / (self.draft_s + self.verify_s)
-
-    @property
-    def speedup(self) -> float:
-        """tau * T_ar / (T_draft + T_verify)."""
-        return self.method.tau * self.ar_s / (self.draft_s + self.verify_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,29 +118,89 @@ class Setting:
         """Time of verifying n tokens per row over that of one."""
         return self.verify_s(n, batch, same_experts) / self.verify_s(1, batch, same_experts)
 
-    def round(self, method: Method, batch: int, same_experts: bool = False) -> RoundTime:
-        """One round of ``method``: its drafting, and the verification of its slots and the anchor."""
-        if method.drafter == "mtp":
-            works = mtp_drafting(self.sizes, method.slots, method.tau, batch, self.context)
-        elif method.slots == self.drafter.num_slots:
-            works = block_drafting(self.sizes, self.drafter, method.reducer, method.tau, batch, self.context)
-        else:
-            raise ValueError(
-                f"{method.name} drafts {method.slots} slots, drafter.block_size={self.drafter.block_size} has "
-                f"{self.drafter.num_slots}: set drafter.block_size={method.slots + 1}"
-            )
-        verify, plain = (self.verify_s(n, batch, same_experts) for n in (method.slots + 1, 1))
-        return RoundTime(method, batch, total_seconds(works, self.gpu), verify, plain)
-
-    @property
-    def counts(self) -> range:
-        """Numbers of tokens to verify."""
-        return range(1, self.max_tokens + 1)
+    def round(self, method: Method, batch: int, same_experts: bool = False) -> dict[str, float]:
+        """Returns the least seconds of one round of ``method`` (drafting, then verification of its slots and the anchor) and of
+        one plain step, the drafter's share of the round, and the speedup tau * T_ar / (T_draft + T_verify)."""
+        works = DRAFTING[method.drafter](self.sizes, self.drafter, method, batch, self.context)
+        draft, verify = total_seconds(works, self.gpu), self.verify_s(method.slots + 1, batch, same_experts)
+        plain, total = self.verify_s(1, batch, same_experts), draft + verify
+        return {
+            "draft_s": draft,
+            "verify_s": verify,
+            "ar_s": plain,
+            "drafter_share": draft / total,
+            "speedup": method.tau * plain / total,
+        }
 
     def __str__(self) -> str:
         gpus = f"{self.gpu.count} x {self.gpu.name.upper()}"
         rates = f"{self.gpu.bandwidth_tb_s:g} TB/s, {self.gpu.fp8_tflops:g} FP8 and {self.gpu.bf16_tflops:g} BF16 TFLOP/s each"
         return f"{self.model} on {gpus} ({rates}), {self.context:,} tokens of context per row"
+
+
+def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts: bool = False) -> list[Work]:
+    """Returns the parts of one target forward over ``n`` tokens of each of ``batch`` rows with ``context`` tokens cached.
+
+    ``same_experts``: the tokens of a row share one draw of experts instead of each drawing its own.
+    """
+    tokens = n * batch
+    works = [_multiplied(w, tokens) for w in target_weights(sizes)]
+    works += [_experts(sizes, tokens, batch if same_experts else tokens)] * len(sizes.layer_ratios)
+    works += [_cache(sizes, ratio, n, batch, context) for ratio in sizes.layer_ratios]
+    return _by_part(works)
+
+
+def mtp_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int) -> list[Work]:
+    """Returns the parts of chained MTP steps; the first reads the ``tau`` tokens that the last round added per row.
+
+    Every step reads the whole block, a draw of experts and the LM head again, which computes logits of one token per row.
+    """
+    D, m = sizes.hidden_size, sizes.hc_mult
+    works = []
+    for step in range(method.slots):
+        tokens = (method.tau if step == 0 else 1.0) * batch
+        works += [_multiplied(w, batch if w.part == "LM head" else tokens) for w in mtp_weights(sizes)]
+        works.append(Work("attention", 0.0, fp8_flops=2 * (m - 1) * D * D * tokens))  # h_proj acts on each path
+        works.append(_experts(sizes, tokens, tokens))
+        works.append(_cache(sizes, sizes.compress_ratios[-1], tokens / batch, batch, context))
+    return _by_part(works)
+
+
+def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int) -> list[Work]:
+    """Returns the parts of one block drafter pass in BF16: K slots per row through all layers, S through the LM head.
+
+    Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
+    projections. Attention over ``context``, or the drafter's window of it.
+    """
+    one_of("reducer", method.reducer, ("hc_gate", "fc"))
+    if method.slots != drafter.num_slots:
+        raise ValueError(
+            f"{method.name} drafts {method.slots} slots, drafter.block_size={drafter.block_size} has "
+            f"{drafter.num_slots}: set drafter.block_size={method.slots + 1}"
+        )
+    D, m = sizes.hidden_size, sizes.hc_mult
+    width = drafter.hidden_size or D
+    keys = drafter.num_kv_heads * drafter.head_dim
+    queries = drafter.num_heads * drafter.head_dim
+    per_layer = 2 * width * queries + 2 * width * keys + 3 * width * drafter.intermediate_size
+    reducing = m * D * width if method.reducer == "fc" else m * m * D + m + 1 + m * D  # Eq. 1 with its per-path norm
+    resize = 0 if width == D else 2 * D * width
+    slots, block, new = drafter.num_slots * batch, drafter.block_size * batch, method.tau * batch
+    seen = min(context, drafter.context_window or context)
+    attended = drafter.num_layers * (seen + drafter.block_size)
+    return [
+        _multiplied(Weights("reducer and new keys", reducing + drafter.num_layers * 2 * width * keys, "bf16"), new),
+        _multiplied(Weights("draft layers", drafter.num_layers * per_layer + resize, "bf16"), block),
+        Work("cache", batch * drafter.num_layers * seen * 2 * keys * BYTES["bf16"], 0.0, 4 * queries * attended * block),
+        _multiplied(Weights("LM head", sizes.vocab_size * D, "bf16"), slots),
+    ]
+
+
+# Kind of drafter -> parts of one round's drafting (sizes, drafter, method, batch, context)
+DRAFTING: dict[str, Callable[[V4Sizes, DrafterConfig, Method, int, int], list[Work]]] = {
+    "mtp": mtp_drafting,
+    "block": block_drafting,
+}
 
 
 def _multiplied(weights: Weights, tokens: float) -> Work:
@@ -241,14 +219,12 @@ def _cache(sizes: V4Sizes, ratio: int, n: float, batch: int, context: int) -> Wo
     """Returns one layer's cache, which n queries of each row read."""
     window = min(context, sizes.sliding_window)
     compressed = context // ratio if ratio else 0
-    chosen = min(compressed, sizes.index_topk) if ratio == SPARSE_RATIO else compressed
-    read = min(compressed, n * chosen) if ratio == SPARSE_RATIO else compressed
-    num_bytes = (window + read) * sizes.entry_bytes
+    sparse = ratio == SPARSE_RATIO
+    chosen = min(compressed, sizes.index_topk) if sparse else compressed
+    read = min(compressed, n * chosen) if sparse else compressed
+    num_bytes = (window + read) * sizes.entry_bytes + sparse * compressed * sizes.index_entry_bytes
     scores = 4 * sizes.num_attention_heads * sizes.head_dim * (window + chosen)
-    index = 0
-    if ratio == SPARSE_RATIO:
-        num_bytes += compressed * sizes.index_entry_bytes
-        index = 2 * sizes.index_n_heads * sizes.index_head_dim * compressed
+    index = 2 * sizes.index_n_heads * sizes.index_head_dim * compressed if sparse else 0
     return Work("cache", batch * num_bytes, fp8_flops=index * n * batch, bf16_flops=scores * n * batch)
 
 

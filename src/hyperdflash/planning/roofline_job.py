@@ -1,4 +1,4 @@
-"""Writes the roofline of DeepSeek-V4-Flash: roofline.md, .csv, .json and .png.
+"""Writes the roofline of DeepSeek-V4-Flash: roofline.md and roofline.json.
 
 python -m src.roofline
 python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.cli import entry_point
 from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
-from hyperdflash.report.results import csv_text, write_report
+from hyperdflash.report.results import write_report
 from hyperdflash.report.tables import Block, Table, markdown, number_text
 from hyperdflash.settings import one_of
 
@@ -42,62 +41,37 @@ def setting_of(config: DictConfig) -> Setting:
     )
 
 
-def write_roofline(setting: Setting, out: Path | str) -> list[Path]:
-    """Writes roofline.md, roofline.csv, roofline.json and roofline.png into ``out``."""
-    from hyperdflash.planning.roofline_figure import roofline_figure  # needs matplotlib
-
-    record = roofline_record(setting)
-    rows = record["verification"]
-    contents = {
-        "roofline.md": markdown(roofline_blocks(setting)),
-        "roofline.csv": csv_text(rows[0], (row.values() for row in rows)),
-        "roofline.json": record,
-    }
-    return [*write_report(out, contents), roofline_figure(setting, Path(out) / "roofline.png")]
-
-
 def roofline_record(setting: Setting) -> dict:
     """Returns JSON values: bytes, FLOPs and least time of every verification, and a round of every published method."""
-    sizes = setting.sizes
-    verification = []
+    sizes, verification, rounds = setting.sizes, [], []
     for batch in setting.batches:
-        for n in setting.counts:
-            works = setting.works(n, batch)
+        for n in range(1, setting.max_tokens + 1):
             row = {"batch": batch, "n": n, "experts": sizes.distinct_experts(n * batch)}
-            row |= {"gigabytes": _gigabytes(works), "gigaflops": _gigaflops(works), "ms": 1e3 * setting.verify_s(n, batch)}
+            row |= dict(zip(("gigabytes", "gigaflops", "ms"), _amounts(setting.works(n, batch), setting.gpu), strict=True))
             row |= {"over_one": setting.ratio(n, batch), "over_one_same_experts": setting.ratio(n, batch, True)}
             verification.append(row)
-    terms = ("draft_s", "verify_s", "ar_s", "drafter_share", "speedup")
-    rounds = [
-        {"method": method.name, "batch": batch, "same_experts": same} | {name: getattr(found, name) for name in terms}
-        for method in setting.methods
-        for batch in setting.batches
-        for same in (False, True)
-        for found in [setting.round(method, batch, same)]
-    ]
-    return {
-        "setting": asdict(setting),
-        "total_parameters": total_parameters(sizes),
-        "active_parameters": active_parameters(sizes),
-        "checkpoint_bytes": checkpoint_bytes(sizes),
-        "verification": verification,
-        "rounds": rounds,
-    }
+    for method in setting.methods:
+        for batch in setting.batches:
+            for same in (False, True):
+                row = {"method": method.name, "batch": batch, "same_experts": same}
+                rounds.append({**row, **setting.round(method, batch, same)})
+    totals = {f.__name__: f(sizes) for f in (total_parameters, active_parameters, checkpoint_bytes)}
+    return {"setting": asdict(setting), **totals, "verification": verification, "rounds": rounds}
 
 
-def roofline_blocks(setting: Setting) -> list[Block]:
+def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
     """Returns three tables, parts of a forward, cost of n tokens and predicted speedups, and what they assume."""
-    sizes, first = setting.sizes, setting.batches[0]
+    first = setting.batches[0]
     return [
         f"### Roofline: {setting}",
-        f"{total_parameters(sizes) / 1e9:.1f}B parameters, {active_parameters(sizes) / 1e9:.1f}B active per token, "
-        f"{checkpoint_bytes(sizes) / 1e9:.1f} GB on disk with the MTP block.",
+        f"{record['total_parameters'] / 1e9:.1f}B parameters, {record['active_parameters'] / 1e9:.1f}B active per token, "
+        f"{record['checkpoint_bytes'] / 1e9:.1f} GB on disk with the MTP block.",
         f"What one forward reads and how long it takes at least, batch size {first}:",
         _parts(setting),
         f"Verifying n tokens per row; first columns at batch size {first}, then the time relative to n = 1:",
-        _counts(setting),
+        _counts(setting, record["verification"]),
         "Speedup that τ · T_ar / (T_draft + T_verify) predicts for published τ:",
-        _methods(setting),
+        _methods(setting, record["rounds"]),
         "Time of a part: max(bytes / bandwidth, FLOPs / dense peak); parts one after the other, divided evenly over the GPUs. "
         "Weights in the checkpoint's formats (FP4 experts, FP8, BF16 and FP32 exceptions), read once per forward; routed "
         "experts: the expected distinct ones when every token draws its own uniformly; same experts: the tokens of a row "
@@ -109,63 +83,52 @@ def roofline_blocks(setting: Setting) -> list[Block]:
 
 
 def _parts(setting: Setting) -> Table:
-    counts = (1, setting.methods[-1].slots + 1)
-    found = [setting.works(n, setting.batches[0]) for n in counts]
-
-    def cells(works: Sequence[Work], bound: str) -> list[str]:
-        time = _ms(total_seconds(works, setting.gpu))
-        return [number_text(_gigabytes(works)), number_text(_gigaflops(works), 1), time, bound]
-
-    def bound(work: Work) -> str:
-        return "memory" if work.memory_s(setting.gpu) >= work.compute_s(setting.gpu) else "compute"
-
-    rows = [[own[0].part, *(text for work in own for text in cells([work], bound(work)))] for own in zip(*found, strict=True)]
-    rows.append(["all", *(text for works in found for text in cells(works, ""))])
+    counts, rows = (1, setting.methods[-1].slots + 1), []
+    forwards = [setting.works(n, setting.batches[0]) for n in counts]
+    for own in (*zip(*forwards, strict=True), None):  # None: all parts together
+        cells = [own[0].part if own else "all"]
+        for works in [[work] for work in own] if own else forwards:
+            gigabytes, gigaflops, ms = _amounts(works, setting.gpu)
+            memory_s, compute_s = works[0].memory_and_compute_s(setting.gpu)
+            bound = "memory" if memory_s >= compute_s else "compute"
+            cells += [number_text(gigabytes), number_text(gigaflops, 1), number_text(ms, 3), bound if own else ""]
+        rows.append(cells)
     return Table(["Part", *(text for n in counts for text in (f"GB, n = {n}", "GFLOP", "ms", "bound by"))], rows)
 
 
-def _counts(setting: Setting) -> Table:
-    first = setting.batches[0]
-    header = ["n", "experts per layer", "GB", "GFLOP", "ms", *(f"b = {batch}" for batch in setting.batches)]
+def _counts(setting: Setting, verification: Sequence[dict]) -> Table:
+    first, at = setting.batches[0], {(row["batch"], row["n"]): row for row in verification}
     rows = []
-    for n in setting.counts:
-        works = setting.works(n, first)
-        row = [str(n), number_text(setting.sizes.distinct_experts(n * first), 1)]
-        row += [number_text(_gigabytes(works), 1), number_text(_gigaflops(works), 1), _ms(setting.verify_s(n, first))]
-        row += [number_text(setting.ratio(n, batch)) for batch in setting.batches]
-        rows.append([*row, number_text(setting.ratio(n, first, True))])
+    for own in (row for row in verification if row["batch"] == first):
+        cells = [str(own["n"]), *(number_text(own[name], 1) for name in ("experts", "gigabytes", "gigaflops"))]
+        cells += [number_text(own["ms"], 3), *(number_text(at[batch, own["n"]]["over_one"]) for batch in setting.batches)]
+        rows.append([*cells, number_text(own["over_one_same_experts"])])
+    header = ["n", "experts per layer", "GB", "GFLOP", "ms", *(f"b = {batch}" for batch in setting.batches)]
     return Table([*header, f"b = {first}, same experts"], rows)
 
 
-def _methods(setting: Setting) -> Table:
+def _methods(setting: Setting, rounds: Sequence[dict]) -> Table:
     header = ["Method", "τ", "published speedup", "batch", "T_draft, ms", "T_verify, ms", "T_ar, ms", "drafter's share"]
-    rows = []
-    for method in setting.methods:
-        shown = [method.name, number_text(method.tau), f"{number_text(method.speedup)}×"]
-        for batch in setting.batches:
-            found, same = setting.round(method, batch), setting.round(method, batch, True)
-            times = map(_ms, (found.draft_s, found.verify_s, found.ar_s))
-            speedups = (f"{number_text(value)}×" for value in (found.speedup, same.speedup))
-            rows.append([*shown, str(batch), *times, f"{found.drafter_share:.0%}", *speedups])
-            shown = ["", "", ""]
+    rows, methods = [], {method.name: method for method in setting.methods}
+    for own, same in zip(rounds[::2], rounds[1::2], strict=True):
+        method = methods.pop(own["method"], None)  # named in the first of its rows
+        shown = [method.name, number_text(method.tau), f"{number_text(method.speedup)}×"] if method else ["", "", ""]
+        times = (number_text(1e3 * own[part], 3) for part in ("draft_s", "verify_s", "ar_s"))
+        speedups = (f"{number_text(row['speedup'])}×" for row in (own, same))
+        rows.append([*shown, str(own["batch"]), *times, f"{own['drafter_share']:.0%}", *speedups])
     return Table([*header, "predicted", "predicted, same experts"], rows)
 
 
-def _gigabytes(works: Sequence[Work]) -> float:
-    return sum(work.bytes for work in works) / 1e9
-
-
-def _gigaflops(works: Sequence[Work]) -> float:
-    return sum(work.fp8_flops + work.bf16_flops for work in works) / 1e9
-
-
-def _ms(seconds: float) -> str:
-    return number_text(1e3 * seconds, 3)
+def _amounts(works: Sequence[Work], gpu: GPU) -> tuple[float, float, float]:
+    """Returns decimal gigabytes, gigaflops and milliseconds."""
+    flops = sum(work.fp8_flops + work.bf16_flops for work in works)
+    return sum(work.bytes for work in works) / 1e9, flops / 1e9, 1e3 * total_seconds(works, gpu)
 
 
 @entry_point("roofline")
 def main(config: DictConfig) -> None:
-    setting, out = setting_of(config), Path(config.out)
-    written = write_roofline(setting, out)
-    print((out / "roofline.md").read_text())
-    print(f"wrote {', '.join(map(str, written))}")
+    setting = setting_of(config)
+    record = roofline_record(setting)
+    text = markdown(roofline_blocks(setting, record))
+    written = write_report(config.out, {"roofline.md": text, "roofline.json": record})
+    print(f"{text}\nwrote {', '.join(map(str, written))}")

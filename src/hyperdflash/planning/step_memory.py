@@ -19,7 +19,7 @@ Compared with measured peaks by `python -m benchmarks.step_memory`.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from hyperdflash.drafting.config import DrafterConfig
 
@@ -51,28 +51,8 @@ class StepSizes:
     gate_tokens: int = 1024  # drafting/reducers/hc_gate.py, TOKENS
 
 
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes by part."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    heads: float
-    states: float
-    context: float
-    layers: float
-    backward: float
-    vocabulary: float
-    runtime: float
-
-    @property
-    def total(self) -> float:
-        return sum(astuple(self))
-
-
-def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
-    """Returns the bytes that live at the end of the forward pass, and the larger temporaries of the loss and of backward."""
+def step_memory(config: DrafterConfig, sizes: StepSizes) -> dict[str, float]:
+    """Returns bytes by part: what lives at the end of the forward pass, and the larger temporaries of loss and backward."""
     s = sizes
     width = config.hidden_size or s.target_width
     heads, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -82,10 +62,9 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
     of_context = context * (6 * keys * c + 2 * width * rounded)
     of_blocks = rows * (6 * width * a + (7 * heads + 8 * keys + 2 * config.intermediate_size) * c)
     of_blocks += rows * (5 * width + heads) * rounded
+    layers = config.num_layers * (of_context + of_blocks)
     if config.gradient_checkpointing:
         layers = config.num_layers * (of_context + rows * width * a) + of_blocks
-    else:
-        layers = config.num_layers * (of_context + of_blocks)
     slots = s.documents * s.anchors * config.num_slots
     taught = s.documents * s.anchors * s.num_taught
     together = max(1, min(s.loss_states, slots + taught))
@@ -94,15 +73,15 @@ def step_memory(config: DrafterConfig, sizes: StepSizes) -> StepMemory:
     if s.head_bytes < c:
         vocabulary += per_slice / (4 * together) * s.target_width * c
     gate = min(s.tokens, s.gate_tokens) * s.documents * s.num_paths * s.target_width * 4 * 3
-    return StepMemory(
-        weights=s.trainable * (s.weight_bytes + rounded),
-        gradients=s.trainable * s.weight_bytes,
-        optimizer=s.trainable * s.optimizer_bytes,
-        heads=2 * s.vocab_size * s.target_width * s.head_bytes,
-        states=s.batches_held * context * (s.tapped * s.target_width * s.state_bytes + 9),
-        context=context * width * (2 * a + rounded) + gate,
-        layers=layers,
-        backward=context * (24 * keys + 3 * width * a) + rows * (2 * config.intermediate_size * c + 16 * width),
-        vocabulary=vocabulary,
-        runtime=s.runtime_bytes,
-    )
+    return {
+        "weights": s.trainable * (s.weight_bytes + rounded),
+        "gradients": s.trainable * s.weight_bytes,
+        "optimizer": s.trainable * s.optimizer_bytes,
+        "heads": 2 * s.vocab_size * s.target_width * s.head_bytes,
+        "states": s.batches_held * context * (s.tapped * s.target_width * s.state_bytes + 9),
+        "context": context * width * (2 * a + rounded) + gate,
+        "layers": layers,
+        "backward": context * (24 * keys + 3 * width * a) + rows * (2 * config.intermediate_size * c + 16 * width),
+        "vocabulary": vocabulary,
+        "runtime": s.runtime_bytes,
+    }

@@ -43,9 +43,8 @@ class V4Sizes:
     compress_ratios: Sequence[int]
 
     def __post_init__(self):
-        for field in fields(self):
-            if field.name not in ("compress_ratios", "num_hash_layers"):
-                positive_int(f"model.{field.name}", getattr(self, field.name))
+        for name in (f.name for f in fields(self) if f.name not in ("compress_ratios", "num_hash_layers")):
+            positive_int(f"model.{name}", getattr(self, name))
         if len(self.compress_ratios) < 2:
             raise ValueError(f"model.compress_ratios needs a layer and the MTP block's entry, got {list(self.compress_ratios)}")
 
@@ -53,11 +52,6 @@ class V4Sizes:
     def layer_ratios(self) -> tuple[int, ...]:
         """Ratio per layer, without the MTP block: 0 sliding window only, 4 compressed sparse, else heavily compressed."""
         return tuple(self.compress_ratios[:-1])
-
-    @property
-    def residual_bytes(self) -> int:
-        """Bytes of one token's residual before its paths collapse, in bf16."""
-        return 2 * self.hc_mult * self.hidden_size
 
     @property
     def expert_weights(self) -> int:
@@ -107,27 +101,22 @@ class Weights:
         return self.count * BYTES[self.format]
 
 
-def attention_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
-    """Returns the weights of one attention of compress ratio ``ratio``, its compressor, indexer and norm."""
-    D, E, H, q = sizes.hidden_size, sizes.head_dim, sizes.num_attention_heads, sizes.q_lora_rank
+def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
+    """Returns the weights of one decoder layer of compress ratio ``ratio``, without routed experts and a hash layer's table."""
+    D, E, H, q, m = sizes.hidden_size, sizes.head_dim, sizes.num_attention_heads, sizes.q_lora_rank, sizes.hc_mult
     low_rank = sizes.o_groups * sizes.o_lora_rank
     projections = D * q + q * H * E + D * E + H * E * sizes.o_lora_rank + low_rank * D  # wq_a, wq_b, wkv, wo_a, wo_b
-    found = [("fp8", projections), ("bf16", D + q + E), ("fp32", H)]  # then norms and sinks
+    attention = [("fp8", projections), ("bf16", D + q + E), ("fp32", H)]  # then norms and sinks
     if ratio:
         series = 2 if ratio == SPARSE_RATIO else 1
-        found += [("bf16", 2 * D * series * E + E), ("fp32", ratio * series * E)]  # wkv, wgate, norm; position bias
+        attention += [("bf16", 2 * D * series * E + E), ("fp32", ratio * series * E)]  # wkv, wgate, norm; position bias
     if ratio == SPARSE_RATIO:
         heads, width = sizes.index_n_heads, sizes.index_head_dim
-        found += [("fp8", q * heads * width), ("bf16", D * heads), ("bf16", 4 * D * width + width), ("fp32", ratio * 2 * width)]
-    return [Weights("attention", count, format) for format, count in found]
-
-
-def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
-    """Returns the weights of one decoder layer without its routed experts and without a hash layer's table."""
-    D, m = sizes.hidden_size, sizes.hc_mult
+        attention += [("fp8", q * heads * width), ("bf16", D * heads)]
+        attention += [("bf16", 4 * D * width + width), ("fp32", ratio * 2 * width)]
     mixes = (2 + m) * m
     return [
-        *attention_weights(sizes, ratio),
+        *(Weights("attention", count, format) for format, count in attention),
         Weights("shared expert and router", sizes.n_shared_experts * sizes.expert_weights, "fp8"),
         Weights("shared expert and router", sizes.n_routed_experts * D + D, "bf16"),
         Weights("hyper-connections", 2 * (mixes * m * D + mixes + 3), "fp32"),
@@ -137,15 +126,19 @@ def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
 def head_weights(sizes: V4Sizes) -> list[Weights]:
     """Returns the weights of hc_head, the final norm and the LM head."""
     D, m = sizes.hidden_size, sizes.hc_mult
-    return [
-        Weights("hyper-connections", m * m * D + m + 1, "fp32"),
-        Weights("LM head", sizes.vocab_size * D + D, "bf16"),
-    ]
+    return [Weights("hyper-connections", m * m * D + m + 1, "fp32"), Weights("LM head", sizes.vocab_size * D + D, "bf16")]
 
 
 def target_weights(sizes: V4Sizes) -> list[Weights]:
     """Returns all weights that every token of the target multiplies: no embedding table, no routed experts."""
     return [*(w for ratio in sizes.layer_ratios for w in layer_weights(sizes, ratio)), *head_weights(sizes)]
+
+
+def mtp_weights(sizes: V4Sizes) -> list[Weights]:
+    """Returns the weights of one step of the MTP block with the shared LM head, without its routed experts."""
+    D = sizes.hidden_size
+    projections = [Weights("attention", 2 * D * D, "fp8"), Weights("attention", 2 * D, "bf16")]
+    return [*projections, *layer_weights(sizes, sizes.compress_ratios[-1]), *head_weights(sizes)]
 
 
 def total_parameters(sizes: V4Sizes) -> int:
@@ -168,10 +161,3 @@ def checkpoint_bytes(sizes: V4Sizes) -> float:
     embedding = sizes.vocab_size * sizes.hidden_size * BYTES["bf16"]
     mtp = [w for w in mtp_weights(sizes) if w.part != "LM head"]
     return experts + tables + embedding + sum(w.bytes for w in [*target_weights(sizes), *mtp])
-
-
-def mtp_weights(sizes: V4Sizes) -> list[Weights]:
-    """Returns the weights of one step of the MTP block with the shared LM head, without its routed experts."""
-    D = sizes.hidden_size
-    projections = [Weights("attention", D * D, "fp8"), Weights("attention", D * D, "fp8"), Weights("attention", 2 * D, "bf16")]
-    return [*projections, *layer_weights(sizes, sizes.compress_ratios[-1]), *head_weights(sizes)]
