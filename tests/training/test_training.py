@@ -142,7 +142,7 @@ def test_heads_compute_in_the_dtype_that_the_trainer_s_products_have(
 
 def test_data_without_anything_to_learn_is_refused(compose_config, mini_overrides):
     from hyperdflash.contracts import Document
-    from hyperdflash.preparing.documents import with_supervised_pair
+    from hyperdflash.preparing.dataset import with_supervised_pair
 
     ids = torch.arange(6)
     lone = Document("a", "code", ids, torch.tensor([0, 0, 1, 0, 1, 0], dtype=torch.bool))

@@ -35,7 +35,7 @@ from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.identity import runs_dir
-from hyperdflash.preparing.documents import with_supervised_pair
+from hyperdflash.preparing.dataset import with_supervised_pair
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.settings import natural_int, positive_int

@@ -27,7 +27,7 @@ from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import concat_rounds, replay
 from hyperdflash.evaluation.methods import baseline_of, make_methods
-from hyperdflash.preparing.documents import with_supervised_pair
+from hyperdflash.preparing.dataset import with_supervised_pair
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.acceptance import acceptance_blocks, main_table, replay_results

@@ -20,12 +20,7 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, ListConfig
 
 from hyperdflash.launch.captures import Captures, split_gpus
@@ -40,7 +35,7 @@ POLL_S = 0.1
 STOPPED = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}  # exit codes of ranks that a signal stopped
 
 
-def cluster_environment() -> ClusterEnvironment:
+def cluster_environment() -> LightningEnvironment | SLURMEnvironment | TorchElasticEnvironment:
     """Returns who started this process, which decides where its rank is read from."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()

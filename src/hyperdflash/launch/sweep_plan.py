@@ -45,8 +45,7 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
 
 
 def _plan(words: Sequence[str]) -> SweepPlan:
-    keys = {word: word.partition("=")[0] for word in words}
-    shared = [word for word, key in keys.items() if key == "sweep" or key.startswith("hydra")]
+    shared = [word for word in words if word.partition("=")[0] == "sweep" or word.startswith("hydra")]
     rest = [word for word in words if word not in shared]
     head = compose("train", overrides=shared, return_hydra_config=True)
     params = [f"{key}={value}" for key, value in (head.hydra.sweeper.get("params") or {}).items()]

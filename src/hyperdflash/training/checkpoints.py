@@ -6,7 +6,7 @@
         {"tau", "step", "prompts": [{"id", "domain", "emitted", "accepted", "rounds", "survived" [S], "reached" [S]}, ...]}
 
 A file appears under its name only when complete. A checkpoint is a zip archive with a checksum per entry, so damage is found
-without loading it. Loading unpickles only tensors and plain values. Every use of Lightning's internals stands in this file.
+without loading it. Every use of Lightning's internals stands in this file.
 """
 
 import math
@@ -64,14 +64,11 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's reader and writer, but files appear whole and only tensors and plain values are unpickled."""
+    """Lightning's reader and writer, but files appear whole."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         with whole_file(Path(path), sync=True) as file:
             torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: str | Path, map_location="cpu", weights_only: bool | None = True) -> dict:
-        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:

@@ -145,11 +145,8 @@ class Loader(Sized, Iterable[T]):
 
 @dataclass
 class ReadAhead(Loader[T]):
-    """Reads the next batch in a thread meanwhile; for a GPU, into pinned memory.
-
-    Loaders that share ``lock`` read one after the other, because one thread at a time may use a store or a target. An error of
-    the thread is raised where its batch is needed.
-    """
+    """Reads the next batch in a thread meanwhile; for a GPU, into pinned memory. Loaders that share ``lock`` take turns: one
+    thread at a time may use a store or a target. An error of the thread is raised where its batch is needed."""
 
     device: torch.device
     lock: Lock

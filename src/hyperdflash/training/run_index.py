@@ -43,10 +43,6 @@ class FinishedRun:
         return self.decided.get("recipe") == RECIPE
 
     @property
-    def command(self) -> str:
-        return self.record.get("command", "no command")
-
-    @property
     def finished_s(self) -> float:
         """End of the run, in seconds since the epoch."""
         return (self.directory / "result.json").stat().st_mtime
@@ -77,9 +73,8 @@ def finished_run(directory: str | Path) -> FinishedRun:
         raise ValueError(f"{directory} is not a finished run (no result.json): run its `python -m src.train ...` command first")
     run = _read(path)
     if not run.is_current:
-        raise ValueError(
-            f"{directory} was trained by another version of the code: train it again (its record says: {run.command})"
-        )
+        told = run.record.get("command", "no command")
+        raise ValueError(f"{directory} was trained by another version of the code: train it again (its record says: {told})")
     return run
 
 
@@ -115,8 +110,7 @@ class RunIndex:
 
 
 def find_stage1(config: DictConfig) -> Path:
-    """Returns the finished stage-1 run with this target, conditioning, reducer, drafter, head and seed; prints what else
-    differs."""
+    """Returns the nearest finished stage-1 run that agrees in the options SHARED; prints what else differs."""
     wanted = flat(decided_by(config)) | {"stage": 1}
     found = RunIndex().nearest(wanted, lambda name: name.partition(".")[0] in SHARED, FOLLOWING)
     if not found:
