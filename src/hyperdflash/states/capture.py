@@ -64,10 +64,7 @@ class ShardWriter:
         """Waits until the shard before is stored, then hands this one to the thread."""
         if self._written is not None:
             self._written.result()
-        self._written = self._thread.submit(self._write, shard, taps)
-
-    def _write(self, shard: Shard, taps: Taps) -> None:
-        self.after(shard, write_taps(self.store, shard, taps))
+        self._written = self._thread.submit(lambda: self.after(shard, write_taps(self.store, shard, taps)))
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -124,10 +121,9 @@ def capture(
     *,
     layer_ids: Sequence[int] = (),
     progress: bool = True,
-    stale_s: float = 60.0,
 ) -> None:
     """Captures missing taps and returns when ``store`` holds every tap of every shard, from this process or from others. Calls
-    ``producer()`` only when a tap is missing. ``stale_s`` is that of hyperdflash.leases.Leases, in seconds."""
+    ``producer()`` only when a tap is missing."""
     missing = store.missing_of(shards, layer_ids)
     waiting = deque(shard for shard in shards if missing[shard.name])
     if not waiting:
@@ -135,7 +131,7 @@ def capture(
             print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
         return
     bar = {"desc": "capture states", "total": sum(shard.num_tokens for shard in waiting), "disable": not progress}
-    with Leases(store.directory, stale_s) as leases, capturing(store, producer, layer_ids, leases, **bar) as capture_leased:
+    with Leases(store.directory) as leases, capturing(store, producer, layer_ids, leases, **bar) as capture_leased:
         passed, reported = 0, time.monotonic()  # consecutive shards that other processes have leased
         while waiting:
             shard = waiting.popleft()

@@ -25,10 +25,8 @@ if TYPE_CHECKING:  # a training reads states without the target's modules
 
 
 class ShardedStates(Dataset):
-    """Maps the index of a document, counted through all ``shards``, to TargetStates of batch size 1.
-
-    ``lengths[shard][row]`` is the number of tokens of a document.
-    """
+    """Maps the index of a document, counted through all ``shards``, to TargetStates of batch size 1; ``lengths[shard][row]`` is
+    the number of its tokens."""
 
     def __init__(self, shards: Sequence[Shard], layer_ids: Sequence[int] = ()):
         self.shards = list(shards)
@@ -73,11 +71,8 @@ class CachedStates(ShardedStates):
 
 
 class LiveStates(ShardedStates):
-    """Computes the states of documents on access, without the disk.
-
-    The first read of a document computes its whole shard, in the same forward as a capture and rounded as ``store`` rounds. The
-    shards of a window stay in memory, so each is computed once per epoch.
-    """
+    """Computes states without the disk: the first read of a document computes its whole shard, in the same forward as a capture
+    and rounded as ``store`` rounds. The shards of a window stay in memory, so each is computed once per epoch."""
 
     def __init__(
         self, store: StateStore, shards: Sequence[Shard], producer: Callable[[], Producer], layer_ids: Sequence[int] = ()

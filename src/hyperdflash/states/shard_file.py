@@ -59,8 +59,7 @@ def write_shard_file(
 ) -> int:
     """Writes ``rows``, each [N, ...] with N = sum of ``lengths``, whole or not at all; returns the number of bytes.
 
-    `ShardFile` compares ``identity`` with what its caller wants. ``others`` are tensors of any shape whose size in bytes is a
-    multiple of 8; opening the file checks them.
+    `ShardFile` compares ``identity``; ``others`` are tensors of any shape whose size in bytes is a multiple of 8.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
     views = {name: _bytes(tensor) for name, tensor in rows.items()}
@@ -82,10 +81,8 @@ def write_shard_file(
 
 
 class ShardFile:
-    """A mapped file, checked but for its records; ``others`` holds the tensors that are not rows.
-
-    MissingShard when the file does not exist, DamagedShard when a byte outside the records is wrong.
-    """
+    """A mapped file, checked but for its records; ``others`` holds the tensors that are not rows. MissingShard when the file
+    does not exist, DamagedShard when a byte outside the records is wrong."""
 
     def __init__(self, path: Path, identity: Mapping[str, str]):
         self.path = path
@@ -153,10 +150,8 @@ class ShardFile:
 
 
 class OpenFiles:
-    """The mapped files that a reader used last: at most ``most_files`` and ``most_bytes`` together, but always one.
-
-    The disk space of a removed file stays taken while the file is mapped, so few large files stay open.
-    """
+    """The mapped files that a reader used last: at most ``most_files`` and ``most_bytes`` together, but always one. The disk
+    space of a removed file stays taken while the file is mapped, so few large files stay open."""
 
     def __init__(self, most_files: int = 256, most_bytes: int = 2**30):
         self.most_files, self.most_bytes = most_files, most_bytes

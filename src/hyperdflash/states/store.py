@@ -74,11 +74,8 @@ def _shard_name(documents: Sequence[Document]) -> str:
 
 
 class StateStore:
-    """Reads and writes shards below ``directory``; ValueError when it belongs to another target, codec or format.
-
-    Any number of processes may read and write one directory. ``write`` followed by ``read`` rounds as
-    `codecs.rounded` does.
-    """
+    """Reads and writes shards below ``directory``; ValueError when it belongs to another target, codec or format. Any number of
+    processes may use one directory. ``write`` followed by ``read`` rounds as `codecs.rounded` does."""
 
     def __init__(self, directory: str | Path, key: CacheKey, create: bool = True):
         """``create`` False writes no manifest, so a missing directory stays missing."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hyperdflash.settings import one_of
 from hyperdflash.targets.adapter import TargetConfig, adapter_of
 
 Teacher = Literal["mean_pool", "hc_head"]
@@ -69,12 +70,9 @@ class TargetHeads(nn.Module):
         ``hc_head`` is the target's own collapse, which gives the target's logits; ``mean_pool`` is the paper's KL teacher,
         lm_head(norm(mean_j H_j)) (section 2.3). ValueError for another ``teacher``.
         """
+        one_of("kl.teacher", teacher, ("mean_pool", "hc_head"))
         final = final.to(self.dtype)
-        if teacher == "hc_head":
-            return self.norm(self.hc_head(final))
-        if teacher == "mean_pool":
-            return self.norm(final.mean(dim=-2))
-        raise ValueError(f"kl.teacher must be mean_pool or hc_head, got {teacher!r}")
+        return self.norm(self.hc_head(final) if teacher == "hc_head" else final.mean(dim=-2))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] in fp32 for states [..., D]."""

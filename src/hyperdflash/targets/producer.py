@@ -23,11 +23,8 @@ from hyperdflash.targets.taps import tap_residual
 class Producer(Protocol):
     """``fingerprint`` identifies the weights (hyperdflash.targets.load.fingerprint); ``where`` names the target in messages."""
 
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def where(self) -> str: ...
+    fingerprint: str
+    where: str
 
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
         """Returns states [N, M, D] by tap, on the CPU, in the type of the target's computation."""

@@ -19,11 +19,10 @@ from hyperdflash.targets.taps import tap_residual
 
 @dataclass(frozen=True)
 class TargetStep:
-    """The result of one forward over K new tokens.
+    """The result of one forward over K new tokens, in the target's dtype.
 
-    ``logits`` [B, K, V] fp32 of the target; a prefill gives [B, 1, V] of the last token alone.
-    ``final`` [B, K, M, D] is the residual before `hc_head` in the target's dtype, without a cache's rounding.
-    ``layers`` [B, K, L, M, D] are the outputs of the session's ``layer_ids`` in their order; None without any.
+    ``logits`` [B, K, V] fp32; a prefill gives [B, 1, V] of the last token alone. ``final`` [B, K, M, D] is the residual before
+    `hc_head`, ``layers`` [B, K, L, M, D] are the outputs of the session's ``layer_ids`` in their order; None without any.
     """
 
     logits: Tensor
@@ -83,10 +82,8 @@ class TargetSession:
 
     @torch.inference_mode()
     def rollback(self, keep: int) -> None:
-        """Keeps the first ``keep`` of the last extend's K tokens, 0..K, in every row, without a forward.
-
-        ValueError unless it directly follows an extend.
-        """
+        """Keeps the first ``keep`` of the last extend's K tokens, 0..K, in every row, without a forward; ValueError unless it
+        directly follows an extend."""
         if self._extended is None:
             raise ValueError("rollback takes tokens of the last extend back, and there is none before this call: extend first")
         num_tokens = self._extended.shape[1]

@@ -22,8 +22,7 @@ from hyperdflash.targets.deepseek_v4.official import MTP_PREFIX
 def tiny_config(**overrides) -> DeepseekV4Config:
     """Returns the tiny target's configuration: three attention types, hash and top-k experts, 4 paths, under 3.7M parameters.
 
-    ``num_hidden_layers`` may be overridden; the schedule is two sliding layers, then sparse and heavily compressed in turn
-    (deepseek_v4.md section 4 has the same shape), of which the first ``num_hash_layers`` route by token.
+    Two sliding layers come first, then sparse and heavily compressed in turn; the first ``num_hash_layers`` route by token.
     """
     layers = overrides.get("num_hidden_layers", 8)
     alternating = ["compressed_sparse_attention", "heavily_compressed_attention"]
@@ -87,11 +86,8 @@ def fill_hash_tables(model: DeepseekV4ForCausalLM) -> None:
 
 @torch.no_grad()
 def set_paths_apart(layer: nn.Module, index: int) -> None:
-    """Starts the hyper-connections near the identity, where each sublayer prefers one path for reading and writing.
-
-    transformers' zero ``base`` mixes all paths evenly at every sublayer, so they stay parallel; near-identity mixing is the
-    initialization of the hyper-connections paper (arXiv 2409.19606, section 3).
-    """
+    """Starts the hyper-connections near the identity, as their paper does (arXiv 2409.19606, section 3): each sublayer prefers
+    one path for reading and writing. transformers' zero ``base`` mixes all paths evenly, so they stay parallel."""
     for offset, connection in enumerate((layer.attn_hc, layer.ffn_hc)):
         paths = connection.hc_mult
         pre, post, comb = connection.base.split([paths, paths, paths * paths])

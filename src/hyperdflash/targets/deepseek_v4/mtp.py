@@ -71,10 +71,8 @@ class MTPBlock(NativeMTP):
         return self.norm(self.hc_head(residual))
 
     def forward(self, final: Tensor, next_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Runs one step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2].
-
-        The default mask is the causal one of the sliding window.
-        """
+        """Runs one step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2]. The default mask is
+        the causal one of the sliding window."""
         length = final.shape[1]
         position_ids = torch.arange(length, device=final.device).unsqueeze(0)
         if mask is None:

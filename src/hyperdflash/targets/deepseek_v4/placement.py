@@ -31,11 +31,8 @@ def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_lay
 
 def even_device_map(num_layers: int, num_gpus: int) -> dict[str, str | int]:
     """Places runs of neighboring layers of nearly equal length, the longer ones on the inner GPUs: the first GPU also has the
-    embedding, the last the norm and the heads.
-
-    transformers' "auto" reserves a tenth of every GPU and fills them in turn, which leaves layers of a target that barely fits
-    (DeepSeek-V4-Flash in bf16 on 8 x 80 GB) on the CPU.
-    """
+    embedding, the last the norm and the heads. transformers' "auto" reserves a tenth of every GPU and fills them in turn, which
+    leaves layers of a target that barely fits (DeepSeek-V4-Flash in bf16 on 8 x 80 GB) on the CPU."""
     if num_gpus < 2:
         return {"": 0 if num_gpus else "cpu"}
     counts = [num_layers // num_gpus] * num_gpus
