@@ -102,7 +102,7 @@ class LayerKeys:
 @dataclass
 class Tape:
     """A layer's state at the mark, and its inputs since; K new tokens close W windows. ``keys`` [B, 1, K, d]; ``weights``
-    name -> (kv, gate) [B, K, w]; ``overlaps`` name -> (kv, gate) [B, W, rate, w] and the width of Ca, read by the next window."""
+    name -> (kv, gate) [B, K, w]; ``overlaps`` name -> (kv, gate) [B, W, rate, w], width of Ca (read by the next window)."""
 
     before: dict[str, Any]
     keys: Tensor | None = None
