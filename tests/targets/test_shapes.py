@@ -144,7 +144,7 @@ def test_every_reducer_and_the_papers_drafter(conditioning, reducer, parameters)
         context = drafter.context(states, heads)
         keys = drafter.project_context(context, torch.arange(200))
         anchors, visible = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, 200, dtype=torch.bool)
-        hidden = drafter.draft(anchors, anchors, keys, visible, heads)
+        hidden = drafter.draft(anchors[..., None], anchors, keys, visible, heads)
         logits = heads.logits(hidden)
     assert context.shape == (1, 200, 4096) and len(keys) == 5
     assert hidden.shape == (1, 3, 6, 4096) and logits.shape == (1, 3, 6, 129_280)
