@@ -32,7 +32,7 @@ def test_records_are_the_rows_that_were_written(filled, dtype):
             assert row.ids == (document.id,) and row.domains == ("code",) and row.layer_ids == (5, 2)
             assert torch.equal(row.input_ids[0], document.input_ids) and torch.equal(row.loss_mask[0], document.loss_mask)
             assert row.lengths.tolist() == [end - start]
-            assert row.final.dtype == store.dtype
+            assert row.final.dtype == store.codec.dtype
             assert torch.equal(row.final[0], rounded(taps[None], store.codec)[start:end])
             assert torch.equal(row.layers[0, :, 0], rounded(taps[5], store.codec)[start:end])
             assert torch.equal(row.layers[0, :, 1], rounded(taps[2], store.codec)[start:end])

@@ -86,5 +86,3 @@ def rounded(states: Tensor, codec: Codec) -> Tensor:
 
 
 CODECS: dict[str, Codec] = {"bf16": Plain(torch.bfloat16), "fp32": Plain(torch.float32), "fp8": Fp8()}
-# cache.dtype -> the dtype that training and replay read
-DTYPES = {name: codec.dtype for name, codec in CODECS.items()}

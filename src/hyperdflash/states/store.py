@@ -81,7 +81,6 @@ class StateStore:
         """``create`` False writes no manifest, so a missing directory stays missing."""
         self.directory, self.key, self._digest = Path(directory), key, key.digest
         self.codec = CODECS[key.dtype]
-        self.dtype = self.codec.dtype
         self._opened = OpenFiles()
         if (self.directory / MANIFEST).exists():
             check_manifest(self.directory, key)

@@ -142,11 +142,10 @@ class StreamedStates(ShardedStates):
         while True:
             try:
                 states = self.store.read(shard, row, self.layer_ids)
-            except MissingShard:
-                self._wait_for(shard)
-            else:
                 self._touch(shard)
                 return states
+            except MissingShard:
+                self._wait_for(shard)
 
     @property
     def leases(self) -> Leases:

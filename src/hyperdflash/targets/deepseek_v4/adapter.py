@@ -60,10 +60,8 @@ def read_config(path: Path) -> DeepseekV4Config:
 def layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:
     """Returns the settings that change the layers' results, each in one spelling, for the fingerprint; YaRN's values only where
     YaRN is used."""
-    settings = []
-    for name in LAYER_SETTINGS.split():
-        value = getattr(config, name, None)
-        settings.append((name, dict(sorted(value.items())) if isinstance(value, dict) else value))
+    values = {name: getattr(config, name, None) for name in LAYER_SETTINGS.split()}
+    settings = [(name, dict(sorted(v.items())) if isinstance(v, dict) else v) for name, v in values.items()]
     rope = config.rope_parameters["compress"]
     if rope["rope_type"] != "default":
         settings += [(name, float(rope[name])) for name in YARN_SETTINGS if name in rope]
