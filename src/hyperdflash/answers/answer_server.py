@@ -1,8 +1,7 @@
 """Requests the target's answers from OpenAI-compatible servers (vLLM, SGLang, ...) and checks each answer.
 
 1. GET /models          every server must serve the model under the configured name
-2. POST /completions    sends the token ids of our own encoding, so that no chat template and no begin token of the server
-                        changes the prompt; ``return_token_ids`` requests ids in return
+2. POST /completions    sends token ids of our own encoding, which no chat template changes, and requests ids in return
 3. ids                  an answer is requested again if its prompt or number of prompt tokens differs from the request's, if it
                         has no end, ids outside the vocabulary, or fewer tokens than the server counted
 4. text                 the text of a server without ``return_token_ids`` is encoded; a conversation whose ids do not decode to

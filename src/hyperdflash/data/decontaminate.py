@@ -46,11 +46,6 @@ def rolling_hashes(ids: Sequence[int], longest: int) -> Iterator[tuple[int, np.n
         yield n, mixed
 
 
-def ngram_hashes(ids: Sequence[int], n: int) -> np.ndarray:
-    """Returns the unique uint64 hashes of the n-grams of ``ids`` [T], at most T - n + 1 of them."""
-    return np.unique(dict(rolling_hashes(ids, n)).get(n, np.empty(0, dtype=np.uint64)))
-
-
 class PromptNgrams:
     """The n-grams of benchmark prompts (conversations whose ``domain`` is the benchmark's name)."""
 
@@ -67,8 +62,9 @@ class PromptNgrams:
                     continue
                 length = min(NGRAM, len(found))
                 ids = [self._ids.setdefault(word, len(self._ids) + 1) for word in found]
+                *_, (_, found) = rolling_hashes(ids, length)
                 for name in (None, prompt.domain):
-                    hashes[length][name].append(ngram_hashes(ids, length))
+                    hashes[length][name].append(found)
         self._longest_whole = max(map(len, self._whole), default=-1)
         # n -> benchmark -> sorted uint64; the benchmark None stands for all
         self._known = {
@@ -103,24 +99,16 @@ def _is_in(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
     return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
 
 
-def held_prompts(
-    conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training"
-) -> list[str | None]:
-    """Returns per conversation the name of a benchmark whose prompt it holds, or None."""
-    ngrams = PromptNgrams(prompts)
-    held: list[str | None] = []
-    with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc", mininterval=2) as bar:
-        for start in range(0, len(conversations), _BATCH):
-            held += ngrams.held_by(conversations[start : start + _BATCH])
-            bar.update(len(held) - start)
-    return held
-
-
 def decontaminate(
     conversations: Sequence[Conversation], prompts: Iterable[Conversation], *, what: str = "training"
 ) -> list[Conversation]:
     """Returns the ``conversations`` that hold none of ``prompts``; logs how many were removed per benchmark."""
-    names = held_prompts(conversations, prompts, what=what)
+    ngrams = PromptNgrams(prompts)
+    names: list[str | None] = []
+    with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc", mininterval=2) as bar:
+        for start in range(0, len(conversations), _BATCH):
+            names += ngrams.held_by(conversations[start : start + _BATCH])
+            bar.update(len(names) - start)
     held = Counter(name for name in names if name is not None)
     by_name = ", ".join(f"{count:,} {name}" for name, count in held.most_common())
     log.info(
