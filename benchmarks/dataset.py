@@ -45,17 +45,6 @@ def synthetic(count: int, tokens: int, prefix: str) -> list[Document]:
     return made
 
 
-def write(directory: Path, documents: int, tokens: int) -> float:
-    """Writes a dataset; returns its seconds with all documents in memory."""
-    splits = {"train": synthetic(documents, tokens, "train"), "validation": synthetic(VALIDATION, tokens, "validation")}
-
-    def work() -> None:
-        shards = {name: make_shards(found, PER_SHARD) for name, found in splits.items()}
-        write_dataset(directory, shards, KEY, {"mask_token_id": 0, "rows": {}, "source_files": {}})
-
-    return seconds(work)
-
-
 def opened(directory: Path) -> dict:
     """Opens everything that a rank holds before its first step, but states and drafter; call it in a new process."""
     before, started = memory_bytes("VmHWM"), time.perf_counter()
@@ -73,7 +62,11 @@ def opened(directory: Path) -> dict:
 def measure(options: Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "dataset"
-        write_s = write(directory, options.documents, options.tokens)
+        sizes = {"train": options.documents, "validation": VALIDATION}
+        documents = {split: synthetic(count, options.tokens, split) for split, count in sizes.items()}
+        shards = {split: make_shards(own, PER_SHARD) for split, own in documents.items()}
+        facts = {"mask_token_id": 0, "rows": {}, "source_files": {}}
+        write_s = seconds(lambda: write_dataset(directory, shards, KEY, facts))
         command = [sys.executable, "-m", "benchmarks.dataset", "--open", str(directory)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6

@@ -194,7 +194,7 @@ def capture_blocks(part: dict) -> list[Block]:
 
 
 def training_blocks(part: dict) -> list[Block]:
-    kills, name = part["kills"], f"training, {part['ranks']} rank(s), {part['steps']} steps"
+    kills, name = part["kills"], f"training, {part['ranks']} rank{'s' * (part['ranks'] > 1)}, {part['steps']} steps"
     again = sum(max(0, k["step"] + 1 - k["checkpoint"]) for k in kills if k["signal"] == "SIGKILL")
     differs = ", ".join(part["differences"]) or "0 tensors, states, metrics and files"
     return [_table([name, f"{len(kills)}", f"{len(kills) + 1}", differs, f"{again} steps", ""])]

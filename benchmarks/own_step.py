@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.result import memory_bytes
 from benchmarks.shapes import Case, StepShape
-from hyperdflash.contracts import Blocks, TargetStates
+from hyperdflash.contracts import TargetStates
 from hyperdflash.drafting.anchors import BlockSampler, make_blocks
 from hyperdflash.drafting.conditioning import PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
@@ -42,21 +42,6 @@ from hyperdflash.targets.load import read_config
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(kw_only=True)
-class GivenAnchors:
-    """Draws anchors as training does, then returns the given ones, so that both sides draft from the same positions."""
-
-    sampler: BlockSampler
-    anchors: list[int]
-
-    def sample(
-        self, input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, block_size: int, generator: torch.Generator
-    ) -> Blocks:
-        drawn = self.sampler.sample(input_ids, loss_mask, lengths, block_size, generator)
-        anchors = torch.tensor([self.anchors])
-        return make_blocks(input_ids, loss_mask, lengths, anchors, torch.ones_like(drawn.anchor_mask), block_size)
-
-
 @dataclass(frozen=True)
 class Setup:
     """The inputs of a step; ``states`` is one document."""
@@ -64,15 +49,20 @@ class Setup:
     drafter: Drafter
     heads: TargetHeads
     states: TargetStates
-    sampler: GivenAnchors
+    sampler: BlockSampler
     objective: Objective
     generator: torch.Generator
 
 
-def training_step(setup: Setup) -> tuple[Tensor, Tensor]:
-    """Computes what DraftingModule (training/module.py) computes: training_step and backward -> loss, supervised slots [S]."""
-    states, num_slots = setup.states, setup.drafter.num_slots
-    blocks = setup.sampler.sample(states.input_ids, states.loss_mask, states.lengths, num_slots + 1, setup.generator)
+def training_step(setup: Setup, anchors: list[int]) -> tuple[Tensor, Tensor]:
+    """Computes what DraftingModule (training/module.py) computes: training_step and backward -> loss, supervised slots [S].
+
+    Draws anchors as training does, then takes ``anchors``, so that both sides draft from the same positions.
+    """
+    states, size = setup.states, setup.drafter.num_slots + 1
+    text = states.input_ids, states.loss_mask, states.lengths
+    drawn = setup.sampler.sample(*text, size, setup.generator)
+    blocks = make_blocks(*text, torch.tensor([anchors]), torch.ones_like(drawn.anchor_mask), size)
     with fast_fp32_products():
         slots = setup.drafter.slots(states, setup.heads, blocks.anchors, blocks.anchor_mask)
         logits = setup.drafter.head.logits(slots, setup.heads)
@@ -130,7 +120,7 @@ def build(case: Case, seed: int = 0) -> Setup:
         drafter=drafter.train(),
         heads=heads,
         states=states,
-        sampler=GivenAnchors(sampler=BlockSampler(num_anchors=shape.num_anchors), anchors=[]),
+        sampler=BlockSampler(num_anchors=shape.num_anchors),
         objective=Objective({"cross_entropy": PositionWeighted(gamma=4.0), "kl": kl}),
         generator=generator,
     )
@@ -146,11 +136,10 @@ class OwnStep:
         gc.freeze()  # so that the collection before every step is fast
 
     def step(self, anchors: list[int]) -> dict:
-        self.setup.sampler.anchors = anchors
         self.setup.drafter.zero_grad(set_to_none=True)
         gc.collect()
         started = time.perf_counter()
-        loss, slots = training_step(self.setup)
+        loss, slots = training_step(self.setup, anchors)
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "loss": float(loss), "anchors": len(anchors), "slots": int(slots.sum())}
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hyperdflash.report.tables import Block
 
 RESULTS = Path(__file__).with_name("results")
+ALONE = ""  # the part of a benchmark that has only one: its record is NAME.json itself
 T = TypeVar("T")
 
 
@@ -45,14 +46,7 @@ def run(
     arguments: Sequence[str] | None = None,
 ) -> dict:
     """Measures, or reads the record with ``--render``; writes NAME.json and NAME.md, prints the latter, returns the record."""
-    options, name = parser.parse_args(arguments), parser.prog.rsplit(".", 1)[-1]
-    if options.render:
-        record = json.loads((options.out / f"{name}.json").read_text())
-    else:
-        measured_in = environment(name, arguments)
-        record = {**measure(options), "environment": measured_in}
-    _write(options.out, name, record, [(blocks, record)])
-    return record
+    return run_parts(parser, {ALONE: (measure, blocks)}, arguments)
 
 
 def run_parts(
@@ -61,26 +55,28 @@ def run_parts(
     arguments: Sequence[str] | None = None,
 ) -> dict:
     """Does as ``run`` for a benchmark of several parts, of which a command may name some: the others keep their records."""
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all where none is given")
+    if ALONE not in parts:
+        parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all where none is given")
     options, name = parser.parse_args(arguments), parser.prog.rsplit(".", 1)[-1]
-    if unknown := [part for part in options.parts if part not in parts]:
+    chosen, path = getattr(options, "parts", None) or list(parts), options.out / f"{name}.json"
+    if unknown := [part for part in chosen if part not in parts]:
         parser.error(f"no part {', '.join(unknown)}: there are {', '.join(parts)}")
-    path = options.out / f"{name}.json"
+    if options.render and not path.exists():
+        parser.error(f"no {path} to render: run the benchmark without --render")
     record = json.loads(path.read_text()) if path.exists() else {}
-    for part in () if options.render else options.parts or parts:
+    records = {ALONE: record} if ALONE in parts else record
+    for part in () if options.render else chosen:
         measured_in = environment(name, arguments)
-        record[part] = {**parts[part][0](options), "environment": measured_in}
-    _write(options.out, name, record, [(blocks, record[part]) for part, (_, blocks) in parts.items() if part in record])
-    return record
-
-
-def _write(out: Path, name: str, record: dict, parts: Sequence[tuple[Callable[[dict], list[Block]], dict]]) -> None:
+        records[part] = {**parts[part][0](options), "environment": measured_in}
+    record = records.get(ALONE, records)
     from hyperdflash.report.results import write_report  # imports pandas, which a worker or a rank does not
     from hyperdflash.report.tables import markdown
 
-    text = markdown([block for blocks, own in parts for block in (*blocks(own), made_by(own["environment"]))])
-    write_report(out, {f"{name}.json": record, f"{name}.md": text})
+    found = [(blocks, records[part]) for part, (_, blocks) in parts.items() if part in records]
+    text = markdown([block for blocks, own in found for block in (*blocks(own), made_by(own["environment"]))])
+    write_report(options.out, {f"{name}.json": record, f"{name}.md": text})
     print(text)
+    return record
 
 
 def environment(name: str, arguments: Sequence[str] | None) -> dict:

@@ -135,10 +135,9 @@ def test_products_add_up_to_the_drafters_formula(shape):
 def test_the_step_needs_the_flops_that_the_formula_counts():
     """torch counts the products of a step: at least those of the formula, and less than twice as many."""
     setup = build(CASE)
-    setup.sampler.anchors = QUICK.anchors(0)
     counter = FlopCounterMode(display=False)
     with counter:
-        loss, slots = training_step(setup)
+        loss, slots = training_step(setup, QUICK.anchors(0))
     assert slots.tolist() == [QUICK.num_anchors] * QUICK.num_slots and torch.isfinite(loss)
     assert 0.9 < counter.get_total_flops() / flops_of(QUICK).total < 2.0
     assert all(p.grad is not None for p in setup.drafter.parameters())

@@ -84,7 +84,7 @@ def plan_markdown(plan: Plan) -> str:
     share = f"None: one copy of the target takes {plan.serving_gpus} of {plan.machine.gpus} GPUs, none is left to train on."
     if best:
         rates = f"{best.captured_per_s:,.0f} tokens/s captured, {best.trained_per_s:,.0f} trained"
-        share = f"Best of {len(plan.shares())} splits: {best.serve} serve, {best.train} train; {rates}."
+        share = f"Best: {best.serve} serve, {best.train} train; {rates}."
     assumed = {"machine": vars(plan.machine), "rates": vars(plan.rates)}
     given = ", ".join(f"{group}.{name} {value}" for group, own in assumed.items() for name, value in own.items())
     budget = f" With cache=stream never more than {plan.stream_gb:g} GB on disk." if plan.stream_gb else ""
@@ -110,7 +110,7 @@ def _commands(plan: Plan) -> Table:
     rows = []
     for command in commands(plan):
         time = GAP if command.hours is None else hours_text(command.hours) + command.note
-        memory = [f"{size / GIB:.1f} GiB {of}" for size, of in ((command.gpu, "a GPU"), (command.host, "host")) if size]
+        memory = [f"{size / GIB:.1f} GiB {of}" for size, of in ((command.gpu, "per GPU"), (command.host, "host")) if size]
         disk = bytes_text(command.disk) if command.disk else GAP
         rows.append([command.name, command.counted, time, disk, ", ".join(memory) or GAP])
     return Table(["Command", "counted", "time", "disk", "memory"], rows)

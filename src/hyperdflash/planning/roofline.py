@@ -222,7 +222,8 @@ def _cache(sizes: V4Sizes, ratio: int, n: float, batch: int, context: int) -> Wo
     sparse = ratio == SPARSE_RATIO
     chosen = min(compressed, sizes.index_topk) if sparse else compressed
     read = min(compressed, n * chosen) if sparse else compressed
-    num_bytes = (window + read) * sizes.entry_bytes + sparse * compressed * sizes.index_entry_bytes
+    index_keys = sparse * compressed * (sizes.index_head_dim + 4)  # FP8 and a scale
+    num_bytes = (window + read) * sizes.entry_bytes + index_keys
     scores = 4 * sizes.num_attention_heads * sizes.head_dim * (window + chosen)
     index = 2 * sizes.index_n_heads * sizes.index_head_dim * compressed if sparse else 0
     return Work("cache", batch * num_bytes, fp8_flops=index * n * batch, bf16_flops=scores * n * batch)

@@ -64,11 +64,6 @@ class V4Sizes:
         plain = self.head_dim - self.qk_rope_head_dim
         return plain + 2 * self.qk_rope_head_dim + plain // 64 + 1
 
-    @property
-    def index_entry_bytes(self) -> int:
-        """Bytes of one key of the indexer: FP8 and a scale."""
-        return self.index_head_dim + 4
-
     def distinct_experts(self, tokens: float) -> float:
         """Expected number of experts that one layer reads for ``tokens`` that route uniformly and independently."""
         return self.n_routed_experts * (1 - (1 - self.num_experts_per_tok / self.n_routed_experts) ** tokens)
