@@ -135,9 +135,9 @@ def test_the_mtp_chain_is_the_same_on_all_paths(chain):
 
 
 class SeesItsAnchor(Drafter):
-    def draft(self, anchor_ids, anchors, context_kv, visible, heads):
+    def draft(self, known_ids, anchors, context_kv, visible, heads, *inputs):
         later = torch.arange(visible.shape[2]) == anchors[..., None]
-        return super().draft(anchor_ids, anchors, context_kv, visible | later, heads)
+        return super().draft(known_ids, anchors, context_kv, visible | later, heads, *inputs)
 
 
 class ReadsARowMore(BlockProposer):

@@ -121,10 +121,8 @@ def make_plan(config: DictConfig) -> Plan:
         state_bytes=4 if config.cache.dtype == "fp32" else 2,
     )
     saving, half = replace(drafter, gradient_checkpointing=True), max(1, optim.batch_size // 2)
-    accumulate, fewer = (
-        f"trainer.batch_size={half} trainer.accumulate_grad_batches={2 * accumulated}",
-        replace(step, documents=half),
-    )
+    fewer, accumulate = replace(step, documents=half), f"trainer.batch_size={half}"
+    accumulate += f" trainer.accumulate_grad_batches={2 * accumulated}"
     checkpointing = "drafter.gradient_checkpointing=true"
     smaller = ((accumulate, drafter, fewer), (checkpointing, saving, step), (f"{checkpointing} {accumulate}", saving, fewer))
     flops = step_flops(
