@@ -17,9 +17,8 @@ from hyperdflash.decoding.loop import FirstToken, Round, Seconds
 from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.generation import job as module
-from hyperdflash.generation.api import generate, generate_stream, load_drafter, tokenizer_of
-from hyperdflash.generation.display import RoundPrinter, TextStream
-from hyperdflash.generation.job import answer_prompt, quoted
+from hyperdflash.generation.api import TextStream, generate, generate_stream, load_drafter, tokenizer_of
+from hyperdflash.generation.job import RoundPrinter, answer_prompt, quoted
 from hyperdflash.identity import decided_by
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.load import Target, load_target
@@ -116,7 +115,7 @@ def test_an_unfinished_run_is_refused(target, tmp_path):
     ("overrides", "sentence"),
     [
         (["drafted_by=dflash"], r"method=dflash has no finished run on this target .* run `python -m src\.train method=dflash"),
-        (["drafted_by=nobody"], "'nobody' is neither a run's directory nor a method; methods are dflash, "),
+        (["drafted_by=nobody"], "'nobody' is neither a run's directory nor a method; methods are best, dflash, "),
         (["drafted_by=ar", "run=x"], "run=x brings its own drafter"),
         (["drafted_by=hyperdflash"], "no finished run on this target"),
         (["max_new_tokens=0"], "max_new_tokens must be a positive integer"),

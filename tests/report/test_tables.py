@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from hyperdflash.report.acceptance import acceptance_blocks, main_table, replay_results
 from hyperdflash.report.bootstrap import MEAN, PromptCounts
-from hyperdflash.report.measure import Sample
+from hyperdflash.report.evaluation_tables import acceptance_blocks
+from hyperdflash.report.html import write_page
+from hyperdflash.report.measure import Sample, measure
 from hyperdflash.report.results import MINUS_BASELINE, Row
-from hyperdflash.report.tables import Table, html_blocks, jsonable, markdown, terminal_table
+from hyperdflash.report.tables import Table, jsonable, markdown, show
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def hand_made():
 
 
 def report_text(samples, baseline: str, num_resamples: int) -> str:
-    return markdown(acceptance_blocks(replay_results(samples, baseline, num_resamples)))
+    return markdown(acceptance_blocks(measure(samples, baseline, num_resamples=num_resamples), baseline))
 
 
 def test_record_hand_computed(hand_made):
-    found = replay_results(hand_made, baseline="B", num_resamples=100).results
+    found = measure(hand_made, baseline="B", num_resamples=100)
     assert found.groups == ("math", "code", MEAN)
 
     def value(metric, group, method="A"):
@@ -77,24 +77,27 @@ def test_every_markdown_table_is_rectangular(make_results):
     assert text.count("**") == 2 * 2 * 4  # one best per column and temperature
 
 
-def test_terminal(make_results):
-    found = replay_results(make_results(), baseline="MTP (6)", num_resamples=50)
-    console = Console(width=130, file=io.StringIO(), record=True)
-    console.print(terminal_table(main_table(found)))
-    text = console.export_text()
-    assert text.count("HyperDFlash (6)") == 2 and "temperature 1" in text and "40 math, 30 code, 20 chat" in text
+def test_terminal(make_results, capsys):
+    show(report_text(make_results(), "MTP (6)", 50))
+    text = capsys.readouterr().out
+    assert text.count("HyperDFlash (6)") == 2 * 3 and "Temperature 1" in text  # three tables per temperature
     assert "…" not in text and "**" not in text
+    (row,) = [line for line in text.splitlines() if "MTP (3)" in line and "[" in line][:1]
+    written = next(line for line in report_text(make_results(), "MTP (6)", 50).splitlines() if line.startswith("| MTP (3) |"))
+    assert row.split() == written.replace("|", " ").replace("**", "").split()
 
 
-def test_html():
+def test_html(tmp_path):
     table = Table(["Method", "τ"], [["<A> | a", "**1.0**"]])
-    assert "<h2>Taus &amp; more</h2>" in html_blocks(["## Taus & more", table])
-    assert "<td>&lt;A&gt; | a</td><td><b>1.0</b></td>" in html_blocks([table])
-    assert html_blocks(["- a\n- b", "text"]) == "<ul><li>a</li><li>b</li></ul>\n<p>text</p>"
+    blocks = ["## Taus & more", table, "- a\n- b", "text"]
+    text = write_page("t", markdown(blocks), [], tmp_path / "page.html").read_text()
+    assert "<h2>Taus &amp; more</h2>" in text
+    assert '<td>&lt;A&gt; | a</td>\n<td style="text-align:right"><strong>1.0</strong></td>' in text
+    assert "<ul>\n<li>a</li>\n<li>b</li>\n</ul>\n<p>text</p>" in text
 
 
 def test_csv(make_results):
-    found = replay_results(make_results(), baseline="MTP (6)", num_resamples=50).results
+    found = measure(make_results(), baseline="MTP (6)", num_resamples=50)
     rows = list(csv.DictReader(io.StringIO(found.csv_text())))
     assert tuple(rows[0]) == ("run", *Row._fields)
     wanted = {"temperature": "1", "method": "MTP (3)", "group": "code", "metric": "survival", "slot": "3"}
@@ -111,7 +114,7 @@ def test_json_has_no_nan(make_results):
     samples = [
         replace(s, counts=replace(s.counts, reached=s.counts.reached * (np.arange(6) < 3))) for s in samples
     ]  # slot 4 on was never verified
-    data = json.loads(json.dumps(jsonable(replay_results(samples, "MTP (6)", 50).to_json()), allow_nan=False))
+    data = json.loads(json.dumps(jsonable(measure(samples, "MTP (6)", num_resamples=50).to_json()), allow_nan=False))
 
     def row(metric, group, slot=None):
         place = {"method": "never", "temperature": 0.0, "metric": metric, "group": group, "slot": slot}
@@ -120,32 +123,22 @@ def test_json_has_no_nan(make_results):
     undefined = row("conditional", "mean", 6)
     assert (undefined["value"], undefined["low"], undefined["high"]) == (None, None, None)
     assert row("tau", "math")["value"] >= 1
-    assert data["interval"]["level"] == 0.95 and data["domains"] == ["math", "code", "chat"]
+    assert data["interval"] == {"level": 0.95, "resamples": 50, "seed": 0, "unit": "prompt"}
     assert {r["method"] for r in data["rows"] if r["metric"] == MINUS_BASELINE} == {"never"}
 
 
 def test_without_any_answer_left_everything_is_na(hand_made):
-    looping = [replace(s, looped=np.ones(4, bool), without_loops=None) for s in hand_made]
-    assert math.isnan(replay_results(looping, "B", 20).results.get("A", "tau_without_loops").value)
+    looping = [replace(s, looped=np.ones(4, bool)) for s in hand_made]
+    assert math.isnan(measure(looping, "B", num_resamples=20).get("A", "tau_without_loops").value)
     assert "n/a" in report_text(looping, "B", 20)
 
 
 def test_refuses(hand_made):
     one, two = hand_made
-    with pytest.raises(ValueError, match="no results"):
-        replay_results([], "A")
-    with pytest.raises(ValueError, match=r"baseline 'C' has no result at temperature 0; got \['A', 'B'\]"):
-        replay_results(hand_made, "C")
-    with pytest.raises(ValueError, match="different prompts"):
-        replay_results([one, replace(two, prompt_ids=("p", "q", "r", "t"))], "A")
-    with pytest.raises(ValueError, match="disagree on which answers loop"):
-        replay_results([one, replace(two, looped=np.zeros(4, bool))], "A")
-    with pytest.raises(ValueError, match="given more than once"):
-        replay_results([one, one], "A")
+    with pytest.raises(ValueError, match=r"B and A were measured on different prompts at T = 0 \(4 and 4\)"):
+        measure([one, replace(two, prompt_ids=("p", "q", "r", "t"))], "A")
     with pytest.raises(ValueError, match="one entry per prompt"):
         replace(one, groups=("math",))
-    with pytest.raises(ValueError, match="temperatures cover different domains"):
-        replay_results([one, replace(one, temperature=1.0, groups=("math",) * 4)], "A")
 
 
 def test_report_imports_no_torch():

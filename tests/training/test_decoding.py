@@ -11,12 +11,20 @@ from hydra.utils import instantiate
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.decoding.loop import decode
 from hyperdflash.drafting.proposer import Autoregressive
-from hyperdflash.evaluation import decoding_report
-from hyperdflash.evaluation.agreement import agreement_markdown, agreements
-from hyperdflash.evaluation.conversations import converse
-from hyperdflash.evaluation.decoding import AR, compare_texts, decode_all
+from hyperdflash.evaluation.conversations import Rows, converse
+from hyperdflash.evaluation.decoding import (
+    AR,
+    agreement_markdown,
+    agreements,
+    as_generation,
+    compare_texts,
+    decode_all,
+    decoded_samples,
+    lossless_markdown,
+    report,
+    turn_row,
+)
 from hyperdflash.evaluation.methods import make_methods
-from hyperdflash.evaluation.turn_rows import Rows, as_generation, read_rows, turn_row
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.sampling import Sampler, generator_for
 
@@ -27,7 +35,6 @@ def config(compose_config, mini_target, tmp_path):
         f"target.path={mini_target}",
         "benchmarks.per_domain=1",
         "benchmarks.max_new_tokens=8",
-        "generate_prompts=1",
         f"out={tmp_path}/out",
         'methods=[{name: "MTP (2)", native_steps: 2}, {name: "MTP (4)", native_steps: 4}]',
     ]
@@ -47,7 +54,6 @@ def run(config, modes=("non_think",)):
 
 def without_times(rows):
     for row in rows:
-        row.pop("generate", None)
         for turns in row["methods"].values():
             for turn in turns:
                 turn.pop("first_s")
@@ -56,7 +62,7 @@ def without_times(rows):
 
 
 def test_every_method_decodes_every_prompt_losslessly(config):
-    rows = list(read_rows(run(config, ("non_think", "think_high"))))
+    rows = run(config, ("non_think", "think_high"))
     assert len(rows) == 2 * 2 * 3 and len({(r["mode"], r["temperature"], r["id"]) for r in rows}) == 12
     for row in rows:
         assert list(row["methods"]) == [AR, "MTP (2)", "MTP (4)"]
@@ -70,31 +76,30 @@ def test_every_method_decodes_every_prompt_losslessly(config):
                 assert [t["ids"] for t in turns[:parted]] == [t["ids"] for t in row["methods"][AR]][:parted]
                 assert all(t["differs"]["tie"] for t in turns[parted : parted + 1])
                 assert parted < len(turns) or len(turns) == len(row["methods"][AR])
-    timed = [row for row in rows if "generate" in row]
-    assert {(r["mode"], r["benchmark"]) for r in timed} == {(r["mode"], r["benchmark"]) for r in rows}
-    assert len(timed) == 6 and all(row["generate"]["same_text"] for row in timed)
 
 
 def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
     config.temperature = [0]
-    rows = list(read_rows(run(config)))
+    rows = run(config)
     turn = rows[0]["methods"]["MTP (4)"][0]
     turn["differs"] = {"position": 2, "gap": 0.5, "tie": False}
     run_ids = {"MTP (2)": "as shipped", "MTP (4)": "as shipped"}
-    decoding_report.report(rows, config, run_ids, "0123456789abcdef", eos_id=-1)
+    report(rows, config, run_ids, "0123456789abcdef", eos_id=-1)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["target"]["fingerprint"] == "0123456789abcdef"
     out = tmp_path / "out"
-    for name in ("paper.md", "paper.json", "paper.csv", "figure1_non_think.png"):
+    for name in ("paper.md", "paper.csv", "figure1_non_think.png"):
         assert (out / name).stat().st_size > 0
     lossless = (out / "lossless.md").read_text()
     assert "| MTP (2) | 3 |" in lossless and "| 3 | 0 | 0 | 0 |" in lossless and "| 2 | 0 | 1 | 0 |" in lossless
-    assert "5.0e-01 | **differs** |" in lossless and "transformers generate() on 3 of these prompts" in lossless
-    samples = decoding_report.decoded_samples(rows, 0, eos_id=-1, run_ids={})
-    assert {(s.method, s.groups[0]) for s in samples} == {(m, b) for m in rows[0]["methods"] for b in ("math", "code", "chat")}
+    assert "5.0e-01 | **differs** |" in lossless
+    samples = decoded_samples(rows, eos_id=-1, run_ids={})
+    assert [s.method for s in samples] == list(rows[0]["methods"])
     for sample in samples:
-        mine = [t for r in rows if r["benchmark"] == sample.groups[0] for t in r["methods"][sample.method]]
-        assert sample.counts.emitted.sum() == sum(len(t["ids"]) - 1 for t in mine)
-        assert sample.seconds.sum() == pytest.approx(sum(sum(x[4:]) for t in mine for x in t["rounds"]))
+        assert sample.groups == tuple(row["benchmark"] for row in rows) and set(sample.groups) == {"math", "code", "chat"}
+        for row, emitted, seconds in zip(rows, sample.counts.emitted, sample.seconds, strict=True):
+            turns = row["methods"][sample.method]
+            assert emitted == sum(len(t["ids"]) - 1 for t in turns)
+            assert seconds == pytest.approx(sum(sum(x[4:]) for t in turns for x in t["rounds"]))
 
 
 def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):
@@ -116,33 +121,33 @@ def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):
     assert [("differs" in t, t.get("compared", True)) for t in rows["other"]] == [(False, True), (True, True), (False, False)]
     assert not any("differs" in t or "compared" in t for t in rows[AR])
     differs = rows["other"][1]["differs"]
-    text = decoding_report.lossless_markdown([{"id": "a", "mode": "non_think", "methods": rows}])
+    text = lossless_markdown([{"id": "a", "mode": "non_think", "methods": rows}])
     assert f"| other | 3 | 3 | 1 | {differs['tie']:d} | {not differs['tie']:d} | 1 |" in text and "another one" in text
 
 
 def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
-    whole = without_times(list(read_rows(run(config))))
+    whole = without_times(run(config))
     path = tmp_path / "out" / "rows.jsonl"
     path.unlink()
 
     class Killed(Exception):
         pass
 
-    append, count = Rows.append, []
+    write, count = Rows.write, []
 
-    def append_three(self, row):
+    def write_three(self, row):
         count.append(row)
-        if len(count) == 4:  # the header is one
+        if len(count) == 3:
             with self.path.open("a") as file:
                 file.write(json.dumps(row)[:40])
             raise Killed
-        append(self, row)
+        write(self, row)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Rows, "append", append_three)
+        patch.setattr(Rows, "write", write_three)
         run(config)
-    run(config)
-    assert without_times(list(read_rows(path))) == whole
+    assert without_times(run(config)) == whole
+    assert without_times([json.loads(line) for line in path.read_text().splitlines()[1:]]) == whole
 
     config.seed = 3
     with pytest.raises(ValueError, match="measured with another seed"):
@@ -153,20 +158,9 @@ def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
         run(config)
 
 
-def test_prompts_that_generate_answered_before_a_kill_count(config):
-    config.temperature, config.methods = [0], config.methods[:1]
-    config.benchmarks.per_domain, config.benchmarks.max_new_tokens = 2, 2
-    path = run(config)
-    whole = [row["id"] for row in read_rows(path) if "generate" in row]
-    assert len(whole) == 3  # generate_prompts=1 of each domain
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))  # the header and one prompt
-    run(config)
-    assert [row["id"] for row in read_rows(path) if "generate" in row] == whole
-
-
 def test_a_turn_comes_back_from_its_row_with_its_times(config):
     config.temperature = [0]
-    rows = list(read_rows(run(config)))
+    rows = run(config)
     for turn in (turn for row in rows for turns in row["methods"].values() for turn in turns):
         generation = as_generation(turn)
         turn.pop("differs", None)
@@ -184,7 +178,7 @@ def test_the_loop_rounds_states_as_the_cache_does(dtype, config):
 
 
 def test_loop_and_replay_agree_and_a_difference_is_seen(config):
-    rows = list(read_rows(run(config)))
+    rows = run(config)
     methods, modules, target = loaded(config)
     found = agreements(rows, methods, modules, target, config)
     assert [(a.method, a.temperature) for a in found] == [(m, t) for m in ("MTP (2)", "MTP (4)") for t in (0.0, 1.0)]
@@ -204,7 +198,7 @@ def test_loop_and_replay_agree_and_a_difference_is_seen(config):
 
 def test_a_sampled_replay_is_the_mean_of_several_draws(config):
     config.temperature = [1]
-    rows = list(read_rows(run(config)))
+    rows = run(config)
     methods, modules, target = loaded(config)
 
     def tau(draws: int, seed: int) -> float:
@@ -222,5 +216,5 @@ def test_a_method_without_a_run_names_the_command_that_trains_it(compose_config,
         make_methods(compose_config("evaluate", ["methods=[dflash]", *given]))
     command = "python -m src.train method=dflash corpus.validation=3 blocks.num_anchors=4 experiment=stage1"
     assert f"`{command}`" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"'nobody' is neither a run's directory nor a method; methods are dflash, "):
+    with pytest.raises(ValueError, match=r"'nobody' is neither a run's directory nor a method; methods are best, dflash, "):
         make_methods(compose_config("evaluate", ["methods=[nobody]"]))

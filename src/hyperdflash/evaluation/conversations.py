@@ -2,12 +2,16 @@
 
 1. places       the prompts that fit (data.prompts), mode by mode and temperature by temperature
 2. converse     per prompt all methods, in rotating order; every turn continues the history that its method wrote
-3. rows.jsonl   one line per prompt after its last method (evaluation.turn_rows): a kill loses one prompt
-4. samples_of   lines -> a Sample per method, benchmark, mode and temperature (hyperdflash.report.measure)
+3. rows.jsonl   one line per prompt after its last method: ``mode``, ``temperature``, ``benchmark``, ``id`` and ``methods``,
+                name -> its turns. A killed evaluation resumes after the last line
+4. samples      a Sample per method, mode and temperature (hyperdflash.report.measure)
+5. report       the paper's tables and evaluation.json
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,13 +24,42 @@ from hyperdflash.cli import command_of
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.decoding.repetition import ends_in_loop
-from hyperdflash.evaluation.turn_rows import Rows
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.bootstrap import PromptCounts
+from hyperdflash.report.evaluation_tables import write_paper_report
 from hyperdflash.report.measure import Sample
-from hyperdflash.report.paper import columns_of, write_paper_report
+from hyperdflash.report.results import write_report
+from hyperdflash.report.tables import show
 
 Answer = Callable[[str, list[int], float, str], dict]  # method, prompt ids, temperature, name of its draws -> a turn's row
+# A method and the turns of each of N prompts -> its counts and the seconds of decoding of each prompt.
+Count = Callable[[str, list[list[dict]]], tuple[PromptCounts, list[float]]]
+
+
+class Rows(list):
+    """The prompts' lines of rows.jsonl, which stand below a header of what decides them; drops a line that a kill cut short."""
+
+    def __init__(self, path: Path, identity: dict):
+        self.path, self.header = path, {"identity": json.loads(json.dumps(identity))}
+        data = path.read_bytes() if path.exists() else b""
+        if not data.endswith(b"\n") and data:
+            os.truncate(path, data.rfind(b"\n") + 1)
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
+        header, *rows = map(json.loads, lines or [json.dumps(self.header)])
+        if header != self.header:
+            here, found = self.header["identity"], header.get("identity", {})
+            other = sorted(name for name in here.keys() | found.keys() if found.get(name) != here.get(name))
+            raise ValueError(f"{path} was measured with another {', '.join(other)}: give another out=, or remove the file")
+        super().__init__(rows)
+
+    def write(self, row: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            lines = [json.dumps(line) for line in ([row] if file.tell() else [self.header, row])]
+            file.write("\n".join([*lines, ""]))
+            file.flush()
+            os.fsync(file.fileno())
+        self.append(json.loads(lines[-1]))
 
 
 def answer_all(
@@ -39,26 +72,21 @@ def answer_all(
     *,
     prepare: Callable[[list[int]], None] = lambda prompt_ids: None,
     complete: Callable[[dict], None] = lambda row: None,
-) -> Path:
-    """Runs every method on every prompt, mode and temperature that rows.jsonl lacks; returns its path.
+) -> list[dict]:
+    """Runs every method on every prompt, mode and temperature that rows.jsonl lacks; returns all its rows.
 
     ``identity`` decides the rows, with the seed, the methods and the prompts. ``prepare`` takes the first prompt's ids
-    where any prompt is left, before the file's header names the methods; ``complete`` takes each row before it is written.
+    where any prompt is left; ``complete`` takes each row before it is written.
     """
     modes: list[Mode] = list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
-    places = [
-        (mode, float(temperature), prompt)
-        for mode in modes
-        for fitting in [prompts.fitting(tokenizer, mode)]
-        for temperature in config.temperature
-        for prompt in fitting
-    ]
+    fitting = {mode: prompts.fitting(tokenizer, mode) for mode in modes}
+    places = [(mode, float(t), prompt) for mode in modes for t in config.temperature for prompt in fitting[mode]]
     shared = {"benchmarks": OmegaConf.to_container(config.benchmarks, resolve=True), "top_p": config.top_p, "seed": config.seed}
     rows = Rows(Path(config.out) / "rows.jsonl", {**identity, **shared})
-    left = [place for place in places if (place[0], place[1], place[2].id) not in rows.done]
+    done = {(row["mode"], row["temperature"], row["id"]) for row in rows}
+    left = [place for place in places if (place[0], place[1], place[2].id) not in done]
     if left:
         prepare(encode_rounds(places[0][2], tokenizer, places[0][0])[0])
-    rows.start()
     if len(left) < len(places):
         print(f"{len(places) - len(left)} of {len(places)} prompts are in {rows.path} already", flush=True)
     with tqdm(total=len(places), initial=len(places) - len(left), desc="decode", unit="prompt", mininterval=2) as bar:
@@ -76,9 +104,9 @@ def answer_all(
             row = {"mode": mode, "temperature": temperature, "benchmark": prompt.domain, "id": prompt.id}
             row["methods"] = {name: turns[name] for name in methods}
             complete(row)
-            rows.append(row)
+            rows.write(row)
             bar.update()
-    return rows.path
+    return rows
 
 
 def converse(
@@ -98,53 +126,27 @@ def converse(
     return turns
 
 
-def samples_of(
-    rows: Sequence[dict],
-    seed: int,
-    eos_id: int,
-    runs: dict[str, str],
-    count: Callable[[str, list[list[dict]]], tuple[PromptCounts, list[float]]],
-) -> list[Sample]:
-    """Returns a sample per method, benchmark, mode and temperature, summed over a prompt's turns.
-
-    ``count``: a method and the turns of each of N prompts -> its counts and the seconds of decoding of each prompt.
-    """
-    parts: dict[tuple, list[dict]] = {}
-    for row in rows:
-        parts.setdefault((row["mode"], row["temperature"], row["benchmark"]), []).append(row)
+def samples_of(rows: Sequence[dict], eos_id: int, runs: dict[str, str], count: Count) -> list[Sample]:
+    """Returns a sample per method, mode and temperature, summed over a prompt's turns."""
     found = []
-    for (mode, temperature, benchmark), prompts in parts.items():
+    for mode, temperature in dict.fromkeys((row["mode"], row["temperature"]) for row in rows):
+        prompts = [row for row in rows if (row["mode"], row["temperature"]) == (mode, temperature)]
         for name in prompts[0]["methods"]:
             turns = [row["methods"][name] for row in prompts]
+            ids, groups = (tuple(row[key] for row in prompts) for key in ("id", "benchmark"))
+            looped = np.array([any(ends_in_loop(turn["ids"], end_token_id=eos_id) for turn in own) for own in turns])
             counts, seconds = count(name, turns)
-            found.append(
-                Sample(
-                    method=name,
-                    temperature=temperature,
-                    prompt_ids=tuple(row["id"] for row in prompts),
-                    groups=(benchmark,) * len(prompts),
-                    counts=counts,
-                    looped=np.array([any(ends_in_loop(t["ids"], end_token_id=eos_id) for t in own) for own in turns]),
-                    run=runs.get(name, ""),
-                    mode=mode,
-                    seconds=np.array(seconds),
-                    seeds=(seed,),
-                )
-            )
+            found.append(Sample(name, temperature, ids, groups, counts, looped, runs.get(name, ""), mode, np.array(seconds)))
     return found
 
 
-def write_tables(
-    samples: Sequence[Sample], config: DictConfig, target: str, methods: Sequence[str], figures: bool = True
-) -> list[Path]:
-    """Writes paper.md and its companions, with rows for ``methods`` even where nothing was measured."""
-    columns = columns_of([name for s in samples for name in s.groups])
-    return write_paper_report(samples, config.out, target, columns, methods, config.num_resamples, config.seed, figures)
-
-
-def write_evaluation(config: DictConfig, fingerprint: str, num_prompts: int, **more: object) -> Path:
-    """Writes evaluation.json: target, prompts, command and code."""
-    path = Path(config.out) / "evaluation.json"
-    record = {"target": {"path": str(config.target.path), "fingerprint": fingerprint}, "prompts": num_prompts, **more}
-    write_json(path, record | {"environment": environment_record(command_of("src.evaluate"))})
-    return path
+def write_evaluation(
+    samples: Sequence[Sample], config: DictConfig, title: str, texts: dict[str, str], record: dict, figures: bool = True
+) -> None:
+    """Writes and shows paper.md with its companions and the Markdown ``texts`` by file name; writes ``record`` with the command
+    and the versions to evaluation.json. ``title`` names the target."""
+    out = Path(config.out)
+    written = write_paper_report(samples, out, title, config.num_resamples, config.seed, figures) + write_report(out, texts)
+    write_json(out / "evaluation.json", record | {"environment": environment_record(command_of("src.evaluate"))})
+    show("\n".join(path.read_text() for path in written if path.suffix == ".md"))
+    print(f"wrote {', '.join(path.name for path in written)}, evaluation.json in {out}")

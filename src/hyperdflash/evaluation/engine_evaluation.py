@@ -21,12 +21,10 @@ from hyperdflash.contracts import ENGINES
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.engines.serving import Served, ask
-from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation, write_tables
-from hyperdflash.evaluation.methods import compose_method
-from hyperdflash.evaluation.turn_rows import read_rows
+from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation
 from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import AUTOREGRESSIVE
-from hyperdflash.report.tables import Table, markdown
+from hyperdflash.report.tables import GAP, Table, markdown
 from hyperdflash.settings import one_of, positive_number
 from hyperdflash.targets.load import fingerprint, load_heads
 
@@ -37,8 +35,39 @@ def evaluate_in_engine(config: DictConfig) -> Path:
     """Asks the servers, then writes the report; returns the folder."""
     engine = one_of("engine.name", config.engine.name, ENGINES)
     servers = servers_of(config.engine)
-    rows = list(read_rows(ask_all(config, engine, servers)))
-    report(rows, config, engine, servers)
+    timeout_s = positive_number("engine.timeout_s", config.engine.timeout_s)
+    benchmark: Prompts = instantiate(config.benchmarks)
+    tokenizer = load_tokenizer(config.target.path)
+    eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
+    target = fingerprint(load_heads(config.target.path))
+
+    def request(name: str, prompt_ids: list[int], max_new_tokens: int, temperature: float, seed: int) -> Served:
+        sampling = {"temperature": temperature, "top_p": config.top_p if temperature else 1.0, "seed": seed}
+        limits = {"max_new_tokens": max_new_tokens, "stop_ids": (eos_id,)}
+        found = ask(engine, servers[name], prompt_ids, timeout_s, **limits, **sampling)
+        check_method(name, servers[name], found)
+        return found
+
+    def warm_up(prompt_ids: list[int]) -> None:
+        for name in servers:
+            request(name, prompt_ids, 16, 0, 0)
+
+    def answer(name: str, prompt_ids: list[int], temperature: float, draws: str) -> dict:
+        found = request(name, prompt_ids, benchmark.max_new_tokens, temperature, seed_of(draws))
+        return {"prompt_tokens": len(prompt_ids), **asdict(found)}
+
+    def count(name: str, prompts: list[list[dict]]) -> tuple[PromptCounts, list[float]]:
+        return prompt_counts(prompts, num_slots(name)), [sum(turn["decode_s"] for turn in turns) for turns in prompts]
+
+    identity = {"engine": engine, "target": target, "methods": list(servers)}
+    rows = answer_all(config, identity, benchmark, tokenizer, list(servers), answer, prepare=warm_up)
+    title = f"{config.target.path} ({target}) served by {engine}, batch size 1"
+    by_slot = all(turn["survived"] is not None for row in rows for turns in row["methods"].values() for turn in turns)
+    samples = samples_of(rows, eos_id, dict.fromkeys(servers, f"{engine}'s own"), count)
+    texts = {"engine.md": engine_markdown(rows, title, by_slot)}
+    record = {"target": {"path": str(config.target.path), "fingerprint": target}, "prompts": len(rows)}
+    record |= {"engine": engine, "servers": servers}
+    write_evaluation(samples, config, title, texts, record, figures=by_slot)  # a figure needs counts per slot
     return Path(config.out)
 
 
@@ -69,43 +98,17 @@ def num_slots(method: str) -> int:
     return 0 if method == AUTOREGRESSIVE else int(MTP.fullmatch(method)[1])
 
 
-def ask_all(config: DictConfig, engine: str, servers: dict[str, str]) -> Path:
-    """Writes rows.jsonl of every server on every prompt; returns its path."""
-    benchmark: Prompts = instantiate(config.benchmarks)
-    tokenizer = load_tokenizer(config.target.path)
-    stop_ids = (special_ids(tokenizer, config.target.mask_token_id).eos,)
-    timeout_s = positive_number("engine.timeout_s", config.engine.timeout_s)
-
-    def request(name: str, prompt_ids: list[int], max_new_tokens: int, temperature: float, top_p: float, seed: int) -> Served:
-        sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        found = ask(engine, servers[name], prompt_ids, timeout_s, stop_ids=stop_ids, **sampling)
-        check_method(name, servers[name], found)
-        return found
-
-    def warm_up(prompt_ids: list[int]) -> None:
-        for name in servers:
-            request(name, prompt_ids, 16, 0, 1.0, 0)
-
-    def answer(name: str, prompt_ids: list[int], temperature: float, draws: str) -> dict:
-        top_p = config.top_p if temperature else 1.0
-        found = request(name, prompt_ids, benchmark.max_new_tokens, temperature, top_p, seed_of(draws))
-        return {"prompt_tokens": len(prompt_ids), **asdict(found)}
-
-    identity = {"engine": engine, "target": fingerprint(load_heads(config.target.path)), "methods": list(servers)}
-    return answer_all(config, identity, benchmark, tokenizer, list(servers), answer, prepare=warm_up)
-
-
 def check_method(method: str, server: str, answer: Served) -> None:
     """Raises ValueError where the server runs another method than its name."""
+    wrong = ""
     if method == AUTOREGRESSIVE:
-        if answer.rounds:
-            raise ValueError(f"{server} was named AR but drafts: start it without speculation, or name it by its method")
+        wrong = "drafts: start it without speculation, or name it by its method" if answer.rounds else ""
     elif answer.after_first and not answer.rounds:
-        raise ValueError(f"{server} was named {method} but drafts nothing: start it with its MTP block, or name it AR")
+        wrong = "drafts nothing: start it with its MTP block, or name it AR"
     elif answer.survived and len(answer.survived) != num_slots(method):
-        raise ValueError(
-            f"{server} was named {method} but drafts {len(answer.survived)} tokens per round: name it by what it runs"
-        )
+        wrong = f"drafts {len(answer.survived)} tokens per round: name it by what it runs"
+    if wrong:
+        raise ValueError(f"{server} was named {method} but {wrong}")
 
 
 def seed_of(draws: str) -> int:
@@ -113,83 +116,50 @@ def seed_of(draws: str) -> int:
     return int.from_bytes(hashlib.blake2b(draws.encode(), digest_size=8).digest(), "big") >> 33
 
 
-def report(rows: Sequence[dict], config: DictConfig, engine: str, servers: dict[str, str]) -> None:
-    """Writes paper.md and its companions, engine.md and evaluation.json."""
-    out, target = Path(config.out), fingerprint(load_heads(config.target.path))
-    eos_id = special_ids(load_tokenizer(config.target.path), config.target.mask_token_id).eos
-
-    def count(name: str, prompts: list[list[dict]]) -> tuple[PromptCounts, list[float]]:
-        return prompt_counts(prompts, num_slots(name)), [sum(turn["decode_s"] for turn in turns) for turns in prompts]
-
-    samples = samples_of(rows, config.seed, eos_id, dict.fromkeys(servers, f"{engine}'s own"), count)
-    title = f"{config.target.path} ({target}) served by {engine}, batch size 1"
-    by_slot = all(turn["survived"] is not None for row in rows for turns in row["methods"].values() for turn in turns)
-    drafting = [name for name in servers if name != AUTOREGRESSIVE]
-    write_tables(samples, config, title, drafting, figures=by_slot)  # a figure needs counts per slot
-    unserved = not_served(config)
-    (out / "engine.md").write_text(engine_markdown(rows, title, by_slot, unserved))
-    write_evaluation(config, target, len(rows), engine=engine, servers=servers, not_served=unserved)
-    print((out / "paper.md").read_text() + "\n" + (out / "engine.md").read_text())
-    print(f"wrote paper.md, engine.md, evaluation.json and the tables' files in {out}")
-
-
-def not_served(config: DictConfig) -> list[str]:
-    """Returns the configured methods with a drafter of their own, as the tables name them."""
-    composed = [compose_method(name, config.training) for name in config.methods]
-    trained = [method for method in composed if "native_steps" not in method.method]
-    return [f"{method.method.title} ({instantiate(method.drafter).num_slots})" for method in trained]
-
-
 def prompt_counts(prompts: Sequence[Sequence[dict]], slots: int) -> PromptCounts:
     """Sums the turns of each of N prompts. AR's rounds are its tokens; a round reaches a slot where it accepts the one
     before."""
-    emitted, accepted, rounds = np.zeros((3, len(prompts)), dtype=np.int64)
-    survived = np.zeros((len(prompts), slots), dtype=np.int64)
-    for i, turns in enumerate(prompts):
-        for turn in turns:
-            emitted[i] += turn["after_first"]
-            accepted[i] += turn["accepted"]
-            rounds[i] += turn["rounds"] if slots else turn["after_first"]
-            if turn["survived"]:
-                survived[i] += turn["survived"]
-    reached = np.concatenate([rounds[:, None], survived[:, :-1]], axis=1) if slots else survived
-    return PromptCounts(emitted, accepted, rounds, survived, reached)
+
+    def total(name: str) -> np.ndarray:
+        return np.array([sum(turn[name] for turn in turns) for turns in prompts], dtype=np.int64)
+
+    emitted, rounds = total("after_first"), total("rounds" if slots else "after_first")
+    survived = [np.sum([turn["survived"] or [0] * slots for turn in turns], axis=0) for turns in prompts]
+    survived = np.array(survived, dtype=np.int64).reshape(len(prompts), slots)
+    reached = np.concatenate([rounds[:, None], survived], axis=1)[:, :slots]
+    return PromptCounts(emitted, total("accepted"), rounds, survived, reached)
 
 
-def engine_markdown(rows: Sequence[dict], target: str, by_slot: bool, unserved: Sequence[str]) -> str:
-    """Returns throughput, latency and acceptance per method and temperature, and the methods that no stock engine serves."""
+def engine_markdown(rows: Sequence[dict], target: str, by_slot: bool) -> str:
+    """Returns throughput, latency and acceptance per method and temperature."""
     header = ["Method", "T", "answers", "tokens", "tokens/s", "first token ms", "p95", "ms/token", "answer s", "p95", "τ"]
     header += ["accepted", "text as AR's"]
     lines = []
     for temperature in sorted({row["temperature"] for row in rows}):
-        part = [row for row in rows if row["temperature"] == temperature]
-        for name in part[0]["methods"]:
-            turns = [turn for row in part for turn in row["methods"][name]]
-            after, seconds = sum(t["after_first"] for t in turns), sum(t["decode_s"] for t in turns)
-            rounds, accepted = (sum(t[key] for t in turns) for key in ("rounds", "accepted"))
+        part = [row["methods"] for row in rows if row["temperature"] == temperature]
+        for name in part[0]:
+            turns = [turn for methods in part for turn in methods[name]]
+            after, seconds, rounds, accepted = (
+                sum(turn[key] for turn in turns) for key in ("after_first", "decode_s", "rounds", "accepted")
+            )
             first = 1e3 * np.array([t["first_s"] for t in turns])
             whole = np.array([t["first_s"] + t["decode_s"] for t in turns])
-            pairs = [zip(row["methods"][name], row["methods"][AUTOREGRESSIVE], strict=False) for row in part]
-            same = [turn["ids"] == plain["ids"] for pair in pairs for turn, plain in pair]
+            pairs = [pair for methods in part for pair in zip(methods[name], methods[AUTOREGRESSIVE], strict=False)]
+            same = sum(turn["ids"] == plain["ids"] for turn, plain in pairs)
             line = [name, f"{temperature:g}", f"{len(turns):,}", f"{sum(len(t['ids']) for t in turns):,}"]
-            line += [f"{after / seconds:.1f}" if seconds else "-", f"{np.median(first):.1f}", f"{np.percentile(first, 95):.1f}"]
-            line += [f"{1e3 * seconds / after:.2f}" if after else "-"]
+            line += [f"{after / seconds:.1f}" if seconds else GAP, f"{np.median(first):.1f}", f"{np.percentile(first, 95):.1f}"]
+            line += [f"{1e3 * seconds / after:.2f}" if after else GAP]
             line += [f"{np.median(whole):.2f}", f"{np.percentile(whole, 95):.2f}"]
-            line += [f"{after / rounds:.2f}", f"{accepted / rounds:.2f}"] if rounds else ["-", "-"]
-            lines.append([*line, f"{sum(same)} of {len(same)}" if temperature == 0 and name != AUTOREGRESSIVE else ""])
-    blocks = [
-        f"### In the engine: target {target}",
-        Table(header, lines),
+            line += [f"{after / rounds:.2f}", f"{accepted / rounds:.2f}"] if rounds else [GAP, GAP]
+            lines.append([*line, f"{same} of {len(pairs)}" if temperature == 0 and name != AUTOREGRESSIVE else ""])
+    notes = (
         "One request at a time. tokens/s and ms/token: decoding, the first chunk left out; first token and answer: seen by the "
         "client, medians and 95th percentiles. τ and accepted: from the server's counters, which count accepted drafts past "
-        "the end of a text too. At T = 0 a text may differ from AR's where two logits tie within the engine's rounding.",
-    ]
+        "the end of a text too. At T = 0 a text may differ from AR's where two logits tie within the engine's rounding. A "
+        "stock engine has no drafter that reads the residual's paths before hc_head, so a HyperDFlash drafter cannot be served "
+        "yet: `python -m src.evaluate by=decoding` measures it in this project's own loop."
+    )
+    blocks = [f"### In the engine: target {target}", Table(header, lines), notes]
     if not by_slot:
-        blocks[-1] += "\nThe server does not say how many drafts each step accepted: no acceptance by position, no Figure 1."
-    if unserved:
-        blocks.append(
-            f"Not measured here: {'; '.join(unserved)}. A stock engine serves plain decoding and the target's own MTP block; "
-            "it has no drafter that reads the residual's paths before hc_head, so a HyperDFlash drafter cannot be served yet. "
-            "`python -m src.evaluate by=decoding` measures these in this project's own loop."
-        )
+        blocks.append("The server does not say how many drafts each step accepted: no acceptance by position, no Figure 1.")
     return markdown(blocks)

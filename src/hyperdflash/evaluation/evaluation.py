@@ -4,7 +4,7 @@
 2. prompts      held-out prompts with the target's answers at each temperature, from disk or made once
 3. states       with every layer that any method reads
 4. replay       one pass per method and batch -> rounds -> counts per prompt
-5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the table on the terminal
+5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the tables on the terminal
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from tqdm import tqdm
 
 from hyperdflash.answers.exchange import AnswerSettings
@@ -29,16 +28,19 @@ from hyperdflash.decoding.replay import concat_rounds, replay
 from hyperdflash.evaluation.methods import baseline_of, make_methods
 from hyperdflash.preparing.dataset import with_supervised_pair
 from hyperdflash.preparing.job import StatesJob
-from hyperdflash.record import environment_record, write_json
-from hyperdflash.report.acceptance import acceptance_blocks, main_table, replay_results
+from hyperdflash.record import environment_record
 from hyperdflash.report.bootstrap import PromptCounts
+from hyperdflash.report.evaluation_tables import acceptance_blocks
 from hyperdflash.report.figures import results_figure
-from hyperdflash.report.measure import Sample
-from hyperdflash.report.tables import jsonable, markdown, terminal_table
+from hyperdflash.report.measure import Sample, measure
+from hyperdflash.report.results import write_report
+from hyperdflash.report.tables import jsonable, markdown, show
 from hyperdflash.settings import natural_int, one_of
 from hyperdflash.states.store import collate
 from hyperdflash.targets.load import load_heads
 from hyperdflash.training.datamodule import on_tensors
+
+BATCH = 16
 
 
 def evaluate_by_replay(config: DictConfig) -> dict:
@@ -56,70 +58,50 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     job = StatesJob(config)
     tokenizer, store = job.tokenizer, job.open_store(heads)
     layer_ids = tuple(sorted({i for method in methods for i in method.layer_ids}))
-    drafters = [(method, method.drafter(config, heads).to(device)) for method in methods]
+    drafters = {method.name: method.drafter(config, heads).to(device) for method in methods}
     heads = heads.to(device)
     eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
-    out = Path(config.out)
+    runs = {method.name: method.run_id for method in methods}
 
-    results = []
+    samples = []
     for temperature in config.temperature:
-        settings = AnswerSettings(
-            temperature=temperature,
-            top_p=config.top_p if temperature > 0 else 1.0,
-            max_new_tokens=benchmark.max_new_tokens,
-            max_length=benchmark.max_length,
-            mode=config.mode,
-            seed=config.seed if temperature > 0 else 0,
-            dtype=config.target.dtype,
-        )
-        documents = with_supervised_pair(
-            job.target_answers(benchmark.fitting(tokenizer, config.mode), store.key.target, settings)
-        )
+        sampled = {"top_p": config.top_p, "seed": config.seed} if temperature else {"top_p": 1.0, "seed": 0}
+        limits = {"max_new_tokens": benchmark.max_new_tokens, "max_length": benchmark.max_length}
+        settings = AnswerSettings(temperature=temperature, mode=config.mode, dtype=config.target.dtype, **limits, **sampled)
+        prompts = benchmark.fitting(tokenizer, config.mode)
+        documents = with_supervised_pair(job.target_answers(prompts, store.key.target, settings))
         states = job.states(documents, store, layer_ids)
-        row_of = {document.id: row for row, document in enumerate(d for shard in states.shards for d in shard.documents)}
-        rows_in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
+        ids, domains = tuple(document.id for document in documents), tuple(document.domain for document in documents)
         looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in documents])
         ended = np.mean([int(document.input_ids[-1]) == eos_id for document in documents])
         print(
             f"T = {temperature}: {len(documents)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop", flush=True
         )
-        batches = [list(range(i, min(i + 16, len(states)))) for i in range(0, len(states), 16)]
-        parts: dict[str, list] = {method.name: [] for method in methods}
-        with tqdm(total=len(states) * len(methods), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
+        row_of = {document.id: row for row, document in enumerate(d for shard in states.shards for d in shard.documents)}
+        in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
+        batches = [range(i, min(i + BATCH, len(states))) for i in range(0, len(states), BATCH)]
+        parts: dict[str, list] = {name: [] for name in drafters}
+        with tqdm(total=len(states) * len(drafters), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
             for batch in batches:
                 rows = on_tensors(collate([states[i] for i in batch]), lambda tensor: tensor.to(device))
-                for method, drafter in drafters:
-                    parts[method.name].append(replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed))
+                for name, drafter in drafters.items():
+                    parts[name].append(replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed))
                     bar.update(len(batch))
-        for method in methods:
-            rounds = concat_rounds(parts[method.name], [len(batch) for batch in batches])
-            counts = document_counts(rounds, len(states))
-            results.append(
-                Sample(
-                    method=method.name,
-                    temperature=float(temperature),
-                    prompt_ids=tuple(document.id for document in documents),
-                    groups=tuple(document.domain for document in documents),
-                    counts=PromptCounts(**{name: sums[rows_in_order] for name, sums in counts._asdict().items()}),
-                    looped=looped,
-                    run=method.run_id,
-                )
-            )
-    found = replay_results(results, baseline=baseline, num_resamples=config.num_resamples, seed=config.seed)
-    metrics = {
-        **jsonable(found.to_json()),
-        "target": {"path": str(config.target.path), "fingerprint": store.key.target},
-        "environment": environment_record(command_of("src.evaluate")),
-        "runs": {method.name: method.run_id for method in methods},
-    }
-    write_json(out / "metrics.json", metrics)
-    (out / "acceptance.md").write_text(markdown(acceptance_blocks(found)))
-    (out / "acceptance.csv").write_text(found.results.csv_text())
-    results_figure(found.results, out / "acceptance.png", f"Per-position acceptance, target {store.key.target}")
-    console = Console()
-    Console(width=max(console.width, 130)).print(terminal_table(main_table(found)))
-    print(f"wrote {out}/metrics.json, acceptance.md, acceptance.csv, acceptance.png")
-    return metrics
+        for name, own in parts.items():
+            counts = document_counts(concat_rounds(own, [len(batch) for batch in batches]), len(states))
+            counts = PromptCounts(*(sums[in_order] for sums in counts))
+            samples.append(Sample(name, float(temperature), ids, domains, counts, looped, runs[name]))
+    found = measure(samples, baseline, (), config.num_resamples, config.seed)
+    metrics = {"baseline": baseline, "domains": list(found.groups[:-1]), **found.to_json(), "runs": runs}
+    metrics["target"] = {"path": str(config.target.path), "fingerprint": store.key.target}
+    metrics["environment"] = environment_record(command_of("src.evaluate"))
+    text = markdown(acceptance_blocks(found, baseline))
+    contents = {"metrics.json": metrics, "acceptance.md": text, "acceptance.csv": found.csv_text()}
+    write_report(config.out, contents)
+    results_figure(found, Path(config.out) / "acceptance.png", f"Per-position acceptance, target {store.key.target}")
+    show(text)
+    print(f"wrote {config.out}/{', '.join(contents)}, acceptance.png")
+    return jsonable(metrics)
 
 
 def device_of(name: str) -> torch.device:
@@ -133,8 +115,5 @@ def device_of(name: str) -> torch.device:
 
 def _last_answer(document: Document) -> list[int]:
     """Returns the trailing run of supervised tokens."""
-    mask = document.loss_mask.tolist()
-    start = len(mask)
-    while start and mask[start - 1]:
-        start -= 1
-    return document.input_ids[start:].tolist()
+    others = (~document.loss_mask).nonzero()
+    return document.input_ids[int(others[-1]) + 1 if len(others) else 0 :].tolist()

@@ -79,7 +79,7 @@ def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, Dic
 
 def make_methods(config: DictConfig) -> list[Method]:
     """Returns every method of ``config.methods``, or the run in ``config.run``; loads no weights."""
-    entries = [config.run] if config.run else list(config.methods)
+    entries = [config.run] if config.run else config.methods
     methods = [method for entry in entries for method in methods_of(entry, config)]
     if len({method.name for method in methods}) < len(methods):
         raise ValueError("two methods have one name: give each of `methods` its own, as in {name: NAME, run: DIRECTORY}")
@@ -150,20 +150,20 @@ def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:
 
     found = RunIndex().nearest(wanted, needed, left_open)
     if not found:
-        words = [*training_words(name, config.training), *_given("target", "cache")]
+        words = shlex.join([*training_words(name, config.training), *_given("target", "cache")])
         raise ValueError(
-            f"method {name!r} has no finished run in {runs_dir() / 'train'}: run `python -m src.train {shlex.join(words)}` "
-            "first, or leave it out of `methods`"
+            f"method {name!r} has no finished run in {runs_dir() / 'train'}: run `python -m src.train {words}` first, or leave "
+            "it out of `methods`"
         )
-    (run, differing), *others = found
-    equal = [run.directory.name, *(other.directory.name for other, its in others if len(its) == len(differing))]
+    run, differing = found[0]
+    equal = [other.directory.name for other, its in found if len(its) == len(differing)]
     if len(equal) > 1:
         raise ValueError(
             f"method {name!r} has {len(equal)} finished runs that fit alike, {', '.join(equal)}: give one's directory in "
             "`methods`, or an option in which they differ in `training`"
         )
-    if differing or others:
-        print(f"{name}: takes {run.directory}" + (f", the nearest of {len(found)} runs" if others else ""))
+    if differing or len(found) > 1:
+        print(f"{name}: takes {run.directory}, the nearest of {len(found)} runs")
     for option, (value, asked) in differing.items():
         print(f"  differs in {option}: the run has {value}, `python -m src.train method={name}` would take {asked}")
     return run

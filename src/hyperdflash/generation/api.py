@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
@@ -23,7 +24,6 @@ from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.loop import FirstToken, Generation, Round, collect, speculate
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.proposer import Autoregressive, Proposer
-from hyperdflash.generation.display import TextStream
 from hyperdflash.settings import positive_int
 from hyperdflash.targets import load
 from hyperdflash.targets.load import Target
@@ -49,13 +49,28 @@ class Answer:
     generation: Generation
 
 
+class TextStream:
+    """Decodes ids as they arrive; an incomplete character of a byte-level vocabulary waits for its last byte."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._waiting: list[int] = []
+
+    def push(self, token_ids: Sequence[int], last: bool = False) -> str:
+        """Returns the text that ``token_ids`` complete, without control tokens; ``last`` also returns waiting bytes."""
+        self._waiting += token_ids
+        text = self.tokenizer.decode(self._waiting, skip_special_tokens=True)
+        if text.endswith("�") and not last:
+            return ""
+        self._waiting = []
+        return text
+
+
 def load_target(
     path: str | Path, *, dtype: str = "fp32", attention: str = "windowed", experts: str = "dense", **settings
 ) -> Target:
-    """Loads the whole frozen target from the directory ``path``; ``settings`` as in ``hyperdflash.targets.load.load_target``.
-
-    The defaults are those of conf/target/tiny.yaml.
-    """
+    """Loads the whole frozen target from the directory ``path``, by default as conf/target/tiny.yaml does; ``settings`` as in
+    ``hyperdflash.targets.load.load_target``."""
     return load.load_target(path=path, dtype=dtype, attention=attention, experts=experts, **settings)
 
 
@@ -79,11 +94,11 @@ def generate_stream(
     drafter: Proposer,
     prompt: str | Conversation | Sequence[int],
     *,
-    max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     mode: str = "non_think",
+    max_new_tokens: int = 128,
     synchronize: bool = False,
 ) -> Iterator[Piece]:
     """Yields the answer to ``prompt``, one piece per round, until the end token or ``max_new_tokens``.
@@ -95,18 +110,11 @@ def generate_stream(
     if isinstance(prompt, str):
         prompt = Conversation("prompt", "chat", (Turn("user", prompt),))
     prompt_ids = encode_prompt(prompt, tokenizer, mode) if isinstance(prompt, Conversation) else list(prompt)
-    generator = torch.Generator(target.model.device).manual_seed(seed)
+    sampler = Sampler(temperature, top_p, torch.Generator(target.model.device).manual_seed(seed))
+    settings = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampler": sampler, "synchronize": synchronize}
     stream, count = TextStream(tokenizer), 0
     with TargetSession(target.model, drafter.layer_ids) as session:
-        for event in speculate(
-            session,
-            drafter,
-            prompt_ids,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            sampler=Sampler(temperature, top_p, generator),
-            synchronize=synchronize,
-        ):
+        for event in speculate(session, drafter, prompt_ids, **settings):
             added = [event.token_id] if isinstance(event, FirstToken) else event.emitted
             count += len(added)
             yield Piece(stream.push(added, last=count == max_new_tokens or added[-1] in stop_ids), event)

@@ -1,4 +1,5 @@
-"""The command that answers one prompt with a drafter and shows its drafts round by round.
+"""The command that answers one prompt with a drafter and shows its drafts round by round: accepted ones green, rejected ones
+red and struck through, the target's own tokens plain. Without color (NO_COLOR, or no terminal): [accepted] and {-rejected-}.
 
 python -m src.generate prompt="Write a function that adds two numbers."                       drafts of the native MTP block
 python -m src.generate prompt="..." run=runs/train/<run> temperature=1 max_new_tokens=256     a trained drafter
@@ -7,6 +8,7 @@ python -m src.generate prompt="..." method=ar                                   
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,14 +16,59 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.cli import entry_point
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.generation.api import Answer, answer_of, generate_stream, load_drafter, tokenizer_of
-from hyperdflash.generation.display import RoundPrinter, summary_line
+from hyperdflash.decoding.loop import FirstToken, Generation, Round
+from hyperdflash.generation.api import Answer, TextStream, answer_of, generate_stream, load_drafter, tokenizer_of
 from hyperdflash.identity import runs_dir
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
+
+STYLES = {"plain": ("", "", ""), "accepted": ("green", "[", "]"), "rejected": ("red strike", "{-", "-}")}
+
+
+class RoundPrinter:
+    """Writes events of ``speculate`` to a console, round by round."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, show_rejected: bool = True):
+        self.stream, self.console, self.show_rejected = TextStream(tokenizer), console, show_rejected
+        self.styled = console.is_terminal and not os.environ.get("NO_COLOR")
+
+    def show(self, event: FirstToken | Round) -> None:
+        if isinstance(event, FirstToken):
+            self._write(self.stream.push([event.token_id]), "plain")
+            return
+        self._write(self.stream.push(event.emitted[: event.accepted]), "accepted")
+        rejected = event.drafted[event.accepted :]
+        if self.show_rejected and rejected and len(event.emitted) > event.accepted:
+            tokens = self.stream.tokenizer.decode(rejected, skip_special_tokens=False)
+            self._write(tokens.replace("\n", "⏎"), "rejected")
+        self._write(self.stream.push(event.emitted[event.accepted :]), "plain")
+
+    def end(self) -> None:
+        self._write(self.stream.push([], last=True), "plain")
+        self.console.print()
+
+    def _write(self, text: str, kind: str) -> None:
+        style, before, after = STYLES[kind]
+        if text:
+            shown = Text(text, style=style) if self.styled else Text(before + text + after)
+            self.console.print(shown, end="", soft_wrap=True, highlight=False)
+
+
+def summary_line(generation: Generation) -> str:
+    """Returns tau, rounds, speed and the parts of a round's time, on one line."""
+    count = len(generation.rounds)
+    parts = [f"{len(generation.token_ids)} tokens, ended by {'a stop token' if generation.ended_by == 'stop' else 'the limit'}"]
+    if count:
+        seconds = generation.seconds
+        draft, verify, rest = (1e3 * s / count for s in (seconds.draft, seconds.verify, seconds.rest))
+        parts += [f"tau {generation.tau:.2f} over {count} rounds", f"{generation.tokens_per_second:.1f} tokens/s"]
+        parts.append(f"per round: draft {draft:.1f} + verify {verify:.1f} + rest {rest:.2f} ms")
+    return " · ".join([*parts, f"first token after {1e3 * generation.first.seconds.total:.0f} ms"])
 
 
 def newest_run(target: Target, method: str = "hyperdflash") -> Path:
@@ -48,7 +95,7 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     method = config.drafted_by or ("hyperdflash" if config.run else "mtp")
     if OmegaConf.is_missing(config, "prompt"):
         raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
-    if config.run and config.drafted_by not in (None, "hyperdflash"):
+    if config.run and method != "hyperdflash":
         raise ValueError(f"run={config.run} brings its own drafter, method={method} another: leave one of them out")
     for name in ("num_slots", "max_new_tokens", "threads"):
         positive_int(name, config[name])
@@ -61,18 +108,9 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     plain = dict(style="dim", markup=False, highlight=False, soft_wrap=True)
     console.print(f"target {config.target.path}, drafter {source}, temperature {config.temperature}", **plain)
     printer = RoundPrinter(tokenizer_of(target.path), console, show_rejected=config.show_rejected)
+    settings = {name: config[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "mode")}
     pieces = []
-    for piece in generate_stream(
-        target,
-        drafter,
-        Conversation("prompt", "chat", tuple(turns)),
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=config.seed,
-        mode=config.mode,
-        synchronize=True,
-    ):
+    for piece in generate_stream(target, drafter, Conversation("prompt", "chat", tuple(turns)), synchronize=True, **settings):
         printer.show(piece.event)
         pieces.append(piece)
     printer.end()

@@ -10,8 +10,9 @@ not the training seed nor the target.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -33,11 +34,10 @@ class PromptCounts:
     reached: np.ndarray
 
     def __post_init__(self):
-        prompts, slots = self.survived.shape
-        for name in ("emitted", "accepted", "rounds", "reached"):
-            shape, got = (prompts, slots) if name == "reached" else (prompts,), getattr(self, name).shape
-            if got != shape:
-                raise ValueError(f"PromptCounts.{name} must be {list(shape)} beside survived [N, S], got {list(got)}")
+        for field in fields(self):
+            wanted = self.survived.shape if field.name in ("survived", "reached") else self.survived.shape[:1]
+            if (got := getattr(self, field.name).shape) != wanted:
+                raise ValueError(f"PromptCounts.{field.name} must be {list(wanted)} beside survived [N, S], got {list(got)}")
 
     @property
     def num_slots(self) -> int:
@@ -55,10 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resamples:
-    """Number of draws per resample and prompt, by domain of n prompts.
-
-    ``members`` domain -> [n] rows of its prompts; ``weights`` domain -> [R, n] float64, each row sums to n.
-    """
+    """``members`` domain -> [n] rows of its prompts; ``weights`` domain -> [R, n] float64 draws, each row sums to n."""
 
     members: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
@@ -93,13 +90,10 @@ class Ratio:
 
     def estimates(self) -> dict[str, Estimate] | dict[str, tuple[Estimate, ...]]:
         """Returns an Estimate per group, or a tuple of S where the ratio has slots."""
-        low, high = interval(self.resampled)
+        bounds = np.stack([self.value, *interval(self.resampled)], axis=-1).tolist()
         if self.value.ndim == 1:
-            return {g: Estimate(*map(float, row)) for g, *row in zip(self.groups, self.value, low, high, strict=True)}
-        return {
-            g: tuple(Estimate(*map(float, slot)) for slot in zip(*rows, strict=True))
-            for g, *rows in zip(self.groups, self.value, low, high, strict=True)
-        }
+            return {group: Estimate(*own) for group, own in zip(self.groups, bounds, strict=True)}
+        return {group: tuple(Estimate(*slot) for slot in own) for group, own in zip(self.groups, bounds, strict=True)}
 
     def minus(self, other: Ratio) -> Ratio:
         """Returns the paired difference of two ratios of the same Resamples."""
@@ -107,15 +101,14 @@ class Ratio:
         return Ratio(self.groups, self.value - other.value, self.resampled - other.resampled)
 
     def over(self, other: Ratio) -> Ratio:
-        """Returns the paired quotient per domain, and the plain mean of the quotients."""
+        """Returns the paired quotient of two ratios without slots per domain, and the plain mean of the quotients."""
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
-        value = _divide(self.value[:-1], other.value[:-1])
-        resampled = _divide(self.resampled[:, :-1], other.resampled[:, :-1])
-        return Ratio(
-            self.groups,
-            np.append(value, value.mean(axis=0, keepdims=True), axis=0),
-            np.append(resampled, resampled.mean(axis=1, keepdims=True), axis=1),
-        )
+
+        def quotient(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+            own = _divide(top[..., :-1], bottom[..., :-1])
+            return np.append(own, own.mean(axis=-1, keepdims=True), axis=-1)
+
+        return Ratio(self.groups, quotient(self.value, other.value), quotient(self.resampled, other.resampled))
 
 
 def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> Ratio:
@@ -141,11 +134,11 @@ def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Leaves out resamples where the statistic is undefined; bounds are NaN where all are.
     """
     tail = (1 - LEVEL) / 2
-    defined = ~np.isnan(resampled).all(axis=0)
-    filled = np.where(defined, resampled, 0.0)  # nanquantile warns where a whole column is NaN
-    quantile = np.nanquantile if np.isnan(filled).any() else np.quantile
-    low, high = quantile(filled, [tail, 1 - tail], axis=0)
-    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a column of NaN
+        quantile = np.nanquantile if np.isnan(resampled).any() else np.quantile
+        low, high = quantile(resampled, [tail, 1 - tail], axis=0)
+    return low, high
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:

@@ -1,98 +1,164 @@
-"""Draws the paper's Figure 1, and offers what all figures share, without a display or pyplot's global state.
+"""Draws the paper's Figure 1 and a sweep's figures, without a display or pyplot's global state.
 
 The paper does not state whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both.
-``label_lines`` writes each line's name beside its end instead of in a legend.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hyperdflash.report.bootstrap import LEVEL, MEAN, Estimate
 from hyperdflash.report.results import Results
+from hyperdflash.report.sweep import Cell, SweepReport, label_of
 
 # Okabe and Ito's palette, distinct with any common color blindness; markers repeat the distinction in print
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PANELS = (
-    ("survival", "Survival: at least k drafts accepted"),
-    ("conditional", "Conditional: slot k accepted, given all earlier ones"),
-)
-WIDTH_IN, PANEL_IN, DPI = 12.0, 3.7, 150
+PANELS = {
+    "survival": "Survival: at least k drafts accepted",
+    "conditional": "Conditional: slot k accepted, given all earlier ones",
+}
+WIDTH_IN, PANEL_IN, COLUMN_IN, DPI = 12.0, 3.7, 5.6, 150
 
 
-@dataclass(frozen=True)
-class Line:
-    """One method in a panel; ``index`` gives it the same look in every panel."""
+class Line(NamedTuple):
+    """One method in a panel; ``index`` gives it the same look in every panel; ``rates``: metric -> an estimate per slot."""
 
     name: str
     index: int
     tau: float
-    survival: tuple[Estimate, ...]
-    conditional: tuple[Estimate, ...]
+    rates: dict[str, tuple[Estimate, ...]]
 
 
 def acceptance_figure(
     panels: Sequence[tuple[str, Sequence[Line]]], path: Path | str, title: str, heading: Sequence[str] = ()
 ) -> Path:
     """Writes a PNG: a row per panel (its title and lines), survival left and conditional right, 95% intervals."""
-    figure, parts = headed_figure(title, [line for text in heading for line in _wrapped(text)], [PANEL_IN] * len(panels))
-    everything = [line for _, lines in panels for line in lines]
-    count, slots = 1 + max(line.index for line in everything), max(len(line.survival) for line in everything)
+    figure, parts = headed_figure(title, heading, [PANEL_IN] * len(panels))
+    count = 1 + max(line.index for _, lines in panels for line in lines)
     for part, (name, lines) in zip(parts, panels, strict=True):
         axes = part.subplots(1, 2, sharey=True)
-        for axis, (metric, panel_title) in zip(axes, PANELS, strict=True):
-            ends = []
+        for axis, (metric, panel_title) in zip(axes, PANELS.items(), strict=True):
             for line in lines:
-                estimates = getattr(line, metric)
+                estimates = line.rates[metric]
                 x = np.arange(1, len(estimates) + 1) + 0.035 * (line.index - (count - 1) / 2)  # error bars beside each other
                 error_bars(axis, x, estimates, line.index)
-                if defined := [(at, e.value) for at, e in zip(x, estimates, strict=True) if not np.isnan(e.value)]:
-                    text = f"{line.name}: τ {line.tau:.2f}" if metric == "survival" else line.name
-                    ends.append((*defined[-1], text, *look(line.index)))
             dress(axis, f"{panel_title}  ({name})", "drafted position k")
-            axis.set(xlim=(0.7, slots + 0.3), ylim=(-0.02, 1.02), xticks=range(1, slots + 1))
+            axis.set(ylim=(-0.02, 1.02), ylabel="acceptance rate")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-            axis.tick_params(labelleft=True)
-            label_lines(axis, ends)
-        axes[0].set_ylabel("acceptance rate")
+        label_lines(axes[1], [(0, line.tau, f"{line.name}: τ {line.tau:.2f}", *look(line.index)) for line in lines])
     return save_figure(figure, path)
 
 
-def results_figure(found: Results, path: Path | str, title: str, methods: Sequence[str] = ()) -> Path:
-    """Draws ``acceptance_figure`` with a panel per temperature and a line per method of ``found`` (all, or ``methods``)."""
-    methods = methods or found.distinct("method")
-    panels, counts = [], {}
+def results_figure(found: Results, path: Path | str, title: str) -> Path:
+    """Draws ``acceptance_figure`` with a panel per temperature and a line per method of ``found``."""
+    methods, panels = found.distinct("method"), []
     for temperature in found.distinct("temperature"):
         here = found.at(temperature=temperature)
-        lines = [
-            Line(m, i, here.get(m, "tau").value, here.slots(m, "survival"), here.slots(m, "conditional"))
-            for i, m in enumerate(methods)
-            if here.measured(m)
-        ]
+        lines = [Line(m, i, here.get(m, "tau").value, here.rates(m)) for i, m in enumerate(methods)]
         panels.append((f"T = {temperature:g}", lines))
-        prompts = {group: here.count(lines[0].name, "prompts", group) for group in here.groups}
-        parts = ", ".join(f"{n} {group}" for group, n in prompts.items() if group != MEAN)
-        counts[temperature] = f"{prompts[MEAN]} prompts ({parts})"
-    same = len(set(counts.values())) == 1
-    text = next(iter(counts.values())) if same else "; ".join(f"T = {t:g}: {text}" for t, text in counts.items())
-    runs = dict.fromkeys(str(own["run"]) for (_, m), own in found.details.items() if m in methods and own.get("run"))
-    heading = [f"{text}; plain mean over domains; bars: {LEVEL:.0%} bootstrap over prompts"]
-    return acceptance_figure(panels, path, title, [*heading, *(["runs: " + ", ".join(runs)] if runs else [])])
+    prompts = ", ".join(f"{here.count(methods[0], 'prompts', group)} {group}" for group in here.groups if group != MEAN)
+    heading = [f"{prompts} prompts; plain mean over domains; bars: {LEVEL:.0%} bootstrap over prompts"]
+    return acceptance_figure(panels, path, title, [*heading, *(["runs: " + ", ".join(found.runs)] if found.runs else [])])
+
+
+def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
+    """Writes acceptance.png, tau_by_axis.png and, where runs were validated more than once, tau_by_step.png."""
+    axis = next(iter(report.axes), None)
+    panels = [
+        (name, [Line(_name(axis, c), _index(report, axis, c), c.get("tau").value, c.rates()) for c in cells])
+        for name, cells in _facets(report.cells, axis)
+    ]
+    counts = sorted({len(cell.seeds) for cell in report.cells})
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    heading = f"{seeds}; bars: {LEVEL:.0%} over seeds" + (", over prompts where there is one seed" if 1 in counts else "")
+    title = f"Per-position acceptance, sweep {report.name}"
+    written = [acceptance_figure(panels, folder / "acceptance.png", title, [heading])]
+    written.append(_by_axis(report, folder / "tau_by_axis.png", heading))
+    if any(len(cell.curve()) > 1 for cell in report.cells):
+        written.append(_by_step(report, folder / "tau_by_step.png", f"{seeds}; band: lowest to highest seed"))
+    return written
+
+
+def _by_axis(report: SweepReport, path: Path, heading: str) -> Path:
+    """Draws tau over an axis's values: a row per target, a panel per axis, a line per choice of the other axes."""
+    names = list(report.axes) or [None]
+    title, width = f"Accepted length by axis, sweep {report.name}", COLUMN_IN * len(names) + 1.2
+    figure, parts = headed_figure(title, [heading], [PANEL_IN] * len(report.prompts), width)
+    for target, part in zip(report.prompts, parts, strict=True):
+        for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            values = report.axes[name] if name else ("",)
+            numeric = all(value.replace(".", "", 1).isdigit() for value in values)
+            others, ends = _facets([cell for cell in report.cells if cell.target == target], name), []
+            for index, (choice, cells) in enumerate(others):
+                shift = min(0.1, 0.5 / len(others)) * (index - (len(others) - 1) / 2)  # error bars beside each other
+                estimates = [cell.get("tau") for cell in cells]
+                error_bars(panel, [_index(report, name, c) + shift for c in cells], estimates, index, joined=numeric)
+                ends.append((0, estimates[-1].value, choice.removeprefix(f"target {target} · "), *look(index)))
+            dress(panel, f"target {target}", name or "")
+            panel.set_xticks(range(len(values)), [value or "(none)" for value in values], rotation=28, ha="right", fontsize=8)
+            panel.set_ylabel("τ, plain mean over domains")
+            if 1 < len(others) <= 10:
+                label_lines(panel, ends)
+    return save_figure(figure, path)
+
+
+def _by_step(report: SweepReport, path: Path, heading: str) -> Path:
+    """Draws a panel per target and choice of the other axes, a line per value of the last axis with a band over seeds."""
+    axis = list(report.axes)[-1] if report.axes else None
+    facets = _facets(report.cells, axis)
+    columns = min(3, len(facets))
+    rows = [facets[i : i + columns] for i in range(0, len(facets), columns)]
+    title, width = f"Validation tau by step, sweep {report.name}", COLUMN_IN * columns + 1.2
+    figure, parts = headed_figure(title, [heading], [PANEL_IN] * len(rows), width)
+    for part, row in zip(parts, rows, strict=True):
+        for panel, (name, cells) in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+            ends = []
+            for cell, curve in ((cell, curve) for cell in cells if (curve := cell.curve())):
+                color, marker = look(_index(report, axis, cell))
+                step, mean, low, high = np.array([(r.slot, r.value, r.low, r.high) for r in curve]).T
+                panel.plot(step, mean, color=color, marker=marker, markersize=4, linewidth=1.6)
+                panel.fill_between(step, low, high, color=color, alpha=0.15, linewidth=0)
+                ends.append((0, mean[-1], _name(axis, cell), color, marker))
+            label_lines(panel, ends)
+            dress(panel, name, "optimizer step")
+            panel.set_ylabel("validation τ, pooled")
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return save_figure(figure, path)
+
+
+def _facets(cells: Sequence[Cell], axis: str | None) -> list[tuple[str, list[Cell]]]:
+    """Groups cells that differ in ``axis`` alone: (title, cells); a title names the target and the other axes."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        others = {name: value for name, value in cell.choices.items() if value and name != axis}
+        found.setdefault(" · ".join([f"target {cell.target}", *([label_of(others)] if others else [])]), []).append(cell)
+    return list(found.items())
+
+
+def _name(axis: str | None, cell: Cell) -> str:
+    return cell.choices.get(axis, cell.label)
+
+
+def _index(report: SweepReport, axis: str | None, cell: Cell) -> int:
+    return report.axes[axis].index(cell.choices[axis]) if axis else 0
 
 
 def headed_figure(
     title: str, lines: Sequence[str], heights: Sequence[float], width: float = WIDTH_IN
 ) -> tuple[Figure, list[SubFigure]]:
     """Returns a figure with a title and ``lines`` of small text, and a part per height in inches."""
+    lines = [line for text in lines for line in textwrap.wrap(text, 150, break_on_hyphens=False)]
     head = 0.5 + 0.2 * len(lines)
     figure = Figure(figsize=(width, head + sum(heights)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
@@ -136,39 +202,8 @@ def dress(axis: Axes, title: str, xlabel: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def label_lines(axis: Axes, ends: Sequence[tuple], gap: float = 0.062) -> None:
-    """Names lines to the right of ``axis``; ``ends`` are (x, y) of the last point, text, color, marker.
-
-    Labels lie at least ``gap`` of the axis's height apart, each with its marker and a thin line to its end. Call it after
-    the limits are set.
-    """
-    to_fraction = axis.transData + axis.transAxes.inverted()
-    ends = sorted(ends, key=lambda end: to_fraction.transform(end[:2])[1])
-    heights = [to_fraction.transform(end[:2])[1] for end in ends]
-    for (x, y, text, color, marker), height in zip(ends, spread_labels(heights, gap), strict=True):
-        axis.annotate(
-            "",
-            xy=(x, y),
-            xytext=(1.035, height),
-            textcoords="axes fraction",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "linestyle": ":", "shrinkA": 0, "shrinkB": 4},
-        )
-        axis.plot([1.035], [height], marker, color=color, markersize=5, transform=axis.transAxes, clip_on=False)
-        axis.text(1.06, height, text, transform=axis.transAxes, fontsize=8.5, va="center", color="#222222")
-
-
-def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves ascending ``heights`` as little as possible, so that they are ``gap`` apart and, where they fit, within 0..1."""
-    placed: list[float] = []
-    for height in heights:  # upwards, then back down from the top
-        placed.append(max(height, placed[-1] + gap) if placed else max(height, 0.0))
-    ceiling = max(1.0, gap * (len(heights) - 1))
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
-    return placed
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 150, break_on_hyphens=False)
+def label_lines(axis: Axes, ends: Sequence[tuple]) -> None:
+    """Names lines to the right of ``axis``, the highest first; ``ends``: x, y, text, color, marker of a line's last point."""
+    highest = sorted(ends, key=lambda end: -end[1])
+    handles = [Line2D([], [], color=color, marker=marker, markersize=5, label=text) for _, _, text, color, marker in highest]
+    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False)

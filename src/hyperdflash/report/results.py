@@ -42,25 +42,23 @@ class Row(NamedTuple):
     n: int = 0
     over: str = "prompts"
 
-    @property
-    def estimate(self) -> Estimate:
-        return Estimate(self.value, self.low, self.high)
-
 
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Results:
-    """``rows``, and ``details``: (target, method) -> further facts of a method, such as its run or its choices."""
+    """``rows``; ``details``: (target, method) -> further facts of a method, such as its run or its choices; ``interval``:
+    level, resamples, seed and unit of the bootstrap."""
 
     rows: tuple[Row, ...]
     details: dict[tuple[str, str], dict[str, object]] = field(default_factory=dict)
+    interval: dict[str, object] = field(default_factory=dict)
 
     def at(self, **keys) -> Results:
         """Selects the rows whose columns equal ``keys``."""
         places = [(Row._fields.index(name), value) for name, value in keys.items()]
-        return Results(tuple(r for r in self.rows if all(r[i] == value for i, value in places)), self.details)
+        return Results(tuple(r for r in self.rows if all(r[i] == value for i, value in places)), self.details, self.interval)
 
     def distinct(self, column: str) -> tuple:
         """Returns the values of ``column`` in order of appearance."""
@@ -69,14 +67,22 @@ class Results:
     @property
     def groups(self) -> tuple[str, ...]:
         """All groups, MEAN last."""
-        found = self.distinct("group")
-        return (*(group for group in found if group != MEAN), *((MEAN,) if MEAN in found else ()))
+        return tuple(sorted(self.distinct("group"), key=lambda group: group == MEAN))
 
     @property
-    def runs_sentence(self) -> str:
-        """Names the runs behind the methods, for the note below a table; empty where no run is known."""
-        runs = dict.fromkeys(str(own["run"]) for own in self.details.values() if own["run"])
-        return f" Runs: {', '.join(runs)}." if runs else ""
+    def runs(self) -> tuple[str, ...]:
+        """The runs behind the methods, where they are known."""
+        return tuple(dict.fromkeys(str(own["run"]) for own in self.details.values() if own.get("run")))
+
+    @property
+    def brackets(self) -> str:
+        """Explains the tables' intervals and names the runs, for the note below a table."""
+        runs = f" Runs: {', '.join(self.runs)}." if self.runs else ""
+        return (
+            f"Brackets: {self.interval['level']:.0%} percentile bootstrap over prompts, {self.interval['resamples']} "
+            f"resamples, seed {self.interval['seed']}; they cover the choice of prompts, not the training seed nor the "
+            f"target.{runs}"
+        )
 
     @cached_property
     def _index(self) -> dict[tuple, Row]:
@@ -85,22 +91,18 @@ class Results:
     def get(self, method: str, metric: str, group: str = MEAN, slot: int | None = None, over: str = "prompts") -> Estimate:
         """Returns the first row's estimate; NaN where nothing was measured."""
         row = self._index.get((method, group, metric, slot, over))
-        return row.estimate if row else UNDEFINED
+        return Estimate(row.value, row.low, row.high) if row else UNDEFINED
 
     def count(self, method: str, metric: str, group: str = MEAN) -> int:
-        """Returns a count of prompts, rounds or seeds; 0 where nothing was measured."""
+        """Returns a count of prompts or rounds; 0 where nothing was measured."""
         value = self.get(method, metric, group).value
         return 0 if math.isnan(value) else int(value)
 
-    def slots(self, method: str, metric: str, over: str = "prompts") -> tuple[Estimate, ...]:
-        """Returns ``metric`` of MEAN at slots 1, 2, ..."""
-        found = {
-            slot for own, group, name, slot, kind in self._index if (own, group, name, kind) == (method, MEAN, metric, over)
-        }
-        return tuple(self.get(method, metric, MEAN, slot, over) for slot in sorted(found))
-
-    def measured(self, method: str) -> bool:
-        return any(row.method == method for row in self.rows)
+    def rates(self, method: str, over: str = "prompts") -> dict[str, tuple[Estimate, ...]]:
+        """Returns survival and conditional acceptance of MEAN at slots 1, 2, ..."""
+        places = {metric: (method, MEAN, metric, over) for metric in ("survival", "conditional")}
+        slots = sorted({k[3] for k in self._index if (*k[:3], k[4]) in places.values()})
+        return {metric: tuple(self.get(method, metric, MEAN, slot, over) for slot in slots) for metric in places}
 
     def csv_text(self) -> str:
         """Returns a line per row with the method's details in front; undefined numbers are empty."""
@@ -111,9 +113,10 @@ class Results:
             lines.append([*(own.get(name, "") for name in names), *map(_plain, row)])
         return csv_text([*names, *Row._fields], lines)
 
-    def to_json(self) -> list[dict]:
-        """Returns a dict per row; ``hyperdflash.report.tables.jsonable`` turns NaN, which JSON lacks, into None."""
-        return [row._asdict() for row in self.rows]
+    def to_json(self) -> dict:
+        """Returns the interval and a dict per row; ``hyperdflash.report.tables.jsonable`` turns NaN, which JSON lacks, into
+        None."""
+        return {"interval": self.interval, "rows": [row._asdict() for row in self.rows]}
 
 
 def write_report(folder: Path | str, contents: dict[str, object]) -> list[Path]:
@@ -127,16 +130,12 @@ def write_report(folder: Path | str, contents: dict[str, object]) -> list[Path]:
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(out, lineterminator="\n").writerows([header, *rows])
     return out.getvalue()
 
 
 def _plain(value: object) -> object:
-    """Formats numbers to six digits, whole ones without a point."""
-    if not isinstance(value, float):
-        return "" if value is None else value
-    if math.isnan(value):
+    """Formats numbers to six digits, whole ones without a point; empty for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:g}" if value == int(value) else f"{value:.6f}"
+    return value if not isinstance(value, float) else f"{value:g}" if value == int(value) else f"{value:.6f}"

@@ -1,19 +1,14 @@
-"""Renders a report's paragraphs and tables as Markdown, as HTML and on the terminal, and formats its numbers.
+"""Renders a report's paragraphs and tables as Markdown and on the terminal, and formats its numbers.
 
-A cell ``**x**`` is bold in every format. A row of one cell is a section's heading.
+A cell ``**x**`` is bold.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from rich import box
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from hyperdflash.report.bootstrap import Estimate
 
@@ -22,13 +17,10 @@ GAP = "-"  # not measured
 
 @dataclass(frozen=True)
 class Table:
-    """``header`` and ``rows`` of text, the first column to the left and numbers to the right; ``title`` and ``caption`` are
-    for the terminal."""
+    """``header`` and ``rows`` of text, the first column to the left and numbers to the right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str = ""
-    caption: str = ""
 
 
 Block = str | Table
@@ -46,54 +38,25 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def terminal_table(table: Table) -> RichTable:
-    """Returns a table for ``rich.console.Console.print``."""
-    found = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, caption=table.caption or None)
-    found.title_justify = found.caption_justify = "left"
-    for i, name in enumerate(table.header):
-        found.add_column(name, justify="right" if i else "left")
-    for row in table.rows:
-        if len(row) == 1:
-            found.add_section()
-        found.add_row(*([f"[dim]{row[0]}[/]"] if len(row) == 1 else (_bold(escape(c), r"[bold green]\1[/]") for c in row)))
-    return found
+def show(text: str) -> None:
+    """Prints Markdown on the terminal, with lines wide enough for the tables."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(width=max(Console().width, 160)).print(Markdown(text))
 
 
-def html_blocks(blocks: Iterable[Block]) -> str:
-    """Returns paragraphs, lists, headings (``#``, ``##``, ``###``) and tables as HTML elements."""
-    found = []
-    for block in blocks:
-        if isinstance(block, Table):
-            head = "".join(f"<th>{_html(name)}</th>" for name in block.header)
-            rows = ("".join(f"<td>{_html(cell)}</td>" for cell in row) for row in block.rows)
-            body = "".join(f"<tr>{row}</tr>" for row in rows)
-            found.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
-        elif block.startswith("#"):
-            level = len(block) - len(block.lstrip("#"))
-            found.append(f"<h{level}>{_html(block.lstrip('# '))}</h{level}>")
-        elif block.startswith("- "):
-            items = "".join(f"<li>{_html(line.removeprefix('- '))}</li>" for line in block.splitlines())
-            found.append(f"<ul>{items}</ul>")
-        else:
-            found.append(f"<p>{_html(block)}</p>")
-    return "\n".join(found)
-
-
-def bold_best(values: Sequence[float], texts: Sequence[str], whole: bool = False) -> list[str]:
-    """Returns ``texts`` with that of the highest of ``values`` in bold: its first word, or the ``whole``."""
-    defined = [value for value in values if not math.isnan(value)]
-    found = list(texts)
-    if defined:
-        best = list(values).index(max(defined))
-        first, blank, rest = (texts[best], "", "") if whole else texts[best].partition(" ")
-        found[best] = f"**{first}**{blank}{rest}"
-    return found
+def bold_best(values: Sequence[float], texts: Sequence[str]) -> list[str]:
+    """Returns ``texts`` with the first word of the highest of ``values`` in bold."""
+    best = max((value for value in values if not math.isnan(value)), default=math.nan)
+    bold = [re.sub(r"^\S+", r"**\g<0>**", text) for text in texts]
+    return [bold[i] if value == best else texts[i] for i, value in enumerate(values)]
 
 
 def estimate_text(estimate: Estimate, signed: bool = False) -> str:
     """Writes ``2.29 [2.20, 2.38]``."""
-    low, high = (number_text(v, signed=signed) for v in (estimate.low, estimate.high))
-    return f"{number_text(estimate.value, signed=signed)} [{low}, {high}]"
+    value, low, high = (number_text(v, signed=signed) for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
@@ -109,6 +72,17 @@ def or_gap(text: str) -> str:
     return GAP if text.startswith("n/a") else text
 
 
+def rates_table(rates: dict[str, dict[str, tuple[Estimate, ...]]]) -> Table:
+    """Returns acceptance in percent, a column per slot; ``rates``: method -> metric -> an estimate per slot."""
+    rows = []
+    for method, own in rates.items():
+        for metric, slots in own.items():
+            values = [number_text(100 * e.value, 1) for e in slots]
+            rows.append([method if metric == "survival" else "", metric, *values])
+    slots = max(map(len, rows)) - 2
+    return Table(["Method", "", *map(str, range(1, slots + 1))], [row + [""] * (slots + 2 - len(row)) for row in rows])
+
+
 def jsonable(value):
     """Returns nested dicts, lists and tuples with None for NaN, which JSON lacks."""
     if isinstance(value, dict):
@@ -116,11 +90,3 @@ def jsonable(value):
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _bold(text: str, form: str) -> str:
-    return re.sub(r"\*\*(.+?)\*\*", form, text)
-
-
-def _html(text: str) -> str:
-    return _bold(html.escape(text), r"<b>\1</b>")
