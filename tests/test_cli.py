@@ -13,7 +13,8 @@ import pytest
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from hyperdflash.cli import entry_point
+from hyperdflash import commands
+from hyperdflash.cli import CONSOLE, entry_point
 from hyperdflash.training.loggers import make_loggers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,13 @@ def test_capture_alone_then_a_training_that_loads_no_target(runs, mini_overrides
     assert captured.returncode == 0 and "loading the target" in captured.stdout
     trained = run_command("train", "experiment=stage1", *mini_overrides, "trainer.max_epochs=1")
     assert trained.returncode == 0 and "loading the target" not in trained.stdout
+
+
+def test_a_message_names_the_command_that_the_user_typed(runs, run_command, monkeypatch):
+    monkeypatch.setenv(CONSOLE, "")
+    del os.environ[CONSOLE]  # the console script sets it, and the test's end removes it
+    failed = run_command(commands.main, "train", "experiment=stage2")
+    assert failed.returncode == 1 and "run `hyperdflash train experiment=stage1" in failed.stderr, failed.stderr
 
 
 def test_table_1_is_printed(run_command):

@@ -82,8 +82,6 @@ def test_a_users_relative_path_is_relative_to_where_the_user_stands(site, tmp_pa
     assert failed.returncode == 1 and "mine" in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_a_message_names_the_command_that_the_user_typed(site, tmp_path):
-    failed = hyperdflash(site, tmp_path, "train", "experiment=stage2")
-    assert failed.returncode == 1 and "run `hyperdflash train experiment=stage1" in failed.stderr, failed.stderr
+def test_an_unknown_command_is_one_sentence(site, tmp_path):
     unknown = hyperdflash(site, tmp_path, "trian")
     assert unknown.returncode == 1 and "no command 'trian'" in unknown.stderr
