@@ -145,3 +145,11 @@ def test_wrong_arguments_are_refused():
         MTPChain(block, 0)
     with pytest.raises(ValueError, match="position 0"):
         MTPChain(block, 3).slots(states, heads, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))
+
+
+def test_keys_are_those_of_a_whole_run():
+    """``keys`` alone gives the keys that ``run`` gives beside its residual."""
+    block, heads, states = make(window=8)
+    embeds, index = heads.embed(states.next_ids), torch.arange(states.input_ids.shape[1]).expand(len(states.ids), -1)
+    _, keys = block.run(states.final, embeds, index, None)
+    torch.testing.assert_close(block.keys(states.final, embeds, index), keys)

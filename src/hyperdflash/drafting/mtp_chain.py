@@ -10,11 +10,10 @@ Index i of the block stands at rope position i, consumes H[i] and embed(x[i+1]) 
     slot 1       index a-1    H[a-1]                            embed(x[a])         sees keys of target states <= a-1
     slot k >= 2  index a+k-2  the block's output at slot k-1    embed(x[a+k-1])     and its own chained keys a..a+k-2
 
-always within the window: index i sees j if i - W < j <= i. One causal pass over the text computes slot 1 of all anchors and the
-keys of all target states (an index's key does not depend on what the index attends to). Later slots differ in their chained
-keys, so G neighboring anchors share a row: the keys of target states once, the chained keys side by side, and a mask that shows
-each anchor its own. Running slot k in parallel over the whole text would instead let it attend to keys of states that a
-decoding loop does not have yet.
+always within the window: index i sees j if i - W < j <= i. An index's key does not depend on what the index attends to, so the
+keys of all target states come first, and the rest of the block runs from anchors alone. G neighboring anchors share a row: the
+keys of target states once, the chained keys side by side, and a mask that shows each anchor its own. Running slot k in parallel
+over the whole text would instead let it attend to keys of states that a decoding loop does not have yet.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class MTPChainConfig:
 class MTPChain(nn.Module):
     """Chains ``block`` over ``num_slots`` slots. ``trainable`` enables its gradients; the caller then passes a copy of its own.
 
-    ``indices_per_pass`` bounds the query length of the first step, ``rows_per_pass`` the anchors of a chained step.
+    ``indices_per_pass`` bounds the positions whose keys are computed together, ``rows_per_pass`` the anchors of a step.
     """
 
     def __init__(
@@ -109,77 +108,51 @@ class MTPChain(nn.Module):
             raise ValueError("MTP drafts from the state before its anchor; an anchor at position 0 has none")
         last = anchors.masked_fill(~anchor_mask, -1).amax(dim=1, keepdim=True).clamp(min=1)
         anchors = torch.where(anchor_mask, anchors, last)  # padding stays near the row's own anchors
-        origin = max(0, int(anchors.min()) - self.block.sliding_window)
-        first, keys = self._first_step(states, heads, origin, int(anchors.max()))
-
+        origin, stop = max(0, int(anchors.min()) - self.block.sliding_window), int(anchors.max())
+        keys = self._keys(states, heads, origin, stop)  # [B, I, C]
         batch, num_anchors = anchors.shape
-        row = torch.arange(batch, device=anchors.device)
-        first = first[row[:, None], anchors - 1 - origin]  # [B, A, M, D]
         padding = -num_anchors % GROUP
         grouped = torch.cat([anchors, anchors[:, -1:].expand(-1, padding)], dim=1).view(-1, GROUP)  # [N, G]
-        residual = torch.cat([first, first[:, -1:].expand(-1, padding, -1, -1)], dim=1)
-        residual = residual.view(-1, GROUP, *first.shape[2:])  # [N, G, M, D]
-        row = row.repeat_interleave(grouped.shape[0] // batch)  # [N]
+        row = torch.arange(batch, device=anchors.device).repeat_interleave(grouped.shape[0] // batch)  # [N]
         parts = [
             self._chain(states, heads, keys, origin, *group)
-            for group in zip(*(t.split(self.groups_per_pass) for t in (row, grouped, residual)), strict=True)
+            for group in zip(row.split(self.groups_per_pass), grouped.split(self.groups_per_pass), strict=True)
         ]
         return torch.cat(parts).view(batch, num_anchors + padding, self.num_slots, -1)[:, :num_anchors]
 
-    def _first_step(self, states: TargetStates, heads: TargetHeads, origin: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Runs indices origin..stop-1 of the text -> residual [B, stop-origin, M, D], keys [B, stop-origin, C]."""
-        window, batch = self.block.sliding_window, len(states.input_ids)
-        device = states.input_ids.device
-        prefix, residuals, keys = None, [], []
+    def _keys(self, states: TargetStates, heads: TargetHeads, origin: int, stop: int) -> Tensor:
+        """Returns the keys of indices origin..stop-1 of the text, [B, stop-origin, C]."""
+        keys = []
         for begin in range(origin, stop, self.indices_per_pass):
             end = min(begin + self.indices_per_pass, stop)
-            num_prefix = 0 if prefix is None else prefix.shape[2]
-            index = torch.arange(begin, end, device=device)
-            key_index = torch.arange(begin - num_prefix, end, device=device)
-            keep = (key_index <= index[:, None]) & (key_index > index[:, None] - window)
+            index = torch.arange(begin, end, device=states.final.device).expand(len(states.input_ids), -1)
             embeds = heads.embed(states.input_ids[:, begin + 1 : end + 1])
-            residual, new = self.block.run(
-                states.final[:, begin:end],
-                embeds,
-                index.expand(batch, -1),
-                _additive(keep, embeds.dtype)[None, None],
-                prefix,
-            )
-            residuals.append(residual)
-            keys.append(new)
-            prefix = new if prefix is None else torch.cat([prefix, new], dim=2)
-            prefix = prefix[:, :, max(0, prefix.shape[2] - (window - 1)) :]
-        return torch.cat(residuals, dim=1), torch.cat(keys, dim=2).squeeze(1)
+            keys.append(self.block.keys(states.final[:, begin:end], embeds, index))
+        return torch.cat(keys, dim=2).squeeze(1)
 
     def _chain(
-        self,
-        states: TargetStates,
-        heads: TargetHeads,
-        keys: Tensor,
-        origin: int,
-        row: Tensor,
-        anchors: Tensor,
-        residual: Tensor,
+        self, states: TargetStates, heads: TargetHeads, keys: Tensor, origin: int, row: Tensor, anchors: Tensor
     ) -> Tensor:
-        """Runs slots 1..S of n groups: keys [B, I, C], row [n], anchors [n, G], residual [n, G, M, D] -> [n, G, S, D]."""
+        """Runs slots 1..S of n groups: keys of the text [B, I, C], row [n], anchors [n, G] -> [n, G, S, D]."""
         window, length = self.block.sliding_window, states.input_ids.shape[1]
-        low = (anchors.amin(dim=1) - window + 1).clamp(min=origin)  # the first key of a target state that a group can see
+        low = (anchors.amin(dim=1) - window).clamp(min=origin)  # the first key of a target state that a group can see
         span = int((anchors.amax(dim=1) - low).max())
         key_index = low[:, None] + torch.arange(span, device=anchors.device)  # [n, span]
         in_text = key_index.clamp(max=origin + keys.shape[1] - 1) - origin
         prefix = keys[row[:, None], in_text].unsqueeze(1)  # [n, 1, span, C]
         own = torch.eye(GROUP, dtype=torch.bool, device=anchors.device).expand(len(row), -1, -1)
-
-        outputs = [self.block.head(residual)]
-        for slot in range(2, self.num_slots + 1):
+        none = torch.zeros_like(own)
+        residual, outputs = states.final[row[:, None], anchors - 1], []  # [n, G, M, D]
+        for slot in range(1, self.num_slots + 1):
             index = anchors + slot - 2  # [n, G]
             made = (key_index[:, None] < anchors[..., None]) & (key_index[:, None] > index[..., None] - window)
-            chained = [own if slot - earlier < window else torch.zeros_like(own) for earlier in range(2, slot + 1)]
-            keep = torch.cat([made, *chained], dim=-1)  # [n, G, span + (slot - 1) G]
-            token = states.input_ids[row[:, None], (index + 1).clamp(max=length - 1)]
-            embeds = heads.embed(token)  # [n, G, D]
+            # slot 1 stands in the text, whose keys have its own one
+            chained = [own if slot - earlier < window else none for earlier in range(2, slot + 1)] or [none]
+            keep = torch.cat([made, *chained], dim=-1)  # [n, G, span + (slot - 1) G], or G more for slot 1
+            embeds = heads.embed(states.input_ids[row[:, None], (index + 1).clamp(max=length - 1)])  # [n, G, D]
             residual, new = self.block.run(residual, embeds, index, _additive(keep, embeds.dtype).unsqueeze(1), prefix)
-            prefix = torch.cat([prefix, new], dim=2)
+            if slot > 1:
+                prefix = torch.cat([prefix, new], dim=2)
             outputs.append(self.block.head(residual))
         return torch.stack(outputs, dim=2)
 

@@ -64,6 +64,10 @@ class NativeMTP(nn.Module):
         """
         raise NotImplementedError
 
+    def keys(self, final: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """Returns the keys [B, 1, T, C] that ``run`` makes of H [B, T, M, D], embeddings [B, T, D] and positions [B, T]."""
+        raise NotImplementedError
+
     def head(self, residual: Tensor) -> Tensor:
         """Returns the input of the target's LM head: [B, T, M, D] -> [B, T, D]."""
         raise NotImplementedError

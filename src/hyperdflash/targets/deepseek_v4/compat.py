@@ -27,7 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     DeepseekV4Attention,
     DeepseekV4CSACache,
+    DeepseekV4DecoderLayer,
     DeepseekV4HCACache,
+    apply_rotary_pos_emb,
     eager_attention_forward,
 )
 
@@ -97,6 +99,14 @@ class LayerKeys:
         self.new = keys
         seen = keys if self.before is None else torch.cat([self.before, keys], dim=2)
         return seen, seen
+
+
+def sliding_keys(layer: DeepseekV4DecoderLayer, x: Tensor, position_embeddings: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Returns the keys [B, 1, T, C] that a sliding-attention layer makes of its input paths [B, T, M, D], and nothing else."""
+    attention = layer.self_attn
+    _, _, collapsed = layer.attn_hc(x)
+    keys = attention.kv_norm(attention.kv_proj(layer.input_layernorm(collapsed))).unsqueeze(1)
+    return apply_rotary_pos_emb(keys, *position_embeddings[attention.rope_layer_type])
 
 
 @dataclass

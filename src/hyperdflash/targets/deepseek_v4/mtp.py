@@ -57,6 +57,10 @@ class MTPBlock(NativeMTP):
         cache = compat.LayerKeys(keys)
         return self._layer(final, next_embeds, position_ids, mask, cache), cache.new
 
+    def keys(self, final: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.combine(final, next_embeds)
+        return compat.sliding_keys(self.layer, x, self.rotary(next_embeds, position_ids))
+
     def _layer(self, final, next_embeds, position_ids, mask, cache: compat.LayerKeys | None = None) -> Tensor:
         return self.layer(
             self.combine(final, next_embeds),
