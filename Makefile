@@ -64,7 +64,7 @@ wheel: .venv/.done ## build the wheel into dist/ and decode with it from another
 		$(CURDIR)/$(PY) ../site/bin/hyperdflash generate prompt="Add 2 and 3." method=mtp max_new_tokens=8
 
 # The methods of conf/method that the README's table compares; the native MTP block as shipped needs no training.
-METHODS := hyperdflash dflash dflash_flat mtp_finetuned
+METHODS := hyperdflash dflash mtp_finetuned best
 
 demo: .venv/.done ## the whole job: answers, states, both stages of each method, table and picture
 	for method in $(METHODS); do for stage in stage1 stage2; do \
