@@ -41,5 +41,6 @@ class MTPLead:
         """Returns the chain with the target's weights; with meta heads its shapes do not matter."""
         from hyperdflash.drafting.mtp_chain import MTPChain
 
-        block = NativeMTP() if parts.on_meta else parts.load_mtp()
-        return MTPChain(block, self.steps, trainable=self.trainable)
+        load = NativeMTP if parts.on_meta else parts.load_mtp
+        assert load is not None, "a lead needs the target's MTP block"
+        return MTPChain(load(), self.steps, trainable=self.trainable)

@@ -35,8 +35,14 @@ class TotalVariation(SlotWeighted):
     def reading(self) -> Reading:
         return Reading(self.teacher, overlap=True)
 
+    def rate(self, batch: SlotBatch) -> Tensor:
+        """Returns alpha of every row, [R]."""
+        overlap = batch.divergences(self.reading).overlap
+        assert overlap is not None, "a reading of the overlap has one"
+        return overlap
+
     def of_rows(self, logits: FactoredLogits, batch: SlotBatch) -> Tensor:
-        return 1 - batch.divergences(self.reading).overlap
+        return 1 - self.rate(batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,7 @@ class LogAcceptance(TotalVariation):
     name = "nla"
 
     def of_rows(self, logits: FactoredLogits, batch: SlotBatch) -> Tensor:
-        return -batch.divergences(self.reading).overlap.clamp(min=SMALLEST_RATE).log()
+        return -self.rate(batch).clamp(min=SMALLEST_RATE).log()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,6 @@ class LKHybrid(TotalVariation):
         return Reading(self.teacher, kl=True, overlap=True)
 
     def of_rows(self, logits: FactoredLogits, batch: SlotBatch) -> Tensor:
-        found = batch.divergences(self.reading)
-        share = (-self.eta * found.overlap.detach()).exp()
-        return share * found.kl + (1 - share) * (1 - found.overlap)
+        kl, rate = batch.divergences(self.reading).kl, self.rate(batch)
+        share = (-self.eta * rate.detach()).exp()
+        return share * kl + (1 - share) * (1 - rate)

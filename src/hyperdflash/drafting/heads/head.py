@@ -86,5 +86,10 @@ class BlockDraft:
 
     def proposal(self) -> Proposal:
         """Returns all drafts so far."""
-        probs, confidence = (None if x[0] is None else torch.cat(x) for x in (self._probs, self._confidence))
+        probs, confidence = _joined(self._probs), _joined(self._confidence)
         return Proposal(torch.cat(self.ids[1:]), probs, None if confidence is None else confidence.float().sigmoid())
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Joins values of consecutive slots, of which all or none exist."""
+    return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
