@@ -120,7 +120,7 @@ def test_an_unfinished_run_is_refused(target, tmp_path):
         (["drafted_by=hyperdflash"], "no finished run on this target"),
         (["max_new_tokens=0"], "max_new_tokens must be a positive integer"),
         (["temperature=-1"], "temperature must be 0"),
-        (["mode=loud"], "chat mode must be one of"),
+        (["mode=loud"], "chat mode must be non_think or think_high"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(overrides, sentence, target, compose_config):
