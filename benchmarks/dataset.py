@@ -75,7 +75,7 @@ def measure(options: Namespace) -> dict:
 
 
 def blocks(record: dict) -> list:
-    from hyperdflash.report.tables import Table  # imports pandas, which a rank does not
+    from hyperdflash.report.tables import Table  # not in a rank, whose memory is measured
 
     rows = []
     for name, text in (

@@ -69,7 +69,7 @@ def run_parts(
         measured_in = environment(name, arguments)
         records[part] = {**parts[part][0](options), "environment": measured_in}
     record = records.get(ALONE, records)
-    from hyperdflash.report.results import write_report  # imports pandas, which a worker or a rank does not
+    from hyperdflash.report.results import write_report  # not in a worker, whose memory is measured
     from hyperdflash.report.tables import markdown
 
     found = [(blocks, records[part]) for part, (_, blocks) in parts.items() if part in records]

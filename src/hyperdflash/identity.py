@@ -19,7 +19,7 @@ from hyperdflash.files import asset, portable, resource
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
 # Counts up when the same configuration trains to another result: a run of earlier code is then no run of this code.
-RECIPE = 3
+RECIPE = 4
 # What a method (conf/method) names.
 METHOD = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "kl", "loss", "objective")
 # Options that decide a run's result. Loggers, folders and options that only change the speed do not.

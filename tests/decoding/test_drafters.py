@@ -144,7 +144,7 @@ VARIANTS = {
     "next token": dict(inputs=Inputs(next_token=True)),
     "lead": dict(lead=MTPLead(steps=1)),
     "long lead": dict(lead=MTPLead(steps=3, trainable=False), head=Markov(rank=8, kind="rnn"), layout="causal"),
-    "whole lead": dict(lead=MTPLead(steps=6)),
+    "whole lead": dict(lead=MTPLead(steps=6), head=Markov(rank=8)),
     "all parts": dict(lead=MTPLead(steps=2), head=Correction(), inputs=Inputs(anchor_state=True, next_token=True)),
 }
 
@@ -305,14 +305,16 @@ def test_a_texts_draws_depend_on_its_generator_alone(target):
     assert text(PROMPTS[1], "a") == first != text(PROMPTS[1], "b")
 
 
-@pytest.mark.parametrize("kind", ["AR", "MTP", "DFlash"])
+@pytest.mark.parametrize("kind", ["AR", "MTP", "DFlash", "all parts"])
 def test_copies_in_lockstep_decode_the_one_text(target, kind):
     if kind == "AR":
         drafter = Autoregressive()
     elif kind == "MTP":
         drafter = MTPChain(target.mtp, 3).proposer(target.heads)
-    else:
+    elif kind == "DFlash":
         drafter = BlockProposer(block_drafter(target, Layers(layer_ids=(0, 2), paths="flat"), Fc()), target.heads)
+    else:
+        drafter = block_drafter(target, **VARIANTS["all parts"]).proposer(target.heads)
 
     def decode(copies: int) -> Generation:
         with TargetSession(target.model, drafter.layer_ids) as session:

@@ -53,7 +53,7 @@ def test_a_new_drafter_with_more_inputs_is_the_one_without(inputs, build, heads,
 def test_new_gates_are_the_papers_gate_on_the_residual(build, heads, states):
     paper, gated = build(PreHcHead(), HcGate()), build(**GATED)
     assert torch.equal(features(paper, states, heads), features(gated, states, heads))
-    gated.reducer.scale.data[2] = 1.0
+    gated.reducer.hc_scale.data[2] = 1.0
     moved = replace(states, layers=states.layers * torch.tensor([1.0, 1.0, 2.0])[:, None, None].bfloat16())
     assert not torch.equal(features(gated, states, heads), features(gated, moved, heads))
 
@@ -62,7 +62,7 @@ def test_new_gates_are_the_papers_gate_on_the_residual(build, heads, states):
 def test_every_weight_of_a_part_learns(changes, build, heads, states):
     drafter = filled(build(**changes))
     if "reducer" in changes:
-        drafter.reducer.scale.data.fill_(0.5)
+        drafter.reducer.hc_scale.data.fill_(0.5)
     features(drafter, states, heads).square().mul(torch.arange(32)).sum().backward()
     for name, parameter in drafter.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
@@ -97,7 +97,7 @@ def test_a_context_state_is_paired_with_the_token_after_it(build, heads, states)
 
 @pytest.mark.parametrize("steps", [1, 3, 6])
 def test_lead_slots_are_the_mtp_blocks_own(steps, build, heads, states, mtp):
-    drafter = filled(build(lead=MTPLead(steps=steps, trainable=False), load_mtp=mtp))
+    drafter = filled(build(lead=MTPLead(steps=steps), load_mtp=mtp))
     alone = MTPChain(mtp(), steps).slots(states, heads, ANCHORS, MASK).features
     assert torch.equal(features(drafter, states, heads)[:, :, :steps], alone)
 
@@ -112,16 +112,27 @@ def test_slots_see_the_tokens_of_lead_slots_before_them_alone(build, heads, stat
         assert changed == [first is not None and slot >= first for slot in range(1, 7)], offset
 
 
-@pytest.mark.parametrize("trainable", [True, False])
+def test_a_lead_over_every_slot_is_the_chain(build, heads, states, mtp):
+    drafter = build(lead=MTPLead(steps=6), load_mtp=mtp)
+    assert isinstance(drafter, MTPChain) and drafter.num_slots == 6
+    assert all(parameter.requires_grad for parameter in drafter.parameters())
+
+
 @pytest.mark.parametrize("steps", [2, 6])
-def test_a_lead_trains_with_the_rest_or_stays(steps, trainable, build, heads, states, mtp):
-    drafter = filled(build(lead=MTPLead(steps=steps, trainable=trainable), load_mtp=mtp))
-    slots = features(drafter, states, heads)
-    if trainable or steps < 6:
-        slots.square().mul(torch.arange(32)).sum().backward()
+def test_a_batch_without_anchors_has_a_gradient_of_zero(steps, build, heads, states, mtp):
+    """Other ranks wait for the gradients of every weight."""
+    drafter = build(lead=MTPLead(steps=steps), load_mtp=mtp)
+    slots = drafter.slots(states, heads, torch.zeros_like(ANCHORS), torch.zeros_like(MASK))
+    drafter.head.logits(slots, heads).features[0].mul(0.0).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for n, p in drafter.named_parameters() if ".layer.mlp." not in n)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_lead_trains_with_the_rest_or_stays(trainable, build, heads, states, mtp):
+    drafter = filled(build(lead=MTPLead(steps=2, trainable=trainable), load_mtp=mtp))
+    features(drafter, states, heads).square().mul(torch.arange(32)).sum().backward()
     for name, parameter in drafter.named_parameters():
-        of_lead = name.startswith("lead.")
-        assert parameter.requires_grad == (trainable if of_lead else steps < 6), name
+        assert parameter.requires_grad == (trainable or not name.startswith("lead.")), name
         if parameter.requires_grad and ".layer.mlp." not in name:  # a token may reach no token of an expert
             assert parameter.grad is not None and parameter.grad.any(), name
 
@@ -130,6 +141,7 @@ def test_a_lead_trains_with_the_rest_or_stays(steps, trainable, build, heads, st
     ("make", "message"),
     [
         (lambda build: build(lead=MTPLead(steps=7)), r"lead\.steps must be in 1\.\.6"),
+        (lambda build: build(lead=MTPLead(steps=6, trainable=False)), r"lead\.trainable=false leaves nothing to train"),
         (lambda build: MTPLead(steps=0), r"lead\.steps must be a positive integer"),
         (lambda build: Inputs(next_token=1), r"inputs\.next_token must be true or false"),
         (lambda build: build(PreHcHead(), HcGates()), r"reducer=hc_gates .* needs conditioning=residual_and_layers"),

@@ -51,6 +51,23 @@ def test_two_ranks_in_micro_batches_train_as_one_process_does(runs_here, prepare
     assert found_validations == validations  # counts of every validation text, once
 
 
+@pytest.mark.parametrize("lead", [["lead.steps=1"], ["lead.steps=2", "lead.trainable=false"]], ids=["trained", "frozen"])
+def test_ranks_train_a_lead_as_one_process_does(lead, runs_here, prepared_overrides, compose_config, tmp_path):
+    """One micro-batch of the epoch has no document; a rank without gradients of the lead would keep the others waiting."""
+    runs_here(tmp_path / "runs")
+    words = [*prepared_overrides, "method=best", *lead, "trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
+    one = compose_config("train", [*words, "optim.batch_size=8"])
+    ranks = compose_config("train", ["trainer=ddp_cpu", *words, "optim.batch_size=1", "trainer.accumulate_grad_batches=4"])
+    train(one)
+    assert train(ranks)["steps"] == 3
+    losses, found = (curves(train_run_dir(config))[0] for config in (one, ranks))
+    assert torch.allclose(torch.tensor(found), torch.tensor(losses), rtol=1e-4, atol=0)
+    checkpoint = torch.load(train_run_dir(one) / "checkpoints" / "best.ckpt", weights_only=True)
+    assert any(".lead.block.layer.self_attn." in name for name in checkpoint["state_dict"]) == (
+        "lead.trainable=false" not in lead
+    )
+
+
 @pytest.mark.slow
 def test_ranks_that_get_a_signal_save_and_continue(runs_here, prepared_overrides, compose_config, tmp_path, capfd):
     ranks = compose_config("train", ["trainer=ddp_cpu", *prepared_overrides, *SAME])

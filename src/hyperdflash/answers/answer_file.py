@@ -29,7 +29,8 @@ class AnswerFile:
     """The answers in ``path`` to ``conversations``, or all of them (None): ``documents`` by id, and the reasons ``left_out`` by
     conversation.
 
-    A damaged line counts as no answer, as does the rest of its conversation; a warning names it.
+    A damaged line counts as no answer, as does the rest of its conversation, and the next conversation where it was the last
+    line of its own; a warning names it.
     """
 
     def __init__(self, path: Path, conversations: Sequence[Conversation] | None = None):

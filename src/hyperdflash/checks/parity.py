@@ -178,9 +178,11 @@ def _rope(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[
 
 
 def _tokens(slots: slice, heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
-    """The embeddings of the block's tokens."""
+    """The embeddings of the block's tokens; a lead's token that the text does not have is the loop's alone."""
     for name, anchor, one, two in _readings(a, b):
-        rows = one.block[slots], two.block[slots]
+        kept = min(d.accepted for d in (a.draftings[name][anchor], b.draftings[name][anchor]) if d.accepted is not None)
+        same = [k for k in range(*slots.indices(len(one.block))) if k <= kept or k > a.num_lead_slots]
+        rows = one.block[same], two.block[same]
         ids = [_token_of(row[0], heads) for row in rows]
         yield Finding(_relative(*rows), name, anchor, f"{a.path} embeds token {ids[0]}, {b.path} token {ids[1]}")
 

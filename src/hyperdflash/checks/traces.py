@@ -61,9 +61,11 @@ class Drafting:
 @dataclass
 class View:
     """Record of one path by document id: ``prompts`` and ``texts`` token ids, ``states`` the first T' positions of
-    (final, layers) that the drafter reads, ``draftings`` by anchor; the ``rounds`` of its walk; the ``modules`` that run."""
+    (final, layers) that the drafter reads, ``draftings`` by anchor; the ``rounds`` of its walk; the ``modules`` that run; the
+    drafter's ``num_lead_slots``."""
 
     path: str
+    num_lead_slots: int = 0
     prompts: dict[str, list[int]] = field(default_factory=dict)
     texts: dict[str, list[int]] = field(default_factory=dict)
     states: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
@@ -174,7 +176,7 @@ def observe_loop(
     stop_ids: Collection[int],
 ) -> View:
     """Records the greedy decoding of every prompt; ``drafter`` is the loop's form of ``module``."""
-    view, generations = View("loop"), []
+    view, generations = View("loop", module.num_lead_slots), []
     for name, prompt_ids in prompts.items():
         with traced(module, view) as reads:
             observed = ObservedLoop(drafter, reads)
@@ -229,7 +231,7 @@ def every_block(states: TargetStates, num_slots: int) -> Blocks:
 
 def observe_training(module: DraftModel, states: TargetStates, heads: TargetHeads, blocks: Blocks | None = None) -> View:
     """Records a training step over ``blocks`` (``every_block``), with gradients enabled as there."""
-    view, blocks = View("training"), blocks or every_block(states, module.num_slots)
+    view, blocks = View("training", module.num_lead_slots), blocks or every_block(states, module.num_slots)
     with traced(module, view) as reads, torch.enable_grad(), fast_fp32_products():
         Observed(module, reads, view).slots(states, heads, blocks.anchors, blocks.anchor_mask)
     accept = torch.zeros(*states.input_ids.shape, module.num_slots, dtype=torch.bool)
@@ -245,7 +247,7 @@ def observe_training(module: DraftModel, states: TargetStates, heads: TargetHead
 
 def observe_replay(module: DraftModel, states: TargetStates, heads: TargetHeads) -> View:
     """Records ``replay`` at temperature 0."""
-    view = View("replay")
+    view = View("replay", module.num_lead_slots)
     with traced(module, view) as reads:
         rounds = view.rounds = replay(Observed(module, reads, view), states, heads, temperature=0.0)
     for row, anchor, accepted in zip(*(x.tolist() for x in (rounds.document, rounds.anchor, rounds.accepted)), strict=True):

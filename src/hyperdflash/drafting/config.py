@@ -9,6 +9,7 @@ import torch
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import Drafter
+from hyperdflash.drafting.mtp_chain import MTPChain, new_chain
 from hyperdflash.settings import boolean, positive_int, positive_number
 
 
@@ -61,14 +62,17 @@ class DrafterConfig:
         """Returns the target layers whose outputs the drafter reads."""
         return tuple(conditioning.layer_ids)
 
-    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> Drafter:
-        """Returns a new drafter, fp32 on the CPU, with weights drawn from ``generator`` alone, never from the global state.
+    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> Drafter | MTPChain:
+        """Returns a new drafter, or the MTP chain if a lead drafts every slot: fp32 on the CPU, with weights drawn from
+        ``generator`` alone, never from the global state.
 
         With heads on the meta device the result has shapes but no memory, which checks a configuration in milliseconds:
         ``with torch.device("meta"): heads = TargetHeads(config)``.
         """
         if parts.lead is not None:
             parts.lead.check(self.num_slots)
+            if parts.lead.steps == self.num_slots:
+                return new_chain(parts, self.num_slots, generator, trainable=parts.lead.trainable)
         with torch.device("meta"):
             module = Drafter(self, parts)
         if not parts.on_meta:
@@ -77,8 +81,6 @@ class DrafterConfig:
             module = module.to_empty(device="cpu")
             module.reset_parameters(parts.heads, generator)
         if parts.lead is not None:
-            if parts.lead.steps == self.num_slots:
-                module.requires_grad_(False).head.requires_grad_(True)  # the lead drafts every slot
             module.lead = parts.lead.build(parts)  # with weights of the target's
         return module
 

@@ -20,10 +20,10 @@ from hyperdflash.drafting.inputs import Inputs
 from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.states.codecs import Codec
+from hyperdflash.targets.adapter import NativeMTP
 
 if TYPE_CHECKING:
     from hyperdflash.drafting.proposer import Proposer
-    from hyperdflash.targets.adapter import NativeMTP
     from hyperdflash.targets.heads import TargetHeads
 
 
@@ -32,7 +32,7 @@ class DrafterParts:
     """The parts beside its own settings from which a drafter is built; those that a kind of drafter does not need may be None.
 
     ``layout`` is full or causal; ``inputs`` are a block drafter's additional ones; ``lead`` drafts its first slots if it is not
-    None; ``load_mtp`` reads the target's MTP block.
+    None; ``load_mtp`` reads the target's MTP block, ``check_mtp`` raises ValueError if it has none.
     """
 
     conditioning: Conditioning | None
@@ -44,18 +44,26 @@ class DrafterParts:
     inputs: Inputs = field(default_factory=Inputs)
     lead: MTPLead | None = None
     load_mtp: Callable[[], NativeMTP] | None = None
+    check_mtp: Callable[[], None] | None = None
 
     @property
     def on_meta(self) -> bool:
         """Whether the drafter shall have shapes but no memory."""
         return self.heads.embed_tokens.weight.is_meta
 
+    def mtp(self) -> NativeMTP:
+        """Returns the target's MTP block; with meta heads one without parameters, if the target has one."""
+        load = self.check_mtp if self.on_meta else self.load_mtp
+        found = load() if load is not None else None
+        assert self.on_meta or found is not None, "this drafter reads the target's MTP block"
+        return found or NativeMTP()
+
 
 class DraftModel(Protocol):
     """A drafter's module, an ``nn.Module`` whose parameters train.
 
     ``num_slots`` S; ``layer_ids``, the target layers it reads; ``context_window``, how many of the newest states a block sees
-    (None: all); ``layout`` of its blocks; ``head``, which turns its slots into logits.
+    (None: all); ``layout`` of its blocks; ``head``, which turns its slots into logits; ``num_lead_slots`` that a lead drafts.
     """
 
     num_slots: int
@@ -63,6 +71,7 @@ class DraftModel(Protocol):
     context_window: int | None
     layout: BlockLayout
     head: DraftHead
+    num_lead_slots: int
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
         """Drafts from ``anchors`` [B, A] int64 on a known text; entries where ``anchor_mask`` [B, A] is False are ignored.

@@ -54,7 +54,7 @@ class DraftLayer(nn.Module):
 
 
 class Drafter(nn.Module):
-    """Holds trainable parameters only, without buffers; every call takes the target's frozen heads."""
+    """Holds no weight of the target but a lead's; every call takes the target's frozen heads."""
 
     def __init__(self, config: DrafterConfig, parts: DrafterParts):
         super().__init__()
@@ -135,8 +135,6 @@ class Drafter(nn.Module):
         """Drafts all blocks of documents at ``anchors`` [B, A] int64; features are 0 where ``anchor_mask`` [B, A] is False."""
         previous = previous_ids(states.input_ids, anchors, self.layout)  # [B, A, S]
         lead = None if self.lead is None else self.lead.slots(states, heads, anchors, anchor_mask).features  # [B, A, n, D]
-        if self.num_lead_slots == self.num_slots:
-            return Slots(lead.masked_fill(~anchor_mask[..., None, None], 0.0), previous, self.layout)
         context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
         positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
         context_kv = self.project_context(context, positions)

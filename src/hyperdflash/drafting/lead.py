@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hyperdflash.settings import boolean, positive_int
-from hyperdflash.targets.adapter import NativeMTP
 
 if TYPE_CHECKING:
     from hyperdflash.drafting.draft_model import DrafterParts
@@ -38,9 +37,7 @@ class MTPLead:
             raise ValueError(f"lead.steps must be in 1..{num_slots} (drafter.block_size - 1), got {self.steps}")
 
     def build(self, parts: DrafterParts) -> MTPChain:
-        """Returns the chain with the target's weights; with meta heads its shapes do not matter."""
+        """Returns the chain of the first slots, with the target's weights."""
         from hyperdflash.drafting.mtp_chain import MTPChain
 
-        load = NativeMTP if parts.on_meta else parts.load_mtp
-        assert load is not None, "a lead needs the target's MTP block"
-        return MTPChain(load(), self.steps, trainable=self.trainable)
+        return MTPChain(parts.mtp(), self.steps, trainable=self.trainable)

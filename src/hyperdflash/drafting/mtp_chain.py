@@ -30,6 +30,7 @@ from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.drafting.heads.lm_head import LMDraftHead
+from hyperdflash.drafting.inputs import Inputs
 from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.settings import positive_int
 from hyperdflash.states.codecs import CODECS, Codec
@@ -54,18 +55,31 @@ class MTPChainConfig:
         return ()
 
     def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> MTPChain:
-        head = parts.head.build(parts.heads)
-        if parts.on_meta:  # the block's shapes are the target's own and need no check
-            return MTPChain(NativeMTP(), self.num_slots, head=head, trainable=True)
-        if generator is not None:
-            head.reset_parameters(generator, INITIALIZER_RANGE)
-        return MTPChain(parts.load_mtp(), self.num_slots, head=head, trainable=True)
+        if parts.lead is not None or parts.inputs != Inputs():
+            raise ValueError("drafter=mtp is the chain of the MTP block itself: run with lead=null inputs=null")
+        return new_chain(parts, self.num_slots, generator)
+
+
+def new_chain(
+    parts: DrafterParts, num_slots: int, generator: torch.Generator | None = None, *, trainable: bool = True
+) -> MTPChain:
+    """Returns the chain of the target's MTP block with a new draft head; with meta heads the block has no shapes."""
+    head = parts.head.build(parts.heads)
+    if not trainable and not any(True for _ in head.parameters()):
+        raise ValueError(
+            f"lead.steps={num_slots} covers every slot and lead.trainable=false leaves nothing to train: run with "
+            "lead.trainable=true, with fewer steps, or evaluate method=mtp"
+        )
+    if generator is not None and not parts.on_meta:
+        head.reset_parameters(generator, INITIALIZER_RANGE)
+    return MTPChain(parts.mtp(), num_slots, head=head, trainable=trainable)
 
 
 class MTPChain(nn.Module):
     """Chains ``block`` over ``num_slots`` slots. ``trainable`` enables its gradients; the caller then passes a copy of its own.
 
-    ``indices_per_pass`` bounds the positions whose keys are computed together, ``rows_per_pass`` the anchors of a step.
+    Shapes follow from the anchors' positions, so every pass waits for an accelerator. ``indices_per_pass`` bounds the positions
+    whose keys are computed together, ``rows_per_pass`` the anchors of a step.
     """
 
     def __init__(
@@ -90,6 +104,7 @@ class MTPChain(nn.Module):
 
     layer_ids = ()
     context_window = None
+    num_lead_slots = 0
 
     def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> MTPProposer:
         """Returns the loop's form of this chain, with the same weights."""
@@ -102,9 +117,7 @@ class MTPChain(nn.Module):
 
     def _features(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Tensor:
         """Returns [B, A, S, D] for anchors [B, A]; ValueError for an anchor at position 0."""
-        if not bool(anchor_mask.any()):
-            return torch.zeros(*anchors.shape, self.num_slots, heads.hidden_size, dtype=heads.dtype, device=anchors.device)
-        if int(anchors[anchor_mask].min()) < 1:
+        if bool(((anchors < 1) & anchor_mask).any()):
             raise ValueError("MTP drafts from the state before its anchor; an anchor at position 0 has none")
         last = anchors.masked_fill(~anchor_mask, -1).amax(dim=1, keepdim=True).clamp(min=1)
         anchors = torch.where(anchor_mask, anchors, last)  # padding stays near the row's own anchors

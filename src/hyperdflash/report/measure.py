@@ -57,6 +57,8 @@ def measure(
     Without MEAN where the prompts lack one of ``groups``. Intervals: ``num_resamples`` bootstrap samples of the prompts, drawn
     with ``seed`` and shared by all methods. With ``baseline`` the paired difference of tau to that method.
     """
+    keys = [(s.method, s.mode, s.temperature) for s in samples]
+    assert keys and len(set(keys)) == len(keys), f"samples, one per method, mode and temperature: {keys}"
     rows: list[Row] = []
     for mode, temperature in dict.fromkeys((s.mode, s.temperature) for s in samples):
         batch = [s for s in samples if (s.mode, s.temperature) == (mode, temperature)]

@@ -113,7 +113,9 @@ def summarize_sweep(
     """Compares ``members`` with ``baseline`` (axis -> value); ValueError where it has no run, or runs cannot be paired."""
     if not members:
         why = "".join(f"; {run} {reason}" for run, reason in list((left_out or {}).items())[:3])
-        raise ValueError(f"no finished run of {name} to report: run `python -m src.train -m sweep={name}` first{why}")
+        raise ValueError(
+            f"no finished run of {name} to report: run its trainings first, by `python -m src.train` with the same words{why}"
+        )
     axes = {axis: values for axis, values in axes.items() if axis not in ("seed", "target")}
     wanted = {axis: value for axis, value in baseline.items() if axis in axes}
     cautions = marks(members)
@@ -187,9 +189,13 @@ def _check_pairing(runs: Sequence[TrainedRun], target: str) -> None:
     for run in runs[1:]:
         pair = f"{run.directory.name} and {first.directory.name}"
         if run.fingerprint != first.fingerprint:
-            raise ValueError(f"{pair} were trained on different weights of {target}: train one of them again")
+            raise ValueError(
+                f"{pair} were trained on different weights of {target}: remove the older one and run its command again"
+            )
         if (run.prompt_ids, run.domains, run.counts.num_slots) != (first.prompt_ids, first.domains, first.counts.num_slots):
-            raise ValueError(f"{pair} were validated on different prompts or slots: train one of them again")
+            raise ValueError(
+                f"{pair} were validated on different prompts or slots: remove the older one and run its command again"
+            )
 
 
 def _rows(cell: Cell, resamples: Resamples) -> Iterator[Row]:

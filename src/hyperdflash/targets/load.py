@@ -99,6 +99,11 @@ def load_mtp(path: str | Path, *, experts: str, dtype: str = "fp32") -> NativeMT
     return mtp.requires_grad_(False).eval()
 
 
+def check_mtp(path: str | Path) -> None:
+    """Raises ValueError where the checkpoint has no native MTP block; reads no weight."""
+    adapter_of(read_config(path).model_type).check_mtp(Path(path))
+
+
 def load_target(
     *,
     path: str | Path,

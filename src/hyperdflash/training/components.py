@@ -19,7 +19,7 @@ from hyperdflash.objectives.objective import Objective
 from hyperdflash.settings import boolean, natural_int, one_of, positive_int, positive_number
 from hyperdflash.targets.adapter import TargetConfig
 from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.load import DTYPES, load_mtp, read_config
+from hyperdflash.targets.load import DTYPES, check_mtp, load_mtp, read_config
 from hyperdflash.training.loggers import WANDB_MODES
 from hyperdflash.training.module import OptimSettings
 
@@ -53,13 +53,14 @@ class Parts:
         parts = DrafterParts(
             conditioning=self.conditioning,
             reducer=self.reducer,
-            inputs=self.inputs,
+            inputs=self.inputs or Inputs(),
             lead=self.lead,
             head=self.head,
             layout=self.blocks.layout,
             heads=heads,
             mask_token_id=mask_token_id,
             load_mtp=lambda: load_mtp(target.path, experts=target.experts),
+            check_mtp=lambda: check_mtp(target.path),
         )
         return self.drafter.build(parts, torch.Generator().manual_seed(seed))
 

@@ -200,10 +200,18 @@ class DraftingModule(L.LightningModule):
         return [optimizer], [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Drops the weights of the target's heads, which come from the target."""
-        own = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("drafter.")}
+        """Drops the weights of the target's heads and of a frozen lead, which come from the target."""
+        own = {
+            n: tensor for n, tensor in checkpoint["state_dict"].items() if n.startswith("drafter.") and n not in self._frozen
+        }
         checkpoint |= {"state_dict": own, "run": self.meta}
+
+    @property
+    def _frozen(self) -> set[str]:
+        """The names of weights that no step changes."""
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_same_run(self.last_checkpoint, checkpoint["run"], self.meta)
-        checkpoint["state_dict"] |= self.target_heads.state_dict(prefix="target_heads.")
+        own = self.state_dict()
+        checkpoint["state_dict"] |= {name: own[name] for name in self._frozen()}

@@ -20,7 +20,7 @@ from hyperdflash.identity import RECIPE, decided_by, runs_dir, within_runs
 from hyperdflash.record import write_json
 from hyperdflash.report.sweep_runs import flat
 
-# By a run and its parent.
+# Options that a run and its parent share.
 SHARED = ("stage", "target", "conditioning", "reducer", "inputs", "lead", "drafter", "head", "seed", "mode", "recipe")
 FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
@@ -117,7 +117,7 @@ def find_stage1(config: DictConfig) -> Path:
         overrides = [word for word in given_overrides() if not word.startswith(("experiment=", "init_from="))]
         command = shlex.join(["python", "-m", "src.train", "experiment=stage1", *overrides])
         raise ValueError(
-            "stage 2 continues from a stage-1 run with the same target, conditioning, reducer, drafter, head and seed, and "
+            f"stage 2 continues from a stage-1 run with the same {', '.join(SHARED[1:-1])}, and "
             f"there is none in {runs_dir() / 'train'}: run `{command}` first, or give init_from=<run directory>"
         )
     run, differing = found[0]
@@ -149,10 +149,13 @@ def check_target(made_on: str, fingerprint: str, run: Path) -> None:
 
 
 def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
-    """Loads a finished run's best weights into ``drafter``; ValueError for other weights of the target or other shapes."""
+    """Loads a finished run's best weights into the new ``drafter``, whose frozen lead stays as it is; ValueError for other
+    weights of the target or other shapes."""
     checkpoint = torch.load(finished_run(run).best_checkpoint, map_location="cpu", weights_only=True)
     check_target(checkpoint["run"]["target"], target_fingerprint, run)
     state = {name.removeprefix("drafter."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    frozen = {name for name, parameter in drafter.named_parameters() if not parameter.requires_grad}
+    state |= {name: tensor for name, tensor in drafter.state_dict().items() if name in frozen and name not in state}
     shapes = [{name: tensor.shape for name, tensor in own.items()} for own in (state, drafter.state_dict())]
     if wrong := {name for name, _ in shapes[0].items() ^ shapes[1].items()}:
         raise ValueError(f"{run} holds a drafter of another shape (first difference: {min(wrong)}): give the options it had")

@@ -25,7 +25,7 @@ def make_dashboard(config: DictConfig) -> None:
     else:
         raise ValueError(
             "saving a workspace needs a W&B login: run `wandb login`, or give file=workspace.json; "
-            "`python -m src.report` makes the same page without an account"
+            "`python -m src.report sweep=NAME` makes the same page without an account"
         )
 
 

@@ -39,15 +39,15 @@ class HcGatesReducer(Reducer):
         super().__init__()
         self.num_paths = heads.num_paths
         self.gates = nn.ModuleList(gates)
-        self.scale = nn.Parameter(torch.empty(len(gates), heads.hidden_size))
+        self.hc_scale = nn.Parameter(torch.empty(len(gates), heads.hidden_size))
 
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
         for gate in self.gates:
             gate.reset_parameters(heads, generator)
-        self.scale.zero_()
-        self.scale[0] = 1.0
+        self.hc_scale.zero_()
+        self.hc_scale[0] = 1.0
 
     def forward(self, streams: Tensor) -> Tensor:
         sources = streams.split(self.num_paths, dim=2)  # [B, T, M, D] each
-        return sum(scale * gate(source) for scale, gate, source in zip(self.scale, self.gates, sources, strict=True))
+        return sum(scale * gate(source) for scale, gate, source in zip(self.hc_scale, self.gates, sources, strict=True))

@@ -28,7 +28,7 @@ from hyperdflash.targets.deepseek_v4.build import set_implementations
 from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint, dtype_of
 from hyperdflash.targets.deepseek_v4.compat import RewindableCache, input_device, is_spread
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
-from hyperdflash.targets.deepseek_v4.official import head_names, mtp_state
+from hyperdflash.targets.deepseek_v4.official import check_native_mtp, head_names, mtp_state
 from hyperdflash.targets.deepseek_v4.placement import checked_device_map
 
 __all__ = ["input_device", "is_spread"]
@@ -111,6 +111,11 @@ def load_model(
         model.float()
     set_implementations(model, attention=attention, experts=experts)
     return model
+
+
+def check_mtp(path: Path) -> None:
+    """Raises ValueError where the checkpoint has no native MTP block."""
+    check_native_mtp(Checkpoint(path))
 
 
 def load_mtp(path: Path, config: DeepseekV4Config, *, experts: str, dtype: torch.dtype) -> MTPBlock:
