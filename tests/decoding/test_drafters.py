@@ -269,7 +269,7 @@ def trained_module(method: str, target: Target, greedy):
         chain = MTPChain(copy.deepcopy(target.mtp), 3, head=head, trainable=True)
         return learnt(chain, target, captured(target, PROMPTS, plain), steps=12)
     drafter = block_drafter(target, **VARIANTS.get(method, {}))
-    return learnt(drafter, target, captured(target, PROMPTS, plain, drafter.conditioning.layer_ids), steps=12)
+    return learnt(drafter, target, captured(target, PROMPTS, plain, drafter.layer_ids), steps=12)
 
 
 @pytest.mark.parametrize("method", METHODS)

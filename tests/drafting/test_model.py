@@ -82,12 +82,12 @@ def test_slots_see_each_other_in_both_directions(build, heads, states):
     drafter = build(num_layers=1)
     kv = drafter.project_context(drafter.context(states, heads), torch.arange(40))
     visible = torch.arange(40) < ANCHORS[..., None]
-    ids = states.input_ids.gather(1, ANCHORS)
+    ids = states.input_ids.gather(1, ANCHORS)[..., None]
     before = drafter.draft(ids, ANCHORS, kv, visible, heads)
     embed = drafter.embed_blocks
 
-    def disturbed(anchor_ids, heads):
-        x = embed(anchor_ids, heads)
+    def disturbed(*inputs):
+        x = embed(*inputs)
         x[:, :, 4] += 1.0
         return x
 
@@ -100,11 +100,11 @@ def test_in_a_causal_layout_slots_see_only_earlier_ones(build, heads, states):
     drafter = build(num_layers=1, layout="causal")
     kv = drafter.project_context(drafter.context(states, heads), torch.arange(40))
     visible = torch.arange(40) < ANCHORS[..., None]
-    ids = states.input_ids.gather(1, ANCHORS)
+    ids = states.input_ids.gather(1, ANCHORS)[..., None]
     before, embed = drafter.draft(ids, ANCHORS, kv, visible, heads), drafter.embed_blocks
 
-    def disturbed(anchor_ids, heads):
-        x = embed(anchor_ids, heads)
+    def disturbed(*inputs):
+        x = embed(*inputs)
         x[:, :, 4] += 1.0
         return x
 
@@ -143,7 +143,7 @@ def test_incremental_context_equals_the_whole(build, heads, states):
     kv = [tuple(torch.cat(parts, dim=1) for parts in zip(*layer, strict=True)) for layer in zip(*pieces, strict=True)]
     anchors = torch.tensor([[20], [16], [22]])
     visible = torch.arange(22) < anchors[..., None]
-    hidden = drafter.draft(states.input_ids.gather(1, anchors), anchors, kv, visible, heads)
+    hidden = drafter.draft(states.input_ids.gather(1, anchors)[..., None], anchors, kv, visible, heads)
     torch.testing.assert_close(hidden[:, 0], torch.stack([whole[0, 2], whole[1, 1], whole[2, 2]]))
 
 
@@ -159,7 +159,7 @@ def test_with_a_window_a_loop_may_drop_older_states(build, heads, states):
         kv = drafter.project_context(drafter.context(part, heads), positions)
         visible = context_mask(anchors[row : row + 1], positions, drafter.config.context_window)
         assert visible.all()
-        token = states.input_ids[row, anchor].view(1, 1)
+        token = states.input_ids[row, anchor].view(1, 1, 1)
         hidden = drafter.draft(token, anchors[row : row + 1], kv, visible, heads)
         torch.testing.assert_close(hidden[0, 0], whole[row, (2, 1, 2)[row]])
 
