@@ -44,7 +44,7 @@ test-slow: .venv/.done ## run those that take minutes: sweeps by every launcher,
 	touch $@
 
 test-transformers: .venv-transformers/.done ## run the tests of targets, drafting and decoding with transformers 5.24
-	.venv-transformers/bin/python -m pytest tests/targets tests/drafting tests/decoding
+	OMP_NUM_THREADS=1 .venv-transformers/bin/python -m pytest -n 2 --dist loadfile tests/targets tests/drafting tests/decoding
 
 lint: .venv/.done ## check style, format and types
 	$(PY) -m ruff check .
@@ -66,11 +66,12 @@ wheel: .venv/.done ## build the wheel into dist/ and decode with it from another
 # The methods of conf/method that the README's table compares; the native MTP block as shipped needs no training.
 METHODS := hyperdflash dflash mtp_finetuned best
 
-demo: .venv/.done ## the whole job: answers, states, both stages of each method, table and picture
+demo: .venv/.done ## the whole job: answers, states, both stages of each method, table, picture, predicted speed
 	for method in $(METHODS); do for stage in stage1 stage2; do \
 		$(PY) -m src.train method=$$method experiment=$$stage; \
 	done; done
 	$(PY) -m src.evaluate out=$(RUNS)/demo
+	$(PY) -m src.roofline from=$(RUNS)/demo out=$(RUNS)/demo batch=[1,8,32]
 
 pretrain: .venv/.done ## train the tiny target that ships in assets/tiny anew, into runs/targets/tiny
 	$(PY) -m src.pretrain

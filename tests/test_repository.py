@@ -330,12 +330,12 @@ def test_demo_trains_what_evaluate_measures():
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
-def test_demo_trains_both_stages_of_each_method_and_evaluates_last():
+def test_demo_trains_both_stages_of_each_method_and_measures_last():
     text = "\n".join(make_dry_run("demo"))
     shown = re.sub(r"\S*python -m", "echo python -m", text)
     commands = subprocess.run(["bash", "-ec", shown], capture_output=True, text=True, check=True).stdout.splitlines()
     trained = [line.split()[3:] for line in commands if " src.train " in line]
-    assert commands[-1].split()[2] == "src.evaluate"
+    assert [command.split()[2] for command in commands[-2:]] == ["src.evaluate", "src.roofline"]
     methods = list(dict.fromkeys(words[0] for words in trained))
     assert len(methods) == 4 and trained == [[m, f"experiment={stage}"] for m in methods for stage in ("stage1", "stage2")]
 

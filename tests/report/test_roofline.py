@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.planning.roofline import (
@@ -222,3 +223,59 @@ def test_refuses(setting, overrides, sentence):
 
     with pytest.raises((ValueError, InstantiationException), match=sentence):
         setting(overrides)
+
+
+def test_a_markov_head_reads_its_table_per_slot_and_the_lm_head_once(setting):
+    sizes, drafter = setting().sizes, setting().drafter
+    plain = replace(BLOCK, slots=6)
+    read = {m.head: parts(block_drafting(sizes, drafter, m, 1, 100)) for m in (plain, replace(plain, head="markov", rank=64))}
+    assert read["markov"]["LM head"].bytes == read["lm_head"]["LM head"].bytes
+    assert read["markov"]["draft head"].bytes == 6 * sizes.vocab_size * 64 * 2 and "draft head" not in read["lm_head"]
+
+
+def test_a_correction_reads_the_lm_head_per_slot(setting):
+    sizes, drafter = setting().sizes, setting().drafter
+    plain, corrected = (
+        parts(block_drafting(sizes, drafter, replace(BLOCK, slots=6, head=h), 1, 100)) for h in ("lm_head", "correction")
+    )
+    assert corrected["LM head"].bytes == 6 * plain["LM head"].bytes
+    assert corrected["LM head"].bf16_flops == plain["LM head"].bf16_flops
+    assert corrected["draft head"].bytes == 6 * 3 * 2 * sizes.hidden_size**2 * 2
+
+
+def test_a_lead_adds_its_steps_and_leaves_fewer_slots_to_the_block(setting):
+    sizes, drafter = setting().sizes, setting().drafter
+    led = parts(block_drafting(sizes, drafter, replace(BLOCK, slots=6, lead=2), 1, 100))
+    block = parts(block_drafting(sizes, drafter, replace(BLOCK, slots=6), 1, 100))
+    steps = parts(mtp_drafting(sizes, drafter, replace(MTP, slots=2, tau=BLOCK.tau), 1, 100))
+    assert led["routed experts"] == steps["routed experts"] and led["draft layers"] == block["draft layers"]
+    assert led["LM head"].bytes == steps["LM head"].bytes + block["LM head"].bytes
+    assert led["LM head"].bf16_flops == pytest.approx(block["LM head"].bf16_flops * 4 / 6 + steps["LM head"].bf16_flops)
+
+
+def test_an_evaluation_gives_methods_with_the_parts_of_their_runs(setting, compose_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
+    runs = {"MTP (3)": "as shipped", "Best": "best-run"}
+    rows = [
+        {"method": name, "temperature": 0.0, "group": "mean", "metric": metric, "value": value}
+        for name, slots, tau in (("MTP (3)", 3, 2.3), ("Best", 6, 3.1))
+        for metric, value in [("tau", tau), *[("survival", 0.5)] * slots]
+    ]
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "metrics.json").write_text(json.dumps({"runs": runs, "rows": rows}))
+    with pytest.raises(ValueError, match="a run that is gone"):
+        setting([f"from={tmp_path}/demo"])
+    (tmp_path / "train" / "best-run").mkdir(parents=True)
+    OmegaConf.save(compose_config("train", ["method=best"]), tmp_path / "train" / "best-run" / "config.yaml")
+    shipped, best = setting([f"from={tmp_path}/demo"]).methods
+    assert (shipped.drafter, shipped.slots, shipped.tau) == ("mtp", 3, 2.3)
+    assert (best.drafter, best.slots, best.tau, best.reducer, best.lead, best.head) == (
+        "block",
+        6,
+        3.1,
+        "hc_gate",
+        2,
+        "correction",
+    )
+    with pytest.raises(ValueError, match=r"has no metrics\.json"):
+        setting([f"from={tmp_path}"])

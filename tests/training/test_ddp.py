@@ -22,8 +22,9 @@ from hyperdflash.training.checkpoints import Checkpoints, Stopped
 from hyperdflash.training.job import strategy_of, train
 from tests.training.run_differences import run_differences
 
-# 23 documents, 8 a step: 3 steps an epoch, so 51 in all, one of three with 7 documents for 8 places
-SAME = ["trainer.precision=64-true", "trainer.max_epochs=17", "trainer.val_check_interval=17", "trainer.log_every_n_steps=1"]
+# 23 documents, 8 per step: 3 steps per epoch, one of them with 7 documents for 8 places
+SAME = ["trainer.precision=64-true", "trainer.max_epochs=5", "trainer.val_check_interval=5", "trainer.log_every_n_steps=1"]
+LONG = [*SAME, "trainer.max_epochs=17", "trainer.val_check_interval=17"]
 
 
 def curves(run: Path) -> tuple[list[list[float]], list[dict]]:
@@ -41,10 +42,10 @@ def test_two_ranks_in_micro_batches_train_as_one_process_does(runs_here, prepare
         "train", ["trainer=ddp_cpu", *prepared_overrides, *SAME, "optim.batch_size=1", "trainer.accumulate_grad_batches=4"]
     )
     train(one)
-    assert train(ranks)["steps"] == 51
+    assert train(ranks)["steps"] == 15
     losses, validations = curves(train_run_dir(one))
     found, found_validations = curves(train_run_dir(ranks))
-    assert len(losses) == 51 and len(validations) == 3
+    assert len(losses) == 15 and len(validations) == 3
     # Cross-entropy is a softmax in fp32 (2**-24 = 6e-8 a term); all else is fp64.
     # The norms are compared too: Muon's and Adam's steps would not show a gradient of another scale.
     assert torch.allclose(torch.tensor(found), torch.tensor(losses), rtol=1e-6, atol=0)
@@ -70,7 +71,7 @@ def test_ranks_train_a_lead_as_one_process_does(lead, runs_here, prepared_overri
 
 @pytest.mark.slow
 def test_ranks_that_get_a_signal_save_and_continue(runs_here, prepared_overrides, compose_config, tmp_path, capfd):
-    ranks = compose_config("train", ["trainer=ddp_cpu", *prepared_overrides, *SAME])
+    ranks = compose_config("train", ["trainer=ddp_cpu", *prepared_overrides, *LONG])
     runs_here(tmp_path / "undisturbed")
     train(ranks)
     undisturbed = train_run_dir(ranks)

@@ -22,6 +22,7 @@ from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.identity import CONF, METHOD, decided_by, runs_dir
+from hyperdflash.report.results import AS_SHIPPED
 from hyperdflash.report.sweep_runs import flat
 from hyperdflash.settings import positive_int
 from hyperdflash.states.codecs import CODECS
@@ -46,7 +47,7 @@ class Method:
 
     @property
     def run_id(self) -> str:
-        return "as shipped" if self.run is None else self.run.name
+        return AS_SHIPPED if self.run is None else self.run.name
 
     @property
     def layer_ids(self) -> tuple[int, ...]:

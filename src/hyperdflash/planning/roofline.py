@@ -18,12 +18,13 @@ extreme, where all tokens of a row share the same k experts. A new kind of draft
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.planning.v4_sizes import BYTES, SPARSE_RATIO, V4Sizes, Weights, mtp_weights, target_weights
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
 
+HEADS = ("lm_head", "markov", "correction")
 FP8_RATE = ("fp4", "fp8")  # formats multiplied at the FP8 rate; activations are FP8 beside FP4 weights
 
 
@@ -68,20 +69,30 @@ def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A published result to set beside the prediction: ``drafter`` is a key of ``DRAFTING``, ``reducer`` a block drafter's."""
+    """A result to predict: ``drafter`` is a key of ``DRAFTING``, ``speedup`` the published one if there is one.
+
+    ``reducer`` and ``lead``, chained MTP steps before its pass, are a block drafter's. ``head`` is an option of conf/head with
+    its ``rank`` or ``expansion``.
+    """
 
     name: str
     drafter: str
     slots: int
     tau: float
-    speedup: float
+    speedup: float | None = None
     reducer: str | None = None
+    lead: int = 0
+    head: str = "lm_head"
+    rank: int = 256
+    expansion: int = 2
 
     def __post_init__(self):
         one_of(f"{self.name}: drafter", self.drafter, tuple(DRAFTING))
         positive_int(f"{self.name}: slots", self.slots)
+        one_of(f"{self.name}: head", self.head, HEADS)
         for name in ("tau", "speedup"):
-            positive_number(f"{self.name}: {name}", getattr(self, name))
+            if name == "tau" or self.speedup is not None:
+                positive_number(f"{self.name}: {name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +174,26 @@ def mtp_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: 
         works.append(Work("attention", 0.0, fp8_flops=2 * (m - 1) * D * D * tokens))  # h_proj acts on each path
         works.append(_experts(sizes, tokens, tokens))
         works.append(_cache(sizes, sizes.compress_ratios[-1], tokens / batch, batch, context))
-    return _by_part(works)
+    return _by_part([*works, *_head(sizes, method, batch)])
+
+
+def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
+    """Returns what the draft head adds to the LM head, slot by slot, in BF16: a table [V, r], or three matrices of the
+    correction."""
+    extra = {
+        "lm_head": 0,
+        "markov": sizes.vocab_size * method.rank,
+        "correction": 3 * method.expansion * sizes.hidden_size**2,
+    }[method.head]
+    return [_multiplied(Weights("draft head", extra, "bf16"), batch)] * method.slots if extra else []
 
 
 def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int) -> list[Work]:
     """Returns the parts of one block drafter pass in BF16: K slots per row through all layers, S through the LM head.
 
     Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
-    projections. Attention over ``context``, or the drafter's window of it.
+    projections. Attention over ``context``, or the drafter's window of it. A lead's MTP steps come first and draft their slots
+    themselves; head=correction reads the LM head once per other slot.
     """
     one_of("reducer", method.reducer, ("hc_gate", "fc"))
     if method.slots != drafter.num_slots:
@@ -185,15 +208,19 @@ def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch
     per_layer = 2 * width * queries + 2 * width * keys + 3 * width * drafter.intermediate_size
     reducing = m * D * width if method.reducer == "fc" else m * m * D + m + 1 + m * D  # Eq. 1 with its per-path norm
     resize = 0 if width == D else 2 * D * width
-    slots, block, new = drafter.num_slots * batch, drafter.block_size * batch, method.tau * batch
+    block, new, left = drafter.block_size * batch, method.tau * batch, drafter.num_slots - method.lead
+    steps = replace(method, slots=method.lead, head="lm_head") if method.lead else None
+    lead = mtp_drafting(sizes, drafter, steps, batch, context) if steps else []
+    reads = left if method.head == "correction" else 1
     seen = min(context, drafter.context_window or context)
     attended = drafter.num_layers * (seen + drafter.block_size)
-    return [
+    works = [
         _multiplied(Weights("reducer and new keys", reducing + drafter.num_layers * 2 * width * keys, "bf16"), new),
         _multiplied(Weights("draft layers", drafter.num_layers * per_layer + resize, "bf16"), block),
         Work("cache", batch * drafter.num_layers * seen * 2 * keys * BYTES["bf16"], 0.0, 4 * queries * attended * block),
-        _multiplied(Weights("LM head", sizes.vocab_size * D, "bf16"), slots),
+        *[_multiplied(Weights("LM head", sizes.vocab_size * D, "bf16"), left * batch / reads)] * reads,
     ]
+    return _by_part([*lead, *works, *_head(sizes, method, batch)])
 
 
 # Kind of drafter -> parts of one round's drafting (sizes, drafter, method, batch, context)

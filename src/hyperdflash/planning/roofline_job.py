@@ -2,20 +2,25 @@
 
 python -m src.roofline
 python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
+python -m src.roofline from=runs/demo batch=[1,8,32]       what an evaluation's measured tau would give on the real target
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import entry_point
+from hyperdflash.identity import class_name, reads_conditioning, runs_dir
 from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
-from hyperdflash.report.results import write_report
+from hyperdflash.report.bootstrap import MEAN
+from hyperdflash.report.results import AS_SHIPPED, write_report
 from hyperdflash.report.tables import Block, Table, markdown, number_text
 from hyperdflash.settings import one_of
 
@@ -33,12 +38,46 @@ def setting_of(config: DictConfig) -> Setting:
         sizes=instantiate(config.model, _convert_="all"),
         drafter=drafter,
         gpu=GPU(name=config.gpu, count=config.num_gpus, **config.gpus[config.gpu]),
-        methods=tuple(Method(**method) for method in config.methods),
-        source=config.source,
+        methods=measured_methods(Path(config["from"])) if config["from"] else tuple(Method(**m) for m in config.methods),
+        source=f"measured, {config['from']}, temperature 0" if config["from"] else config.source,
         batches=tuple(config.batch),
         context=config.context,
         max_tokens=config.max_tokens,
     )
+
+
+def measured_methods(folder: Path) -> tuple[Method, ...]:
+    """Returns the methods of the evaluation in ``folder``, with tau as measured at temperature 0 and parts as their runs have
+    them; ValueError where there is no such evaluation or run."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        raise ValueError(f"from={folder} has no metrics.json: run `python -m src.evaluate out={folder}` first")
+    record = json.loads(path.read_text())
+    methods = []
+    for name, run in record["runs"].items():
+        rows = [r for r in record["rows"] if (r["method"], r["temperature"], r["group"]) == (name, 0, MEAN)]
+        tau = next((row["value"] for row in rows if row["metric"] == "tau"), None)
+        if tau is None:
+            continue
+        method = Method(name=name, drafter="mtp", slots=sum(row["metric"] == "survival" for row in rows), tau=tau)
+        methods.append(method if run == AS_SHIPPED else _with_parts(method, runs_dir() / "train" / run / "config.yaml"))
+    if not methods:
+        raise ValueError(f"from={folder} has no method at temperature 0: run `python -m src.evaluate temperature=[0]`")
+    return tuple(methods)
+
+
+def _with_parts(method: Method, path: Path) -> Method:
+    """Adds the draft head, the lead and the reducer of the run whose configuration is ``path``."""
+    if not path.exists():
+        raise ValueError(f"{method.name} was measured from a run that is gone, {path.parent}: evaluate again")
+    config = OmegaConf.load(path)
+    head = class_name(config.head)
+    sizes = {name: config.head[name] for name in ("rank", "expansion") if name in config.head}
+    if not reads_conditioning(config.drafter):
+        return replace(method, head=head, **sizes)
+    lead = config.lead.steps if config.get("lead") else 0
+    reducer = "fc" if class_name(config.reducer) == "fc" else "hc_gate"
+    return replace(method, drafter="block", reducer=reducer, lead=lead, head=head, **sizes)
 
 
 def roofline_record(setting: Setting) -> dict:
@@ -70,7 +109,7 @@ def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
         _parts(setting),
         f"Verifying n tokens per row; first columns at batch size {first}, then the time relative to n = 1:",
         _counts(setting, record["verification"]),
-        "Speedup that τ · T_ar / (T_draft + T_verify) predicts for published τ:",
+        "Speedup that τ · T_ar / (T_draft + T_verify) predicts:",
         _methods(setting, record["rounds"]),
         "Time of a part: max(bytes / bandwidth, FLOPs / dense peak); parts one after the other, divided evenly over the GPUs. "
         "Weights in the checkpoint's formats (FP4 experts, FP8, BF16 and FP32 exceptions), read once per forward; routed "
@@ -78,7 +117,7 @@ def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
         "share one draw. Real routing lies between. Left out: activations, sampling, traffic between GPUs, kernel launches, "
         "scheduling. So every time is a lower bound, and a speedup a ratio of lower bounds, not the forecast of an engine. MTP "
         "chains its steps, each reading block and LM head anew; a block drafter has "
-        f"{setting.drafter.num_layers} layers in BF16 (its real shape is not published). Published: {setting.source}.",
+        f"{setting.drafter.num_layers} layers in BF16 (its real shape is not published). τ: {setting.source}.",
     ]
 
 
@@ -110,9 +149,13 @@ def _counts(setting: Setting, verification: Sequence[dict]) -> Table:
 def _methods(setting: Setting, rounds: Sequence[dict]) -> Table:
     header = ["Method", "τ", "published speedup", "batch", "T_draft, ms", "T_verify, ms", "T_ar, ms", "drafter's share"]
     rows, methods = [], {method.name: method for method in setting.methods}
+
+    def published(method: Method) -> str:
+        return "" if method.speedup is None else f"{number_text(method.speedup)}×"
+
     for own, same in zip(rounds[::2], rounds[1::2], strict=True):
         method = methods.pop(own["method"], None)  # named in the first of its rows
-        shown = [method.name, number_text(method.tau), f"{number_text(method.speedup)}×"] if method else ["", "", ""]
+        shown = [method.name, number_text(method.tau), published(method)] if method else ["", "", ""]
         times = (number_text(1e3 * own[part], 3) for part in ("draft_s", "verify_s", "ar_s"))
         speedups = (f"{number_text(row['speedup'])}×" for row in (own, same))
         rows.append([*shown, str(own["batch"]), *times, f"{own['drafter_share']:.0%}", *speedups])
@@ -129,6 +172,7 @@ def _amounts(works: Sequence[Work], gpu: GPU) -> tuple[float, float, float]:
 def main(config: DictConfig) -> None:
     setting = setting_of(config)
     record = roofline_record(setting)
-    text = markdown(roofline_blocks(setting, record))
+    blocks = roofline_blocks(setting, record)
+    text = markdown([blocks[0], *blocks[-3:]] if config["from"] else blocks)
     written = write_report(config.out, {"roofline.md": text, "roofline.json": record})
     print(f"{text}\nwrote {', '.join(map(str, written))}")

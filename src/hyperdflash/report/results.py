@@ -24,6 +24,7 @@ from hyperdflash.report.bootstrap import MEAN, Estimate
 from hyperdflash.report.tables import jsonable
 
 MINUS_BASELINE = "tau minus baseline"
+AS_SHIPPED = "as shipped"  # in place of a run, for the target's own MTP block
 
 
 class Row(NamedTuple):
