@@ -262,7 +262,10 @@ def test_runs_on_other_weights_or_prompts_are_not_paired(runs):
     ("words", "sentence"),
     [
         (["sweep=nope"], "Could not find 'sweep/nope'"),
-        (["sweep=early"], "no finished run of early to report: run `python -m src.train -m sweep=early`"),
+        (
+            ["sweep=early"],
+            "no finished run of early to report: run its trainings first, by `python -m src.train` with the same words",
+        ),
         ([], "nothing is swept by ''"),
         (["num_resamples=0"], "num_resamples must be a positive integer"),
         (["sweep=teacher", "baseline=kl.teacher=nobody"], "the baseline kl.teacher nobody has no finished run on tiny"),

@@ -201,17 +201,15 @@ class DraftingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Drops the weights of the target's heads and of a frozen lead, which come from the target."""
-        own = {
-            n: tensor for n, tensor in checkpoint["state_dict"].items() if n.startswith("drafter.") and n not in self._frozen
-        }
-        checkpoint |= {"state_dict": own, "run": self.meta}
-
-    @property
-    def _frozen(self) -> set[str]:
-        """The names of weights that no step changes."""
-        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        given = self._given_by_target()
+        checkpoint["state_dict"] = {name: own for name, own in checkpoint["state_dict"].items() if name not in given}
+        checkpoint["run"] = self.meta
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_same_run(self.last_checkpoint, checkpoint["run"], self.meta)
-        own = self.state_dict()
-        checkpoint["state_dict"] |= {name: own[name] for name in self._frozen()}
+        checkpoint["state_dict"] |= self._given_by_target()
+
+    def _given_by_target(self) -> dict[str, Tensor]:
+        """Returns the state that the target gives: its heads, and weights of the drafter that no step changes."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {n: own for n, own in self.state_dict().items() if n.startswith("target_heads.") or n in frozen}
