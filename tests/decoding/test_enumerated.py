@@ -15,6 +15,7 @@ from hyperdflash.drafting.heads.correction import Correction
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.drafting.heads.markov import KINDS, Markov
 from hyperdflash.targets.sampling import Sampler, probabilities
+from tests.proposed_block import propose
 
 V = 4
 HEADS = SimpleNamespace(
@@ -55,7 +56,7 @@ def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p, k
     anchor, emitted = 1, torch.zeros(V, V, V, dtype=torch.float64)
     for draft in itertools.product(range(V), repeat=2):
         sampler = Forced(temperature, top_p, None, list(draft))
-        proposal = head.propose(slots, HEADS, torch.tensor([anchor]), sampler)
+        proposal = propose(head, slots, HEADS, torch.tensor([anchor]), sampler)
         assert tuple(proposal.ids.tolist()) == draft
         q = proposal.probs.double()
         drawn, before = q[0, draft[0]] * q[1, draft[1]], (anchor, draft[0])
@@ -81,7 +82,7 @@ def test_replay_accepts_with_the_probability_that_the_loop_does(kind):
         forced = Slots(slots.features, torch.tensor([1, first]).view(1, 1, 2), slots.layout)
         q = head.logits(forced, HEADS)[0, 0, 1].dense().double().softmax(-1)
         sampler = Forced(1.0, 1.0, None, [first, 0])
-        loop_q = head.propose(slots, HEADS, torch.tensor([1]), sampler).probs[1].double()
+        loop_q = propose(head, slots, HEADS, torch.tensor([1]), sampler).probs[1].double()
         torch.testing.assert_close(q, loop_q, rtol=1e-5, atol=1e-7)
         uniform = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:-1, None]
         accepted = sampled_accept(q[None], p[first][None], uniform).double().mean(dim=0)  # of each text token

@@ -15,6 +15,7 @@ from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.targets.sampling import Sampler
+from tests.proposed_block import propose
 
 SEQUENTIAL = {
     "vanilla": Markov(rank=5),
@@ -61,7 +62,7 @@ def test_a_new_head_is_the_lm_head(name, build, heads, states):
     slots = drafter.slots(states, heads, ANCHORS, MASK)
     assert torch.equal(drafter.head.logits(slots, heads).dense(), plain.head.logits(slots, heads).dense())
     block, anchor_id = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout), states.input_ids[0, 9:10]
-    drafts = [module.head.propose(block, heads, anchor_id, Sampler()) for module in (plain, drafter)]
+    drafts = [propose(module.head, block, heads, anchor_id, Sampler()) for module in (plain, drafter)]
     assert torch.equal(drafts[0].ids, drafts[1].ids)
     assert (drafts[1].confidence is None) == (not drafter.head.has_confidence)
     if drafter.head.has_confidence:
@@ -121,7 +122,7 @@ def test_a_proposal_has_the_teacher_forced_logits_of_its_own_drafts(name, temper
     head, slots = filled((SEQUENTIAL | {"lm_head": LMHead()})[name].build(heads)), slots_of(heads)
     block = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
     sampler = Sampler(temperature, 0.9, torch.Generator().manual_seed(3))
-    proposal = head.propose(block, heads, torch.tensor([7]), sampler)
+    proposal = propose(head, block, heads, torch.tensor([7]), sampler)
     forced = replace(block, previous=torch.cat([torch.tensor([7]), proposal.ids[:-1]]).view(1, 1, -1))
     logits = head.logits(forced, heads)
     if temperature == 0:
@@ -136,7 +137,7 @@ def test_a_proposal_has_the_teacher_forced_logits_of_its_own_drafts(name, temper
 def test_a_proposal_follows_its_own_drafts(name, heads):
     head, slots = filled(SEQUENTIAL[name].build(heads)), slots_of(heads)
     block = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
-    drafts = {tuple(head.propose(block, heads, torch.tensor([anchor]), Sampler()).ids.tolist()) for anchor in range(64)}
+    drafts = {tuple(propose(head, block, heads, torch.tensor([anchor]), Sampler()).ids.tolist()) for anchor in range(64)}
     assert len(drafts) > 1
 
 

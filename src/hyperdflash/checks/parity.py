@@ -180,7 +180,7 @@ def _rope(heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[
 def _tokens(slots: slice, heads: TargetHeads, window: int | None, a: View, b: View) -> Iterator[Finding]:
     """The embeddings of the block's tokens; a lead's token that the text does not have is the loop's alone."""
     for name, anchor, one, two in _readings(a, b):
-        kept = min(d.accepted for d in (a.draftings[name][anchor], b.draftings[name][anchor]) if d.accepted is not None)
+        kept = min((v.draftings[name][anchor].accepted for v in (a, b) if v.path == "loop"), default=len(one.block))
         same = [k for k in range(*slots.indices(len(one.block))) if k <= kept or k > a.num_lead_slots]
         rows = one.block[same], two.block[same]
         ids = [_token_of(row[0], heads) for row in rows]

@@ -81,7 +81,7 @@ class DrafterConfig:
             module = module.to_empty(device="cpu")
             module.reset_parameters(parts.heads, generator)
         if parts.lead is not None:
-            module.lead = parts.lead.build(parts)  # with weights of the target's
+            module.lead = MTPChain(parts.mtp(), parts.lead.steps, trainable=parts.lead.trainable)
         return module
 
     @property

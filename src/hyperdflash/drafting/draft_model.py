@@ -48,15 +48,17 @@ class DrafterParts:
 
     @property
     def on_meta(self) -> bool:
-        """Whether the drafter shall have shapes but no memory."""
+        """Tells whether the drafter shall have shapes but no memory."""
         return self.heads.embed_tokens.weight.is_meta
 
     def mtp(self) -> NativeMTP:
         """Returns the target's MTP block; with meta heads one without parameters, if the target has one."""
-        load = self.check_mtp if self.on_meta else self.load_mtp
-        found = load() if load is not None else None
-        assert self.on_meta or found is not None, "this drafter reads the target's MTP block"
-        return found or NativeMTP()
+        if self.on_meta:
+            if self.check_mtp is not None:
+                self.check_mtp()
+            return NativeMTP()
+        assert self.load_mtp is not None, "this drafter reads the target's MTP block"
+        return self.load_mtp()
 
 
 class DraftModel(Protocol):

@@ -59,7 +59,7 @@ class Drafter(nn.Module):
     def __init__(self, config: DrafterConfig, parts: DrafterParts):
         super().__init__()
         heads = parts.heads
-        hidden_size = config.hidden_size or heads.hidden_size
+        hidden_size, eps = config.hidden_size or heads.hidden_size, config.rms_norm_eps
         vocab_size = heads.config.vocab_size
         if not 0 <= parts.mask_token_id < vocab_size:
             raise ValueError(f"mask_token_id must be in 0..{vocab_size - 1}, got {parts.mask_token_id}")
@@ -69,16 +69,15 @@ class Drafter(nn.Module):
         self.mask_token_id = parts.mask_token_id
         self.layout = BlockLayout.chain(config.block_size, parts.layout)
         self.reducer = parts.reducer.build(parts.conditioning, heads, hidden_size)
-        self.hidden_norm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = RMSNorm(hidden_size, eps=eps)
         self.layers = nn.ModuleList(DraftLayer(config, hidden_size, self.layout) for _ in range(config.num_layers))
         if config.compile:
             for layer in self.layers:
                 layer.compile()
-        self.norm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(hidden_size, eps=eps)
         same_width = hidden_size == heads.hidden_size
         self.embed_proj = None if same_width else linear(heads.hidden_size, hidden_size)
         self.out_proj = None if same_width else linear(hidden_size, heads.hidden_size)
-        eps = config.rms_norm_eps
         self.anchor_proj = linear(hidden_size, hidden_size) if parts.inputs.anchor_state else None
         self.token_norm = RMSNorm(heads.hidden_size, eps=eps) if parts.inputs.next_token else None
         self.token_proj = linear(heads.hidden_size, hidden_size) if parts.inputs.next_token else None
@@ -160,13 +159,14 @@ class Drafter(nn.Module):
 
         States stay in the cache's dtype until here: the reducer converts them once, to the drafter's dtype or to autocast's.
         """
-        streams, next_ids = self.conditioning.gather(states, heads)[:, :length], states.next_ids[:, :length]
-        if length is not None and length > streams.shape[1]:
-            padding = length - streams.shape[1]
-            streams, next_ids = F.pad(streams, (0, 0, 0, 0, 0, padding)), F.pad(next_ids, (0, padding))
+        streams = self.conditioning.gather(states, heads)[:, :length]
+        padding = 0 if length is None else max(0, length - streams.shape[1])
+        if padding:
+            streams = F.pad(streams, (0, 0, 0, 0, 0, padding))
         context = self.hidden_norm(self.reducer(streams).to(self.dtype))
         if self.token_proj is None:
             return context
+        next_ids = F.pad(states.next_ids[:, :length], (0, padding))
         return context + self.token_proj(self.token_norm(heads.embed(next_ids).to(self.dtype))).to(self.dtype)
 
     def project_context(self, context: Tensor, positions: Tensor) -> list[KeyValue]:

@@ -11,13 +11,8 @@ slot in n passes, and the block drafter has no part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hyperdflash.settings import boolean, positive_int
-
-if TYPE_CHECKING:
-    from hyperdflash.drafting.draft_model import DrafterParts
-    from hyperdflash.drafting.mtp_chain import MTPChain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +30,3 @@ class MTPLead:
         """Raises ValueError if the lead is longer than the block."""
         if self.steps > num_slots:
             raise ValueError(f"lead.steps must be in 1..{num_slots} (drafter.block_size - 1), got {self.steps}")
-
-    def build(self, parts: DrafterParts) -> MTPChain:
-        """Returns the chain of the first slots, with the target's weights."""
-        from hyperdflash.drafting.mtp_chain import MTPChain
-
-        return MTPChain(parts.mtp(), self.steps, trainable=self.trainable)

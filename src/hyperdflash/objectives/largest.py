@@ -1,4 +1,4 @@
-"""Whether a label has its row's largest logit, without a [rows, V] tensor: the acceptance of greedy replay.
+"""Finds whether a label has its row's largest logit, without a [rows, V] tensor: the acceptance of greedy replay.
 
 R rows, F the width of all factors side by side; shapes otherwise as in contracts.py.
 """
@@ -47,7 +47,8 @@ def first_largest_on_host(logits: Tensor, largest: Tensor, column: Tensor) -> Te
 
 
 def first_largest(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
-    """Whether ``column`` [R], perhaps outside of [0, V), is the first one of ``logits`` [R, V] that equals ``largest`` [R]."""
+    """Returns whether ``column`` [R], perhaps outside of [0, V), is the first one of ``logits`` [R, V] that equals ``largest``
+    [R]."""
     inside, at = (column >= 0) & (column < logits.shape[1]), column.clamp(0, logits.shape[1] - 1)[:, None]
     equal = logits == largest[:, None]
     earlier = torch.arange(logits.shape[1], device=logits.device) < at

@@ -30,8 +30,8 @@ def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether the device type has instructions for bf16 products, which are faster than fp32 there. All ranks must have the
-    same answer, since otherwise their weights drift apart."""
+    """Tells whether the device type has instructions for bf16 products, which are faster than fp32 there. All ranks must have
+    the same answer, since otherwise their weights drift apart."""
     if device == "cpu":
         features = torch.cpu.get_capabilities()
         return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

@@ -67,7 +67,10 @@ def measured_methods(folder: Path) -> tuple[Method, ...]:
 
 
 def _with_parts(method: Method, path: Path) -> Method:
-    """Adds the draft head, the lead and the reducer of the run whose configuration is ``path``."""
+    """Adds the draft head, the lead and the reducer of the run whose configuration is ``path``.
+
+    Any reducer but fc counts as the paper's gate.
+    """
     if not path.exists():
         raise ValueError(f"{method.name} was measured from a run that is gone, {path.parent}: evaluate again")
     config = OmegaConf.load(path)

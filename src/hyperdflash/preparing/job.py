@@ -127,7 +127,7 @@ class StatesJob:
 
 
 class PrepareJob(StatesJob):
-    """What decides a dataset, with taps of the layers ``layer_ids``."""
+    """Holds what decides a dataset, with taps of the layers ``layer_ids``."""
 
     def __init__(self, config: DictConfig, layer_ids: Sequence[int] = ()):
         """Reads no weight and no row of the corpus; ValueError for a wrong option."""

@@ -97,7 +97,7 @@ class Dataset:
 
     @cached_property
     def key(self) -> CacheKey:
-        """What the states of all documents depend on."""
+        """The key of the states of all documents."""
         return CacheKey.of(self.record["states"])
 
     @property

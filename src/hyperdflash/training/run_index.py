@@ -39,7 +39,7 @@ class FinishedRun:
 
     @property
     def is_current(self) -> bool:
-        """Whether this version of the code would train the same configuration to the same result."""
+        """Tells whether this version of the code would train the same configuration to the same result."""
         return self.decided.get("recipe") == RECIPE
 
     @property

@@ -35,12 +35,6 @@ class DraftHead(nn.Module):
         """Returns the logits of every slot, [B, A, S]; slot k may read ``slots.previous`` of slots 1..k."""
         raise NotImplementedError
 
-    def propose(self, slots: Slots, heads: TargetHeads, anchor_id: Tensor, sampler: Sampler) -> Proposal:
-        """Drafts one block from ``slots`` [1, 1, n], whose ``previous`` is not yet known, and ``anchor_id`` [1] int64."""
-        draft = BlockDraft(self, heads, slots.layout, anchor_id, sampler)
-        draft.extend(slots.features)
-        return draft.proposal()
-
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         """Draws initial weights; ``std`` is the standard deviation of the drafter's new weights. Does nothing by default."""
 
