@@ -16,7 +16,7 @@ FAULTS = ("500", "429", "stall", "garbage", "cut", "crossed", "short", "abort", 
 
 class AnsweringServer(ThreadingHTTPServer):
     """``answer`` maps prompt ids to answer ids; ``fault(prompt, attempt)`` names what goes wrong with a request or None;
-    ``text`` (ids -> text) makes it a server that gives no token ids. ``asked`` counts requests a prompt."""
+    ``gives_ids`` False makes it a server that gives text alone. ``asked`` counts requests a prompt."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -25,7 +25,8 @@ class AnsweringServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer, self.model, self.says_model = answer, model, model
         self.fault: Callable[[tuple[int, ...], int], str | None] = lambda prompt, attempt: None
-        self.text: Callable[[list[int]], str] | None = None
+        self.gives_ids = True
+        self.max_model_len: int | None = None
         self.delay_s = 0.0
         self.adds_tokens = 0
         self.asked: Counter[tuple[int, ...]] = Counter()
@@ -44,7 +45,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: AnsweringServer
 
     def do_GET(self):
-        self._send(json.dumps({"object": "list", "data": [{"id": self.server.model}]}).encode())
+        self._send(
+            json.dumps(
+                {"object": "list", "data": [{"id": self.server.model, "max_model_len": self.server.max_model_len}]}
+            ).encode()
+        )
 
     def do_POST(self):
         server = self.server
@@ -68,10 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         ids = server.answer(prompt)[: body["max_tokens"]]
         choice = {"index": 0, "finish_reason": "stop" if len(ids) < body["max_tokens"] else "length", "text": ""}
         usage = {"prompt_tokens": len(prompt) + server.adds_tokens, "completion_tokens": len(ids)}
-        if server.text is None:
+        if server.gives_ids:
             choice |= {"token_ids": ids, "prompt_token_ids": list(prompt)}
-        else:
-            choice["text"] = server.text(ids)
         if fault == "crossed":
             choice["prompt_token_ids"] = list(prompt[::-1])
             choice["token_ids"] = [7, 7]

@@ -12,10 +12,9 @@ import pytest
 
 from hyperdflash.answers import responses
 from hyperdflash.answers.answer_file import AnswerFile
-from hyperdflash.answers.answer_server import AnswerServers
 from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.answers.responses import answer_conversations
-from hyperdflash.answers.served_answers import ask_servers, served_documents, served_path
+from hyperdflash.answers.served_answers import AnswerServers, ask_servers, served_documents, served_path
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_rounds
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
@@ -148,48 +147,20 @@ def test_one_that_fails_for_good_is_named_and_the_others_are_kept(ask, server, t
     assert len(ask(todo)) == 8
 
 
-def refuses(tokenizer, *conversations):
-    bad = {tuple(encode_rounds(c, tokenizer)[0]) for c in conversations}
-    return lambda prompt, attempt: "400" if prompt in bad else None
+def test_a_server_of_shorter_texts_is_refused_before_it_is_asked(ask, server):
+    server.max_model_len = 149
+    with pytest.raises(ValueError, match=r"/v1 takes 149 tokens and corpus\.max_length is 150: start it with a larger context"):
+        ask(conversations(3))
+    assert not server.asked
+    server.max_model_len = 150
+    assert len(ask(conversations(3))) == 3
 
 
-def test_one_that_is_refused_where_others_are_answered_is_left_out_and_named(ask, server, tokenizer, capsys):
-    todo = conversations(8)
-    server.fault = refuses(tokenizer, todo[5], todo[0])
-    assert {d.id for d in ask(todo, concurrency=1)} == {c.id for c in todo} - {"chat/05", "chat/00"}
-    printed = capsys.readouterr().out
-    assert "2 left out for good: chat/00, chat/05; the last one's reason: http" in printed and "on purpose" in printed
-    assert "2 of 8 prompts left out, refused by the server with HTTP 400: chat/00, chat/05" in printed
-    server.asked.clear()
-    assert len(ask(todo)) == 6 and not server.asked  # neither asked for again nor missing
-    assert "2 of 8 prompts left out, refused by the server with HTTP 400: chat/00, chat/05" in capsys.readouterr().out
-
-
-def test_only_refused_ones_are_left_over(ask, server, tokenizer):
-    """As after a kill while they were in flight: one that was answered before tells whether it is the prompt or the server."""
-    todo = conversations(8)
-    ask(todo[:6])
-    server.fault = lambda prompt, attempt: "400"
-    with pytest.raises(ValueError, match=r"2 of 2 conversations have no answer.*HTTP 400.*; raise the server's max_model_len"):
-        ask(todo)
-    assert len(AnswerFile(ask.path).documents) == 6
-    server.fault = refuses(tokenizer, *todo[6:])
-    assert len(ask(todo)) == 6 and len(AnswerFile(ask.path).documents) == 8
-
-
-def test_many_refused_in_a_row_among_answered_ones_end_nothing(ask, server, tokenizer):
-    todo = conversations(34)
-    server.fault = refuses(tokenizer, *todo[3:30])
-    assert [d.id for d in ask(todo, concurrency=1)] == [c.id for c in [*todo[:3], *todo[30:]]]
-
-
-def test_a_server_that_only_refuses_ends_the_job_soon(ask, server):
-    server.fault = lambda prompt, attempt: "400"
-    with pytest.raises(ValueError, match=r"9 of 60 conversations have no answer.*HTTP 400.*max_model_len") as caught:
-        ask(conversations(60), concurrency=1)
-    assert len(server.asked) <= 11 and not AnswerFile(ask.path).documents and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="1 of 1 conversations have no answer"):
-        ask(conversations(1))
+def test_a_server_without_token_ids_is_refused_in_one_sentence(ask, server):
+    server.gives_ids = False
+    with pytest.raises(ValueError, match="returns text without token ids: use a vLLM or SGLang that knows return_token_ids"):
+        ask(conversations(3))
+    assert not AnswerFile(ask.path).documents
 
 
 def test_what_one_server_refuses_another_is_asked(server, model, tokenizer, tmp_path):
@@ -201,7 +172,7 @@ def test_what_one_server_refuses_another_is_asked(server, model, tokenizer, tmp_
     roomy.shutdown()
     roomy.server_close()
     kept = AnswerFile(tmp_path / "a.jsonl")
-    assert len(kept.documents) == 6 and not kept.left_out and server.asked
+    assert len(kept.documents) == 6 and server.asked
 
 
 def test_a_server_that_only_fails_ends_the_job_soon(ask, server):
@@ -232,33 +203,6 @@ def test_nobody_there(tokenizer, tmp_path):
     servers = AnswerServers(servers=("http://127.0.0.1:9/v1",), model="m", timeout_s=1)
     with pytest.raises(ValueError, match=r"cannot be reached .*: start the server first"):
         ask_servers(conversations(1), servers, tokenizer, SETTINGS, tmp_path / "a.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("mode", "broken", "reason"),
-    [
-        ("non_think", "It adds \ufffd", "their text has characters cut in half"),
-        ("think_high", "It adds \ud83d", "their text has characters cut in half"),
-    ],
-)
-def test_text_is_encoded_again_and_what_does_not_come_back_is_named(mode, broken, reason, ask, server, tokenizer, capsys):
-    end = special_ids(tokenizer).eos
-    server.answer = lambda prompt: [*tokenizer.encode("It adds 3 rows.", add_special_tokens=False), end]
-    server.text = lambda ids: tokenizer.decode(ids[:-1])
-    settings = AnswerSettings(max_new_tokens=30, max_length=150, mode=mode)
-    todo = conversations(6)
-    documents = ask(todo, settings)
-    assert all(d.input_ids[d.loss_mask].tolist()[-1] == end for d in documents)
-    assert "came as text and were encoded here" in capsys.readouterr().out
-    ask.path = ask.path.with_name("broken.jsonl")
-    half = tuple(encode_rounds(todo[0], tokenizer, mode)[0])
-    server.text = lambda ids: "It adds." if server.bodies[-1]["prompt"] != list(half) else broken
-    documents = ask(todo, settings, concurrency=1)
-    printed = capsys.readouterr().out
-    assert "1 left out for good: chat/00" in printed and len({d.id.partition("#")[0] for d in documents}) == 5
-    server.asked.clear()
-    ask(todo, settings)
-    assert not server.asked and f"1 of 6 prompts left out, {reason}: chat/00" in printed
 
 
 def test_a_training_with_the_same_options_finds_them(compose_config, mini_overrides, server, capsys, monkeypatch):

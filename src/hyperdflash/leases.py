@@ -1,39 +1,31 @@
-"""Leases: small files that show the processes of one directory who works on what, who needs what and who is alive.
+"""Leases: small locked files that show the processes of one directory who works on what, who needs what and who is alive.
 
-A file is abandoned when its owner has ended (same host), or when nobody touched it for ``stale_s`` seconds of the observer's
-own clock (another host, whose clock may differ). A race or a paused owner can at most repeat work: both results are equal, and
-each appears whole.
+A living owner holds the file's lock (flock). The system releases it when the owner ends, however it ends, so a file that nobody
+locks is abandoned. Processes on several hosts see each other where the file system shares locks, as NFS does unless it is
+mounted with local_lock; elsewhere they can at most repeat work: both results are equal, and each appears whole.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import platform
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from hyperdflash.files import write_text
-
-EMPTY_S = 5.0  # age at which an empty file counts as abandoned: its owner died between two system calls
+from typing import IO
 
 
 class Leases:
-    """The files of this process below ``directory``, by names such as ``leases/ab12``; a thread touches them until `close`."""
+    """The files of this process below ``directory``, by names such as ``leases/ab12``, until `close`."""
 
-    def __init__(self, directory: str | Path, stale_s: float = 60.0):
-        self.directory, self.stale_s = Path(directory), stale_s
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
         self._pid = os.getpid()
-        self._owned: set[Path] = set()
-        self._seen: dict[Path, tuple[int, float]] = {}  # modification time, and when this process first saw it
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._owned: dict[Path, IO] = {}
 
     def __enter__(self) -> Leases:
         return self
@@ -42,96 +34,63 @@ class Leases:
         self.close()
 
     def acquire(self, name: str, **record) -> bool:
-        """Creates the file (O_EXCL: one process of all hosts can); False when a living process, this one included, has it."""
+        """Takes the file of this name; False when a living process, this one included, has it."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                with open(path, "x") as file:
-                    file.write(_text(record))
-            except FileExistsError:
-                if (content := self._abandoned(path)) is None:
-                    return False
-                _take_away(path, content)
-            else:
-                self._own(path)
-                return True
-        return False
+        with open(path, "a") as file:
+            if not _lock(file):
+                return False
+            if not _stands_at(file, path):  # its owner removed or replaced it after it was opened
+                return self.acquire(name, **record)
+            self.post(name, **record)
+        return True
 
     def post(self, name: str, **record) -> None:
         """Writes or replaces a file that only this process writes."""
-        write_text(self._path(name), _text(record))
-        self._own(self._path(name))
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}"), "w")  # noqa: SIM115, `release` closes it
+        json.dump({"host": platform.node(), "pid": os.getpid(), **record}, file)
+        file.flush()
+        _lock(file)
+        os.replace(file.name, path)
+        before, self._owned[path] = self._owned.get(path), file
+        if before:
+            before.close()
 
     def release(self, name: str) -> None:
         """Removes a file of this process, if it owns one of that name."""
-        path = self._path(name)
-        with self._lock:
-            ours = path in self._owned
-            self._owned.discard(path)
-        if ours:
+        if file := self._owned.pop(path := self._path(name), None):
             path.unlink(missing_ok=True)
+            file.close()
 
     def owner(self, name: str) -> str:
         """Returns the process and host that own a file, for messages."""
-        record = _read(self._path(name))[1]
-        return f"process {record['pid']} on {record['host'].partition(' ')[0]}" if record else "another process"
+        with suppress(OSError, ValueError):
+            record = json.loads(self._path(name).read_text())
+            return f"process {record['pid']} on {record['host']}"
+        return "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
         """Returns name -> record of every file in ``folder`` whose owner is alive; removes the others."""
         found = {}
         for path in sorted((self.directory / folder).glob("*.json")):
-            if (content := self._abandoned(path)) is not None:
-                _take_away(path, content)
-            elif record := _read(path)[1]:
-                found[path.stem] = record
+            with suppress(FileNotFoundError), open(path, "r+") as file:
+                if not _lock(file):
+                    with suppress(ValueError):  # it is empty for a moment while its owner takes it
+                        found[path.stem] = json.load(file)
+                elif _stands_at(file, path):
+                    path.unlink()
         return found
 
     def close(self) -> None:
         """Removes the files of this process; does nothing in a fork of the process that created them."""
-        if os.getpid() != self._pid:
-            return
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        with self._lock:
-            owned, self._owned = self._owned, set()
-        for path in owned:
-            path.unlink(missing_ok=True)
+        if os.getpid() == self._pid:
+            for path in list(self._owned):
+                self.release(str(path.relative_to(self.directory).with_suffix("")))
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.json"
-
-    def _own(self, path: Path) -> None:
-        with self._lock:
-            self._owned.add(path)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-            self._thread.start()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(self.stale_s / 4):
-            with self._lock:
-                owned = list(self._owned)
-            for path in owned:
-                with suppress(FileNotFoundError):
-                    os.utime(path)
-
-    def _abandoned(self, path: Path) -> bytes | None:
-        """Returns the content of a file whose owner has ended; None when the owner lives or the file is gone."""
-        content, record = _read(path)
-        try:
-            touched = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
-        if record and record["host"] == host() and not _runs(record["pid"], record["started"]):
-            return content
-        before, since = self._seen.get(path, (None, 0.0))
-        if before != touched:
-            self._seen[path] = (touched, time.monotonic())
-            return None
-        limit_s = self.stale_s if record else min(EMPTY_S, self.stale_s)
-        return content if time.monotonic() - since > limit_s else None
 
 
 @contextmanager
@@ -153,54 +112,21 @@ def exclusive(directory: str | Path, name: str, *, wait_s: float = math.inf, bus
         yield
 
 
-def host() -> str:
-    """Returns the name of the machine and of the process-id namespace, within which a process id is unique."""
+def _lock(file: IO) -> bool:
+    """Locks an open file; False when another process has its lock."""
     try:
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return platform.node()
-
-
-def _take_away(path: Path, content: bytes) -> None:
-    """Removes an abandoned file, unless somebody replaced it after it was read."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with suppress(OSError):
-        path.rename(aside)
-        if aside.read_bytes() != content:
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-
-
-def _text(record: dict) -> str:
-    owner = {"host": host(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
-    return json.dumps({**owner, **record})
-
-
-def _read(path: Path) -> tuple[bytes, dict | None]:
-    """Returns the content of a file and its record, which an empty or missing file lacks."""
-    content = b""
-    with suppress(FileNotFoundError, ValueError):
-        content = path.read_bytes()
-        return content, json.loads(content)
-    return content, None
-
-
-def _started(pid: int) -> str | None:
-    """Returns the start of a process in ticks since boot, which differs from that of a later process with the same id, or
-    "ended"; None without an entry in /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return "ended" if fields[0] == "Z" else fields[19]
-
-
-def _runs(pid: int, started: str | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        pass
-    now = _started(pid)
-    return now is None or (now != "ended" and started in (None, now))
+    except OSError as error:
+        where = Path(file.name).parent
+        raise ValueError(
+            f"{where} lies on a file system without file locks ({error.strerror}): use a folder on another"
+        ) from None
+    return True
+
+
+def _stands_at(file: IO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False

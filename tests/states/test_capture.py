@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from hyperdflash.leases import Leases, host
+from hyperdflash.leases import Leases
 from hyperdflash.states.capture import ShardWriter, capture, lease_of
 from hyperdflash.states.store import StateStore, make_shards
 from tests.states.random_states import RandomStates, documents, forwards, key
@@ -73,29 +73,40 @@ def test_a_lease_belongs_to_one_process_until_its_release(tmp_path):
     assert not list((tmp_path / "leases").iterdir())
 
 
-def put_claim(directory, name, **record):
-    (directory / "leases").mkdir(exist_ok=True)
-    (directory / "leases" / f"{name}.json").write_text(json.dumps(record) if record else "")
+def test_leases_of_dead_owners_are_abandoned(tmp_path):
+    def die():
+        leases = Leases(tmp_path)
+        assert leases.acquire("leases/gone", bytes=7) and leases.acquire("leases/too")
+        os.kill(os.getpid(), signal.SIGKILL)
 
-
-def test_leases_of_dead_owners_and_of_silent_hosts_are_abandoned(tmp_path):
-    process = fork.Process(target=lambda: None)
+    process = fork.Process(target=die)
     process.start()
     process.join()
-    put_claim(tmp_path, "gone", host=host(), pid=process.pid, started="1")
-    put_claim(tmp_path, "reused", host=host(), pid=os.getpid(), started="1")
-    put_claim(tmp_path, "elsewhere", host="elsewhere", pid=1, started="1")
-    put_claim(tmp_path, "empty")
-    with Leases(tmp_path, stale_s=0.2) as leases:
-        assert leases.acquire("leases/gone") and leases.acquire("leases/reused")
-        assert not leases.acquire("leases/elsewhere") and not leases.acquire("leases/empty")
-        os.utime(tmp_path / "leases" / "elsewhere.json")
-        time.sleep(0.25)
-        assert leases.acquire("leases/empty") and not leases.acquire("leases/elsewhere")  # it moved since it was first seen
-        time.sleep(0.25)
-        assert leases.acquire("leases/elsewhere")
-        time.sleep(0.25)
-        assert len(leases.living("leases")) == 4  # the heartbeat keeps ours
+    (tmp_path / "leases" / "empty.json").touch()  # its owner died before its first word
+    assert len(list((tmp_path / "leases").iterdir())) == 3
+    with Leases(tmp_path) as leases, Leases(tmp_path) as other:
+        assert leases.acquire("leases/gone", bytes=1) and leases.acquire("leases/empty")
+        assert not other.acquire("leases/gone")
+        assert {name: record.get("bytes") for name, record in other.living("leases").items()} == {"gone": 1, "empty": None}
+        assert not (tmp_path / "leases" / "too.json").exists()
+
+
+def test_a_fork_leaves_the_leases_of_its_parent_alone(tmp_path):
+    with Leases(tmp_path) as leases:
+        assert leases.acquire("leases/a")
+        process = fork.Process(target=leases.close)
+        process.start()
+        process.join()
+        assert leases.living("leases").keys() == {"a"} and leases.owner("leases/a").startswith(f"process {os.getpid()} on ")
+
+
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("hyperdflash.leases.fcntl.flock", no_locks)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/leases lies on a file system without file locks"):
+        Leases(tmp_path).acquire("leases/a")
 
 
 def test_a_failing_forward_keeps_stored_shards_and_leaves_no_lease(tmp_path):

@@ -57,11 +57,11 @@ def test_no_conversation_is_read_without_one_of_its_documents(path, damaged):
     assert names(path)[-2:] == ["b#1", "b"]
 
 
-def test_only_wanted_conversations_are_read_with_their_reasons(path):
+def test_only_wanted_conversations_are_read(path):
     AnswerFile(path).append([document("b#1"), document("b")])
-    AnswerFile(path).append([document("c", 0)], "refused")
+    AnswerFile(path).append([document("c", 0)])
     found = AnswerFile(path, [Conversation(name, "chat", (Turn("user", "x"),) * 2) for name in ("b", "c", "new")])
-    assert list(found.documents) == ["b#1", "b", "c"] and found.left_out == {"c": "refused"}
+    assert list(found.documents) == ["b#1", "b", "c"]
 
 
 def test_a_line_that_is_being_written_is_passed_over_and_stays(path):

@@ -90,7 +90,7 @@ def test_think_high_is_a_document_a_turn_and_drops_earlier_reasoning(answer):
 def test_an_unfinished_answer_ends_the_conversation(answer, mode, capsys):
     documents, asked = answer(mode, [["It adds 3 and"]])
     assert len(asked) == 1 and [document.id for document in documents] == ["mt-bench/x"]
-    assert "1 of 1 end at max_new_tokens=192 or max_length=200, 1 later turns without an answer" in capsys.readouterr().out
+    assert "1 of 1 end at max_new_tokens=192 or max_length=200: mt-bench/x" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["non_think", "think_high"])

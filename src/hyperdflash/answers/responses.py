@@ -2,7 +2,7 @@
 
 Training on the target's own answers makes acceptance in training predict acceptance in serving. The conversations alone decide
 the batches. A batch is written as a whole, one line per document (answer_file), so that a killed run continues with the
-next batch. answer_server requests the answers from a server instead.
+next batch. served_answers requests the answers from a server instead.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def answer_conversations(
 ) -> list[Document]:
     """Returns documents whose assistant turns the target writes, in the order of ``conversations``.
 
-    Calls ``target()`` only if an answer is missing; ValueError where its fingerprint differs from ``fingerprint``. Prints how
-    many answers ``max_length`` cut and how many prompts it left out.
+    Calls ``target()`` only if an answer is missing; ValueError where its fingerprint differs from ``fingerprint``.
     """
 
     def cost(conversation: Conversation) -> tuple[int, int, str]:
@@ -50,11 +49,8 @@ def answer_conversations(
     for conversation in sized:
         key.update(repr((conversation.id, conversation.turns)).encode())
     answers = AnswerFile(directory / f"{fingerprint}-{key.hexdigest()[:16]}.jsonl")
-    cached = not answers.missing(conversations)
-    if cached:
-        print(f"target answers: all {len(conversations):,} are in {answers.path}", flush=True)
-    with tqdm(total=len(conversations), desc="target answers", unit="doc", disable=cached) as bar:
-        loaded = None
+    loaded = None
+    with tqdm(total=len(sized), desc="target answers", unit="doc", disable=not answers.missing(sized)) as bar:
         for number, batch in enumerate(batches):
             if answers.missing(batch):
                 loaded = loaded or target()

@@ -138,17 +138,6 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     return [*ids, encoder.ids.assistant, header]
 
 
-def encode_answer(text: str, tokenizer: PreTrainedTokenizerBase, mode: Mode = "non_think") -> list[int]:
-    """Returns the ids of an answer's text behind the header of ``mode``, without an end token.
-
-    In think_high the first ``</think>`` is the control token; every other control token spelled in the text is plain
-    characters.
-    """
-    encoder = _encoder(tokenizer)
-    reasoning, closed, answer = text.partition("</think>") if mode == "think_high" else ("", "", text)
-    return [*encoder.text(reasoning), *([encoder.ids.think_end] if closed else []), *encoder.text(answer)]
-
-
 def user_rounds(conversation: Conversation) -> list[Conversation]:
     """Returns one conversation per user turn, the first with the system turn before it; drops the answers in between."""
     rounds, before = [], []

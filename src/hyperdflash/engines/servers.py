@@ -58,10 +58,10 @@ def stream_json(url: str, body: dict, timeout_s: float) -> Iterator[dict]:
                 yield _object(data, url)
 
 
-def served_models(base: str, timeout_s: float) -> list[str]:
-    """Returns the models that the OpenAI-compatible server at ``base`` (http://host:port/v1) serves."""
+def served_models(base: str, timeout_s: float) -> dict[str, dict]:
+    """Returns name -> description of the models that the OpenAI-compatible server at ``base`` (http://host:port/v1) serves."""
     rows = request_json(f"{base}/models", timeout_s).get("data")
-    return [str(row.get("id")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {str(row.get("id")): row for row in rows if isinstance(row, dict)} if isinstance(rows, list) else {}
 
 
 @contextmanager

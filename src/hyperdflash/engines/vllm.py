@@ -66,7 +66,7 @@ def served_model(server: str, timeout_s: float) -> str:
     models = served_models(f"{server}/v1", timeout_s)
     if not models:
         raise Unavailable(f"{server} serves no model")
-    return models[0]
+    return next(iter(models))
 
 
 def read_finished(path: Path, timeout_s: float) -> dict[str, Tensor]:

@@ -2,8 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.answers.answer_server import AnswerServers
-from hyperdflash.answers.served_answers import ask_servers
+from hyperdflash.answers.served_answers import AnswerServers, ask_servers
 from hyperdflash.cli import command_of
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.preparing.dataset import prepare
@@ -20,7 +19,7 @@ def regenerate(config: DictConfig) -> None:
     servers = _servers(config, job.corpus)
     heads = load_heads(job.target["path"])
     if servers is not None:
-        servers.check()
+        servers.check(job.corpus.max_length)
         environment = environment_record(command_of("src.regenerate"))
         for name, (corpus, conversations) in job.splits().items():
             path, found = job.served_file(corpus, fingerprint(heads)), conversations()
