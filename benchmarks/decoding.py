@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from tqdm import tqdm
 
 from benchmarks.result import option_parser, run
@@ -34,6 +33,7 @@ from hyperdflash.decoding.loop import Generation, decode
 from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.identity import CONF
+from hyperdflash.options import instantiate
 from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.tables import GAP, Block, Table, number_text
 from hyperdflash.targets.load import Target

@@ -23,7 +23,6 @@ from functools import partial
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from tqdm import tqdm
 
 from benchmarks.own_step import TORCH_DTYPES, Setup, build
@@ -43,6 +42,7 @@ from hyperdflash.drafting.proposer import Proposer
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.identity import CONF
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
+from hyperdflash.options import instantiate
 from hyperdflash.report.tables import Block, Table
 from hyperdflash.states.capture import live_states
 from hyperdflash.states.store import make_shards

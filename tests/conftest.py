@@ -163,6 +163,8 @@ def tiny_sizes() -> dict[str, int]:
 @pytest.fixture
 def shown_files(tmp_path, monkeypatch):
     """The modules and configurations that docs/add_a_*.md show, written to the working directory."""
+    from hyperdflash import options
+
     docs = Path(__file__).resolve().parents[1] / "docs"
     text = "\n".join(path.read_text() for path in sorted(docs.glob("add_a_*.md")))
     for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, flags=re.DOTALL):
@@ -172,6 +174,7 @@ def shown_files(tmp_path, monkeypatch):
         path.write_text(rest)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(options, "accepted", {*options.accepted, str(tmp_path / "my_conf")})
     yield tmp_path
     for name in ("my_heads", "my_losses", "my_pairs", "my_reducers"):
         sys.modules.pop(name, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperdflash import options
 from hyperdflash.identity import CONF, class_name, decided_by, run_name, runs_dir, within_runs
 
 DRAFTER = """
@@ -23,6 +24,7 @@ def own_drafter(tmp_path, monkeypatch):
     """A user's drafter whose module has mtp in its name, as options of a configuration."""
     (tmp_path / "my_mtp_parts.py").write_text(DRAFTER)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(options, "accepted", {*options.accepted, str(tmp_path)})
     (tmp_path / "drafter").mkdir()
     (tmp_path / "drafter" / "mine.yaml").write_text("_target_: my_mtp_parts.MyMTPConfig\nnum_slots: 6\n")
     return [f"hydra.searchpath=[file://{tmp_path}]", "drafter=mine"]

@@ -29,6 +29,7 @@ ORDER = [
     "numerics",
     "record",
     "journal",
+    "options",
     "optim",
     "data",
     "targets",

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from hyperdflash.data.chat import encode
 from hyperdflash.identity import runs_dir
+from hyperdflash.options import instantiate
 from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, save_target, tiny_config
 from tiny_target.corpus.embedded import load_embedded
 from tiny_target.pretraining import pretrain

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.drafting.layer_ids import layer_ids_of
 from hyperdflash.files import asset, portable, resource
+from hyperdflash.options import check_targets
 
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
@@ -123,6 +124,7 @@ def source_names(config: DictConfig) -> list[str]:
 
 def reads_conditioning(drafter: DictConfig) -> bool:
     """Returns False if the drafter's configuration class says ``reads_conditioning = False``: it projects the states itself."""
+    check_targets({"_target_": drafter._target_})
     try:
         return getattr(pydoc.locate(drafter._target_), "reads_conditioning", True)
     except pydoc.ErrorDuringImport:  # the training itself reports it

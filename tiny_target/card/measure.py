@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
@@ -35,6 +34,7 @@ from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.identity import runs_dir
+from hyperdflash.options import instantiate
 from hyperdflash.preparing.dataset import with_supervised_pair
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json

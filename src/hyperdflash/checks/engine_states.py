@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.engines.compare import Comparison, Limits, compare
 from hyperdflash.engines.producer import make_client, stamp_path
+from hyperdflash.options import instantiate
 from hyperdflash.preparing.job import engine_checks_dir
 from hyperdflash.record import environment_record
 from hyperdflash.report.results import write_report

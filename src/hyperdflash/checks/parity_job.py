@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from hyperdflash.data.chat import encode_prompt, user_rounds
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.evaluation.methods import Method, make_methods, method_of_run
+from hyperdflash.options import instantiate
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record
 from hyperdflash.report.results import write_report

@@ -1,6 +1,6 @@
 """The interface of a corpus: the conversations of a training stage, and who writes their answers.
 
-Options: hyperdflash.data.streamed (hub data sets and files), and any class that a configuration names by ``_target_``.
+Options: hyperdflash.data.streamed (hub data sets and files), and any class that an option file names by ``_target_``.
 """
 
 from __future__ import annotations

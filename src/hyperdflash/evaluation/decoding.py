@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation
 from hyperdflash.evaluation.methods import Method, make_methods
+from hyperdflash.options import instantiate
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.report.bootstrap import MEAN, Estimate, PromptCounts, pooled_ratio, resample_prompts
 from hyperdflash.report.measure import AUTOREGRESSIVE as AR

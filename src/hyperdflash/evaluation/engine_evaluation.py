@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.contracts import ENGINES
@@ -22,6 +21,7 @@ from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.engines.serving import Served, ask
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation
+from hyperdflash.options import instantiate
 from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.tables import GAP, Table, markdown

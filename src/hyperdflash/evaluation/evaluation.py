@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import concat_rounds, replay
 from hyperdflash.evaluation.methods import baseline_of, make_methods
+from hyperdflash.options import instantiate
 from hyperdflash.preparing.dataset import with_supervised_pair
 from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record

@@ -90,7 +90,7 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
 
 def answer_prompt(config: DictConfig, console: Console) -> Answer:
     """Loads target and drafter, generates, and shows each round as it ends."""
-    from hydra.utils import instantiate
+    from hyperdflash.options import instantiate
 
     method = config.drafted_by or ("hyperdflash" if config.run else "mtp")
     if OmegaConf.is_missing(config, "prompt"):

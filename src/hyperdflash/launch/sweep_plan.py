@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from hyperdflash.identity import CONF, decided_by, run_name, runs_dir
 from hyperdflash.journal import jobs_of
+from hyperdflash.options import accept, own_folders
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def _plan(words: Sequence[str]) -> SweepPlan:
     shared = [word for word in words if word.partition("=")[0] == "sweep" or word.startswith("hydra")]
     rest = [word for word in words if word not in shared]
     head = compose("train", overrides=shared, return_hydra_config=True)
+    accept(*own_folders(head.hydra))
     params = [f"{key}={value}" for key, value in (head.hydra.sweeper.get("params") or {}).items()]
     jobs = jobs_of([*params, *rest], GlobalHydra.instance().config_loader())
     table = [dict(word.split("=", 1) for word in overrides) for overrides in jobs]

@@ -72,11 +72,11 @@ def make_plan(config: DictConfig) -> Plan:
     from dataclasses import replace
 
     import torch
-    from hydra.utils import instantiate
 
     from hyperdflash.drafting.draft_model import DrafterParts
     from hyperdflash.drafting.flops import step_flops
     from hyperdflash.launch.launcher import num_ranks
+    from hyperdflash.options import instantiate
     from hyperdflash.planning.plan import Plan, Stage, assumptions
     from hyperdflash.planning.step_memory import StepSizes, step_memory
     from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, read_sizes, total_parameters

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import entry_point
 from hyperdflash.identity import class_name, reads_conditioning, runs_dir
+from hyperdflash.options import instantiate
 from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
 from hyperdflash.report.bootstrap import MEAN

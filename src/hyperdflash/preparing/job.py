@@ -7,7 +7,6 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +21,7 @@ from hyperdflash.data.tokenizer import load_tokenizer, special_ids, tokenizer_fi
 from hyperdflash.engines.producer import engine_producer
 from hyperdflash.identity import dataset_decided_by, dataset_name, runs_dir
 from hyperdflash.leases import exclusive
+from hyperdflash.options import instantiate
 from hyperdflash.settings import natural_int, one_of
 from hyperdflash.stable_hash import content_hash
 from hyperdflash.states.manifest import IN_PROCESS, CacheKey

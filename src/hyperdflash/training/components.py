@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -16,6 +15,7 @@ from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.identity import source_names
 from hyperdflash.objectives.objective import Objective
+from hyperdflash.options import instantiate
 from hyperdflash.settings import boolean, natural_int, one_of, positive_int, positive_number
 from hyperdflash.targets.adapter import TargetConfig
 from hyperdflash.targets.heads import TargetHeads

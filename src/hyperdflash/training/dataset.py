@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from hyperdflash.cli import capture_command
 from hyperdflash.identity import dataset_dir, dataset_name, runs_dir
+from hyperdflash.options import instantiate
 from hyperdflash.states.dataset import Dataset, check_sources, is_complete, open_dataset
 from hyperdflash.states.modes import CacheMode
 from hyperdflash.states.readers import ShardedStates

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -26,6 +25,7 @@ from hyperdflash.contracts import Blocks, Document
 from hyperdflash.identity import decided_by, run_name, train_run_dir, within_runs
 from hyperdflash.launch.launcher import Ranks, cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.leases import exclusive
+from hyperdflash.options import instantiate
 from hyperdflash.record import add_start, write_json
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of

@@ -1,0 +1,142 @@
+"""Files that somebody else may have written are data: what they name is refused before it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from hyperdflash import options
+from hyperdflash.answers.answer_file import AnswerFile
+from hyperdflash.engines.vllm import read_finished
+from hyperdflash.evaluation.methods import method_of_run
+from hyperdflash.identity import RECIPE
+from hyperdflash.states.dataset import Index, open_dataset
+from hyperdflash.states.shard_file import ShardFile
+from hyperdflash.training.checkpoints import AtomicCheckpoints
+from hyperdflash.training.run_index import load_drafter_weights
+from tests.test_repository import ROOT
+
+FINISHED = {"decided_by": {"recipe": RECIPE}, "best_checkpoint": "best.ckpt", "target": "x", "init_from": None}
+
+
+@pytest.fixture
+def made(tmp_path) -> Path:
+    """The folder that a planted callable makes."""
+    return tmp_path / "made"
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    """A run's folder with its record alone."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(json.dumps(FINISHED))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run(finished, compose_config, mini_overrides) -> Path:
+    """... and with its configuration."""
+    OmegaConf.save(compose_config("train", mini_overrides), finished / "config.yaml", resolve=True)
+    return finished
+
+
+def plant(run: Path, place: str, target: str, made: Path) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(config, place, {"_target_": target, "path": str(made), "name": str(made)}, force_add=True, merge=False)
+    OmegaConf.save(config, run / "config.yaml")
+
+
+def test_a_runs_own_configuration_is_read(run, mini_target):
+    assert method_of_run(run, mini_target)[0].parts.drafter.num_slots == 6
+
+
+@pytest.mark.parametrize("place", ["blocks", "drafter", "cache", "objective.terms.kl", "objective.terms.more", "reducer.init"])
+def test_a_callable_of_a_runs_configuration_is_refused_by_name(place, run, made, mini_target):
+    for target in ("os.mkdir", "hyperdflash.files.os.mkdir", "hyperdflash.files.write_text"):
+        plant(run, place, target, made)
+        with pytest.raises(ValueError, match=rf"_target_={target} is no part that an option file names"):
+            method_of_run(run, mini_target)
+        assert not made.exists()
+
+
+@pytest.mark.parametrize("command", ["parity", "evaluate", "generate"])
+def test_commands_that_use_a_run_refuse_it(command, run, made, mini_target, run_command):
+    plant(run, "blocks", "os.mkdir", made)
+    words = [f"target.path={mini_target}", f"run={run}", *(["prompt=Hi"] if command == "generate" else [])]
+    done = run_command(command, *words)
+    assert done.returncode == 1 and "_target_=os.mkdir" in done.stderr and "Traceback" not in done.stderr
+    assert not made.exists()
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, made: Path):
+        self.made = made
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.made),)
+
+
+def directory_of(path: Path) -> Path:
+    path.rename(path.with_name("dataset.json"))
+    return path.parent
+
+
+READERS = {
+    "checkpoint of a drafter": lambda path: load_drafter_weights(torch.nn.Linear(1, 1), path.parent, "x"),
+    "checkpoint of a resumed run": lambda path: AtomicCheckpoints().load_checkpoint(path, weights_only=True),
+    "states": lambda path: ShardFile(path, {}),
+    "index of a dataset": lambda path: Index(path, {}),
+    "record of a dataset": lambda path: open_dataset(directory_of(path)),
+    "file of an engine": lambda path: read_finished(path, 0.1),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("how", ["torch", "pickle", "json"])
+def test_a_callable_in_a_file_is_refused(kind, how, finished, made):
+    path, planted = finished / "best.ckpt", {"run": {"target": "x"}, "state_dict": Planted(made)}
+    if how == "torch":
+        torch.save(planted, path)
+    else:
+        text = json.dumps({"_target_": "os.mkdir", "path": str(made)})
+        path.write_bytes(pickle.dumps(planted) if how == "pickle" else text.encode())
+    with pytest.raises((ValueError, RuntimeError, pickle.UnpicklingError)):
+        READERS[kind](path)
+    assert not made.exists()
+
+
+def test_a_callable_among_answers_is_no_answer(tmp_path, made):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"_target_": "os.mkdir", "path": str(made), "id": "a", "domain": "chat"}) + "\n")
+    assert not AnswerFile(path).documents and not made.exists()
+
+
+def test_a_part_of_ones_own_is_called_once_its_folder_is_given(tmp_path, made, monkeypatch):
+    (tmp_path / "my.yaml").write_text("_target_: os.mkdir\n")
+    with pytest.raises(ValueError, match=r"hydra\.searchpath"):
+        options.instantiate({"_target_": "os.mkdir", "path": str(made)})
+    monkeypatch.setattr(options, "accepted", set(options.accepted))
+    options.accept(tmp_path)
+    options.instantiate({"_target_": "os.mkdir", "path": str(made)})
+    assert made.exists()
+
+
+def test_every_target_passes_through_the_one_door():
+    doors = ("hydra.utils", "hydra import utils", "_target_)", "get_class", "get_object", "get_method", "weights_only=False")
+    named = {
+        str(path.relative_to(ROOT)): door
+        for folder in ("src", "tiny_target", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for door in doors
+        if door in path.read_text()
+    }
+    # identity.py asks the class for one attribute, after `check_targets`
+    assert named.keys() == {"src/hyperdflash/options.py", "src/hyperdflash/identity.py"}
