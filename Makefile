@@ -89,7 +89,7 @@ card: .venv/.done ## measure the tiny target, into runs/card/tiny
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m benchmarks.step
 
-bench-cache: .venv/.done ## the state cache's rates beside plain files, and its codecs
+bench-cache: .venv/.done ## the state cache's rates beside plain files
 	$(PY) -m benchmarks.cache
 
 clean: ## remove caches of Python, pytest, ruff and mypy, and what a build leaves; runs and .venv stay

@@ -1,16 +1,11 @@
-"""Measures the cache of target states: rates of reading and writing beside a plain read of its files, and the codecs' errors.
+"""Measures the cache of target states: rates of reading and writing beside a plain read of its files.
 
     make bench-cache
-    python -m benchmarks.cache codecs           # one part; the other part of results/cache.json stays unchanged
 
-rates    Records of the paper's size: token ids [T], a loss mask [T] and states [T, M, D] bfloat16. In a round the cache is
-         written; then, with the files in the page cache, its files are read sequentially, and all records in a random order by
-         a new reader, which verifies every byte. The sequential read fills one 4 MiB buffer, which stays in the processor's
-         cache, and does not look at the bytes
-codecs   On the tiny target's states of held-out prompts at every position: errors of the states, of the teacher's probabilities
-         softmax(lm_head(norm(mean over paths))), and of the target's own, which reads the same states through hc_head
-
-Rates on a busy machine are meaningless, so each part's record has the load before it.
+Records have the paper's size: token ids [T], a loss mask [T] and states [T, M, D] bfloat16. In a round the cache is written;
+then, with the files in the page cache, its files are read sequentially, and all records in a random order by a new reader,
+which verifies every byte. The sequential read fills one 4 MiB buffer, which stays in the processor's cache, and does not look
+at the bytes. Rates on a busy machine are meaningless, so the record has the load before it.
 """
 
 from __future__ import annotations
@@ -25,25 +20,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.result import option_parser, run_parts, seconds
+from benchmarks.result import option_parser, run, seconds
 from hyperdflash.contracts import Document
-from hyperdflash.data.chat import encode_prompt
-from hyperdflash.data.prompts import HeldoutPrompts
-from hyperdflash.data.tokenizer import load_tokenizer
 from hyperdflash.report.tables import Block, Table
-from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.manifest import CacheKey
 from hyperdflash.states.store import StateStore, make_shards
-from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.load import load_target
-from hyperdflash.targets.producer import InProcess
 
 DOCUMENTS_PER_SHARD = 16
 LEAST_SHARE = 0.8  # of a plain sequential read that shuffled records reach
-TEACHERS = ("mean_pool", "hc_head")
 
 
 def make_records(count: int, mean_tokens: int, seed: int = 0) -> list[Document]:
@@ -125,76 +111,14 @@ def rate_blocks(record: dict) -> list[Block]:
     ]
 
 
-@torch.no_grad()
-def measure_codecs(options: Namespace) -> dict:
-    """Returns per codec the errors of the states and of their probabilities, over ``options.prompts`` prompts per domain."""
-    torch.set_num_threads(options.threads)
-    target = load_target(path=options.target, dtype="fp32", attention="windowed", experts="dense")
-    tokenizer = load_tokenizer(options.target)
-    prompts = HeldoutPrompts(per_domain=options.prompts, max_length=512, max_new_tokens=64).conversations()
-    sequences = sorted((torch.tensor(encode_prompt(prompt, tokenizer)) for prompt in prompts), key=len)
-    sums = {name: {"error": 0.0, "norm": 0.0, "same_top": 0, **{t: [] for t in TEACHERS}} for name in CODECS}
-    tokens = 0
-    for first in tqdm(range(0, len(sequences), 32), desc="codec errors", unit="batch", mininterval=2):
-        exact = InProcess(target).states(sequences[first : first + 32])[None]
-        tokens += len(exact)
-        for name, codec in CODECS.items():
-            decoded = codec.decode(codec.encode(exact)).float()
-            sums[name]["error"] += float((decoded - exact).double().square().sum())
-            sums[name]["norm"] += float(exact.double().square().sum())
-            for teacher in TEACHERS:
-                sums[name][teacher].append(divergence(target.heads, exact, decoded, teacher))
-            sums[name]["same_top"] += int((_top(target.heads, exact) == _top(target.heads, decoded)).sum())
-    errors = {}
-    for name, found in sums.items():
-        kl = {teacher: torch.cat(found[teacher]) for teacher in TEACHERS}
-        errors[name] = {
-            "states": (found["error"] / found["norm"]) ** 0.5,
-            **{f"kl_{teacher}": float(values.mean()) for teacher, values in kl.items()},
-            **{f"kl_{teacher}_worst_permille": float(values.quantile(0.999)) for teacher, values in kl.items()},
-            "same_top": found["same_top"] / tokens,
-        }
-    return {"target": options.target, "prompts": len(sequences), "tokens": tokens, "errors": errors}
-
-
-def divergence(heads: TargetHeads, exact: Tensor, decoded: Tensor, teacher: str) -> Tensor:
-    """Returns KL(p of exact states || p of decoded states) in nats: two [N, M, D] -> [N]."""
-    log_p, log_q = (heads.logits(heads.collapse(x[None], teacher))[0].double().log_softmax(-1) for x in (exact, decoded))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def _top(heads: TargetHeads, states: Tensor) -> Tensor:
-    return heads.logits(heads.collapse(states[None]))[0].argmax(-1)
-
-
-def codec_blocks(record: dict) -> list[Block]:
-    rows = []
-    for name, e in record["errors"].items():
-        cells = [f"{e['states']:.2%}", f"{e['kl_mean_pool']:.1e}", f"{e['kl_mean_pool_worst_permille']:.1e}"]
-        rows.append([name, *cells, f"{e['kl_hc_head']:.1e}", f"{e['same_top']:.2%}"])
-    header = ["cache.dtype", "error of states", "KL teacher", "its worst 1/1000", "KL target", "same greedy token"]
-    return [
-        "### Codecs",
-        Table(header, rows),
-        f"{record['tokens']:,} positions of {record['prompts']} held-out prompts on {record['target']}, against its fp32 "
-        "states; of states: |decoded - exact| / |exact|; KL in nats of the probabilities that the exact and the decoded states "
-        "give, mean over positions: teacher through the mean of the paths, target through hc_head.",
-    ]
-
-
-PARTS = {"rates": (measure_rates, rate_blocks), "codecs": (measure_codecs, codec_blocks)}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = option_parser("cache", __doc__, rounds=5, threads=1)
     parser.add_argument("--records", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=256, help="mean length of a record")
     parser.add_argument("--paths", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--target", default="assets/tiny", help="whose states the codecs encode")
-    parser.add_argument("--prompts", type=int, default=60, help="held-out prompts of each domain, for the codecs")
     parser.add_argument("--scratch", type=Path, help="folder for temporary files; by default the system's")
-    run_parts(parser, PARTS, arguments)
+    run(parser, measure_rates, rate_blocks, arguments)
 
 
 if __name__ == "__main__":

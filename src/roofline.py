@@ -1,6 +1,6 @@
 """Computes what drafting and verification cost on the real target."""
 
-from hyperdflash.planning.roofline_job import main
+from hyperdflash.commands import roofline as main
 
 if __name__ == "__main__":
     main()

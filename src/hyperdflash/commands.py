@@ -18,14 +18,14 @@ from hyperdflash.settings import one_of
 COMMANDS = {
     "train": {
         "train": ("hyperdflash.commands:train", "train a drafter"),
-        "plan": ("hyperdflash.planning.job:main", "say what a training takes in time, disk and memory"),
+        "plan": ("hyperdflash.commands:plan", "say what a training takes in time, disk and memory"),
         "report": ("hyperdflash.evaluation.report_job:main", "write tables, figures and one page of a sweep"),
         "dashboard": ("hyperdflash.commands:dashboard", "make a W&B workspace for a project's runs"),
     },
     "measure": {
         "evaluate": ("hyperdflash.commands:evaluate", "measure accepted length and speed of methods"),
         "parity": ("hyperdflash.commands:parity", "check that training, replay and decoding agree"),
-        "roofline": ("hyperdflash.planning.roofline_job:main", "compute what verification costs on the real target"),
+        "roofline": ("hyperdflash.commands:roofline", "compute what verification costs on the real target"),
         "table1": ("hyperdflash.drafting.table1:main", "print the paper's Table 1 from real modules"),
     },
     "serve": {
@@ -112,5 +112,7 @@ def evaluate(config: DictConfig) -> None:
 capture = runs("train", "hyperdflash.preparing.dataset:capture_states")
 regenerate = runs("regenerate", "hyperdflash.preparing.regeneration:regenerate")
 parity = runs("parity", "hyperdflash.checks.parity_job:check_parity")
+plan = runs("plan", "hyperdflash.planning.plan_job:write_plan")
+roofline = runs("roofline", "hyperdflash.planning.roofline_job:write_roofline")
 check_engine = runs("check_engine", "hyperdflash.checks.engine_states:check_engine")
 dashboard = runs("dashboard", "hyperdflash.training.wandb_dashboard:make_dashboard")

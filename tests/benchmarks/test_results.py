@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from benchmarks import kills
 from benchmarks.result import RESULTS, in_turn
 
 NAMES = sorted(path.stem for path in RESULTS.glob("*.json"))
@@ -23,12 +24,16 @@ def test_a_recorded_result_is_rendered_from_its_record(name, tmp_path):
 
 def test_the_recorded_kills_leave_no_difference():
     record = json.loads((RESULTS / "kills.json").read_text())
-    assert record.pop("capture")["different_files"] == 0 and len(record) == 2
-    assert not any(part["differences"] for part in record.values())
-    assert (
-        "| capture, 32 shards | 100 | 42 captures | 0 files, byte for byte | 99 forwards | 200 |"
-        in (RESULTS / "kills.md").read_text()
+    assert len(record) == 2 and not any(part["differences"] for part in record.values())
+    assert "| training, 1 rank, 60 steps | 20 | 21 | 0 tensors, states, metrics and files | 23 steps |" in (
+        (RESULTS / "kills.md").read_text()
     )
+
+
+def test_an_unknown_part_is_named(capsys):
+    with pytest.raises(SystemExit):
+        kills.main(["speed"])
+    assert "no part speed: there are training, 1 rank, training, 2 ranks" in capsys.readouterr().err
 
 
 def test_every_result_has_one_record_and_one_text():

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from hyperdflash.contracts import Document, TargetStates
-from hyperdflash.decoding.agreement import compare_greedy, compare_rounds
 from hyperdflash.decoding.loop import Generation, collect, decode, loop_rounds, speculate
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.conditioning import Layers, PreHcHead
@@ -281,14 +280,13 @@ def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, g
         drafter = module.proposer(target.heads)
     generations = [decode(target.model, drafter, p, max_new_tokens=LIMIT, stop_ids={EOS}) for p in PROMPTS]
     for prompt, expected, generation in zip(PROMPTS, greedy, generations, strict=True):
-        assert compare_greedy(target.model, prompt, expected, generation.token_ids) is None
+        assert tuple(expected) == generation.token_ids, prompt
     if module is None:
         return
     rounds = loop_rounds(generations, drafter.num_slots)
     assert int(rounds.accepted.sum()) > 0 and (rounds.accepted < rounds.available).any()
     states = captured(target, PROMPTS, generations, drafter.layer_ids)
     replayed = replay(module, states, target.heads, 0.0)
-    assert compare_rounds(generations, replayed, module, states, target.heads) == []
     for name in ("document", "anchor", "accepted", "emitted", "available"):
         assert torch.equal(getattr(rounds, name), getattr(replayed, name)), name
 

@@ -19,7 +19,7 @@ from hyperdflash.planning.roofline import (
     total_seconds,
     verification,
 )
-from hyperdflash.planning.roofline_job import main, roofline_blocks, roofline_record, setting_of
+from hyperdflash.planning.roofline_job import roofline_blocks, roofline_record, setting_of, write_roofline
 from hyperdflash.planning.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
 from hyperdflash.report.tables import markdown
 
@@ -193,7 +193,7 @@ def test_report(setting, compose_config, tmp_path, capsys):
     assert "| HyperDFlash (6) | 3.69 | 2.80× | 1 |" in text and "Table 2 (Non-thinking)" in text
     for block in text.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
-    main(compose_config("roofline", [*overrides, f"out={tmp_path}"]))
+    write_roofline(compose_config("roofline", [*overrides, f"out={tmp_path}"]))
     assert (tmp_path / "roofline.md").read_text() == text and text in capsys.readouterr().out
     data = json.loads((tmp_path / "roofline.json").read_text())
     rows = data["verification"]

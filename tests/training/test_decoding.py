@@ -14,8 +14,6 @@ from hyperdflash.drafting.proposer import Autoregressive
 from hyperdflash.evaluation.conversations import Rows, converse
 from hyperdflash.evaluation.decoding import (
     AR,
-    agreement_markdown,
-    agreements,
     as_generation,
     compare_texts,
     decode_all,
@@ -41,15 +39,9 @@ def config(compose_config, mini_target, tmp_path):
     return compose_config("evaluate", overrides)
 
 
-def loaded(config):
-    """Methods, their drafters and the target, as the evaluation loads them once."""
-    methods, target = make_methods(config), instantiate(config.target)
-    return methods, {method.name: method.drafter(config, target.heads) for method in methods}, target
-
-
 def run(config, modes=("non_think",)):
     config.mode = list(modes)
-    return decode_all(config, *loaded(config), load_tokenizer(config.target.path))
+    return decode_all(config, make_methods(config), instantiate(config.target), load_tokenizer(config.target.path))
 
 
 def without_times(rows):
@@ -172,42 +164,10 @@ def test_a_turn_comes_back_from_its_row_with_its_times(config):
 @pytest.mark.parametrize("dtype", list(CODECS))
 def test_the_loop_rounds_states_as_the_cache_does(dtype, config):
     config.cache.dtype = dtype
-    methods, modules, target = loaded(config)
-    assert methods[0].loop_drafter(config, target.heads).codec is CODECS[dtype]
-    assert methods[0].loop_drafter(config, target.heads, modules["MTP (2)"]).block is modules["MTP (2)"].block
-
-
-def test_loop_and_replay_agree_and_a_difference_is_seen(config):
-    rows = run(config)
-    methods, modules, target = loaded(config)
-    found = agreements(rows, methods, modules, target, config)
-    assert [(a.method, a.temperature) for a in found] == [(m, t) for m in ("MTP (2)", "MTP (4)") for t in (0.0, 1.0)]
-    for a in found:
-        assert a.rounds > 0 and all(d.tie for d in a.differences)
-        if a.temperature == 0 and not a.differences:
-            assert a.loop_tau == a.replay_tau
-        assert a.loop_tau >= 1 and a.replay_tau >= 1 and a.difference.value == pytest.approx(a.loop_tau - a.replay_tau)
-    assert "| MTP (4) | 0 |" in agreement_markdown(found)
-
-    greedy = [row for row in rows if row["temperature"] == 0]
-    turn = next(t for row in greedy for t in row["methods"]["MTP (2)"] if len(t["rounds"]) > 2)
-    first = turn["rounds"][0]
-    turn["rounds"][0] = [*first[:2], 0 if first[2] else 1, *first[3:]]
-    assert any(a.differences for a in agreements(greedy, methods, modules, target, config))
-
-
-def test_a_sampled_replay_is_the_mean_of_several_draws(config):
-    config.temperature = [1]
-    rows = run(config)
-    methods, modules, target = loaded(config)
-
-    def tau(draws: int, seed: int) -> float:
-        config.replay_draws, config.seed = draws, seed
-        return agreements(rows, methods[:1], modules, target, config)[0].replay_tau
-
-    one, other = tau(1, 0), tau(1, 1)
-    assert one != other
-    assert min(one, other) < tau(2, 0) < max(one, other)
+    method, heads = make_methods(config)[0], instantiate(config.target).heads
+    assert method.loop_drafter(config, heads).codec is CODECS[dtype]
+    module = method.drafter(config, heads)
+    assert method.loop_drafter(config, heads, module).block is module.block
 
 
 def test_a_method_without_a_run_names_the_command_that_trains_it(compose_config, mini_target):

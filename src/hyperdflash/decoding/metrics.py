@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hyperdflash.contracts import Rounds
+from hyperdflash.report.bootstrap import PromptCounts
 
 
 class Acceptance(NamedTuple):
@@ -29,20 +30,6 @@ class Acceptance(NamedTuple):
     survival: Tensor
     conditional: Tensor
     rounds: Tensor
-
-
-class DocumentCounts(NamedTuple):
-    """Sums per document for N documents, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
-
-    ``survived`` counts rounds with accepted >= k, ``reached`` those with accepted >= k - 1 and an available slot k;
-    survival = survived / rounds, conditional = survived / reached.
-    """
-
-    emitted: np.ndarray
-    accepted: np.ndarray
-    rounds: np.ndarray
-    survived: np.ndarray
-    reached: np.ndarray
 
 
 def tau_of(rounds: Rounds) -> float:
@@ -93,8 +80,8 @@ def slot_outcomes(rounds: Rounds) -> tuple[Tensor, Tensor]:
     return accepted >= slots, (accepted >= slots - 1) & (available >= slots)
 
 
-def document_counts(rounds: Rounds, num_documents: int) -> DocumentCounts:
-    """Sums rounds per document, for documents without rounds too; ``report.bootstrap.PromptCounts`` reads them."""
+def document_counts(rounds: Rounds, num_documents: int) -> PromptCounts:
+    """Sums rounds per document, for documents without rounds too."""
     document = rounds.document
 
     def pooled(values: Tensor) -> np.ndarray:
@@ -102,7 +89,7 @@ def document_counts(rounds: Rounds, num_documents: int) -> DocumentCounts:
         return out.index_add_(0, document, values.to(torch.int64)).cpu().numpy()
 
     survived, reached = slot_outcomes(rounds)
-    return DocumentCounts(
+    return PromptCounts(
         emitted=pooled(rounds.emitted),
         accepted=pooled(rounds.accepted),
         rounds=pooled(torch.ones_like(rounds.accepted)),

@@ -89,7 +89,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
                     bar.update(len(batch))
         for name, own in parts.items():
             counts = document_counts(concat_rounds(own, [len(batch) for batch in batches]), len(states))
-            counts = PromptCounts(*(sums[in_order] for sums in counts))
+            counts = PromptCounts(*(sums[in_order] for sums in vars(counts).values()))
             samples.append(Sample(name, float(temperature), ids, domains, counts, looped, runs[name]))
     found = measure(samples, baseline, (), config.num_resamples, config.seed)
     metrics = {"baseline": baseline, "domains": list(found.groups[:-1]), **found.to_json(), "runs": runs}

@@ -3,7 +3,7 @@
     1. tokens      examples x mean tokens, per stage                      -> cache bytes per codec
     2. a step      documents x mean tokens x bytes per token              -> what every rank must read per second
     3. memory      planning/step_memory.py at the longest document        -> whether a rank fits
-    4. hours       capture, then each stage; or both at once (cache=stream), the target re-read every epoch
+    4. hours       answers, capture, then each stage; or both at once (cache=stream), the target re-read every epoch
 
 The caller gives the rates, which are assumptions that the report prints; everything else is counted. ``problems`` has one line
 per thing that does not fit, with the override that fixes it.
@@ -12,7 +12,7 @@ per thing that does not fit, with the override that fixes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -66,6 +66,19 @@ class Share(NamedTuple):
         return sum(self.stage_hours)
 
 
+class Command(NamedTuple):
+    """A command's cost: ``hours``, None for a server; bytes that stay on ``disk``, bytes on each ``gpu``, and ``host`` bytes of
+    all processes together, 0 where another number decides."""
+
+    name: str
+    counted: str
+    hours: float | None
+    disk: float = 0.0
+    gpu: float = 0.0
+    host: float = 0.0
+    note: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Assumptions (``machine``, ``rates``), counts, and what follows from them.
@@ -77,15 +90,11 @@ class Plan:
 
     Training: one rank's step of ``documents`` (gradient accumulation included) with ``step_flops`` and ``memory`` bytes by
     part; ``smaller``: overrides that save memory, cheapest first, with the bytes that a rank then needs; ``cache`` is the mode.
-
-    ``measuring``: tokens of check_engine's prompts (``check_tokens``), ``methods`` with a drafter, and tokens that each of them
-    writes in parity (``parity_tokens``) and in evaluate (``tokens``), over all prompts, modes and temperatures.
     """
 
     machine: SimpleNamespace
     rates: SimpleNamespace
     stages: tuple[Stage, ...]
-    measuring: dict[str, float]
     engine: str | None
     processes: int
     client_bytes: float
@@ -131,6 +140,10 @@ class Plan:
         """Tokens to capture, once."""
         return sum(stage.tokens for stage in self.stages)
 
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / sum(stage.examples for stage in self.stages)
+
     def cache_bytes(self, codec: str) -> float:
         return self.tokens * self.state_bytes(codec)
 
@@ -144,14 +157,13 @@ class Plan:
         peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
         return max(self.rates.least_step_s, self.step_flops / peak)
 
-    def step_read_bytes(self, stage: Stage) -> float:
+    def step_read_bytes(self, mean_tokens: float, ranks: int | None = None) -> float:
         """Bytes of states that all ranks read per step."""
-        per_token = self.state_bytes(self.codec)
-        return self.ranks * self.documents * stage.mean_tokens * per_token
+        return (ranks or self.ranks) * self.documents * mean_tokens * self.state_bytes(self.codec)
 
     def read_gb_s(self, stage: Stage) -> float:
         """Reading rate that keeps the GPUs from waiting for states."""
-        return self.step_read_bytes(stage) / self.step_s / 1e9
+        return self.step_read_bytes(stage.mean_tokens) / self.step_s / 1e9
 
     @property
     def copies(self) -> int:
@@ -166,10 +178,9 @@ class Plan:
         peak = self.machine.gpu_tflops * 1e12 * (self.serving_gpus if self.engine else 1)
         return peak * self.rates.target_utilization / (2 * self.active)
 
-    def capture_rate(self, copies: int, processes: int | None = None) -> float:
-        """Tokens per second that ``copies`` of the target bring to the cache through ``processes`` (all)."""
-        carried = (processes or self.processes) * (self.rates.json_tokens_per_s or math.inf)
-        return min(copies * self.capture_per_copy, carried)
+    def capture_rate(self, copies: int) -> float:
+        """Tokens per second that ``copies`` of the target bring to the cache through all processes."""
+        return min(copies * self.capture_per_copy, self.processes * (self.rates.json_tokens_per_s or math.inf))
 
     def answer_hours(self, *stages: Stage) -> float:
         """Hours in which servers write the answers of ``stages`` (none given: all), on every copy the machine holds."""
@@ -184,7 +195,7 @@ class Plan:
 
     def training_hours(self, stage: Stage, overlap: bool = True) -> float:
         """Hours of all steps, each at the slower of computing and reading; without ``overlap`` at their sum."""
-        reading = self.step_read_bytes(stage) / (self.machine.read_gb_s * 1e9)
+        reading = self.step_read_bytes(stage.mean_tokens) / (self.machine.read_gb_s * 1e9)
         return self.steps(stage) * (max(self.step_s, reading) if overlap else self.step_s + reading) / 3600
 
     def shares(self) -> list[Share]:
@@ -192,15 +203,12 @@ class Plan:
 
         Nothing stays on disk, so every epoch captures again.
         """
-        each = self.serving_gpus
-        mean = self.tokens / sum(stage.examples for stage in self.stages)
-        found = []
+        each, found = self.serving_gpus, []
         for serve in range(each, self.machine.gpus, each):
             train = self.machine.gpus - serve
             captured = self.capture_rate(serve // each)
-            tokens = train * self.documents * mean
-            reading = tokens * self.state_bytes(self.codec) / (self.machine.read_gb_s * 1e9)
-            trained = tokens / max(self.step_s, reading)
+            reading = self.step_read_bytes(self.mean_tokens, train) / (self.machine.read_gb_s * 1e9)
+            trained = train * self.documents * self.mean_tokens / max(self.step_s, reading)
             hours = tuple(stage.tokens * stage.epochs / min(captured, trained) / 3600 for stage in self.stages)
             found.append(Share(serve, train, captured, trained, hours))
         return found
@@ -245,3 +253,44 @@ class Plan:
                     f"disk {1 - machine.read_gb_s / rate:.0%} of the time; {fix}"
                 )
         return found
+
+    def commands(self) -> Iterator[Command]:
+        """Yields the cost of each command of docs/deepseek_v4_flash.md that makes data or trains, in its order."""
+        source, served = self.engine or "in process", self.served_gpus
+        yield Command(f"server on {served} GPUs", "1 copy", None, self.disk_bytes, self.weights_bytes / served)
+        json_bytes = len(str(self.vocab_size - 1)) + 1 + 2 * 2  # per token at most: digits, mask, comma and blank each
+        for stage in self.stages:
+            answers, size = stage.examples * stage.answer_tokens, stage.tokens * json_bytes
+            yield Command(f"regenerate, {stage.name}", f"{answers:,.0f} answer tokens", self.answer_hours(stage), size)
+        own = 0.0 if self.engine else self.loaded_bytes / self.machine.gpus  # device_map=even
+        asking = self.client_bytes * self.processes
+        for stage in self.stages:
+            size, counted = stage.tokens * self.state_bytes(self.codec), f"{stage.tokens:,.0f} tokens"
+            yield Command(f"capture ({source}), {stage.name}", counted, self.capture_hours(stage), size, own, asking)
+        memory, disk = sum(self.memory.values()), self.checkpoint_bytes
+        for stage in self.stages:
+            slow = f" ({hours_text(self.training_hours(stage, overlap=False))} without overlap)"
+            steps, hours = f"{self.steps(stage):,} steps", self.training_hours(stage)
+            yield Command(f"train, {stage.name}", steps, hours, disk, memory, note=slow)
+        if best := self.best_share():
+            disk += 1e9 * (self.stream_gb or 0)
+            for stage, hours in zip(self.stages, best.stage_hours, strict=True):
+                name = f"train cache=stream ({source}) on {best.train} GPUs, {stage.name}"
+                yield Command(name, f"{self.steps(stage, best.train):,} steps", hours, disk, memory, asking)
+
+
+def hours_text(hours: float) -> str:
+    """Minutes, hours or days."""
+    if hours < 1 / 60:
+        return "under 1 min"
+    if hours < 2:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def bytes_text(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -57,14 +57,15 @@ class Work:
         fp8, bf16 = self.fp8_flops + other.fp8_flops, self.bf16_flops + other.bf16_flops
         return Work(self.part, self.bytes + other.bytes, fp8, bf16)
 
-    def memory_and_compute_s(self, gpu: GPU) -> tuple[float, float]:
+    def seconds(self, gpu: GPU) -> float:
+        """Returns the larger of the time to read and the time to compute."""
         compute_s = (self.fp8_flops / gpu.fp8_tflops + self.bf16_flops / gpu.bf16_tflops) / (1e12 * gpu.count)
-        return self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count), compute_s
+        return max(self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count), compute_s)
 
 
 def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
     """Adds the times of all parts, which run one after the other."""
-    return sum(max(work.memory_and_compute_s(gpu)) for work in works)
+    return sum(work.seconds(gpu) for work in works)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +120,8 @@ class Setting:
         natural_int("context", self.context)
         positive_int("max_tokens", self.max_tokens)
 
-    def works(self, n: int, batch: int, same_experts: bool = False) -> list[Work]:
-        return verification(self.sizes, n, batch, self.context, same_experts)
-
     def verify_s(self, n: int, batch: int, same_experts: bool = False) -> float:
-        return total_seconds(self.works(n, batch, same_experts), self.gpu)
+        return total_seconds(verification(self.sizes, n, batch, self.context, same_experts), self.gpu)
 
     def ratio(self, n: int, batch: int, same_experts: bool = False) -> float:
         """Time of verifying n tokens per row over that of one."""

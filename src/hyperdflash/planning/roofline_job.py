@@ -14,10 +14,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import entry_point
 from hyperdflash.identity import class_name, reads_conditioning, runs_dir
 from hyperdflash.options import instantiate
-from hyperdflash.planning.roofline import GPU, Method, Setting, Work, total_seconds
+from hyperdflash.planning.roofline import GPU, Method, Setting, total_seconds, verification
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
 from hyperdflash.report.bootstrap import MEAN
 from hyperdflash.report.results import AS_SHIPPED, write_report
@@ -85,31 +84,31 @@ def _with_parts(method: Method, path: Path) -> Method:
 
 def roofline_record(setting: Setting) -> dict:
     """Returns JSON values: bytes, FLOPs and least time of every verification, and a round of every published method."""
-    sizes, verification, rounds = setting.sizes, [], []
+    sizes, counts, rounds = setting.sizes, [], []
     for batch in setting.batches:
         for n in range(1, setting.max_tokens + 1):
+            works = verification(sizes, n, batch, setting.context)
             row = {"batch": batch, "n": n, "experts": sizes.distinct_experts(n * batch)}
-            row |= dict(zip(("gigabytes", "gigaflops", "ms"), _amounts(setting.works(n, batch), setting.gpu), strict=True))
+            row |= {"gigabytes": sum(w.bytes for w in works) / 1e9, "ms": 1e3 * total_seconds(works, setting.gpu)}
+            row |= {"gigaflops": sum(w.fp8_flops + w.bf16_flops for w in works) / 1e9}
             row |= {"over_one": setting.ratio(n, batch), "over_one_same_experts": setting.ratio(n, batch, True)}
-            verification.append(row)
+            counts.append(row)
     for method in setting.methods:
         for batch in setting.batches:
             for same in (False, True):
                 row = {"method": method.name, "batch": batch, "same_experts": same}
                 rounds.append({**row, **setting.round(method, batch, same)})
     totals = {f.__name__: f(sizes) for f in (total_parameters, active_parameters, checkpoint_bytes)}
-    return {"setting": asdict(setting), **totals, "verification": verification, "rounds": rounds}
+    return {"setting": asdict(setting), **totals, "verification": counts, "rounds": rounds}
 
 
 def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
-    """Returns three tables, parts of a forward, cost of n tokens and predicted speedups, and what they assume."""
+    """Returns two tables, cost of n tokens and predicted speedups, and what they assume."""
     first = setting.batches[0]
     return [
         f"### Roofline: {setting}",
         f"{record['total_parameters'] / 1e9:.1f}B parameters, {record['active_parameters'] / 1e9:.1f}B active per token, "
         f"{record['checkpoint_bytes'] / 1e9:.1f} GB on disk with the MTP block.",
-        f"What one forward reads and how long it takes at least, batch size {first}:",
-        _parts(setting),
         f"Verifying n tokens per row; first columns at batch size {first}, then the time relative to n = 1:",
         _counts(setting, record["verification"]),
         "Speedup that τ · T_ar / (T_draft + T_verify) predicts:",
@@ -122,20 +121,6 @@ def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
         "chains its steps, each reading block and LM head anew; a block drafter has "
         f"{setting.drafter.num_layers} layers in BF16 (its real shape is not published). τ: {setting.source}.",
     ]
-
-
-def _parts(setting: Setting) -> Table:
-    counts, rows = (1, setting.methods[-1].slots + 1), []
-    forwards = [setting.works(n, setting.batches[0]) for n in counts]
-    for own in (*zip(*forwards, strict=True), None):  # None: all parts together
-        cells = [own[0].part if own else "all"]
-        for works in [[work] for work in own] if own else forwards:
-            gigabytes, gigaflops, ms = _amounts(works, setting.gpu)
-            memory_s, compute_s = works[0].memory_and_compute_s(setting.gpu)
-            bound = "memory" if memory_s >= compute_s else "compute"
-            cells += [number_text(gigabytes), number_text(gigaflops, 1), number_text(ms, 3), bound if own else ""]
-        rows.append(cells)
-    return Table(["Part", *(text for n in counts for text in (f"GB, n = {n}", "GFLOP", "ms", "bound by"))], rows)
 
 
 def _counts(setting: Setting, verification: Sequence[dict]) -> Table:
@@ -165,14 +150,8 @@ def _methods(setting: Setting, rounds: Sequence[dict]) -> Table:
     return Table([*header, "predicted", "predicted, same experts"], rows)
 
 
-def _amounts(works: Sequence[Work], gpu: GPU) -> tuple[float, float, float]:
-    """Returns decimal gigabytes, gigaflops and milliseconds."""
-    flops = sum(work.fp8_flops + work.bf16_flops for work in works)
-    return sum(work.bytes for work in works) / 1e9, flops / 1e9, 1e3 * total_seconds(works, gpu)
-
-
-@entry_point("roofline")
-def main(config: DictConfig) -> None:
+def write_roofline(config: DictConfig) -> None:
+    """Writes roofline.md and roofline.json in ``config.out`` and prints the former; with ``from`` the speedups alone."""
     setting = setting_of(config)
     record = roofline_record(setting)
     blocks = roofline_blocks(setting, record)

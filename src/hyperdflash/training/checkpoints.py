@@ -192,7 +192,7 @@ class Checkpoints(L.Callback):
         counts = document_counts(outputs["rounds"], len(batch.ids))
         for row, (name, domain) in enumerate(zip(batch.ids, batch.domains, strict=True)):
             if batch.loss_mask[row].any():  # a rank without a document replays an unsupervised text
-                sums = {field: values[row].tolist() for field, values in counts._asdict().items()}
+                sums = {field: values[row].tolist() for field, values in vars(counts).items()}
                 self._prompts[name] = {"id": name, "domain": domain, **sums}
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
