@@ -57,7 +57,7 @@ def rows_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def mini_target(tmp_path_factory) -> Path:
     """A target directory with random weights: 4 layers of all kinds, hidden 32, window 16, a 512-entry tokenizer."""
-    from hyperdflash.targets.deepseek_v4.build import build_target, save_target, tiny_config
+    from tiny_target.build import build_target, save_target, tiny_config
     from tiny_target.tokenizer import train_tokenizer
 
     path = tmp_path_factory.mktemp("target")

@@ -12,10 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import DeepseekV4Config
 
 from hyperdflash.identity import CONF
-from hyperdflash.targets.deepseek_v4.build import tiny_config
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.training.components import make_parts
 from hyperdflash.training.loggers import make_loggers
+from tiny_target.build import tiny_config
 
 OTHER_ENTRY_POINTS = {  # group -> its only user
     "benchmarks": "evaluate",

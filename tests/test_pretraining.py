@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hyperdflash.targets.deepseek_v4.build import build_target, tiny_config
+from tiny_target.build import build_target, tiny_config
 from tiny_target.pretraining import (
     LONGEST_LOOP,
     LONGEST_PERIOD,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from hyperdflash.data.chat import encode
 from hyperdflash.identity import runs_dir
 from hyperdflash.options import instantiate
-from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, save_target, tiny_config
+from tiny_target.build import build_target, count_parameters, save_target, tiny_config
 from tiny_target.corpus.embedded import load_embedded
 from tiny_target.pretraining import pretrain
 from tiny_target.tokenizer import train_tokenizer

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM
 
-from hyperdflash.targets.deepseek_v4.build import build_target, set_implementations, tiny_config
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
+from tiny_target.build import build_target, set_implementations, tiny_config
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 RATIOS = {"sliding_attention": 0, "compressed_sparse_attention": 4, "heavily_compressed_attention": 128}

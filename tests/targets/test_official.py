@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import DeepseekV4ForCausalLM
 
-from hyperdflash.targets.deepseek_v4.build import save_target
 from hyperdflash.targets.deepseek_v4.checkpoint import dequantize
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target
 from hyperdflash.targets.producer import InProcess
 from hyperdflash.training.run_index import check_target
+from tiny_target.build import save_target
 
 TOKENS = torch.randint(0, 384, (2, 160), generator=torch.Generator().manual_seed(0))  # past a window of 128
 

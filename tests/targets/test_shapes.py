@@ -29,12 +29,12 @@ from hyperdflash.drafting.reducers.mean import Mean
 from hyperdflash.drafting.table1 import FLASH
 from hyperdflash.planning.v4_sizes import active_parameters, mtp_weights, read_sizes, total_parameters
 from hyperdflash.targets.adapter import Gate
-from hyperdflash.targets.deepseek_v4.build import build_target, set_implementations, tiny_config
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
 from hyperdflash.targets.deepseek_v4.placement import even_device_map
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, read_config
 from hyperdflash.targets.taps import tap_residual
+from tiny_target.build import build_target, set_implementations, tiny_config
 
 ROOT = Path(__file__).parents[2]
 META = torch.device("meta")

@@ -7,7 +7,6 @@ import torch
 from transformers import DynamicCache
 
 from hyperdflash.targets import load
-from hyperdflash.targets.deepseek_v4.build import build_target, count_parameters, set_implementations, tiny_config
 from hyperdflash.targets.deepseek_v4.compat import with_cache
 from hyperdflash.targets.deepseek_v4.mtp import window_mask
 from hyperdflash.targets.generate import generate_batch
@@ -15,6 +14,7 @@ from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, load_mtp, load_target, read_config
 from hyperdflash.targets.sampling import Sampler
 from hyperdflash.targets.taps import tap_residual
+from tiny_target.build import build_target, count_parameters, set_implementations, tiny_config
 
 
 @pytest.fixture(scope="module")

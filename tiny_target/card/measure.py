@@ -40,9 +40,9 @@ from hyperdflash.preparing.job import StatesJob
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.states.store import collate
-from hyperdflash.targets.deepseek_v4.build import count_parameters
 from hyperdflash.targets.load import Target, load_mtp, read_config
 from hyperdflash.targets.producer import InProcess
+from tiny_target.build import count_parameters
 from tiny_target.card.answers import Answer, answer_figures
 from tiny_target.card.paths import path_figures, path_sums
 from tiny_target.card.rendering import markdown, thresholds

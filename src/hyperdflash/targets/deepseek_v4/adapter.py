@@ -22,9 +22,9 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+import hyperdflash.targets.deepseek_v4.cpu_kernels  # noqa: F401  (registers "windowed" and "dense")
 from hyperdflash.targets.adapter import Gate
 from hyperdflash.targets.deepseek_v4 import compat
-from hyperdflash.targets.deepseek_v4.build import set_implementations
 from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint, dtype_of
 from hyperdflash.targets.deepseek_v4.compat import RewindableCache, input_device, is_spread
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
@@ -109,7 +109,7 @@ def load_model(
         ) from error
     if quantized and dtype == torch.float32:  # transformers leaves tensors that are stored as BF16 in BF16
         model.float()
-    set_implementations(model, attention=attention, experts=experts)
+    compat.set_implementations(model.config, attention=attention, experts=experts)
     return model
 
 

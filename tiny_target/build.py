@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import hyperdflash.targets.deepseek_v4.cpu_kernels  # noqa: F401  (registers "windowed" and "dense")
 from hyperdflash.targets.deepseek_v4 import compat
@@ -19,7 +19,7 @@ from hyperdflash.targets.deepseek_v4.mtp import MTPBlock
 from hyperdflash.targets.deepseek_v4.official import MTP_PREFIX
 
 
-def tiny_config(**overrides) -> DeepseekV4Config:
+def tiny_config(**overrides) -> PretrainedConfig:
     """Returns the tiny target's configuration: three attention types, hash and top-k experts, 4 paths, under 3.7M parameters.
 
     Two sliding layers come first, then sparse and heavily compressed in turn; the first ``num_hash_layers`` route by token.
@@ -50,14 +50,14 @@ def tiny_config(**overrides) -> DeepseekV4Config:
         "max_position_embeddings": 2048,
         "router_aux_loss_coef": 0.0,
     }
-    return DeepseekV4Config(**{**values, **overrides})
+    return AutoConfig.for_model("deepseek_v4", **{**values, **overrides})
 
 
-def build_target(config: DeepseekV4Config, seed: int = 0) -> tuple[DeepseekV4ForCausalLM, MTPBlock]:
+def build_target(config: PretrainedConfig, seed: int = 0) -> tuple[PreTrainedModel, MTPBlock]:
     """Builds a model and its native MTP block in fp32 on the CPU; ``config`` and ``seed`` determine the weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DeepseekV4ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
         mtp = MTPBlock(model.config)
         compat.initialize_like(model, mtp)
         fill_hash_tables(model)
@@ -68,14 +68,14 @@ def build_target(config: DeepseekV4Config, seed: int = 0) -> tuple[DeepseekV4For
 
 
 def set_implementations(
-    model: DeepseekV4ForCausalLM, mtp: MTPBlock | None = None, *, attention: str = "windowed", experts: str = "dense"
+    model: PreTrainedModel, mtp: MTPBlock | None = None, *, attention: str = "windowed", experts: str = "dense"
 ) -> None:
     """Chooses the attention and expert functions by their registered names (see cpu_kernels)."""
     configs = [model.config] if mtp is None else [model.config, mtp.config]
     compat.set_implementations(*configs, attention=attention, experts=experts)
 
 
-def fill_hash_tables(model: DeepseekV4ForCausalLM) -> None:
+def fill_hash_tables(model: PreTrainedModel) -> None:
     """Assigns distinct experts to every token id in the hash-routed layers; transformers leaves the table zero."""
     for layer in model.model.layers:
         if layer.mlp.is_hash:
@@ -97,7 +97,7 @@ def set_paths_apart(layer: nn.Module, index: int) -> None:
         comb.view(paths, paths).copy_(3.0 * torch.eye(paths))
 
 
-def save_target(directory: Path, model: DeepseekV4ForCausalLM, mtp: MTPBlock) -> Path:
+def save_target(directory: Path, model: PreTrainedModel, mtp: MTPBlock) -> Path:
     """Writes config.json and model.safetensors: matrices in bf16; norms, sinks and hyper-connections in fp32; the MTP block as
     `mtp.0.*`, which transformers ignores."""
     directory.mkdir(parents=True, exist_ok=True)
