@@ -44,8 +44,8 @@ from hyperdflash.identity import CONF
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
 from hyperdflash.options import instantiate
 from hyperdflash.report.tables import Block, Table
-from hyperdflash.states.capture import live_states
-from hyperdflash.states.store import make_shards
+from hyperdflash.states.readers import computed_states
+from hyperdflash.states.store import collate, make_shards
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.producer import InProcess
 
@@ -114,8 +114,8 @@ def beside_loop(
         loop_s = time.process_time() - started
         documents = [training_document(c, text.token_ids, tokenizer) for c, text in zip(conversations, texts, strict=True)]
         (shard,) = make_shards(documents, len(documents))
-        take = partial(live_states, InProcess(target), shard, layer_ids, loop.codec)
-        states = take()
+        take = partial(computed_states, InProcess(target), shard, layer_ids, loop.codec)
+        states = collate(take())
         again = partial(replay, module, states, target.heads, temperature=0.0)
         rounds = again()
         taus = {"loop_tau": tau_of(loop_rounds(texts, module.num_slots)), "replay_tau": tau_of(rounds)}

@@ -26,9 +26,9 @@ from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.objectives.factored_logits import FactoredLogits
-from hyperdflash.states.capture import live_states
 from hyperdflash.states.codecs import CODECS
-from hyperdflash.states.store import make_shards
+from hyperdflash.states.readers import computed_states
+from hyperdflash.states.store import collate, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
 
@@ -48,7 +48,7 @@ class Case:
         answers = {name: text[len(self.prompts[name]) :] for name, text in loop.texts.items()}
         documents = [training_document(c, answers[c.id], tokenizer, MODE) for c in self.conversations]
         (shard,) = make_shards(documents, len(documents))
-        self.states = live_states(InProcess(target), shard, layer_ids, CODECS["bf16"])
+        self.states = collate(computed_states(InProcess(target), shard, layer_ids, CODECS["bf16"]))
         self.views = {"training": self.training(), "replay": self.replay(), "loop": loop}
 
     def training(self, module=None, states=None, blocks=None) -> View:
@@ -233,7 +233,7 @@ def test_a_loop_that_counts_its_positions_wrong_is_distinguished_from_one_with_a
 def test_another_chat_encoding_is_the_first_thing_named(case):
     documents = [training_document(c, [20, 21, 22], case.tokenizer, "think_high") for c in case.conversations]
     (shard,) = make_shards(documents, len(documents))
-    states = live_states(InProcess(case.target), shard, (), CODECS["bf16"])
+    states = collate(computed_states(InProcess(case.target), shard, (), CODECS["bf16"]))
     found = case.compare(training=case.training(states=states)).first_difference
     assert found.startswith("chat encoding: training differs from the others")
 

@@ -6,7 +6,8 @@ import torch
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.data.tokenizer import load_tokenizer
-from hyperdflash.decoding.drafted import DraftedRound, drafted_rounds, drafts_html, drafts_text, marked_tokens
+from hyperdflash.decoding.drafted import drafted_rounds, drafts_html, drafts_text, marked_tokens
+from hyperdflash.decoding.loop import Round, Seconds
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.targets.load import load_heads, load_mtp
@@ -44,7 +45,8 @@ def test_drafts_of_a_replay(mini_target):
 def test_marks_in_signs_and_colors(mini_target):
     tokenizer = load_tokenizer(mini_target)
     ids = tokenizer.encode("adds<b>names", add_special_tokens=False)
-    rounds = [DraftedRound(0, tuple(ids), len(ids), (*ids, ids[0])), DraftedRound(9, tuple(ids[:2]), 0, (ids[1],))]
+    written = [(0, tuple(ids), len(ids), (*ids, ids[0])), (9, tuple(ids[:2]), 0, (ids[1],))]
+    rounds = [Round(*one, Seconds()) for one in written]
     kinds = [kind for kind, _ in marked_tokens(rounds)]
     assert kinds == ["accepted", "own", "rejected", "own"]
     assert drafts_text(rounds, tokenizer).startswith("[adds<b>names]") and "{-" in drafts_text(rounds, tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hyperdflash.decoding.replay import concat_rounds, walk
+from hyperdflash.decoding.replay import walk
 
 
 def rounds_of(accept_row: list[list[int]], start: int, end: int) -> list[tuple[int, int, int, int]]:
@@ -107,14 +107,3 @@ def test_walk_is_sequential_speculative_decoding(num_slots: int, rate: float, se
         )
         assert got == expected
         assert int(rounds.emitted[mine].sum()) == int(end[row] - start[row])
-
-
-def test_concat_rounds_offsets_documents():
-    accept = torch.ones(2, 10, 3, dtype=torch.bool)
-    part = walk(accept, torch.tensor([1, 2]), torch.tensor([1, 8]))  # row 0 has no round
-    joined = concat_rounds([part, part], [2, 2])
-    assert joined.document.tolist() == [1, 1, 3, 3]
-    assert joined.anchor.tolist() == [2, 6, 2, 6]
-    other = walk(torch.ones(1, 4, 6, dtype=torch.bool), torch.tensor([1]), torch.tensor([3]))
-    with pytest.raises(ValueError, match="different numbers of slots"):
-        concat_rounds([part, other], [2, 1])

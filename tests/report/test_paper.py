@@ -85,7 +85,7 @@ def test_markdown_has_the_papers_layout(samples):
     assert lines[7] == "| Y | 1.20× | 1.50 | 1.20× | **3.00** | 1.20× | **2.25** |"
     assert "Missing" not in text and "run X" in text
     assert "| Y | Alpha | 1.50 [1.00, 2.00] | 1.20 [" in text and "| 50.0% | 1.00 |" in text
-    assert "| AR | 0 | 10.0 | 5.0 | - |" in text
+    assert "| AR | Alpha | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 0.00 | 10.0 |" in text
     for block in text.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
 
@@ -97,7 +97,7 @@ def test_gaps_stay_gaps(samples):
     rows = list(csv.DictReader(io.StringIO(found.csv_text())))
     assert {(r["method"], r["group"]) for r in rows if r["metric"] == "speedup"} == {("AR", "a"), ("X", "a"), ("Y", "a")}
     without = paper_text(measured(samples[1:]))
-    assert "| X | - | **2.00** | - | 1.50 | - | 1.75 |" in without and "| AR | 0 | - | - | - |" in without
+    assert "| X | - | **2.00** | - | 1.50 | - | 1.75 |" in without and "| AR |" not in without
 
 
 def test_the_papers_columns():

@@ -101,7 +101,7 @@ def test_the_report_of_a_sweep(runs, capsys, monkeypatch):
     assert cells["0.2"].verdict == AHEAD and cells["0.5"].verdict == BEHIND
     for text in ("kl.alpha 0.2 against kl.alpha 0.15: ahead on tiny, the only target", "kl.alpha 0.5 against"):
         assert text in capsys.readouterr().out + (out / "sweep.md").read_text()
-    for name in ("acceptance.png", "tau_by_axis.png", "tau_by_step.png"):
+    for name in ("acceptance.png", "tau_by_axis.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     mine = [r for r in rows if (r["kl.alpha"], r["group"], r["metric"]) == ("0.2", MEAN, MINUS_BASELINE)]

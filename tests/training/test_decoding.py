@@ -14,7 +14,6 @@ from hyperdflash.drafting.proposer import Autoregressive
 from hyperdflash.evaluation.conversations import Rows, converse
 from hyperdflash.evaluation.decoding import (
     AR,
-    as_generation,
     compare_texts,
     decode_all,
     decoded_samples,
@@ -148,17 +147,6 @@ def test_a_killed_evaluation_goes_on(config, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     with pytest.raises(ValueError, match="measured with another threads"):
         run(config)
-
-
-def test_a_turn_comes_back_from_its_row_with_its_times(config):
-    config.temperature = [0]
-    rows = run(config)
-    for turn in (turn for row in rows for turns in row["methods"].values() for turn in turns):
-        generation = as_generation(turn)
-        turn.pop("differs", None)
-        assert turn_row(turn["prompt_ids"], generation) == turn
-        assert generation.seconds.total == pytest.approx(sum(sum(r[4:]) for r in turn["rounds"]))
-        assert generation.first.seconds.total == pytest.approx(sum(turn["first_s"])) and generation.first.seconds.total > 0
 
 
 @pytest.mark.parametrize("dtype", list(CODECS))

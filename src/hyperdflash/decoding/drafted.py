@@ -6,13 +6,13 @@ Shapes: see contracts.py. Replay returns counts alone; this module recomputes th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.contracts import Rounds, TargetStates
+from hyperdflash.decoding.loop import Round, Seconds
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.proposer import positions_of
 from hyperdflash.targets.heads import TargetHeads
@@ -30,22 +30,10 @@ STYLES = {
 }
 
 
-@dataclass(frozen=True)
-class DraftedRound:
-    """``drafted``: tokens of the available slots; the round keeps the first ``accepted``; ``emitted``: tokens that it adds."""
-
-    anchor: int
-    drafted: tuple[int, ...]
-    accepted: int
-    emitted: tuple[int, ...]
-
-
 @torch.no_grad()
-def drafted_rounds(
-    drafter: DraftModel, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int
-) -> list[DraftedRound]:
+def drafted_rounds(drafter: DraftModel, states: TargetStates, heads: TargetHeads, rounds: Rounds, row: int) -> list[Round]:
     """Recomputes the greedy drafts of document ``row`` of ``states`` at the anchors of its ``rounds`` (a replay at T = 0), as
-    the loop proposes them."""
+    the loop proposes them; ``drafted`` has the tokens of the available slots, ``seconds`` are 0."""
     mine = rounds.document == row
     anchors = rounds.anchor[mine].tolist()
     if not anchors:
@@ -60,12 +48,12 @@ def drafted_rounds(
     text = one.input_ids[0].tolist()
     kept = zip(rounds.accepted[mine].tolist(), rounds.emitted[mine].tolist(), rounds.available[mine].tolist(), strict=True)
     return [
-        DraftedRound(a, tuple(draft[:available]), accepted, tuple(text[a + 1 : a + 1 + emitted]))
+        Round(a, tuple(draft[:available]), accepted, tuple(text[a + 1 : a + 1 + emitted]), Seconds())
         for a, draft, (accepted, emitted, available) in zip(anchors, drafted, kept, strict=True)
     ]
 
 
-def marked_tokens(rounds: Sequence[DraftedRound]) -> list[tuple[str, tuple[int, ...]]]:
+def marked_tokens(rounds: Sequence[Round]) -> list[tuple[str, tuple[int, ...]]]:
     """Returns ("accepted", "rejected" or "own", token ids) in the order of the text; own tokens are the target's."""
     pieces = []
     for one in rounds:
@@ -75,7 +63,7 @@ def marked_tokens(rounds: Sequence[DraftedRound]) -> list[tuple[str, tuple[int, 
     return [(kind, ids) for kind, ids in pieces if ids]
 
 
-def drafts_html(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBase) -> str:
+def drafts_html(rounds: Sequence[Round], tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the text with accepted drafts in green, rejected ones struck through and the target's own tokens plain."""
     spans = [
         f'<span class="{kind}" style="{STYLES[kind]}">{escape(tokenizer.decode(list(ids)))}</span>'
@@ -84,6 +72,6 @@ def drafts_html(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBa
     return f'<div style="white-space:pre-wrap;font:13px monospace">{"".join(spans)}</div>'
 
 
-def drafts_text(rounds: Sequence[DraftedRound], tokenizer: PreTrainedTokenizerBase) -> str:
+def drafts_text(rounds: Sequence[Round], tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the text with signs: [accepted], {-rejected-}."""
     return "".join(SIGNS[kind][0] + tokenizer.decode(list(ids)) + SIGNS[kind][1] for kind, ids in marked_tokens(rounds))

@@ -144,7 +144,8 @@ def speculate(
         verified = clock()
         accepted, newest = _accept(draft, step.logits[0], sampler)
         num_accepted, following, *drafted = torch.cat([accepted[None], newest, draft.ids]).tolist()
-        emitted = _until_stop([*drafted[:num_accepted], following][: end - anchor], stop_ids)
+        emitted = [*drafted[:num_accepted], following][: end - anchor]
+        emitted = emitted[: next((i + 1 for i, token_id in enumerate(emitted) if token_id in stop_ids), None)]
         known = block[:, : len(emitted)]  # tokens whose successors are in the text: their states are context
         states = _states(step, known, session.layer_ids, drafter.codec)
         judged = clock()
@@ -170,14 +171,6 @@ def _accept(draft: Proposal, logits: Tensor, sampler: Sampler) -> tuple[Tensor, 
         q = torch.nn.functional.one_hot(draft.ids, logits.shape[-1]).float() if draft.probs is None else draft.probs
         accepted, following = verify_sampled(draft.ids, q, sampler.probabilities(logits), sampler.generator)
     return accepted, following[None]
-
-
-def _until_stop(token_ids: list[int], stop_ids: Collection[int]) -> list[int]:
-    """Truncates after the first stop token."""
-    for index, token_id in enumerate(token_ids):
-        if token_id in stop_ids:
-            return token_ids[: index + 1]
-    return token_ids
 
 
 def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], codec: Codec) -> TargetStates:
@@ -221,11 +214,10 @@ def decode(
         return collect(speculate(session, drafter, prompt_ids, stop_ids=stop_ids, **settings), stop_ids)
 
 
-def loop_rounds(generations: Sequence[Generation], num_slots: int, documents: Iterable[int] | None = None) -> Rounds:
-    """Returns the loop's rounds in the form of ``replay``. ``documents`` gives the document of each text, by default its place
-    in ``generations``."""
+def loop_rounds(generations: Sequence[Generation], num_slots: int) -> Rounds:
+    """Returns the loop's rounds in the form of ``replay``; a text's document is its place in ``generations``."""
     rows = []
-    for document, generation in zip(range(len(generations)) if documents is None else documents, generations, strict=True):
+    for document, generation in enumerate(generations):
         end = sum(len(r.emitted) for r in generation.rounds) + (generation.rounds[0].anchor if generation.rounds else 0)
         rows += [(document, r.anchor, r.accepted, len(r.emitted), min(num_slots, end - r.anchor)) for r in generation.rounds]
     columns = torch.tensor(rows, dtype=torch.int64).view(-1, 5).unbind(dim=1)

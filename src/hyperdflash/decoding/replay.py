@@ -16,8 +16,6 @@ if its drafts reach the end. A decoding loop clips in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -141,21 +139,6 @@ def position_uniforms(seed: int, document_id: str, length: int) -> Tensor:
     same position, whatever its number of slots or its batch, which removes noise from paired differences.
     """
     return torch.rand(length, generator=generator_for(f"{seed}:{document_id}"))
-
-
-def concat_rounds(parts: Sequence[Rounds], num_documents: Sequence[int]) -> Rounds:
-    """Joins the rounds of consecutive batches; ``num_documents`` counts each batch's rows, including rows without rounds."""
-    if len(parts) != len(num_documents) or not parts:
-        raise ValueError(f"one document count per part is needed, got {len(parts)} parts and {len(num_documents)} counts")
-    slots = {part.num_slots for part in parts}
-    if len(slots) != 1:
-        raise ValueError(f"rounds of drafters with different numbers of slots do not join: got {sorted(slots)}")
-    offsets = np.cumsum([0, *num_documents[:-1]]).tolist()
-    columns = {
-        name: torch.cat([getattr(part, name) for part in parts]) for name in ("anchor", "accepted", "emitted", "available")
-    }
-    document = torch.cat([part.document + offset for part, offset in zip(parts, offsets, strict=True)])
-    return Rounds(document=document, num_slots=slots.pop(), **columns)
 
 
 def _answer_mask(states: TargetStates) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hyperdflash.contracts import Rounds
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
-from hyperdflash.decoding.loop import FirstToken, Generation, Round, Seconds, decode, loop_rounds
+from hyperdflash.decoding.loop import Generation, decode
 from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation
@@ -99,12 +100,13 @@ def decoded_samples(rows: Sequence[dict], eos_id: int, run_ids: dict[str, str]) 
     """Returns a sample per method, mode and temperature."""
 
     def count(name: str, prompts: list[list[dict]]) -> tuple[PromptCounts, list[float]]:
-        turns = [[as_generation(turn) for turn in own] for own in prompts]
-        generations = [generation for own in turns for generation in own]
-        documents = [index for index, own in enumerate(turns) for _ in own]
-        num_slots = max((len(r.drafted) for generation in generations for r in generation.rounds), default=0)
-        counts = document_counts(loop_rounds(generations, num_slots, documents), len(prompts))
-        return counts, [sum(g.seconds.total for g in own) for own in turns]
+        found = [(index, turn, r) for index, own in enumerate(prompts) for turn in own for r in turn["rounds"]]
+        num_slots = max((len(drafted) for _, _, (_, drafted, *_) in found), default=0)
+        left = [len(turn["prompt_ids"]) + len(turn["ids"]) - 1 - r[0] for _, turn, r in found]  # tokens behind the anchor
+        table = [(index, r[0], r[2], r[3], min(num_slots, n)) for (index, _, r), n in zip(found, left, strict=True)]
+        rounds = Rounds(*torch.tensor(table, dtype=torch.int64).view(-1, 5).unbind(dim=1), num_slots=num_slots)
+        seconds = [sum(sum(r[4:]) for turn in own for r in turn["rounds"]) for own in prompts]
+        return document_counts(rounds, len(prompts)), seconds
 
     return samples_of(rows, eos_id, run_ids, count)
 
@@ -121,17 +123,6 @@ def turn_row(prompt_ids: Sequence[int], generation: Generation) -> dict:
             for r in generation.rounds
         ],
     }
-
-
-def as_generation(turn: dict) -> Generation:
-    """Inverts ``turn_row``; times are exact to a tenth of a microsecond."""
-    place, rounds = 1, []
-    for anchor, drafted, accepted, emitted, *seconds in turn["rounds"]:
-        text = tuple(turn["ids"][place : place + emitted])
-        rounds.append(Round(anchor, tuple(drafted), accepted, text, Seconds(*seconds)))
-        place += emitted
-    first = FirstToken(turn["ids"][0], Seconds(*turn["first_s"]))
-    return Generation(tuple(turn["ids"]), turn["ended_by"], first, tuple(rounds))
 
 
 @torch.inference_mode()

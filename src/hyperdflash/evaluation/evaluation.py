@@ -23,7 +23,7 @@ from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import special_ids
 from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.decoding.repetition import ends_in_loop
-from hyperdflash.decoding.replay import concat_rounds, replay
+from hyperdflash.decoding.replay import replay
 from hyperdflash.evaluation.methods import baseline_of, make_methods
 from hyperdflash.options import instantiate
 from hyperdflash.preparing.dataset import with_supervised_pair
@@ -85,11 +85,11 @@ def evaluate_by_replay(config: DictConfig) -> dict:
             for batch in batches:
                 rows = on_tensors(collate([states[i] for i in batch]), lambda tensor: tensor.to(device))
                 for name, drafter in drafters.items():
-                    parts[name].append(replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed))
+                    rounds = replay(drafter, rows, heads, temperature, top_p=settings.top_p, seed=config.seed)
+                    parts[name].append(vars(document_counts(rounds, len(batch))).values())
                     bar.update(len(batch))
         for name, own in parts.items():
-            counts = document_counts(concat_rounds(own, [len(batch) for batch in batches]), len(states))
-            counts = PromptCounts(*(sums[in_order] for sums in vars(counts).values()))
+            counts = PromptCounts(*(np.concatenate(sums)[in_order] for sums in zip(*own, strict=True)))
             samples.append(Sample(name, float(temperature), ids, domains, counts, looped, runs[name]))
     found = measure(samples, baseline, (), config.num_resamples, config.seed)
     metrics = {"baseline": baseline, "domains": list(found.groups[:-1]), **found.to_json(), "runs": runs}

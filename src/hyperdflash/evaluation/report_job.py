@@ -57,7 +57,11 @@ def _read(jobs: Sequence[Job]) -> tuple[list[TrainedRun], dict[str, str], list[s
     members, left_out, missing = [], {}, []
     for job in jobs:
         if not (job.directory / "result.json").exists():
-            missing.append(label_of(job.choices) + _unnamed(job))
+            # vanilla's taps are part of a run's name and follow the target's depth
+            named = (job.decided["conditioning"] or {}).get("layer_ids", ()) is not None
+            path = job.decided["target"]["path"]
+            why = "" if named else f" ({path} has no config.json, which its layers and so its name depend on)"
+            missing.append(label_of(job.choices) + why)
             continue
         try:
             choices = {axis: value for axis, value in job.choices.items() if axis not in ("seed", "target")}
@@ -65,13 +69,6 @@ def _read(jobs: Sequence[Job]) -> tuple[list[TrainedRun], dict[str, str], list[s
         except ValueError as error:
             left_out[job.directory.name] = str(error)
     return members, left_out, missing
-
-
-def _unnamed(job: Job) -> str:
-    """Explains why a job has no run name: vanilla's taps are part of it, and follow the target's depth; else empty."""
-    if (job.decided["conditioning"] or {}).get("layer_ids", ()) is not None:
-        return ""
-    return f" ({job.decided['target']['path']} has no config.json, which its layers and so its name depend on)"
 
 
 def main() -> int:

@@ -61,10 +61,6 @@ class Share(NamedTuple):
     trained_per_s: float
     stage_hours: tuple[float, ...]
 
-    @property
-    def hours(self) -> float:
-        return sum(self.stage_hours)
-
 
 class Command(NamedTuple):
     """A command's cost: ``hours``, None for a server; bytes that stay on ``disk``, bytes on each ``gpu``, and ``host`` bytes of
@@ -214,7 +210,7 @@ class Plan:
         return found
 
     def best_share(self) -> Share | None:
-        return min(self.shares(), key=lambda share: share.hours, default=None)
+        return min(self.shares(), key=lambda share: sum(share.stage_hours), default=None)
 
     def problems(self) -> list[str]:
         """Returns one line per thing that does not fit, with the override that fixes it."""

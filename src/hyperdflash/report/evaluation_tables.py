@@ -98,7 +98,7 @@ def write_paper_report(
 
 
 def paper_blocks(found: Results, mode: str, columns: dict[str, tuple[str, str]], target: str) -> list[Block]:
-    """Returns the table, its gaps, details, plain decoding and notes; ``columns``: benchmark -> title and group."""
+    """Returns the table, its gaps, details and notes; ``columns``: benchmark -> title and group."""
     number, name = MODES[mode]
     titles = {column: title for column, (title, _) in columns.items()} | {MEAN: "Average"}
     methods = [method for method in found.distinct("method") if method != AUTOREGRESSIVE]
@@ -117,16 +117,7 @@ def paper_blocks(found: Results, mode: str, columns: dict[str, tuple[str, str]],
     if missing := [title for column, title in titles.items() if column not in (*found.groups, MEAN)]:
         blocks.append(f"Missing, and so the Average: {', '.join(missing)}.")
     for temperature, here in sections.items():
-        blocks += [f"Details, temperature {temperature:g}:", _details(here, methods, titles)]
-    plain = [
-        [
-            AUTOREGRESSIVE,
-            f"{t:g}",
-            *(or_gap(number_text(here.get(AUTOREGRESSIVE, "tokens_per_second", g).value, 1)) for g in titles),
-        ]
-        for t, here in sections.items()
-    ]
-    blocks += ["Plain decoding, tokens/s:", Table(["Method", "T", *titles.values()], plain)]
+        blocks += [f"Details, temperature {temperature:g}:", _details(here, titles)]
     notes = (
         "Layout of the paper's table; these are this target's own numbers. Speedup: tokens per second of decoding over AR's, "
         "same prompts, same run, prefill left out. τ: tokens emitted after the prefill's token / verification rounds (bonus "
@@ -142,9 +133,9 @@ def _column(values: Sequence[float], unit: str) -> list[str]:
     return bold_best(values, [GAP if math.isnan(value) else f"{number_text(value)}{unit}" for value in values])
 
 
-def _details(here: Results, methods: Sequence[str], titles: dict[str, str]) -> Table:
+def _details(here: Results, titles: dict[str, str]) -> Table:
     rows = []
-    for method in methods:
+    for method in here.distinct("method"):
         for group in here.groups:
             own = {metric: here.get(method, metric, group) for metric in METRICS}
             rows.append([method if group == here.groups[0] else "", titles[group], estimate_text(own["tau"])])

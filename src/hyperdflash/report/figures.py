@@ -73,7 +73,7 @@ def results_figure(found: Results, path: Path | str, title: str) -> Path:
 
 
 def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
-    """Writes acceptance.png, tau_by_axis.png and, where runs were validated more than once, tau_by_step.png."""
+    """Writes acceptance.png and tau_by_axis.png."""
     axis = next(iter(report.axes), None)
     panels = [
         (name, [Line(_name(axis, c), _index(report, axis, c), c.get("tau").value, c.rates()) for c in cells])
@@ -84,10 +84,7 @@ def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
     heading = f"{seeds}; bars: {LEVEL:.0%} over seeds" + (", over prompts where there is one seed" if 1 in counts else "")
     title = f"Per-position acceptance, sweep {report.name}"
     written = [acceptance_figure(panels, folder / "acceptance.png", title, [heading])]
-    written.append(_by_axis(report, folder / "tau_by_axis.png", heading))
-    if any(len(cell.curve()) > 1 for cell in report.cells):
-        written.append(_by_step(report, folder / "tau_by_step.png", f"{seeds}; band: lowest to highest seed"))
-    return written
+    return [*written, _by_axis(report, folder / "tau_by_axis.png", heading)]
 
 
 def _by_axis(report: SweepReport, path: Path, heading: str) -> Path:
@@ -110,30 +107,6 @@ def _by_axis(report: SweepReport, path: Path, heading: str) -> Path:
             panel.set_ylabel("τ, plain mean over domains")
             if 1 < len(others) <= 10:
                 label_lines(panel, ends)
-    return save_figure(figure, path)
-
-
-def _by_step(report: SweepReport, path: Path, heading: str) -> Path:
-    """Draws a panel per target and choice of the other axes, a line per value of the last axis with a band over seeds."""
-    axis = list(report.axes)[-1] if report.axes else None
-    facets = _facets(report.cells, axis)
-    columns = min(3, len(facets))
-    rows = [facets[i : i + columns] for i in range(0, len(facets), columns)]
-    title, width = f"Validation tau by step, sweep {report.name}", COLUMN_IN * columns + 1.2
-    figure, parts = headed_figure(title, [heading], [PANEL_IN] * len(rows), width)
-    for part, row in zip(parts, rows, strict=True):
-        for panel, (name, cells) in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
-            ends = []
-            for cell, curve in ((cell, curve) for cell in cells if (curve := cell.curve())):
-                color, marker = look(_index(report, axis, cell))
-                step, mean, low, high = np.array([(r.slot, r.value, r.low, r.high) for r in curve]).T
-                panel.plot(step, mean, color=color, marker=marker, markersize=4, linewidth=1.6)
-                panel.fill_between(step, low, high, color=color, alpha=0.15, linewidth=0)
-                ends.append((0, mean[-1], _name(axis, cell), color, marker))
-            label_lines(panel, ends)
-            dress(panel, name, "optimizer step")
-            panel.set_ylabel("validation τ, pooled")
-            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return save_figure(figure, path)
 
 

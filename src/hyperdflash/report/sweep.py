@@ -66,10 +66,6 @@ class Cell:
         """Returns survival and conditional acceptance per slot."""
         return self.results.rates(self.label, self.over)
 
-    def curve(self) -> list[Row]:
-        """Returns validation tau by step."""
-        return [row for row in self.results.rows if row.metric == CURVE]
-
     @property
     def verdict(self) -> str:
         """AHEAD or BEHIND only where both intervals exclude 0; with one seed the prompts' interval decides."""

@@ -28,14 +28,13 @@ Block = str | Table
 
 def markdown(blocks: Iterable[Block]) -> str:
     """Joins blocks with blank lines; the text ends with a line break."""
-    texts = ("\n".join(markdown_table(b.header, b.rows)) if isinstance(b, Table) else b for b in blocks)
+    texts = []
+    for block in blocks:
+        if isinstance(block, Table):
+            lines = [block.header, ["---", *["---:"] * (len(block.header) - 1)], *block.rows]
+            block = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        texts.append(block)
     return "\n\n".join(texts) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the lines of a Markdown table."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def show(text: str) -> None:

@@ -21,22 +21,15 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from hyperdflash.contracts import TargetStates
 from hyperdflash.leases import Leases
-from hyperdflash.states.codecs import Codec
-from hyperdflash.states.readers import checked, computed_states
-from hyperdflash.states.store import Shard, StateStore, collate
+from hyperdflash.states.readers import checked
+from hyperdflash.states.store import Shard, StateStore
 from hyperdflash.targets.producer import Producer
 
 POLL_S = 0.2
 TELL_S = 20.0
 
 Taps = Mapping[int | None, Tensor]
-
-
-def live_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> TargetStates:
-    """Computes the states of a shard as one right-padded batch; touches no disk."""
-    return collate(computed_states(producer, shard, layer_ids, codec))
 
 
 def missing_taps(producer: Producer, store: StateStore, shard: Shard, layer_ids: Sequence[int]) -> Taps:
