@@ -23,9 +23,9 @@ def test_plan_and_roofline_read_the_same_sizes(compose_config):
 
 def test_the_paper_s_training_is_planned_without_a_checkpoint(compose_config):
     plan = make_plan(compose_config("plan", [*PAPER, "trainer=ddp8", "target.engine=vllm"]))
-    assert [stage.examples for stage in plan.stages] == [300_000, 150_000]
+    assert plan.stages == {"stage 1": 300_000, "stage 2": 150_000}
     assert plan.ranks == 8 and plan.state_bytes("bf16") == 32 * 1024 + 9
-    assert plan.steps(plan.stages[0]) == 46_875
+    assert plan.steps(300_000) == 46_875
     assert 20 < sum(plan.memory.values()) / GIB < 75
     assert [(share.serve, share.train) for share in plan.shares()] == [(4, 4)]
 

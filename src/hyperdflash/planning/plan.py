@@ -36,21 +36,6 @@ def assumptions(group: str, values: Mapping[str, float | None]) -> SimpleNamespa
     return SimpleNamespace(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """``epochs`` of ``examples`` with ``mean_tokens`` each, of which the target writes ``answer_tokens`` beforehand."""
-
-    name: str
-    examples: int
-    mean_tokens: float
-    answer_tokens: float
-    epochs: int
-
-    @property
-    def tokens(self) -> float:
-        return self.examples * self.mean_tokens
-
-
 class Share(NamedTuple):
     """``serve`` GPUs run the target while ``train`` GPUs run the drafter: tokens per second of each, hours per stage at the
     slower one's pace."""
@@ -79,6 +64,9 @@ class Command(NamedTuple):
 class Plan:
     """Assumptions (``machine``, ``rates``), counts, and what follows from them.
 
+    ``stages`` name -> examples, of ``mean_tokens`` each, of which the target writes ``answer_tokens`` beforehand; each stage
+    trains ``epochs``.
+
     Target: bytes of its weights in an engine (``weights_bytes``), in this project and on disk; ``active`` parameters per token.
     Per token the cache holds ``num_paths`` streams of ``width``, and as many more per layer tap. ``engine`` makes the states
     for ``processes`` of ``client_bytes`` host memory each; None: this project does, with the layers spread over all GPUs that
@@ -90,7 +78,10 @@ class Plan:
 
     machine: SimpleNamespace
     rates: SimpleNamespace
-    stages: tuple[Stage, ...]
+    stages: dict[str, int]
+    mean_tokens: float
+    answer_tokens: float
+    epochs: int
     engine: str | None
     processes: int
     client_bytes: float
@@ -132,20 +123,21 @@ class Plan:
         return self.served_gpus if self.engine else math.ceil(self.num_gpus(self.loaded_bytes))
 
     @property
-    def tokens(self) -> float:
-        """Tokens to capture, once."""
-        return sum(stage.tokens for stage in self.stages)
+    def examples(self) -> int:
+        """Examples of all stages."""
+        return sum(self.stages.values())
 
     @property
-    def mean_tokens(self) -> float:
-        return self.tokens / sum(stage.examples for stage in self.stages)
+    def tokens(self) -> float:
+        """Tokens to capture, once."""
+        return self.examples * self.mean_tokens
 
     def cache_bytes(self, codec: str) -> float:
         return self.tokens * self.state_bytes(codec)
 
-    def steps(self, stage: Stage, ranks: int | None = None) -> int:
+    def steps(self, examples: int, ranks: int | None = None) -> int:
         per_step = (ranks or self.ranks) * self.documents
-        return -(-stage.examples // per_step) * stage.epochs
+        return -(-examples // per_step) * self.epochs
 
     @property
     def step_s(self) -> float:
@@ -153,13 +145,14 @@ class Plan:
         peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
         return max(self.rates.least_step_s, self.step_flops / peak)
 
-    def step_read_bytes(self, mean_tokens: float, ranks: int | None = None) -> float:
+    def step_read_bytes(self, ranks: int | None = None) -> float:
         """Bytes of states that all ranks read per step."""
-        return (ranks or self.ranks) * self.documents * mean_tokens * self.state_bytes(self.codec)
+        return (ranks or self.ranks) * self.documents * self.mean_tokens * self.state_bytes(self.codec)
 
-    def read_gb_s(self, stage: Stage) -> float:
+    @property
+    def read_gb_s(self) -> float:
         """Reading rate that keeps the GPUs from waiting for states."""
-        return self.step_read_bytes(stage.mean_tokens) / self.step_s / 1e9
+        return self.step_read_bytes() / self.step_s / 1e9
 
     @property
     def copies(self) -> int:
@@ -178,21 +171,19 @@ class Plan:
         """Tokens per second that ``copies`` of the target bring to the cache through all processes."""
         return min(copies * self.capture_per_copy, self.processes * (self.rates.json_tokens_per_s or math.inf))
 
-    def answer_hours(self, *stages: Stage) -> float:
-        """Hours in which servers write the answers of ``stages`` (none given: all), on every copy the machine holds."""
-        tokens = sum(stage.examples * stage.answer_tokens for stage in stages or self.stages)
-        copies = self.machine.gpus // self.served_gpus
-        return tokens / (self.rates.answer_tokens_per_s * max(1, copies)) / 3600
+    def answer_hours(self, examples: int) -> float:
+        """Hours in which servers write the answers of ``examples``, on every copy the machine holds."""
+        copies = max(1, self.machine.gpus // self.served_gpus)
+        return examples * self.answer_tokens / (self.rates.answer_tokens_per_s * copies) / 3600
 
-    def capture_hours(self, *stages: Stage) -> float:
-        """Hours in which the states of ``stages`` (none given: all) are captured once, on every copy the machine holds."""
-        tokens = sum(stage.tokens for stage in stages or self.stages)
-        return tokens / self.capture_rate(max(1, self.copies)) / 3600
+    def capture_hours(self, examples: int) -> float:
+        """Hours in which the states of ``examples`` are captured once, on every copy the machine holds."""
+        return examples * self.mean_tokens / self.capture_rate(max(1, self.copies)) / 3600
 
-    def training_hours(self, stage: Stage, overlap: bool = True) -> float:
-        """Hours of all steps, each at the slower of computing and reading; without ``overlap`` at their sum."""
-        reading = self.step_read_bytes(stage.mean_tokens) / (self.machine.read_gb_s * 1e9)
-        return self.steps(stage) * (max(self.step_s, reading) if overlap else self.step_s + reading) / 3600
+    def training_hours(self, examples: int, overlap: bool = True) -> float:
+        """Hours of a stage's steps, each at the slower of computing and reading; without ``overlap`` at their sum."""
+        reading = self.step_read_bytes() / (self.machine.read_gb_s * 1e9)
+        return self.steps(examples) * (max(self.step_s, reading) if overlap else self.step_s + reading) / 3600
 
     def shares(self) -> list[Share]:
         """Every split of the GPUs into whole copies of the target and training ranks, both at work at once (cache=stream).
@@ -203,9 +194,10 @@ class Plan:
         for serve in range(each, self.machine.gpus, each):
             train = self.machine.gpus - serve
             captured = self.capture_rate(serve // each)
-            reading = self.step_read_bytes(self.mean_tokens, train) / (self.machine.read_gb_s * 1e9)
+            reading = self.step_read_bytes(train) / (self.machine.read_gb_s * 1e9)
             trained = train * self.documents * self.mean_tokens / max(self.step_s, reading)
-            hours = tuple(stage.tokens * stage.epochs / min(captured, trained) / 3600 for stage in self.stages)
+            tokens_per_h = 3600 * min(captured, trained)
+            hours = tuple(n * self.mean_tokens * self.epochs / tokens_per_h for n in self.stages.values())
             found.append(Share(serve, train, captured, trained, hours))
         return found
 
@@ -242,12 +234,11 @@ class Plan:
                 f"cache=stream cache.budget_gb={int(800 * machine.disk_tb)}{smaller}"
             )
         fix = "cache.dtype=fp8 halves it" if codec != "fp8" else "blocks.num_anchors=1024 trains more on what is read"
-        for stage in self.stages:
-            if (rate := self.read_gb_s(stage)) > machine.read_gb_s:
-                found.append(
-                    f"{stage.name} would read {rate:.1f} GB/s of states and gets {machine.read_gb_s:g}: training waits for the "
-                    f"disk {1 - machine.read_gb_s / rate:.0%} of the time; {fix}"
-                )
+        if (rate := self.read_gb_s) > machine.read_gb_s:
+            found.append(
+                f"training would read {rate:.1f} GB/s of states and gets {machine.read_gb_s:g}: it waits for the disk "
+                f"{1 - machine.read_gb_s / rate:.0%} of the time; {fix}"
+            )
         return found
 
     def commands(self) -> Iterator[Command]:
@@ -255,24 +246,24 @@ class Plan:
         source, served = self.engine or "in process", self.served_gpus
         yield Command(f"server on {served} GPUs", "1 copy", None, self.disk_bytes, self.weights_bytes / served)
         json_bytes = len(str(self.vocab_size - 1)) + 1 + 2 * 2  # per token at most: digits, mask, comma and blank each
-        for stage in self.stages:
-            answers, size = stage.examples * stage.answer_tokens, stage.tokens * json_bytes
-            yield Command(f"regenerate, {stage.name}", f"{answers:,.0f} answer tokens", self.answer_hours(stage), size)
+        for stage, n in self.stages.items():
+            answers, size = n * self.answer_tokens, n * self.mean_tokens * json_bytes
+            yield Command(f"regenerate, {stage}", f"{answers:,.0f} answer tokens", self.answer_hours(n), size)
         own = 0.0 if self.engine else self.loaded_bytes / self.machine.gpus  # device_map=even
         asking = self.client_bytes * self.processes
-        for stage in self.stages:
-            size, counted = stage.tokens * self.state_bytes(self.codec), f"{stage.tokens:,.0f} tokens"
-            yield Command(f"capture ({source}), {stage.name}", counted, self.capture_hours(stage), size, own, asking)
+        for stage, n in self.stages.items():
+            tokens = n * self.mean_tokens
+            size, counted = tokens * self.state_bytes(self.codec), f"{tokens:,.0f} tokens"
+            yield Command(f"capture ({source}), {stage}", counted, self.capture_hours(n), size, own, asking)
         memory, disk = sum(self.memory.values()), self.checkpoint_bytes
-        for stage in self.stages:
-            slow = f" ({hours_text(self.training_hours(stage, overlap=False))} without overlap)"
-            steps, hours = f"{self.steps(stage):,} steps", self.training_hours(stage)
-            yield Command(f"train, {stage.name}", steps, hours, disk, memory, note=slow)
+        for stage, n in self.stages.items():
+            slow = f" ({hours_text(self.training_hours(n, overlap=False))} without overlap)"
+            yield Command(f"train, {stage}", f"{self.steps(n):,} steps", self.training_hours(n), disk, memory, note=slow)
         if best := self.best_share():
             disk += 1e9 * (self.stream_gb or 0)
-            for stage, hours in zip(self.stages, best.stage_hours, strict=True):
-                name = f"train cache=stream ({source}) on {best.train} GPUs, {stage.name}"
-                yield Command(name, f"{self.steps(stage, best.train):,} steps", hours, disk, memory, asking)
+            for (stage, n), hours in zip(self.stages.items(), best.stage_hours, strict=True):
+                name = f"train cache=stream ({source}) on {best.train} GPUs, {stage}"
+                yield Command(name, f"{self.steps(n, best.train):,} steps", hours, disk, memory, asking)
 
 
 def hours_text(hours: float) -> str:

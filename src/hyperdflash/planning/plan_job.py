@@ -5,7 +5,7 @@ Takes every option of src.train and reads no weights: it counts parameters and F
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +15,7 @@ from hyperdflash.drafting.flops import step_flops
 from hyperdflash.identity import class_name, config_folder
 from hyperdflash.launch.launcher import num_ranks
 from hyperdflash.options import instantiate
-from hyperdflash.planning.plan import GIB, Plan, Stage, assumptions, bytes_text, hours_text
+from hyperdflash.planning.plan import GIB, Plan, assumptions, bytes_text, hours_text
 from hyperdflash.planning.step_memory import StepSizes, step_memory
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, read_sizes, total_parameters
 from hyperdflash.report.results import write_report
@@ -99,16 +99,10 @@ def make_plan(config: DictConfig) -> Plan:
     return Plan(
         machine=machine,
         rates=assumptions("rates", {**config.rates, **({} if sglang else {"json_tokens_per_s": None})}),
-        stages=tuple(
-            Stage(
-                name=f"stage {number}",
-                examples=num_examples(OmegaConf.to_container(config.corpus[f"stage{number}"], resolve=True)),
-                mean_tokens=mean_tokens,
-                answer_tokens=config.answer_tokens if config.corpus.responses != "original" else 0,
-                epochs=trainer.max_epochs,
-            )
-            for number in (1, 2)
-        ),
+        stages={f"stage {n}": num_examples(OmegaConf.to_container(config.corpus[f"stage{n}"], resolve=True)) for n in (1, 2)},
+        mean_tokens=mean_tokens,
+        answer_tokens=config.answer_tokens if config.corpus.responses != "original" else 0,
+        epochs=trainer.max_epochs,
         engine=target.engine,
         processes=config.cache.get("captures") or machine.capture_processes,
         client_bytes=held * weight_bytes + in_json if target.engine else 0.0,
@@ -134,7 +128,7 @@ def make_plan(config: DictConfig) -> Plan:
 
 def plan_record(plan: Plan) -> dict:
     """Returns the plan's assumptions and counts, and each command's cost."""
-    found = vars(plan) | {"machine": vars(plan.machine), "rates": vars(plan.rates), "stages": list(map(asdict, plan.stages))}
+    found = vars(plan) | {"machine": vars(plan.machine), "rates": vars(plan.rates)}
     found["cache_bytes"] = {codec: plan.cache_bytes(codec) for codec in CODECS}
     return found | {"commands": [command._asdict() for command in plan.commands()], "problems": plan.problems()}
 
@@ -146,8 +140,8 @@ def plan_markdown(plan: Plan) -> str:
     header = ["states by", "mean tokens", "tokens", *(f"cache, {codec}" for codec in CODECS)]
     short = [plan.engine or "this process", f"{plan.mean_tokens:,.0f}", f"{plan.tokens:,.0f}"]
     short += [*(bytes_text(plan.cache_bytes(codec)) for codec in CODECS)]
-    short += [f"{max(map(plan.read_gb_s, plan.stages)):.1f} GB/s", hours_text(plan.capture_hours())]
-    short += [hours_text(sum(plan.training_hours(stage, overlap) for stage in plan.stages)) for overlap in (True, False)]
+    short += [f"{plan.read_gb_s:.1f} GB/s", hours_text(plan.capture_hours(plan.examples))]
+    short += [hours_text(sum(plan.training_hours(n, overlap) for n in plan.stages.values())) for overlap in (True, False)]
     rows = []
     for command in plan.commands():
         time = GAP if command.hours is None else hours_text(command.hours) + command.note
@@ -165,7 +159,7 @@ def plan_markdown(plan: Plan) -> str:
     blocks += [
         "### In short",
         Table([*header, "reading", "states", "training", "without overlap"], [short]),
-        f"A step reads {bytes_text(plan.step_read_bytes(plan.stages[0].mean_tokens))} of states for all ranks.{budget}",
+        f"A step reads {bytes_text(plan.step_read_bytes())} of states for all ranks.{budget}",
         "### Each command of docs/deepseek_v4_flash.md",
         Table(["Command", "counted", "time", "disk", "memory"], rows),
         "### GPU memory of a training rank",
