@@ -66,7 +66,7 @@ def test_steps_rates_and_hours_by_hand():
     assert p.steps(first) == 300_000 // 32 * 5  # 9,375 steps per epoch
     assert p.step_s == pytest.approx(1e14 / (1000e12 * 0.5))  # 0.2 s
     assert replace(p, step_flops=1e12).step_s == 0.1
-    assert p.step_read_bytes() == 8 * 4 * 1024 * (32 * 1024 + 9)
+    assert p.step_read_bytes == 8 * 4 * 1024 * (32 * 1024 + 9)
     assert p.read_gb_s == pytest.approx(32 * 1024 * 32777 / 0.2 / 1e9)
     assert p.training_hours(first) == pytest.approx(46_875 * 0.2 / 3600)
     slow = replace(p, machine=machine(read_gb_s=1))
@@ -76,15 +76,10 @@ def test_steps_rates_and_hours_by_hand():
     assert p.answer_hours(p.examples) == pytest.approx(450_000 * 500 / (1000 * 2) / 3600)  # two copies on eight GPUs
 
 
-def test_a_copy_takes_a_power_of_two_of_gpus_and_the_rest_trains():
+def test_a_copy_takes_a_power_of_two_of_gpus():
     assert plan().serving_gpus == 4  # 160 GB and a tenth on GPUs of 75 GiB
     assert plan(machine=machine(gpu_gib=140)).serving_gpus == 2
-    assert [(share.serve, share.train) for share in plan().shares()] == [(4, 4)]
-    small = plan(weights_bytes=60e9)
-    assert [share.serve for share in small.shares()] == list(range(1, 8))
-    best = small.best_share()
-    assert sum(best.stage_hours) == min(sum(share.stage_hours) for share in small.shares())
-    assert abs(best.captured_per_s - best.trained_per_s) == min(abs(s.captured_per_s - s.trained_per_s) for s in small.shares())
+    assert plan(weights_bytes=60e9).serving_gpus == 1 and plan(weights_bytes=60e9).copies == 8
 
 
 def test_what_does_not_fit_is_named_with_an_override_that_fixes_it():
@@ -110,14 +105,13 @@ def test_transport_from_servers_limits_the_capture_rate():
     bound = replace(free, rates=rates(json_tokens_per_s=250), processes=4)
     assert free.capture_rate(2) == 2 * free.capture_rate(1) > 1000
     assert bound.capture_hours(bound.examples) == pytest.approx(bound.tokens / 1000 / 3600)
-    assert bound.shares()[0].captured_per_s == 1000
     (problem,) = bound.problems()
     assert "1,000 tokens/s" in problem and "capture_processes" in problem
 
 
 def test_the_target_in_this_process_takes_all_gpus_and_uses_one_at_a_time():
     here = plan(engine=None)
-    assert here.serving_gpus == 8 and here.copies == 1 and here.shares() == []
+    assert here.serving_gpus == 8 and here.copies == 1
     assert here.capture_per_copy == pytest.approx(plan().capture_per_copy / 4)
     assert here.answer_hours(9) == plan().answer_hours(9)  # servers write them
 
@@ -130,8 +124,6 @@ def test_every_command_is_a_count_times_a_rate():
     assert found["capture (sglang), stage 2"].hours == pytest.approx(150_000 * 1024 / 1000 / 3600)
     assert found["server on 4 GPUs"].gpu == 40e9
     assert next(c for c in plan(engine=None).commands() if c.name == "capture (in process), stage 1").gpu == 570e9 / 8
-    streamed = sum(command.hours for name, command in found.items() if name.startswith("train cache=stream (sglang)"))
-    assert streamed == pytest.approx(sum(p.best_share().stage_hours))
     assert sum(c.hours for name, c in found.items() if name.startswith("train, ")) == pytest.approx(
         sum(map(p.training_hours, p.stages.values()))
     )
@@ -167,7 +159,7 @@ def test_bytes_and_hours_as_text():
         and hours_text(72) == "3.0 days"
     )
     text = plan_markdown(plan(machine=machine(disk_tb=8)))
-    assert "Does not fit" in text and "4 serve, 4 train" in text
+    assert "Does not fit" in text and "train, stage 2" in text
     assert plan_record(plan())["cache_bytes"]["bf16"] == plan().cache_bytes("bf16")
 
 

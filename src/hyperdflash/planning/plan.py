@@ -1,9 +1,9 @@
-"""What a training needs, by arithmetic: tokens, cache, memory, steps, rates, hours, and how to share the GPUs.
+"""What a training needs, by arithmetic: tokens, cache, memory, steps, rates and hours.
 
     1. tokens      examples x mean tokens, per stage                      -> cache bytes per codec
     2. a step      documents x mean tokens x bytes per token              -> what every rank must read per second
     3. memory      planning/step_memory.py at the longest document        -> whether a rank fits
-    4. hours       answers, capture, then each stage; or both at once (cache=stream), the target re-read every epoch
+    4. hours       answers, capture, then each stage
 
 The caller gives the rates, which are assumptions that the report prints; everything else is counted. ``problems`` has one line
 per thing that does not fit, with the override that fixes it.
@@ -34,17 +34,6 @@ def assumptions(group: str, values: Mapping[str, float | None]) -> SimpleNamespa
         elif value is not None or name not in ("capture_tokens_per_s", "json_tokens_per_s"):
             positive_number(f"{group}.{name}", value)
     return SimpleNamespace(**values)
-
-
-class Share(NamedTuple):
-    """``serve`` GPUs run the target while ``train`` GPUs run the drafter: tokens per second of each, hours per stage at the
-    slower one's pace."""
-
-    serve: int
-    train: int
-    captured_per_s: float
-    trained_per_s: float
-    stage_hours: tuple[float, ...]
 
 
 class Command(NamedTuple):
@@ -135,9 +124,8 @@ class Plan:
     def cache_bytes(self, codec: str) -> float:
         return self.tokens * self.state_bytes(codec)
 
-    def steps(self, examples: int, ranks: int | None = None) -> int:
-        per_step = (ranks or self.ranks) * self.documents
-        return -(-examples // per_step) * self.epochs
+    def steps(self, examples: int) -> int:
+        return -(-examples // (self.ranks * self.documents)) * self.epochs
 
     @property
     def step_s(self) -> float:
@@ -145,14 +133,15 @@ class Plan:
         peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
         return max(self.rates.least_step_s, self.step_flops / peak)
 
-    def step_read_bytes(self, ranks: int | None = None) -> float:
+    @property
+    def step_read_bytes(self) -> float:
         """Bytes of states that all ranks read per step."""
-        return (ranks or self.ranks) * self.documents * self.mean_tokens * self.state_bytes(self.codec)
+        return self.ranks * self.documents * self.mean_tokens * self.state_bytes(self.codec)
 
     @property
     def read_gb_s(self) -> float:
         """Reading rate that keeps the GPUs from waiting for states."""
-        return self.step_read_bytes() / self.step_s / 1e9
+        return self.step_read_bytes / self.step_s / 1e9
 
     @property
     def copies(self) -> int:
@@ -182,27 +171,8 @@ class Plan:
 
     def training_hours(self, examples: int, overlap: bool = True) -> float:
         """Hours of a stage's steps, each at the slower of computing and reading; without ``overlap`` at their sum."""
-        reading = self.step_read_bytes() / (self.machine.read_gb_s * 1e9)
+        reading = self.step_read_bytes / (self.machine.read_gb_s * 1e9)
         return self.steps(examples) * (max(self.step_s, reading) if overlap else self.step_s + reading) / 3600
-
-    def shares(self) -> list[Share]:
-        """Every split of the GPUs into whole copies of the target and training ranks, both at work at once (cache=stream).
-
-        Nothing stays on disk, so every epoch captures again.
-        """
-        each, found = self.serving_gpus, []
-        for serve in range(each, self.machine.gpus, each):
-            train = self.machine.gpus - serve
-            captured = self.capture_rate(serve // each)
-            reading = self.step_read_bytes(train) / (self.machine.read_gb_s * 1e9)
-            trained = train * self.documents * self.mean_tokens / max(self.step_s, reading)
-            tokens_per_h = 3600 * min(captured, trained)
-            hours = tuple(n * self.mean_tokens * self.epochs / tokens_per_h for n in self.stages.values())
-            found.append(Share(serve, train, captured, trained, hours))
-        return found
-
-    def best_share(self) -> Share | None:
-        return min(self.shares(), key=lambda share: sum(share.stage_hours), default=None)
 
     def problems(self) -> list[str]:
         """Returns one line per thing that does not fit, with the override that fixes it."""
@@ -255,15 +225,12 @@ class Plan:
             tokens = n * self.mean_tokens
             size, counted = tokens * self.state_bytes(self.codec), f"{tokens:,.0f} tokens"
             yield Command(f"capture ({source}), {stage}", counted, self.capture_hours(n), size, own, asking)
-        memory, disk = sum(self.memory.values()), self.checkpoint_bytes
+        memory = sum(self.memory.values())
         for stage, n in self.stages.items():
             slow = f" ({hours_text(self.training_hours(n, overlap=False))} without overlap)"
-            yield Command(f"train, {stage}", f"{self.steps(n):,} steps", self.training_hours(n), disk, memory, note=slow)
-        if best := self.best_share():
-            disk += 1e9 * (self.stream_gb or 0)
-            for (stage, n), hours in zip(self.stages.items(), best.stage_hours, strict=True):
-                name = f"train cache=stream ({source}) on {best.train} GPUs, {stage}"
-                yield Command(name, f"{self.steps(n, best.train):,} steps", hours, disk, memory, asking)
+            yield Command(
+                f"train, {stage}", f"{self.steps(n):,} steps", self.training_hours(n), self.checkpoint_bytes, memory, note=slow
+            )
 
 
 def hours_text(hours: float) -> str:

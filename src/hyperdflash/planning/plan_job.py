@@ -135,7 +135,7 @@ def plan_record(plan: Plan) -> dict:
 
 def plan_markdown(plan: Plan) -> str:
     """Returns what does not fit, one row to compare with other plans, each command's cost, and what is assumed."""
-    problems, best = plan.problems(), plan.best_share()
+    problems = plan.problems()
     blocks: list[Block] = ["**Does not fit:**", "\n".join(f"- {p}" for p in problems)] if problems else ["Everything fits."]
     header = ["states by", "mean tokens", "tokens", *(f"cache, {codec}" for codec in CODECS)]
     short = [plan.engine or "this process", f"{plan.mean_tokens:,.0f}", f"{plan.tokens:,.0f}"]
@@ -149,23 +149,17 @@ def plan_markdown(plan: Plan) -> str:
         disk = bytes_text(command.disk) if command.disk else GAP
         rows.append([command.name, command.counted, time, disk, ", ".join(memory) or GAP])
     parts = {**plan.memory, f"**of {plan.machine.gpu_gib:g}**": sum(plan.memory.values())}
-    share = f"None: one copy of the target takes {plan.serving_gpus} of {plan.machine.gpus} GPUs, none is left to train on."
-    if best:
-        rates = f"{best.captured_per_s:,.0f} tokens/s captured, {best.trained_per_s:,.0f} trained"
-        share = f"Best: {best.serve} serve, {best.train} train; {rates}."
     assumed = {"machine": vars(plan.machine), "rates": vars(plan.rates)}
     given = ", ".join(f"{group}.{name} {value}" for group, own in assumed.items() for name, value in own.items())
     budget = f" With cache=stream never more than {plan.stream_gb:g} GB on disk." if plan.stream_gb else ""
     blocks += [
         "### In short",
         Table([*header, "reading", "states", "training", "without overlap"], [short]),
-        f"A step reads {bytes_text(plan.step_read_bytes())} of states for all ranks.{budget}",
+        f"A step reads {bytes_text(plan.step_read_bytes)} of states for all ranks.{budget}",
         "### Each command of docs/deepseek_v4_flash.md",
         Table(["Command", "counted", "time", "disk", "memory"], rows),
         "### GPU memory of a training rank",
         Table(["Part", "GiB"], [[name, f"{size / GIB:.2f}"] for name, size in parts.items()]),
-        "### GPUs that serve and GPUs that train, at once (cache=stream)",
-        share,
         f"Assumed: {given}. At its share of the GPUs' peak the drafter's step takes {1e3 * plan.step_s:.0f} ms; a capture "
         "without a given rate takes 2 FLOPs per active parameter and token, in this process on one GPU at a time; states are "
         "read while the step before computes (hours without that stand beside). Counted, not assumed: tokens, bytes, steps, "
