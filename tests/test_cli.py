@@ -37,8 +37,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["reducer=nope"], "Could not find 'reducer/nope'"),
-        (["kl.alfa=0.1"], "Key 'alfa' is not in struct"),
+        (["reducer=nope"], "reducer=nope is no option: reducer takes fc, hc_gate"),
+        (["kl.alfa=0.1"], "kl.alfa is no option (did you mean kl.alpha?): kl takes"),
+        (["nope=1"], "nope is no option: this command takes blocks, cache"),
+        (["seed=1,2"], "add --multirun"),
         (["kl.alpha=much"], "kl.alpha must be in [0, 1], got 'much'"),
         (["conditioning=layers", "conditioning.layer_ids=[0,2]"], "reducer=fc"),
         (["method=mtp"], "method=mtp_finetuned fine-tunes it"),

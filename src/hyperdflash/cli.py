@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import shutil
+import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -12,12 +14,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperdflash.identity import CONF, UNNAMED, runs_dir
-from hyperdflash.journal import journal_entry, sweep_journal
+from hyperdflash.identity import CONF, runs_dir
+from hyperdflash.journal import NOT_COMPOSED, UNNAMED, cause_of, journal_entry, sweep_journal
 
 EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "datasets": "hub"}  # of pyproject.toml
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
@@ -50,6 +52,8 @@ def entry_point(config_name: str) -> Callable:
                 shutil.rmtree(made, ignore_errors=True)  # Hydra has written the job's configuration there
             with journal_entry():
                 try:
+                    if NOT_COMPOSED in config:
+                        raise ValueError(config[NOT_COMPOSED])
                     return function(config)
                 except ModuleNotFoundError as error:
                     raise CompactHydraException(f"error: {not_installed(error)}") from None
@@ -64,8 +68,17 @@ def entry_point(config_name: str) -> Callable:
         def command(*composed: DictConfig):
             if composed:  # no command line, no journal
                 return main(*composed)
-            with sweep_journal(runs_dir() / "sweeps"):
-                return main()
+            try:
+                with sweep_journal(runs_dir() / "sweeps"):
+                    return main()
+            except Exception as error:  # of a job, or of what stands before it
+                if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(
+                    error, ValueError | HydraException | OmegaConfBaseException
+                ):
+                    traceback.print_exc()
+                else:
+                    print(as_started(f"error: {cause_of(error)}"), file=sys.stderr)
+                sys.exit(1)
 
         return command
 
@@ -117,13 +130,3 @@ def capture_command() -> str:
     """Returns the command that captures what a read-only cache lacks."""
     command = command_of("src.capture" if config_name() == "train" else f"src.{config_name()}")
     return command.replace(" cache=offline", "")
-
-
-def cause_of(error: BaseException) -> str:
-    """Returns one sentence without the words that Hydra and OmegaConf put around it."""
-    if isinstance(error, InstantiationException):
-        while error.__cause__ is not None:
-            error = error.__cause__
-    if isinstance(error, InstantiationException | OmegaConfBaseException):
-        return str(error).splitlines()[0].split("while resolving interpolation: ")[-1]
-    return str(error)

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.drafting.layer_ids import layer_ids_of
 from hyperdflash.files import asset, portable, resource
+from hyperdflash.journal import UNNAMED
 from hyperdflash.options import check_targets
 
 CONF = str(resource("conf"))
@@ -34,7 +34,6 @@ NOT_DECIDING = {
     "drafter": ("gradient_checkpointing", "compile"),
     "trainer": ("accelerator", "strategy", "threads", "batch_size", *PERIODS),  # batch_size: optim.batch_size counts
 }
-UNNAMED = "unnamed"  # directory of a job whose name is not known
 
 
 def runs_dir() -> Path:
@@ -157,7 +156,7 @@ def _name_of_job(*, _root_: DictConfig) -> str:
     """Returns the run's name or UNNAMED: an error here would end the whole multirun; the job itself says what is wrong."""
     try:
         return run_name(_root_)
-    except (ValueError, OmegaConfBaseException):
+    except Exception:
         return UNNAMED
 
 

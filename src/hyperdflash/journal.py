@@ -2,8 +2,8 @@
 
     <runs>/sweeps/<time>-<pid>/<job>.json    {"job", "directory", "overrides", "params", "status", "error", "seconds"}
 
-Jobs may run in other processes (submitit, joblib); an environment variable tells them the journal's directory. Every use of
-Hydra's internals stands in this file.
+Jobs may run in other processes (submitit, joblib); an environment variable tells them the journal's directory. A job that fails
+stops no other, wherever it fails. Every use of Hydra's internals stands in this file.
 """
 
 import json
@@ -15,15 +15,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import hydra._internal.hydra as hydra_process
+import hydra._internal.utils as hydra_utils
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.files import write_text
+from hyperdflash.settings import no_option
 
 PLACE = "HYPERDFLASH_SWEEP"
+UNNAMED = "unnamed"  # directory of a job whose name is not known
+NOT_COMPOSED = "not_composed"  # key of the sentence in the configuration of a job that could not be composed
 
 
 def jobs_of(words: Sequence[str], config_loader: object = None) -> list[list[str]]:
@@ -32,22 +40,45 @@ def jobs_of(words: Sequence[str], config_loader: object = None) -> list[list[str
     return BasicSweeper.split_arguments(parser.parse_overrides(list(words)), None)[0]
 
 
+class JobLoader(ConfigLoaderImpl):
+    """Hydra's composition; a job of a sweep that cannot be composed becomes one that fails with its sentence when it runs."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        except Exception as error:
+            config = super().load_sweep_config(master_config, [])
+            with open_dict(config):
+                config[NOT_COMPOSED] = cause_of(error)
+                config.hydra.overrides.task, config.hydra.sweep.subdir = list(sweep_overrides), UNNAMED
+            return config
+
+
 @contextmanager
 def sweep_journal(directory: Path) -> Iterator[None]:
-    """Around a whole command: names the journal of its jobs, and prints the summary when the command ends, however it ends."""
+    """Around a whole command: names the journal of its jobs, and prints the summary when the command ends, however it ends.
+
+    Hydra raises its errors here and prints none. Exits with code 1 when a job of its basic sweeper has failed.
+    """
     place = directory / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
     os.environ[PLACE] = str(place.resolve())
+    before = hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report
+    hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = JobLoader, lambda function: function()
     try:
         yield
     finally:
+        hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = before
         del os.environ[PLACE]
         if place.exists():
             print(summary(place, sys.argv[1:]), file=sys.stderr, flush=True)
+    if any(record["status"] == "failed" and record["params"] is not None for record in _records(place)):
+        sys.exit(1)
 
 
 @contextmanager
 def journal_entry() -> Iterator[None]:
-    """Around one job; does nothing outside a multirun."""
+    """Around one job; does nothing outside a multirun. Passes an error on to a sweeper that searches, and not to Hydra's basic
+    one, which would end there."""
     if PLACE not in os.environ or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         yield
         return
@@ -73,7 +104,10 @@ def journal_entry() -> Iterator[None]:
         print(f"job {record['job']} {record['status']}: {record['error']}", file=sys.stderr, flush=True)
         if isinstance(error, Exception) and not isinstance(error, CompactHydraException):  # not a sentence for the user
             path.with_suffix(".traceback").write_text(traceback.format_exc())
-        raise
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            traceback.print_exc()
+        if not basic or not isinstance(error, Exception):
+            raise
     finally:
         write_text(path, json.dumps({**record, "seconds": time.monotonic() - started}, indent=2) + "\n")
 
@@ -83,7 +117,7 @@ def summary(place: Path, words: Sequence[str] = ()) -> str:
 
     ``words`` of the command say how many jobs it asked for, begun or not.
     """
-    records = sorted((json.loads(path.read_text()) for path in place.glob("*.json")), key=lambda record: record["job"])
+    records = _records(place)
     others = [record for record in records if record["status"] != "finished"]
     total = len(records)
     if records and (params := records[0].get("params")) is not None:
@@ -100,3 +134,26 @@ def summary(place: Path, words: Sequence[str] = ()) -> str:
     if others or total > len(records):
         lines.append("the same command skips what is finished and goes on with the rest")
     return "\n".join(lines)
+
+
+def _records(place: Path) -> list[dict]:
+    return sorted((json.loads(path.read_text()) for path in place.glob("*.json")), key=lambda record: record["job"])
+
+
+def cause_of(error: BaseException) -> str:
+    """Returns one sentence without the words that Hydra and OmegaConf put around it."""
+    if isinstance(error, InstantiationException):
+        while error.__cause__ is not None:
+            error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return no_option(f"{group}=", option, error.options)
+    key_error = error.__cause__ if isinstance(error, HydraException) else None
+    if isinstance(key_error, AttributeError | KeyError) and getattr(key_error, "parent_node", None) is not None:
+        return no_option(key_error.full_key[: -len(str(key_error.key))], str(key_error.key), key_error.parent_node)
+    if isinstance(error, InstantiationException | OmegaConfBaseException):
+        return str(error).splitlines()[0].split("while resolving interpolation: ")[-1]
+    lines = (
+        [line.strip() for line in str(error or key_error).splitlines()] if isinstance(error, HydraException) else [str(error)]
+    )
+    return "; ".join(filter(None, lines)).removeprefix("error: ")

@@ -1,7 +1,11 @@
 """Checks of configured values; each error is one sentence that says what was wanted and what was given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
+
+# a name that other trainers have -> the closest here; a batch is the documents of an optimizer step
+MEANT = dict.fromkeys(("limit_train_batches", "overfit_batches", "fast_dev_run", "num_train_steps"), "max_steps")
 
 
 def positive_int(name: str, value: object) -> int:
@@ -26,6 +30,14 @@ def boolean(name: str, value: object) -> bool:
 
 def one_of(name: str, value: object, choices: Sequence[str | None]) -> str:
     return _checked(name, value, value in choices, " or ".join(map(str, choices)))
+
+
+def no_option(place: str, name: str, allowed: Iterable[object]) -> str:
+    """Returns the sentence about ``name``, no option of ``place`` ("trainer." or "reducer="; "" is the command)."""
+    names = sorted(str(other) for other in allowed if other != "hydra")
+    close = get_close_matches(MEANT.get(name, name), names, n=3)
+    meant = f" (did you mean {' or '.join(f'{place}{other}' for other in close)}?)" if close else ""
+    return f"{place}{name} is no option{meant}: {place.rstrip('.=') or 'this command'} takes {', '.join(names)}"
 
 
 def _checked(name: str, value: object, right: bool, wanted: str) -> Any:
