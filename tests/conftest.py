@@ -105,6 +105,7 @@ def run_command(monkeypatch, capfd):
     The first argument may also be the function that an entry point decorates.
     """
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
     def run(command, *words: str) -> subprocess.CompletedProcess:
         capfd.readouterr()
@@ -112,6 +113,7 @@ def run_command(monkeypatch, capfd):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [str(command), *words, "hydra/job_logging=none", "hydra/hydra_logging=none"])
             patch.setattr(GlobalHydra.instance(), "hydra", None)  # of compose_config
+            patch.setattr(HydraConfig.instance(), "cfg", None)
             try:
                 runpy.run_module(f"src.{command}", run_name="__main__") if isinstance(command, str) else command()
             except SystemExit as ended:

@@ -14,7 +14,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from hyperdflash import commands
-from hyperdflash.cli import CONSOLE, entry_point
+from hyperdflash.cli import CONSOLE, entry_point, ignore_leftovers
 from hyperdflash.training.loggers import make_loggers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +90,38 @@ def test_a_message_names_the_command_that_the_user_typed(runs, run_command, monk
     del os.environ[CONSOLE]  # the console script sets it, and the test's end removes it
     failed = run_command(commands.main, "train", "experiment=stage2")
     assert failed.returncode == 1 and "run `hyperdflash train experiment=stage1" in failed.stderr, failed.stderr
+
+
+SRUN = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"RANK": "1"}, False),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, False),
+        ({**SRUN, "SLURM_TASK_PID": "1234567890"}, False),  # of a step that has ended
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_TASK_PID": str(os.getppid())}, False),  # a batch script without srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, True),  # one task: nothing to ignore
+        ({**SRUN, "SLURM_TASK_PID": str(os.getpid())}, True),
+        ({**SRUN, "SLURM_TASK_PID": str(os.getppid())}, True),  # a task that started a shell
+    ],
+)
+def test_variables_of_a_launcher_count_where_it_started_this_process(given, kept, monkeypatch, capsys):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    ignore_leftovers()
+    ranks = [name for name in given if name not in ("SLURM_STEP_ID", "SLURM_TASK_PID")]
+    assert [name in os.environ for name in ranks] == [kept] * len(ranks)
+    assert ("neither torchrun nor srun started" in capsys.readouterr().out) is not kept
+
+
+def test_ranks_of_torchrun_keep_their_variables():
+    program = "import os; from hyperdflash.cli import ignore_leftovers; ignore_leftovers(); print(os.environ['RANK'])"
+    agent = f"exec -a torchrun bash -c '{sys.executable} -c \"$PROGRAM\"; true'"
+    environment = {**os.environ, "RANK": "1", "TORCHELASTIC_RUN_ID": "x", "PROGRAM": program}
+    done = subprocess.run(["bash", "-c", agent], env=environment, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_table_1_is_printed(run_command):

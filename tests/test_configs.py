@@ -93,7 +93,7 @@ def test_every_option_composes_and_instantiates(group, option, compose_config, m
         assert config.optim.batch_size == (4 if option == "ddp8" else 8)
         check_trainer(config.trainer)
         config.trainer.update(accelerator="cpu", devices=1, precision="32-true")  # what is here
-        make_trainer(config.trainer, tmp_path, False, [], 10)
+        make_trainer(config.trainer, tmp_path, False, [], 10, 10)
         return
     if group == "logger":
         monkeypatch.setenv("WANDB_MODE", "disabled")

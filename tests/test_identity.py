@@ -75,6 +75,24 @@ def test_a_named_parent_counts_by_its_place_among_the_runs(compose_config, tmp_p
     assert run_name(compose_config("train", [f"init_from={tmp_path}/moved/train/x"])) == inside
 
 
+def test_the_number_of_steps_counts_where_it_is_given(compose_config):
+    plain, short = (compose_config("train", words) for words in ([], ["trainer.max_steps=3"]))
+    assert run_name(plain) != run_name(short) and "max_steps" not in decided_by(plain)["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("named", "folder"), [("~/r", "home/r"), ("r", "r"), ("", None), (" ", None), ("~nobody-here/r", None)]
+)
+def test_the_folder_of_runs_is_expanded_or_refused(named, folder, monkeypatch):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", named)
+    monkeypatch.setenv("HOME", "home")
+    if folder is not None:
+        assert runs_dir() == Path(folder)
+    else:
+        with pytest.raises(ValueError, match="names no folder"):
+            runs_dir()
+
+
 def test_every_method_says_what_it_is(compose_config):
     for path in sorted(Path(CONF, "method").glob("*.yaml")):
         method = compose_config("train", [f"method={path.stem}"]).method

@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
@@ -20,8 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.identity import CONF, runs_dir
 from hyperdflash.journal import NOT_COMPOSED, UNNAMED, cause_of, journal_entry, sweep_journal
+from hyperdflash.options import check_keys
 
 EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "datasets": "hub"}  # of pyproject.toml
+TORCHRUN = r"(^|[/\0])torch(run|[./]distributed[./]\w+(\.py)?)(\0|$)"  # in a command line, whose words end with \0
+RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK")
+SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}  # as for one task, which changes nothing
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
 REPEATED = (  # warnings about hardware and progress that Lightning gives at every start
     ".*LeafSpec.*",
@@ -44,6 +49,7 @@ def entry_point(config_name: str) -> Callable:
 
         @wraps(function)
         def task(config: DictConfig):
+            ignore_leftovers()
             logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it, and it logs its font cache
             from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -54,6 +60,8 @@ def entry_point(config_name: str) -> Callable:
                 try:
                     if NOT_COMPOSED in config:
                         raise ValueError(config[NOT_COMPOSED])
+                    if HydraConfig.initialized():
+                        check_keys(config, HydraConfig.get())
                     return function(config)
                 except ModuleNotFoundError as error:
                     raise CompactHydraException(f"error: {not_installed(error)}") from None
@@ -83,6 +91,28 @@ def entry_point(config_name: str) -> Callable:
         return command
 
     return decorate
+
+
+def ignore_leftovers() -> None:
+    """Removes variables of torchrun or srun, with one line, where no such launcher started this process.
+
+    torchrun is one of the processes above its ranks, and srun names a process of each task. Without /proc, all of them count.
+    """
+    above, pid = {}, str(os.getppid())
+    with suppress(OSError):
+        while pid != "0":
+            above[pid] = Path("/proc", pid, "cmdline").read_text(errors="replace")
+            pid = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
+    slurm, left = {name: os.environ[name] for name in SLURM if name in os.environ}, []
+    if above and not any(re.search(TORCHRUN, line) for line in above.values()):
+        left += [name for name in os.environ if name in RANKS or name.startswith("TORCHELASTIC_")]
+    srun = "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_TASK_PID") in (str(os.getpid()), *above)
+    if above and not srun and not slurm.items() <= SLURM.items():
+        left += slurm
+    if left:
+        print(f"ignoring {', '.join(left)}: neither torchrun nor srun started this process", flush=True)
+    for name in left:
+        del os.environ[name]
 
 
 def quiet_libraries() -> None:

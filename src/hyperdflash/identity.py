@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.drafting.layer_ids import layer_ids_of
 from hyperdflash.files import asset, portable, resource
 from hyperdflash.journal import UNNAMED
-from hyperdflash.options import check_targets
+from hyperdflash.options import check_keys, check_targets
 
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
@@ -26,7 +26,7 @@ METHOD = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "kl", 
 # Options that decide a run's result. Loggers, folders and options that only change the speed do not.
 DECIDING = ("stage", "target", "corpus", "blocks", *METHOD, "optim", "trainer", "mode", "seed", "init_from", "cache.dtype")
 # a dataset's identity adds engine
-ENGINE = ("engine", "servers", "states_dir", "check", "concurrency", "timeout_s", "attempts")
+ENGINE = ("engine", "servers", "states_dir", "check", "concurrency", "timeout_s", "attempts", "backoff_s")
 PERIODS = ("log_every_n_steps", "checkpoint_every_steps", "checkpoint_every_s")
 NOT_DECIDING = {
     "target": ("device_map", "tokens_per_forward", *ENGINE),
@@ -37,8 +37,11 @@ NOT_DECIDING = {
 
 
 def runs_dir() -> Path:
-    """Returns the folder of everything that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``."""
-    return Path(os.environ.get("HYPERDFLASH_RUNS", "runs"))
+    """Returns the folder of all that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``; ValueError for an empty name."""
+    named = os.path.expanduser(os.environ.get("HYPERDFLASH_RUNS", "runs"))
+    if not named.strip() or named.startswith("~"):
+        raise ValueError(f"HYPERDFLASH_RUNS={named!r} names no folder: give one, or unset it, which stands for ./runs")
+    return Path(named)
 
 
 def within_runs(path: str | Path) -> str:
@@ -61,7 +64,7 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
         value = OmegaConf.select(config, name, throw_on_missing=True)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=resolve)
-            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ())}
+            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ()) and (k, v) != ("max_steps", None)}
         if name == "target":
             value["path"] = portable(value["path"])
         values[name] = _plain(value)
@@ -155,6 +158,7 @@ def _plain(value: object) -> object:
 def _name_of_job(*, _root_: DictConfig) -> str:
     """Returns the run's name or UNNAMED: an error here would end the whole multirun; the job itself says what is wrong."""
     try:
+        check_keys(_root_, _root_.hydra)
         return run_name(_root_)
     except Exception:
         return UNNAMED

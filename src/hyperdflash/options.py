@@ -1,10 +1,12 @@
-"""The one door through which a ``_target_`` of a configuration becomes an object.
+"""The one door through which a ``_target_`` of a configuration becomes an object, and the check of a configuration's keys.
 
 A configuration may be somebody else's, such as that of a run's folder. So a class or function is imported and called only if an
 option file names it: a file of conf/, or of a folder of ``hydra.searchpath`` that the user of this process gives.
 """
 
+import inspect
 import re
+from collections import defaultdict
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.files import resource
+from hyperdflash.settings import no_option
 
-accepted: set[str] = {str(resource("conf"))}  # folders of option files
+CONF = resource("conf")
+OPEN = ("gpus", "model")  # dicts with keys of the user's
+accepted: set[str] = {str(CONF)}  # folders of option files
 
 
 def accept(*folders: str | Path) -> None:
@@ -53,3 +58,55 @@ def check_targets(value: object) -> None:
 def _named_in(folder: str) -> frozenset[str]:
     named = re.compile(r"""_target_["']?: *["']?([\w.]+)""")
     return frozenset(name for path in Path(folder).rglob("*.yaml") for name in named.findall(path.read_text()))
+
+
+def check_keys(config: DictConfig, hydra: DictConfig) -> None:
+    """Raises ValueError for a key of a command's configuration, or of one of its groups, that nothing reads.
+
+    A group takes the keys of its option files in conf/ and the arguments of its class. ``hydra`` is the command's own; without
+    "+" and option files of the user's, Hydra itself has refused any other key.
+    """
+    if not own_folders(hydra) and not any(word.startswith("+") for word in hydra.overrides.task):
+        return
+    groups = {choice.partition("/")[0] for choice in hydra.runtime.choices if not choice.startswith("hydra/")}
+    known = _known_keys(hydra.job.config_name, frozenset(groups))
+    for name, node in config.items_ex(resolve=False):
+        if name not in known[""]:
+            raise ValueError(no_option("", name, known[""]))
+        is_dict = isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation())
+        keys = set(node) if is_dict and name not in ("hydra", *OPEN) else set()
+        if keys - known[name]:
+            allowed = known[name] | (_arguments(node._target_) if "_target_" in keys else set())
+            if unknown := sorted(keys - allowed) if "" not in allowed else ():
+                raise ValueError(no_option(f"{name}.", unknown[0], allowed - {"_target_", "_convert_"}))
+
+
+@cache
+def _known_keys(command: str, groups: frozenset[str]) -> defaultdict[str, set[str]]:
+    """Returns the keys of the files of conf/ per group; "" has those of the command."""
+    known: defaultdict[str, set[str]] = defaultdict(set)
+
+    def add(path: Path, group: str) -> None:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        for default in content.pop("defaults", ()):
+            if not group and isinstance(default, str) and default != "_self_":
+                add(CONF / f"{default}.yaml", "")
+        if group and "@package _global_" not in path.read_text():
+            content = {group: content}
+        for name, inner in content.items():
+            known[""].add(name)
+            known[name].update(inner if isinstance(inner, dict) else ())
+
+    add(CONF / f"{command}.yaml", "")
+    for group in groups:
+        for path in (CONF / group).rglob("*.yaml"):
+            add(path, group)
+    return known
+
+
+def _arguments(target: str) -> set[str]:
+    """Returns the names of the arguments of a class or function; "" stands for any name, of a user's own."""
+    check_targets({"_target_": target})
+    found = inspect.signature(utils.get_object(target)).parameters.values()
+    free = any(p.kind is p.VAR_KEYWORD for p in found) and not target.startswith("hyperdflash.")
+    return {p.name for p in found} | ({""} if free else set())

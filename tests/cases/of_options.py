@@ -1,9 +1,10 @@
 """Options: each has an effect or is refused, wherever the error arises."""
 
+import csv
 import json
 from pathlib import Path
 
-from tests.cases.harness import Case
+from tests.cases.harness import CAPTURED, Case
 
 
 def statuses(*wanted: str):
@@ -16,6 +17,13 @@ def statuses(*wanted: str):
     return check
 
 
+def three_steps(here: Path) -> None:
+    """Warmed up, at the peak, half-way down: the schedule is that of three steps."""
+    rows = list(csv.DictReader(next(here.glob("runs/train/*/metrics.csv")).open()))
+    rates = [float(row["train/lr"]) for row in rows if row["train/lr"]]
+    assert [round(rate / rates[0], 6) for rate in rates] == [1, 1, 0.5] and rows[-1]["val/tau"]
+
+
 CASES = [
     Case("an unknown reducer", "train $mini reducer=nope", 1, ["reducer=nope is no option"], absent=["runs/train/*"]),
     Case("too many layers", "train $mini conditioning=layers drafter.num_layers=7", 1, ["got 7"], absent=["runs/train/*"]),
@@ -24,4 +32,17 @@ CASES = [
     Case("an interpolation to nowhere", "evaluate out=${nope}", 1, ["nope"]),
     Case("a job that cannot be composed", "train -m $mini reducer=nope,fc kl.alpha=2", 1, ["2 jobs: 0 finished, 2 not", "reducer=nope is no option", "kl.alpha must be"], absent=["runs/unnamed"], check=statuses("failed", "failed")),
     Case("a failing job of a first batch", "train -m $mini kl.alpha=2,3 hydra.sweeper.max_batch_size=1", 1, ["got 2", "got 3"], check=statuses("failed", "failed")),
+    Case("three steps", "train $mini trainer.max_steps=3 trainer.log_every_n_steps=1", 0, [" 3 steps"], after=[CAPTURED], check=three_steps),
+    Case("more steps than epochs have", "train $mini trainer.max_steps=7", 1, ["behind the 6 steps"], after=[CAPTURED]),
+    Case("a limit of batches", "train $mini +trainer.limit_train_batches=2", 1, ["did you mean trainer.max_steps"], absent=["runs/train/*"]),
+    Case("a misspelled key with a plus", "train $mini +trainer.max_stepss=2", 1, ["did you mean trainer.max_steps"], absent=["runs/train/*"]),
+    Case("a key at the top", "train $mini +foo=1", 1, ["foo is no option"], absent=["runs/train/*"]),
+    Case("a group in another place", "train $mini +reducer@x=fc", 1, ["x is no option"], absent=["runs/train/*"]),
+    Case("a key of a logger", "train $mini +logger.tags=1", 1, ["logger.tags is no option: logger takes artifacts"]),
+    Case("a key of a group with a class", "train $mini +target.foo=1", 1, ["target.foo is no option"], absent=["runs/train/*"]),
+    Case("a key of another command", "evaluate +trainer.max_steps=1", 1, ["trainer is no option"]),
+    Case("a rank left over", "train $mini", 0, ["ignoring RANK"], after=[CAPTURED], environment={"RANK": "1"}, exist=["runs/train/*/metrics.csv", "runs/train/*/corpus.json"], apart=True),
+    Case("ranks left over", "train $mini kl.alpha=2 trainer=ddp_cpu", 1, ["neither torchrun nor srun", "got 2"], environment={"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}),
+    Case("an empty folder of runs", "train $mini", 1, ["HYPERDFLASH_RUNS='' names no folder"], environment={"HYPERDFLASH_RUNS": ""}, absent=["train", "cache", "sweeps"]),
+    Case("a folder of runs at home", "train $mini kl.alpha=2", 1, ["got 2"], environment={"HYPERDFLASH_RUNS": "~/r", "HOME": "home"}, exist=["home/r/train/*"], absent=["~"]),
 ]

@@ -64,6 +64,7 @@ def test_steps_rates_and_hours_by_hand():
     p = plan()
     first = p.stages["stage 1"]
     assert p.steps(first) == 300_000 // 32 * 5  # 9,375 steps per epoch
+    assert replace(p, max_steps=100).steps(first) == 100
     assert p.step_s == pytest.approx(1e14 / (1000e12 * 0.5))  # 0.2 s
     assert replace(p, step_flops=1e12).step_s == 0.1
     assert p.step_read_bytes == 8 * 4 * 1024 * (32 * 1024 + 9)

@@ -47,6 +47,17 @@ def test_shards_are_announced_before_they_are_read_window_by_window():
     assert len(made.shards_from(0)) == 2 * 41 and len(made.shards_from(len(made) - 1)) <= 16
 
 
+def test_max_steps_ends_the_order_and_lies_within_the_epochs():
+    made, whole = order(max_steps=30), order()
+    assert len(made) == 30 and made.batch(29) == whole.batch(29)
+    assert len(made.shards_from(0)) == 2 * 41
+    assert len(order(max_steps=whole.steps_per_epoch).shards_from(0)) == 41  # nothing of an epoch that is not trained
+    with pytest.raises(
+        ValueError, match=rf"max_steps={len(whole) + 1} lies behind the {len(whole)} steps of trainer\.max_epochs=3"
+    ):
+        order(max_steps=len(whole) + 1)
+
+
 def test_parts_are_equal_to_one():
     for count in (1, 3, 8):
         parts = [part(list(range(7)), i, count) for i in range(count)]

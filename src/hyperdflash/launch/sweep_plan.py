@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from hyperdflash.identity import CONF, decided_by, run_name, runs_dir
 from hyperdflash.journal import jobs_of
-from hyperdflash.options import accept, own_folders
+from hyperdflash.options import accept, check_keys, own_folders
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def _plan(words: Sequence[str]) -> SweepPlan:
     for row in table:
         own = tuple(f"{key}={value}" for key, value in row.items() if key != "seed" or not value.isdigit())
         config = composed[own] = composed[own] if own in composed else compose("train", overrides=[*shared, *own])
+        check_keys(config, head.hydra)
         if row.get("seed", "").isdigit():
             config.seed = int(row["seed"])
         planned.append(Job({key: row[key] for key in axes}, decided_by(config), runs_dir() / "train" / run_name(config)))

@@ -54,7 +54,7 @@ class Plan:
     """Assumptions (``machine``, ``rates``), counts, and what follows from them.
 
     ``stages`` name -> examples, of ``mean_tokens`` each, of which the target writes ``answer_tokens`` beforehand; each stage
-    trains ``epochs``.
+    trains ``epochs``, at most ``max_steps``.
 
     Target: bytes of its weights in an engine (``weights_bytes``), in this project and on disk; ``active`` parameters per token.
     Per token the cache holds ``num_paths`` streams of ``width``, and as many more per layer tap. ``engine`` makes the states
@@ -71,6 +71,7 @@ class Plan:
     mean_tokens: float
     answer_tokens: float
     epochs: int
+    max_steps: int | None = None
     engine: str | None
     processes: int
     client_bytes: float
@@ -125,7 +126,8 @@ class Plan:
         return self.tokens * self.state_bytes(codec)
 
     def steps(self, examples: int) -> int:
-        return -(-examples // (self.ranks * self.documents)) * self.epochs
+        steps = -(-examples // (self.ranks * self.documents)) * self.epochs
+        return min(steps, self.max_steps or steps)
 
     @property
     def step_s(self) -> float:

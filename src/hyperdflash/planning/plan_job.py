@@ -103,6 +103,7 @@ def make_plan(config: DictConfig) -> Plan:
         mean_tokens=mean_tokens,
         answer_tokens=config.answer_tokens if config.corpus.responses != "original" else 0,
         epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
         engine=target.engine,
         processes=config.cache.get("captures") or machine.capture_processes,
         client_bytes=held * weight_bytes + in_json if target.engine else 0.0,

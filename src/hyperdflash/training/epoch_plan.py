@@ -19,9 +19,14 @@ WINDOW = 16
 
 
 class TrainingOrder:
-    """The global batches of all epochs. Documents are numbered through all shards; ``lengths[shard][row]`` counts tokens."""
+    """The global batches of all epochs. Documents are numbered through all shards; ``lengths[shard][row]`` counts tokens.
 
-    def __init__(self, lengths: Sequence[Sequence[int]], *, batch_size: int, epochs: int, seed: int):
+    ``max_steps`` ends the order before the last epoch does; ValueError where it lies behind it.
+    """
+
+    def __init__(
+        self, lengths: Sequence[Sequence[int]], *, batch_size: int, epochs: int, seed: int, max_steps: int | None = None
+    ):
         self.lengths = [length for shard in lengths for length in shard]
         ends = list(accumulate(len(shard) for shard in lengths))
         self.shards = [range(end - len(shard), end) for shard, end in zip(lengths, ends, strict=True)]
@@ -30,10 +35,16 @@ class TrainingOrder:
         self._windows = lru_cache(maxsize=2)(self._make_windows)
         self._batches = lru_cache(maxsize=2)(self._make_batches)
         self.steps_per_epoch = sum(map(self._num_batches, self._windows(0)))
+        self.max_steps = epochs * self.steps_per_epoch if max_steps is None else max_steps
+        if self.max_steps > epochs * self.steps_per_epoch:
+            raise ValueError(
+                f"trainer.max_steps={max_steps} lies behind the {epochs * self.steps_per_epoch} steps of trainer.max_epochs="
+                f"{epochs}: leave it out, or raise trainer.max_epochs"
+            )
 
     def __len__(self) -> int:
-        """Returns the number of steps of all epochs."""
-        return self.epochs * self.steps_per_epoch
+        """Returns the number of steps."""
+        return self.max_steps
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
@@ -49,7 +60,7 @@ class TrainingOrder:
         """Returns the shards in the order of use, from the window of ``step`` to the end of the next epoch."""
         epoch = self.epoch_of(step)
         following = self._windows(epoch)[self._window_of(step)[0] :]
-        following += self._windows(epoch + 1) if epoch + 1 < self.epochs else []
+        following += self._windows(epoch + 1) if (epoch + 1) * self.steps_per_epoch < self.max_steps else []
         return [shard for window in following for shard in window]
 
     def _window_of(self, step: int) -> tuple[int, int]:

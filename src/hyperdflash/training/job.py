@@ -114,7 +114,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
 
         tokenizer = load_tokenizer(config.target.path)
         callbacks.append(WandbRecord(config, run, parent=init_from, cache_key=store.key, tokenizer=tokenizer))
-    trainer = make_trainer(options, run, loggers, callbacks, steps)
+    trainer = make_trainer(options, run, loggers, callbacks, steps, data_module.order.steps_per_epoch)
     started = time.monotonic()
     trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
     record = {
@@ -142,8 +142,8 @@ def make_data(
     """Returns the loaders of ``data``, the states of each split, with the training order and blocks of a configuration."""
     accumulate = config.trainer.accumulate_grad_batches
     batch_size = parts.optim.batch_size * world_size * accumulate
-    epochs = config.trainer.max_epochs
-    order = TrainingOrder(data["train"].lengths, batch_size=batch_size, epochs=epochs, seed=config.seed)
+    length = {"epochs": config.trainer.max_epochs, "max_steps": config.trainer.max_steps}
+    order = TrainingOrder(data["train"].lengths, batch_size=batch_size, seed=config.seed, **length)
 
     def draw(document: Document, generator: torch.Generator) -> Blocks:
         length = torch.tensor([len(document.input_ids)])
@@ -153,11 +153,13 @@ def make_data(
     return TargetStatesData(data["train"], data["validation"], order, draw, parts.objective.counts, **options)
 
 
-def make_trainer(trainer: DictConfig, run: Path, loggers: list[Logger], callbacks: list[L.Callback], steps: int) -> L.Trainer:
+def make_trainer(
+    trainer: DictConfig, run: Path, loggers: list[Logger], callbacks: list[L.Callback], steps: int, steps_per_epoch: int
+) -> L.Trainer:
     """Makes a trainer of one epoch of ``steps`` steps, so that a run is always resumed in the middle of that epoch."""
     interval, double = trainer.val_check_interval, trainer.precision == "64-true"
     if isinstance(interval, float):  # a share of an epoch
-        interval = max(1, round(steps / trainer.max_epochs * interval))
+        interval = max(1, round(steps_per_epoch * interval))
     return L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
