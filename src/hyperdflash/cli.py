@@ -74,6 +74,7 @@ def entry_point(config_name: str) -> Callable:
 
         @wraps(function)
         def command(*composed: DictConfig):
+            os.environ.setdefault("TQDM_MININTERVAL", "2")  # seconds; read when tqdm is imported
             if composed:  # no command line, no journal
                 return main(*composed)
             try:
@@ -123,7 +124,6 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_MININTERVAL", "2")
 
 
 def given_overrides() -> list[str]:

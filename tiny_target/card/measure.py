@@ -183,7 +183,7 @@ def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Documen
         names = {group_of(document.id, document.domain), document.domain}
         names |= set() if document.id in looping else {without[document.domain]}
         pools.setdefault(tuple(sorted(names)), []).append(index)
-    with tqdm(total=len(states), desc="MTP replay", unit="doc", mininterval=2) as bar:
+    with tqdm(total=len(states), desc="MTP replay", unit="doc") as bar:
         for names, rows in pools.items():
             for batch in (rows[i : i + 16] for i in range(0, len(rows), 16)):
                 rounds = replay(drafter, collate([states[i] for i in batch]), target.heads, temperature=0)

@@ -177,7 +177,7 @@ def scan(files: Iterable[SourceFile], *, num_workers: int = 1) -> list[Definitio
     files = list(files)
     with ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext() as pool:
         rows = pool.map(read_definitions, files, chunksize=32) if pool else map(read_definitions, files)
-        bar = tqdm(rows, total=len(files), unit="file", desc="corpus: reading Python files", mininterval=2)
+        bar = tqdm(rows, total=len(files), unit="file", desc="corpus: reading Python files")
         return [item for row in bar for item in row]
 
 

@@ -65,7 +65,7 @@ def first_of_each(folded: Sequence[str]) -> list[bool]:
     shingles: list[np.ndarray] = []
     buckets: dict[tuple[int, bytes], list[int]] = {}
     keep = []
-    for text in tqdm(folded, unit="text", desc="corpus: near-duplicates", mininterval=2):
+    for text in tqdm(folded, unit="text", desc="corpus: near-duplicates"):
         if text in seen:
             keep.append(False)
             continue

@@ -31,7 +31,7 @@ class AnswerSettings:
     mode: Mode = "non_think"
     seed: int = 0
     dtype: str = "fp32"  # of the target's computation
-    batch_rows: int = 128
+    batch_rows: int = 512
 
     def __post_init__(self):
         positive_int("max_new_tokens", self.max_new_tokens)

@@ -100,7 +100,7 @@ def ask_servers(
         client = AnswerClient(servers, tokenizer, settings)
         total = in_a_row = 0
         with (
-            tqdm(total=len(todo), desc=title, unit="doc", mininterval=2) as bar,
+            tqdm(total=len(todo), desc=title, unit="doc") as bar,
             # a thread that waits for a stalled server does not delay the end of the process
             ThreadPool(min(len(todo), servers.concurrency * len(servers.servers))) as threads,
         ):

@@ -48,7 +48,7 @@ def check_parity(config: DictConfig) -> dict[str, Parity]:
     tokenizer = load_tokenizer(config.target.path)
     conversations = [user_rounds(prompt)[0] for prompt in benchmark.fitting(tokenizer, config.mode)]
     found = {}
-    for method in tqdm(methods, desc="parity", unit="method", mininterval=2):
+    for method in tqdm(methods, desc="parity", unit="method"):
         module = method.drafter(config, target.heads)
         views = observe(method, module, target, conversations, tokenizer, config)
         found[method.name] = compare_views(views, target.heads, module.context_window, config.tolerance)

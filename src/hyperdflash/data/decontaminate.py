@@ -105,7 +105,7 @@ def decontaminate(
     """Returns the ``conversations`` that hold none of ``prompts``; logs how many were removed per benchmark."""
     ngrams = PromptNgrams(prompts)
     names: list[str | None] = []
-    with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc", mininterval=2) as bar:
+    with tqdm(total=len(conversations), desc=f"decontaminate {what}", unit="doc") as bar:
         for start in range(0, len(conversations), _BATCH):
             names += ngrams.held_by(conversations[start : start + _BATCH])
             bar.update(len(names) - start)

@@ -169,7 +169,7 @@ def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldo
         rows.execute("PRAGMA journal_mode = OFF")
         rows.execute("CREATE TABLE rows (rank INTEGER PRIMARY KEY, heldout INTEGER, id TEXT, line TEXT)")
         found = read_source(source, domain, stats)
-        for place, conversation in tqdm(found, desc=f"reading {source}", unit="row", mininterval=2):
+        for place, conversation in tqdm(found, desc=f"reading {source}", unit="row"):
             if fault := choice.length_fault(conversation):
                 stats.drop(fault, place)
                 continue

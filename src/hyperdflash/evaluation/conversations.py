@@ -89,7 +89,7 @@ def answer_all(
         prepare(encode_rounds(places[0][2], tokenizer, places[0][0])[0])
     if len(left) < len(places):
         print(f"{len(places) - len(left)} of {len(places)} prompts are in {rows.path} already", flush=True)
-    with tqdm(total=len(places), initial=len(places) - len(left), desc="decode", unit="prompt", mininterval=2) as bar:
+    with tqdm(total=len(places), initial=len(places) - len(left), desc="decode", unit="prompt") as bar:
         for index, (mode, temperature, prompt) in enumerate(left):
             turns = {}
             for name in [*methods[index % len(methods) :], *methods[: index % len(methods)]]:

@@ -81,7 +81,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
         in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
         batches = [range(i, min(i + BATCH, len(states))) for i in range(0, len(states), BATCH)]
         parts: dict[str, list] = {name: [] for name in drafters}
-        with tqdm(total=len(states) * len(drafters), desc=f"replay T={temperature}", unit="doc", mininterval=2) as bar:
+        with tqdm(total=len(states) * len(drafters), desc=f"replay T={temperature}", unit="doc") as bar:
             for batch in batches:
                 rows = on_tensors(collate([states[i] for i in batch]), lambda tensor: tensor.to(device))
                 for name, drafter in drafters.items():

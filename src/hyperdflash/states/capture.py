@@ -101,7 +101,7 @@ def capturing(
 
     tidy(store, leases)
     made_by = checked(producer(), store)
-    bar = tqdm(unit="tok", unit_scale=True, mininterval=2, **bar_options)
+    bar = tqdm(unit="tok", unit_scale=True, **bar_options)
     with bar, ShardWriter(store, stored) as writer:
         yield capture_leased
     tidy(store, leases)

@@ -41,7 +41,7 @@ class StepBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> tqdm:
         steps, done = int(self.trainer.estimated_stepping_batches), self.trainer.global_step
-        looks = {"desc": "train", "unit": "step", "mininterval": 2, "dynamic_ncols": True, "disable": self.is_disabled}
+        looks = {"desc": "train", "unit": "step", "dynamic_ncols": True, "disable": self.is_disabled}
         return tqdm(total=steps, initial=done, **looks)
 
     def init_validation_tqdm(self) -> tqdm:
