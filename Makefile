@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow test-transformers lint format wheel bench-step bench-cache demo pretrain card clean constraints
+.PHONY: help setup test test-slow test-transformers test-peers lint format wheel bench-step bench-cache demo pretrain card clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -95,6 +95,9 @@ card: .venv/.done ## measure the tiny target, into runs/card/tiny
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --no-deps -r constraints/peers.txt
 	touch $@
+
+test-peers: .venv/.done .venv-peers/.done ## compare exported drafters with z-lab's dflash, speculators and transformers
+	$(PY) -m pytest -s tests/export/test_peers.py
 
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m benchmarks.step

@@ -12,7 +12,19 @@ import pytest
 from hyperdflash.planning.plan_job import make_plan, plan_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN_CONFIG = ("train", "regenerate", "plan", "evaluate", "parity", "check_engine", "generate", "pretrain", "card", "roofline")
+OWN_CONFIG = (
+    "train",
+    "regenerate",
+    "plan",
+    "evaluate",
+    "parity",
+    "check_engine",
+    "generate",
+    "export",
+    "pretrain",
+    "card",
+    "roofline",
+)
 CONFIG_OF = {"capture": "train"} | {name: name for name in OWN_CONFIG}
 # nothing is run: `python` tells its arguments, other programs are not found
 PRELUDE = """

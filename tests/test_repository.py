@@ -42,7 +42,7 @@ ORDER = [
     "report",
     "decoding",
     "cli",
-    ("preparing", "training", "launch", "evaluation", "checks", "planning", "generation"),
+    ("preparing", "training", "launch", "evaluation", "checks", "planning", "generation", "export"),
     "commands",
 ]
 PLACES = {unit: place for place, units in enumerate(ORDER) for unit in ([units] if isinstance(units, str) else units)}

@@ -30,6 +30,7 @@ COMMANDS = {
     },
     "serve": {
         "generate": ("hyperdflash.generation.job:main", "decode a prompt with a drafter, drafts in color"),
+        "export": ("hyperdflash.commands:export", "write a trained drafter for an engine or for the Hub"),
         "check_engine": ("hyperdflash.commands:check_engine", "compare the states of a serving engine with the target's"),
     },
     "data": {
@@ -109,6 +110,7 @@ def evaluate(config: DictConfig) -> None:
     function_of(f"hyperdflash.evaluation.{place}")(config)
 
 
+export = runs("export", "hyperdflash.export.job:export")
 capture = runs("train", "hyperdflash.preparing.dataset:capture_states")
 regenerate = runs("regenerate", "hyperdflash.preparing.regeneration:regenerate")
 parity = runs("parity", "hyperdflash.checks.parity_job:check_parity")

@@ -3,7 +3,7 @@
 import hyperdflash
 
 target = hyperdflash.load_target("assets/tiny")
-drafter = hyperdflash.load_drafter("mtp", target)                          # or a run's directory, or "ar"
+drafter = hyperdflash.load_drafter("mtp", target)                          # or a run's directory, an exported folder, "ar"
 answer = hyperdflash.generate(target, drafter, "What is a closure?")       # answer.text, answer.generation.rounds
 for piece in hyperdflash.generate_stream(target, drafter, "..."): print(piece.text, end="")
 """
@@ -25,10 +25,12 @@ from hyperdflash.decoding.loop import FirstToken, Generation, Round, collect, sp
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.proposer import Autoregressive, Proposer
 from hyperdflash.settings import positive_int
+from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets import load
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.sampling import Sampler
 from hyperdflash.targets.session import TargetSession
+from hyperdflash.training.run_index import check_target
 
 tokenizer_of = lru_cache(maxsize=4)(load_tokenizer)
 
@@ -74,19 +76,30 @@ def load_target(
     return load.load_target(path=path, dtype=dtype, attention=attention, experts=experts, **settings)
 
 
-def load_drafter(source: str | Path, target: Target, *, num_slots: int = 6) -> Proposer:
-    """Loads ``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), or a finished training run from its directory.
+def load_drafter(source: str | Path, target: Target | None = None, *, num_slots: int = 6) -> Proposer:
+    """Loads ``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), a finished training run, or an exported folder.
 
-    ValueError if the run is not finished or belongs to another target's weights.
+    Without ``target`` a run or a folder drafts with the heads of the target that it names. ValueError if a run is not finished,
+    if a folder is cut, changed or of another project, and for another target's weights.
     """
     from hyperdflash.evaluation.methods import method_of_run
+    from hyperdflash.export.folder import build_drafter, is_exported, named_target, read_folder
 
     if source == "ar":
         return Autoregressive()
     if source == "mtp":
+        if target is None:
+            raise ValueError('load_drafter("mtp") is the target\'s own block: give the target too')
         return MTPChain(target.mtp, positive_int("num_slots", num_slots)).proposer(target.heads)
-    method, training = method_of_run(source, target.path)
-    return method.loop_drafter(training, target.heads)
+    described, state = read_folder(source) if is_exported(source) else (None, {})
+    path, experts = (named_target(source, described), "dense") if target is None else (target.path, target.experts)
+    heads = load.load_heads(path) if target is None else target.heads
+    if described is None:
+        method, training = method_of_run(source, path)
+        return method.loop_drafter(training, heads)
+    check_target(described["target"]["fingerprint"], load.fingerprint(heads), Path(source))
+    module = build_drafter(described, state, heads, {"path": str(path), "experts": experts})
+    return module.proposer(heads, CODECS[described["states"]])
 
 
 def generate_stream(

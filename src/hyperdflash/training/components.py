@@ -26,7 +26,8 @@ from hyperdflash.training.module import OptimSettings
 
 @dataclass(frozen=True)
 class Parts:
-    """The instantiated, checked groups of a training configuration; making them reads no weight and no text."""
+    """The instantiated, checked groups of a training configuration; making them reads no weight and no text. A drafter that is
+    only used has no ``objective`` and no ``optim``."""
 
     target_config: TargetConfig
     mask_token_id: int | None  # None: that of the tokenizer
@@ -37,8 +38,8 @@ class Parts:
     drafter: DraftModelConfig
     head: HeadConfig
     blocks: BlockSampler
-    objective: Objective
-    optim: OptimSettings
+    objective: Objective | None
+    optim: OptimSettings | None
 
     @property
     def layer_ids(self) -> tuple[int, ...]:

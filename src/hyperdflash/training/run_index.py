@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from hyperdflash.cli import given_overrides
 from hyperdflash.identity import RECIPE, decided_by, runs_dir, within_runs
@@ -149,14 +149,17 @@ def check_target(made_on: str, fingerprint: str, run: Path) -> None:
 
 
 def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
-    """Loads a finished run's best weights into the new ``drafter``, whose frozen lead stays as it is; ValueError for other
-    weights of the target or other shapes."""
+    """Loads a finished run's best weights into the new ``drafter``; ValueError for another target's weights or other shapes."""
     checkpoint = torch.load(finished_run(run).best_checkpoint, map_location="cpu", weights_only=True)
     check_target(checkpoint["run"]["target"], target_fingerprint, run)
-    state = {name.removeprefix("drafter."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    load_weights(drafter, {name.removeprefix("drafter."): value for name, value in checkpoint["state_dict"].items()}, run)
+
+
+def load_weights(drafter: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Loads ``state`` into ``drafter``, whose frozen lead stays as it is; ValueError for other shapes in ``source``."""
     frozen = {name for name, parameter in drafter.named_parameters() if not parameter.requires_grad}
-    state |= {name: tensor for name, tensor in drafter.state_dict().items() if name in frozen and name not in state}
+    state = {name: tensor for name, tensor in drafter.state_dict().items() if name in frozen} | dict(state)
     shapes = [{name: tensor.shape for name, tensor in own.items()} for own in (state, drafter.state_dict())]
     if wrong := {name for name, _ in shapes[0].items() ^ shapes[1].items()}:
-        raise ValueError(f"{run} holds a drafter of another shape (first difference: {min(wrong)}): give the options it had")
+        raise ValueError(f"{source} holds a drafter of another shape (first difference: {min(wrong)}): give the options it had")
     drafter.load_state_dict(state)

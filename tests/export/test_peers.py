@@ -1,0 +1,115 @@
+"""Exported drafters give this project's logits in the classes of z-lab's dflash, speculators and transformers.
+
+`make test-peers` makes .venv-peers with the first two, whose pins are not this project's, and runs this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hyperdflash.contracts import TargetStates
+from hyperdflash.export.folder import build_drafter, read_folder
+from hyperdflash.export.job import random_states
+
+PYTHON = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
+TOLERANCE = 1e-4
+NUM_TOKENS = 24
+PEERS = [("zlab", "dflash", method) for method in ("dflash", "fc", "causal")]
+PEERS += [("speculators", "speculators", method) for method in ("dflash", "fc", "dspark")]
+
+
+@pytest.fixture
+def drafter_of(exported, target):
+    """drafter_of(method, to) -> (folder, its drafter in this project)."""
+
+    def load(method: str, to: str):
+        folder = exported(method, to)
+        described, state = read_folder(folder)
+        return folder, build_drafter(described, state, target.heads, {"path": str(target.path), "experts": target.experts})
+
+    return load
+
+
+def own_logits(drafter, target, states: TargetStates, anchors: torch.Tensor) -> torch.Tensor:
+    """Returns [A, S, V] of this project, with the tokens of the text before each slot."""
+    with torch.no_grad():
+        slots = drafter.slots(states, target.heads, anchors[None], torch.ones_like(anchors, dtype=torch.bool)[None])
+        return drafter.head.logits(slots, target.heads)[0].dense()
+
+
+def side_by_side(drafter, target, states: TargetStates) -> torch.Tensor:
+    """Returns what an engine gives a drafter, [T, N * D]: the streams of each position side by side."""
+    return drafter.conditioning.gather(states, target.heads)[0].flatten(1).contiguous()
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-peers: `make test-peers` makes it")
+@pytest.mark.parametrize(("peer", "to", "method"), PEERS)
+def test_a_peer_s_class_gives_our_logits(peer, to, method, drafter_of, target, tmp_path):
+    folder, drafter = drafter_of(method, to)
+    states, anchors = random_states(drafter, target.heads), torch.tensor([1, 5, 12, 18])
+    given = {
+        "input_ids": states.input_ids[0],
+        "anchors": anchors,
+        "hidden": side_by_side(drafter, target, states),
+        "embedding": target.heads.embed_tokens.weight.float().clone(),
+        "lm_head": target.heads.lm_head.weight.float().clone(),
+    }
+    save_file(given, tmp_path / "given")
+    command = [PYTHON, Path(__file__).with_name("peer.py"), peer, folder, tmp_path / "given", tmp_path / "logits"]
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, env={**alone, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs, ours = load_file(tmp_path / "logits")["logits"], own_logits(drafter, target, states, anchors)
+    assert theirs.shape == ours.shape and ours.std() > 0.1
+    apart = float((theirs - ours).abs().max())
+    print(f"{peer} {method}: logits of standard deviation {float(ours.std()):.2f}, at most {apart:.1e} apart")
+    assert apart < TOLERANCE
+
+
+def test_the_generator_of_transformers_drafts_from_the_paths_as_its_layers(drafter_of, target):
+    """Driven round by round, since transformers refuses DeepSeek-V4 as its target: the four paths stand for four layers."""
+    generation = pytest.importorskip("transformers.generation.candidate_generator")
+    if not hasattr(generation, "DFlashTokenCandidateGenerator"):
+        pytest.skip("this transformers has no DFlashTokenCandidateGenerator")
+    from transformers import GenerationConfig, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
+
+    folder, drafter = drafter_of("fc", "dflash")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
+    weights = {names.get(name, name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    sizes = {name: config[name] for name in (*kept, "rms_norm_eps", "rope_parameters", "layer_types", "block_size")}
+    assistant = MuseGlimmerAssistantModel(
+        MuseGlimmerAssistantConfig(**sizes, **{k: config["dflash_config"][k] for k in ("mask_token_id", "target_layer_ids")})
+    ).eval()
+    assistant.load_state_dict(weights)
+    heads, states = target.heads, random_states(drafter, target.heads)
+    ids, paths = states.input_ids, states.final  # [1, T], [1, T, M, D]
+    generator = generation.DFlashTokenCandidateGenerator(
+        assistant, heads.embed_tokens, heads.lm_head, GenerationConfig(max_length=100, do_sample=False)
+    )
+    generator.get_candidates(ids[:, :6], {}, None, is_first_iteration=True, n_last_matches=0)
+    done, apart = 0, 0.0  # positions whose states the generator has read
+    for anchor in (6, 9, 10, 15):  # the prompt's end, then rounds that keep two, no and four drafts
+        layers = [None, *paths[:, done:].unbind(2)]  # hidden_states[i + 1] is layer i
+        given = {"position_ids": torch.arange(anchor + 1)[None], "attention_mask": None}
+        drafted, logits = generator.get_candidates(
+            ids[:, : anchor + 1],
+            given,
+            SimpleNamespace(hidden_states=layers),
+            is_first_iteration=False,
+            n_last_matches=anchor - done - 1,
+        )
+        ours = own_logits(drafter, target, states, torch.tensor([anchor]))[0]
+        apart, done = max(apart, float((logits[0] - ours).detach().abs().max())), anchor
+        assert drafted[0, anchor + 1 :].tolist() == ours.argmax(dim=-1).tolist()
+    print(f"transformers fc: at most {apart:.1e} apart")
+    assert apart < TOLERANCE
