@@ -51,7 +51,7 @@ def check_parity(config: DictConfig) -> dict[str, Parity]:
     for method in tqdm(methods, desc="parity", unit="method"):
         module = method.drafter(config, target.heads)
         views = observe(method, module, target, conversations, tokenizer, config)
-        found[method.name] = compare_views(views, target.heads, module.context_window, config.tolerance)
+        found[method.name] = compare_views(views, target.heads, config.tolerance)
     record = {
         "target": {"path": str(config.target.path), "fingerprint": target.fingerprint},
         "prompts": len(conversations),
@@ -74,7 +74,7 @@ def observe(
     prompts = {c.id: encode_prompt(c, tokenizer, config.mode) for c in conversations}
     stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
     drafter, most = module.proposer(target.heads, CODECS[config.cache.dtype]), config.benchmarks.max_new_tokens
-    loop = observe_loop(module, drafter, target, prompts, max_new_tokens=most, stop_ids=stop_ids)
+    loop = observe_loop(drafter, target, prompts, max_new_tokens=most, stop_ids=stop_ids)
     documents = [training_document(c, loop.texts[c.id][len(prompts[c.id]) :], tokenizer, config.mode) for c in conversations]
     job = StatesJob(config)
     cached = job.states(documents, job.open_store(target.heads), method.layer_ids, job.producer_of(lambda: target))
@@ -83,30 +83,22 @@ def observe(
 
 
 def parity_markdown(found: dict[str, Parity], setting: str) -> str:
-    """Returns tau and logits per method, then the largest difference per check and method."""
-    header = ["Method", "τ training", "τ replay", "τ loop", "rounds", "paths", "slots", "max |Δ logit|", "of σ", "first at"]
-    rows, differing = [], []
-    cells: dict[str, list[str]] = {name: [name] for name in CHECKS}
+    """Returns tau and the largest difference per check for each method."""
+    rows = []
     for method, parity in found.items():
-        own = [method, *(f"{parity.taus[path]:.3f}" for path in ("training", "replay", "loop")), f"{parity.rounds['loop']:,}"]
-        for check in (c for c in parity.checks if c.name == "logits"):
-            at = "-" if check.first is None else f"{check.first.document}, {check.first.position}"
-            numbers = [f"{check.compared:,}", f"{check.absolute or 0.0:.1e}", f"{check.largest:.1e}"]
-            rows.append([*own, " and ".join(check.paths), *numbers, at])
-            own = [""] * 5
-        for name, row in cells.items():
-            mine = [check for check in parity.checks if check.name == name and check.compared]
-            largest = f"{max(check.largest for check in mine):.1e}" if mine else ""
-            row.append("**differs**" if any(check.first for check in mine) else largest)
-        if parity.first_difference:
-            differing.append(f"- {method}: {parity.first_difference}")
+        row = [method, *(f"{parity.taus[path]:.3f}" for path in ("training", "replay", "loop")), f"{parity.rounds['loop']:,}"]
+        for name in CHECKS:
+            own = [check for check in parity.checks if check.name == name and check.compared]
+            largest = f"{max(check.largest for check in own):.1e}" if own else ""
+            row.append("**differs**" if any(check.first for check in own) else largest)
+        rows.append(row)
+    differing = [f"- {name}: {parity.first_difference}" for name, parity in found.items() if parity.first_difference]
     return markdown(
         [
-            "### The same logits in training, in replay and in the loop?",
-            Table(header, rows),
-            f"{setting}. σ: standard deviation of the logits over the vocabulary.",
-            "Largest relative difference of each check over all pairs of paths; 0 where things are equal:",
-            Table(["Check", *found], list(cells.values())),
+            "### The same drafts in training, in replay and in the loop?",
+            Table(["Method", "τ training", "τ replay", "τ loop", "rounds", *CHECKS], rows),
+            f"{setting}. Largest relative difference of each check over all pairs of paths; for logits in their standard "
+            "deviations over the vocabulary.",
             *(["First differences:", "\n".join(differing)] if differing else ["All agree."]),
         ]
     )
