@@ -50,7 +50,7 @@ class Leases:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}"), "w")  # noqa: SIM115, `release` closes it
-        json.dump({"host": platform.node(), "pid": os.getpid(), **record}, file)
+        json.dump({"name": path.name, "host": platform.node(), "pid": os.getpid(), **record}, file)
         file.flush()
         _lock(file)
         os.replace(file.name, path)
@@ -66,20 +66,20 @@ class Leases:
 
     def owner(self, name: str) -> str:
         """Returns the process and host that own a file, for messages."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, KeyError):
             record = json.loads(self._path(name).read_text())
             return f"process {record['pid']} on {record['host']}"
         return "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
-        """Returns name -> record of every file in ``folder`` whose owner is alive; removes the others."""
-        found = {}
+        """Returns name -> record of every lease in ``folder`` whose owner is alive; removes the other leases."""
+        found: dict[str, dict] = {}
         for path in sorted((self.directory / folder).glob("*.json")):
             with suppress(FileNotFoundError), open(path, "r+") as file:
+                record = _record(path, file.read())
                 if not _lock(file):
-                    with suppress(ValueError):  # it is empty for a moment while its owner takes it
-                        found[path.stem] = json.load(file)
-                elif _stands_at(file, path):
+                    found |= {path.stem: record} if record else {}
+                elif record is not None and _stands_at(file, path):
                     path.unlink()
         return found
 
@@ -124,6 +124,14 @@ def _lock(file: IO) -> bool:
             f"{where} lies on a file system without file locks ({error.strerror}): use a folder on another"
         ) from None
     return True
+
+
+def _record(path: Path, text: str) -> dict | None:
+    """Returns what a lease at ``path`` says, {} while its owner takes it; None for another's file or a copy."""
+    with suppress(ValueError):
+        record = json.loads(text or "{}")
+        return record if record == {} or (isinstance(record, dict) and record.get("name") == path.name) else None
+    return None
 
 
 def _stands_at(file: IO, path: Path) -> bool:

@@ -91,6 +91,16 @@ def test_leases_of_dead_owners_are_abandoned(tmp_path):
         assert not (tmp_path / "leases" / "too.json").exists()
 
 
+def test_a_file_that_is_no_lease_stays(tmp_path):
+    for name, text in {
+        "notes.json": '{"mine": 1}',
+        "gone (copy).json": '{"name": "gone.json", "pid": 1}',
+        "x.json": "no",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert not Leases(tmp_path).living(".") and len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_fork_leaves_the_leases_of_its_parent_alone(tmp_path):
     with Leases(tmp_path) as leases:
         assert leases.acquire("leases/a")
