@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,10 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 
 from hyperdflash.launch import captures, launcher
-from hyperdflash.launch.captures import Captures, last_line, split_gpus
+from hyperdflash.launch.captures import Captures, last_line
 from hyperdflash.launch.child import save_job
 from hyperdflash.preparing import dataset
 from hyperdflash.states import stream
@@ -219,13 +217,8 @@ def test_a_capture_started_by_hand_ends_alone(leads, beside, tmp_path):
 def test_a_training_with_captures_computes_no_states_itself(compose_config, monkeypatch):
     given = {"directory": "x", "dtype": "bf16", "documents_per_shard": 1, "budget_gb": 1, "wait_s": 1, "in_process": True}
     assert Stream(**given).loads_target and not Stream(**given, captures=2).loads_target
-    for wrong in (
-        {"captures": -1},
-        {"capture_gpus": [0]},
-        *({"captures": 1, "capture_gpus": gpus} for gpus in ("0,1", 0, OmegaConf.create({"a": 1}))),
-    ):
-        with pytest.raises(ValueError, match=r"cache\.capture"):
-            Stream(**given, **wrong)
+    with pytest.raises(ValueError, match=r"cache\.captures"):
+        Stream(**given, captures=-1)
     trainer = compose_config("train", []).trainer
     assert launcher.must_launch(trainer, 1) and not launcher.must_launch(trainer, 0)
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
@@ -236,65 +229,6 @@ def test_a_training_with_captures_computes_no_states_itself(compose_config, monk
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"cache\.captures=1 .* under torchrun or srun start `python -m src\.capture`"):
         launcher.must_launch(trainer, 1)
-
-
-def test_gpus_are_shared_out(monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
-    assert split_gpus(None, 8) == (None, None)
-    assert split_gpus([0, 1, 2, 3], 4) == ("0,1,2,3", "4,5,6,7")
-    with pytest.raises(ValueError, match=r"leaves 4 of 8 GPUs and the training wants 8: trainer\.devices=4"):
-        split_gpus([0, 1, 2, 3], 8)
-    with pytest.raises(ValueError, match="names GPU 8, and there are 0, 1"):
-        split_gpus([8], 1)
-    seen = []
-    monkeypatch.setattr(launcher, "start_child", lambda module, run, log, environment: seen.append(environment))
-    launcher._start(tmp_path, 0, 1, 0, "4,5")
-    launcher._start(tmp_path, 0, 1, 0)
-    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["4,5", os.environ["CUDA_VISIBLE_DEVICES"]]
-    assert Captures(tmp_path, 1, "0,1")._start[0][3]["CUDA_VISIBLE_DEVICES"] == "0,1"
-
-
-@pytest.mark.parametrize(
-    ("options", "capture_sees", "ranks_see"),
-    [
-        (["trainer.accelerator=gpu", "trainer.devices=2", "cache.capture_gpus=[0]"], "0", "1,2"),
-        (["cache.capture_gpus=[2,0,1]"], "2,0,1", ""),  # on the CPU ranks want none
-        ([], "0,1,2", "0,1,2"),
-    ],
-)
-def test_captures_and_ranks_see_their_own_gpus(options, capture_sees, ranks_see, compose_config, monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    seen = {}
-
-    def start(module: str, run: Path, log: Path | None, environment: dict[str, str]) -> subprocess.Popen:
-        seen.setdefault(module, []).append(environment["CUDA_VISIBLE_DEVICES"])
-        return subprocess.Popen(["sleep", "60"] if module == captures.MODULE else ["true"], stdin=subprocess.PIPE)
-
-    monkeypatch.setattr(captures, "start_child", start)
-    monkeypatch.setattr(launcher, "start_child", start)
-    config = compose_config("train", ["cache=stream", "cache.captures=1", *options])
-    launcher.launch_ranks(config, tmp_path)
-    assert seen == {captures.MODULE: [capture_sees], launcher.RANK: [ranks_see] * config.trainer.devices}
-
-
-@pytest.mark.parametrize(
-    ("visible", "gpus", "sentence"),
-    [
-        ("0,1,2", [0, 1], "leaves 1 of 3 GPUs and the training wants 2: trainer.devices=1$"),
-        ("0,1,2", [0, 1, 2], "leaves 0 of 3 GPUs and the training wants 2: name fewer of them$"),
-        ("0", [0], "leaves 0 of 1 GPUs and the training wants 2: leave cache.capture_gpus out$"),
-    ],
-)
-def test_too_few_gpus_for_the_ranks_are_refused(visible, gpus, sentence, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(ValueError, match=sentence):
-        captures.split_gpus(gpus, 2)
-
-
-def test_ranks_that_are_named_by_index_are_refused_beside_captures_gpus(compose_config, tmp_path):
-    options = ["cache=stream", "cache.captures=1", "cache.capture_gpus=[0,1]", "trainer.devices=[2,3]"]
-    with pytest.raises(ValueError, match=r"counted anew from 0, so trainer\.devices=\[2, 3\] .*: trainer\.devices=2"):
-        launcher.launch_ranks(compose_config("train", options), tmp_path)
 
 
 def test_the_last_line_of_a_log(tmp_path):

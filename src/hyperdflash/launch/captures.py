@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Self
 
-import torch
-
 from hyperdflash.launch.child import end_child, how_it_ended, start_child, take_job
 
 MODULE = "hyperdflash.launch.captures"
@@ -23,12 +21,10 @@ POLL_S = 0.1
 
 
 class Captures:
-    """Runs ``count`` capture processes during a block. ``gpus``: their CUDA_VISIBLE_DEVICES, None for that of this process."""
+    """Runs ``count`` capture processes during a block."""
 
-    def __init__(self, run: Path, count: int, gpus: str | None = None):
-        environment = {**os.environ, **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})}
-        self.logs = [run / "captures" / f"{number}.log" for number in range(count)]
-        self._start = [(MODULE, run, log, environment) for log in self.logs]
+    def __init__(self, run: Path, count: int):
+        self.run, self.logs = run, [run / "captures" / f"{number}.log" for number in range(count)]
         self._processes: list[subprocess.Popen] = []
 
     def __enter__(self) -> Self:
@@ -37,8 +33,8 @@ class Captures:
             folder.mkdir(exist_ok=True)
             print(f"starting {len(self.logs)} capture process(es), which write to {folder}", flush=True)
         try:
-            for start in self._start:
-                self._processes.append(start_child(*start))
+            for log in self.logs:
+                self._processes.append(start_child(MODULE, self.run, log, os.environ))
         except BaseException:
             self.__exit__()
             raise
@@ -66,24 +62,6 @@ def last_line(log: Path) -> str:
     """Returns the last line that is not empty; each update of a progress bar counts as a line."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
     return lines[-1] if lines else "it said nothing"
-
-
-def split_gpus(capture_gpus: list[int | str] | None, wanted: int) -> tuple[str | None, str | None]:
-    """Returns CUDA_VISIBLE_DEVICES of the captures, which names ``capture_gpus``, and of the ``wanted`` ranks, which get the
-    other GPUs; None stands for no change. ValueError when a GPU is missing or too few remain."""
-    if capture_gpus is None:
-        return None, None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    named, there = [str(gpu) for gpu in capture_gpus], [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    if absent := [gpu for gpu in named if gpu not in there]:
-        raise ValueError(f"cache.capture_gpus names GPU {absent[0]}, and there are {', '.join(there) or 'none'}")
-    rest = [gpu for gpu in there if gpu not in named]
-    if len(rest) < wanted:
-        fewer = "name fewer of them" if len(named) > 1 else "leave cache.capture_gpus out"
-        leaves = f"cache.capture_gpus=[{','.join(named)}] leaves {len(rest)} of {len(there)} GPUs"
-        advice = f"trainer.devices={len(rest)}" if rest else fewer
-        raise ValueError(f"{leaves} and the training wants {wanted}: {advice}")
-    return ",".join(named), ",".join(rest)
 
 
 def main(run: Path) -> None:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, ListConfig
 
-from hyperdflash.launch.captures import Captures, split_gpus
+from hyperdflash.launch.captures import Captures
 from hyperdflash.launch.child import RANK, end_child, how_it_ended, save_job, start_child
 from hyperdflash.training.checkpoints import SIGNALS, Stopped, handled_by
 
@@ -133,14 +133,7 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
 
     Passes SIGTERM and SIGINT on to the ranks, which save and stop, then raises ``Stopped``. The ranks end with this process.
     """
-    trainer, count, captures = config.trainer, num_devices(config.trainer), config.cache.get("captures", 0)
-    named = config.cache.capture_gpus if captures else None
-    if named is not None and isinstance(trainer.devices, ListConfig):  # hiding the captures' GPUs changes the indices
-        raise ValueError(
-            f"cache.capture_gpus={named} leaves the training the other GPUs, counted anew from 0, so trainer.devices="
-            f"{trainer.devices} says how many, not which: trainer.devices={count}"
-        )
-    capture_gpus, gpus = split_gpus(named, 0 if trainer.accelerator == "cpu" else count)
+    count, captures = num_devices(config.trainer), config.cache.get("captures", 0)
     ranks = save_job(config, run)
     processes: list[subprocess.Popen] = []
     signals: list[int] = []
@@ -153,14 +146,14 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
 
     if count > 1:
         print(f"starting {count} ranks; those after the first write to {ranks}", flush=True)
-    with handled_by(stop), Captures(run, captures, capture_gpus) as beside:
+    with handled_by(stop), Captures(run, captures) as beside:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         try:
             for rank in range(count):
                 if not signals:
-                    processes.append(_start(run, rank, count, port, gpus))
+                    processes.append(_start(run, rank, count, port))
             if signals:  # no rank has begun, and one may have missed the signal
                 print(f"\n{Stopped(signals[-1])} before the training began", flush=True)
                 raise Stopped(signals[-1])
@@ -187,10 +180,10 @@ def launch_ranks(config: DictConfig, run: Path) -> None:
         raise Stopped(stopped[0])
 
 
-def _start(run: Path, rank: int, count: int, port: int, gpus: str | None = None) -> subprocess.Popen:
+def _start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
     """Starts one rank with the environment that torch.distributed reads."""
     own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank}
-    own |= {"NODE_RANK": 0} | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
+    own |= {"NODE_RANK": 0}
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
     environment = outer | {name: str(value) for name, value in own.items()}
     return start_child(RANK, run, run / "ranks" / f"{rank}.log" if rank else None, environment)

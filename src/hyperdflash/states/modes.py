@@ -127,14 +127,13 @@ class Stream(CacheMode):
     """Keeps at most ``budget_gb`` (1e9 bytes) on disk; a reader waits at most ``wait_s`` seconds for a shard.
 
     ``in_process``: the training captures shards itself while no capture process runs. ``captures``: capture processes that it
-    starts instead (launch/captures.py). ``capture_gpus``: their GPUs, which the ranks of the training do not see.
+    starts instead (launch/captures.py).
     """
 
     budget_gb: float
     wait_s: float
     in_process: bool
     captures: int = 0
-    capture_gpus: Sequence[int | str] | None = None
 
     name: ClassVar[str] = "stream"
     writes: ClassVar[bool] = True
@@ -145,12 +144,6 @@ class Stream(CacheMode):
         positive_number("cache.wait_s", self.wait_s)
         boolean("cache.in_process", self.in_process)
         natural_int("cache.captures", self.captures)
-        gpus = self.capture_gpus
-        if gpus is not None and (isinstance(gpus, str) or not isinstance(gpus, Sequence) or not self.captures):
-            raise ValueError(
-                f"cache.capture_gpus must be a list of GPUs for cache.captures of at least 1, got {gpus} for "
-                f"cache.captures={self.captures}"
-            )
 
     @property
     def loads_target(self) -> bool:
@@ -165,7 +158,7 @@ class Stream(CacheMode):
         return int(self.budget_gb * 1e9)
 
     def for_capture(self) -> Self:
-        return replace(self, in_process=True, captures=0, capture_gpus=None)  # these options concern the training alone
+        return replace(self, in_process=True, captures=0)  # these options concern the training alone
 
     def states(self, shards, store, producer, layer_ids=(), *, name="data", **_) -> StreamedStates:
         producer = producer if self.loads_target else None
