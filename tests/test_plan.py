@@ -69,7 +69,6 @@ def test_bad_options_are_one_sentence(compose_config, overrides, sentence):
 
 def test_examples_of_a_mixture():
     assert num_examples({"chat": 3, "code": 4}) == 7
-    assert num_examples([{"source": "a", "count": 110}, {"source": "b", "fill_to": 150}]) == 150
     assert num_examples([{"source": "a", "count": 110}, {"source": "b", "count": 40}]) == 150
 
 

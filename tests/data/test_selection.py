@@ -31,7 +31,7 @@ def write(path, rows, extra=b""):
 
 def chosen(path, tmp_path, choice=CHOICE, num_train=20, num_heldout=8):
     found = select(path, "chat", choice, num_train=num_train, num_heldout=num_heldout, directory=tmp_path)
-    return found, [[c.id for c in found.conversations(side, 0, 999)] for side in ("train", "heldout")]
+    return found, [[c.id for c in side] for side in (found.train, found.heldout)]
 
 
 def test_shuffled_copied_and_damaged_rows_change_nothing(tmp_path):
@@ -45,7 +45,7 @@ def test_shuffled_copied_and_damaged_rows_change_nothing(tmp_path):
         rows = [*copies, *rows] if seed % 2 else [*rows, *copies]
         other, sides = chosen(write(tmp_path / f"{seed}.jsonl", rows, b"\xff\n[]\n"), tmp_path / "kept")
         assert [len(side) for side in sides] == [20, 8]
-        asked = [[asked_hash(c) for c in one.conversations("train", 0, 99)] for one in (found, other)]
+        asked = [[asked_hash(c) for c in one.train] for one in (found, other)]
         assert asked[0] == asked[1]
         assert other.stats.dropped["asks the same as another row"] == 9
     # of rows that ask the same the one with the lowest id stays, wherever it stands
@@ -69,8 +69,7 @@ def test_a_bigger_number_takes_the_same_rows_and_more_and_another_seed_others(tm
     _, (twenty, _) = chosen(path, tmp_path, num_train=20)
     assert twenty[:10] == ten and len(twenty) == 20
     monkeypatch.setattr(selection_module, "read_source", lambda *_: pytest.fail("the source was read again"))
-    found, (again, _) = chosen(path, tmp_path, num_train=15)
-    assert again == twenty and [c.id for c in found.conversations("train", 5, 4)] == twenty[5:9]
+    assert chosen(path, tmp_path, num_train=15)[1][0] == twenty
     monkeypatch.undo()
     _, (other, _) = chosen(path, tmp_path, Choice(seed=1, heldout=0.25, min_chars=2, max_chars=200))
     assert set(other) != set(twenty)
@@ -89,26 +88,24 @@ def test_rows_that_ask_the_same_are_on_one_side(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "line"),
+    ("damage", "fault"),
     [
-        (lambda kept: b"\x00" * 20 + kept[20:], "line 1, "),
-        (lambda kept: b"", "line 1, JSONDecodeError"),
-        (lambda kept: b"{}" + kept[kept.index(b"\n") :], "line 1, KeyError"),
-        (lambda kept: kept.replace(b'{"id"', b'{"i\xff"', 1), "line 2, "),
-        (lambda kept: kept[: kept.index(b"\n") + 1], "it ends before line 21"),
+        (lambda kept: b"\x00" * 20 + kept[20:], "Error: "),
+        (lambda kept: b"", "JSONDecodeError: "),
+        (lambda kept: b"{}" + kept[kept.index(b"\n") :], "KeyError: "),
+        (lambda kept: kept.replace(b'{"id"', b'{"i\xff"', 1), "Error: "),
+        (lambda kept: kept[: kept.index(b"\n") + 1], "0 rows, wanted 28"),
+        (lambda kept: kept[: kept.rindex(b'{"id"')], "27 rows, wanted 28"),
     ],
 )
-def test_a_damaged_kept_file_is_named_with_what_to_do(tmp_path, damage, line):
+def test_a_damaged_selection_is_named_and_made_again(tmp_path, damage, fault, caplog):
     source = write(tmp_path / "rows.jsonl", ROWS)
-    found, sides = chosen(source, tmp_path / "kept")
-    found.path.write_bytes(damage(found.path.read_bytes()))
-    with pytest.raises(
-        ValueError, match=r"the selection .* is damaged .*: remove it, and the next run makes it again"
-    ) as caught:
-        chosen(source, tmp_path / "kept")
-    assert line in str(caught.value) and str(found.path) in str(caught.value) and "\n" not in str(caught.value)
-    found.path.unlink()
-    assert chosen(source, tmp_path / "kept")[1] == sides
+    _, sides = chosen(source, tmp_path / "kept")
+    (path,) = (tmp_path / "kept").glob("*.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert chosen(source, tmp_path / "kept")[1] == sides and path.read_bytes() == whole
+    assert f"the selection {path} is damaged (" in caplog.text and fault in caplog.text
 
 
 def test_lengths_are_filtered_and_named(tmp_path):
@@ -152,13 +149,14 @@ def test_a_second_source_fills_the_stage_with_rows_the_first_stage_did_not_see(t
         stage1=[{"source": str(chat), "domain": "chat", "count": 20}],
         stage2=[
             {"source": str(code), "domain": "code", "count": 500},
-            {"source": str(chat), "domain": "chat", "skip": 20, "fill_to": 30},
+            {"source": str(chat), "domain": "chat", "skip": 20, "count": 14},
         ],
     )
     first, second = corpus(tmp_path, **stages), corpus(tmp_path, stage=2, **stages)
+    alone = len(corpus(tmp_path, stages["stage1"], stages["stage2"][:1], stage=2).train())
     one, two = first.train(), second.train()
     twice = second.row_stats[1].dropped["asks the same as another row"]  # rows of both sources, which nothing replaces
-    assert len(one) == 20 and 0 < twice < 4 and len(two) == 30 - twice
+    assert len(one) == 20 and 0 < twice < 4 and len(two) == alone + 14 - twice
     assert not {asked_hash(c) for c in one} & {asked_hash(c) for c in two if c.domain == "chat"}
     assert two != sorted(two, key=lambda c: c.domain)  # sources are mixed
     assert two == corpus(tmp_path, stage=2, **stages).train()
@@ -193,7 +191,7 @@ def test_the_hub_is_streamed_once_for_both_stages(tmp_path, monkeypatch):
         ({"stage1": 48}, r"corpus\.stage1 must be a mixture as in conf/corpus, .* got 48"),
         ({"stage2": {"chat": 5}}, r"corpus\.stage2 has an entry 'chat'; wanted source and count"),
         ({"count": 0}, r"count of .* must be a positive integer, got 0"),
-        ({"fill_to": 5}, r"wanted source and count \(or fill_to\)"),
+        ({"fill_to": 5}, r"wanted source and count, with skip"),
         ({"weight": 1}, r"an entry with count, domain, source, weight"),
         ({"max_chars": 1}, r"corpus\.max_chars=1 is below corpus\.min_chars=2"),
         ({"responses": "server:"}, r"corpus\.responses must be target or original or server:NAME, got 'server:'"),

@@ -9,21 +9,20 @@
 
 So shuffling a source changes nothing, and a larger number takes the same rows and more.
 
-A temporary SQLite file sorts the rows, so that memory holds one row at a time. A finished selection is a JSONL file that later
-runs read; an unfinished one leaves nothing, and the next run reads the source from its first row.
+A temporary SQLite file sorts the rows, so that memory holds one row of the source at a time. A finished selection is a JSONL
+file that later runs read: line 1 has the statistics and the number of rows per side, the rows follow, training first. A damaged
+one is made again, and an unfinished one leaves nothing.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import unicodedata
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
@@ -35,6 +34,8 @@ from hyperdflash.files import whole_file
 from hyperdflash.leases import exclusive
 from hyperdflash.settings import natural_int, number_between, positive_int
 from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 4  # of the selection file, of the rules above and of those of hyperdflash.data.rows
 
@@ -94,29 +95,11 @@ def _normalized(text: str) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection on disk: line 1 has the statistics and the number of rows per side; the rows follow, training first.
+    """The chosen conversations of a source, of each side in the order of their ranks, and what became of its rows."""
 
-    Methods raise ValueError where the file is damaged.
-    """
-
-    path: Path
     stats: RowStats
-    num_train: int
-    num_heldout: int
-
-    def conversations(self, split: Literal["train", "heldout"], start: int, count: int) -> list[Conversation]:
-        """Returns ``count`` conversations of one side from rank ``start`` on, or as many as there are."""
-        end = min(start + count, self.num_train if split == "train" else self.num_heldout)
-        offset = 1 if split == "train" else 1 + self.num_train
-        found = []
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(islice(lines, offset + start, offset + end), start=offset + start + 1):
-                with _undamaged(self.path, f"line {number}, "):
-                    found.append(from_row(json.loads(line)))
-        with _undamaged(self.path):
-            if len(found) < end - start:
-                raise ValueError(f"it ends before line {offset + end}")
-        return found
+    train: list[Conversation]
+    heldout: list[Conversation]
 
 
 def select(
@@ -133,33 +116,30 @@ def select(
     readable = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(source).name.removesuffix(".zst"))
     path = directory / f"{readable}-{content_hash(json.dumps(identity))}.jsonl"
     with exclusive(directory, f"leases/{path.stem}"):
-        found = _read(path, num_train, num_heldout)
-        if found is None:
-            _write(path, source, domain, choice, num_train, num_heldout)
-            found = _read(path, num_train, num_heldout)
-    assert found is not None
-    return found
+        if found := _read(path, num_train, num_heldout):
+            return found
+        _write(path, source, domain, choice, num_train, num_heldout)
+        return _read(path, num_train, num_heldout)
 
 
 def _read(path: Path, num_train: int, num_heldout: int) -> Selection | None:
-    """Returns None where the file is absent, or has fewer rows than wanted while the source has more."""
+    """Returns None where the file is absent or damaged, or has fewer rows than wanted while the source has more."""
     if not path.is_file():
         return None
-    with path.open("rb") as lines, _undamaged(path, "line 1, "):
-        head = json.loads(lines.readline())
-        enough = (num_train <= head["train"] or head["all_train"]) and (num_heldout <= head["heldout"] or head["all_heldout"])
-        return Selection(path, RowStats.of_record(head["stats"]), head["train"], head["heldout"]) if enough else None
-
-
-@contextmanager
-def _undamaged(path: Path, place: str = "") -> Iterator[None]:
     try:
-        yield
+        with path.open("rb") as lines:
+            head = json.loads(lines.readline())
+            for side, wanted in (("train", num_train), ("heldout", num_heldout)):
+                if wanted > head[side] and not head[f"all_{side}"]:
+                    return None
+            rows = [from_row(json.loads(line)) for line in lines]
+            if len(rows) == head["train"] + head["heldout"]:
+                return Selection(RowStats.of_record(head["stats"]), rows[: head["train"]], rows[head["train"] :])
+            fault = f"{len(rows)} rows, wanted {head['train'] + head['heldout']}"
     except (ValueError, TypeError, KeyError) as error:
-        reason = f"{place}{type(error).__name__}: {error}" if place else str(error)
-        raise ValueError(
-            f"the selection {path} is damaged ({reason}): remove it, and the next run makes it again from its source"
-        ) from None
+        fault = f"{type(error).__name__}: {error}"
+    log.warning("the selection %s is damaged (%s): its source is read again", path, fault)
+    return None
 
 
 def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldout: int) -> None:

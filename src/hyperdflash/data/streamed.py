@@ -24,9 +24,9 @@ from hyperdflash.stable_hash import content_hash
 class StreamedCorpus(Choice, Corpus):
     """``stage1`` and ``stage2`` are lists of ``{source, count}``; ``source`` is a hub id or a file (hyperdflash.data.sources).
 
-    A file needs its ``domain``; ``skip`` leaves out the source's first training rows by rank; ``fill_to`` instead of ``count``
-    takes as many rows as bring the stage to that number. Both are upper bounds: a source with fewer rows gives all of them,
-    and rows that are removed afterwards (benchmark prompts, questions of an earlier source) are not replaced.
+    A file needs its ``domain``; ``skip`` leaves out the source's first training rows by rank. ``count`` is an upper bound: a
+    source with fewer rows gives all of them, and rows that are removed afterwards (benchmark prompts, questions of an earlier
+    source) are not replaced.
 
     hyperdflash.data.selection chooses and orders the rows, and writes the selection below ``directory``. Training and
     validation rows are on different sides of one split by content. ``decontaminate`` removes conversations that hold a prompt
@@ -68,10 +68,8 @@ class StreamedCorpus(Choice, Corpus):
         self.row_stats.clear()
         for entry in self._entries:
             selection, skip = self._selection(entry), entry.get("skip", 0)
-            wanted = entry["count"] if "count" in entry else max(0, entry["fill_to"] - len(found))
-            ours = selection.conversations("train", skip, wanted)
-            stats = selection.stats
-            if wanted and not ours:
+            ours, stats = selection.train[skip : skip + entry["count"]], selection.stats
+            if not ours:
                 raise ValueError(_no_row(entry, stats, skip))
             stats.move(stats.taken - len(ours), BEYOND)
             self.row_stats.append(stats)
@@ -87,11 +85,11 @@ class StreamedCorpus(Choice, Corpus):
         found = {}
         for entry in self._entries:
             selection = self._selection(entry)
-            if not selection.num_heldout:
+            if not selection.heldout:
                 raise ValueError(
                     f"{entry['source']} has no held-out row at corpus.heldout={self.heldout}: raise it (a share of all rows)"
                 )
-            found |= {asked_hash(c): c for c in selection.conversations("heldout", 0, self.validation)}
+            found |= {asked_hash(c): c for c in selection.heldout[: self.validation]}
         return self._clean(list(found.values()), "validation")
 
     def _selection(self, entry: Mapping) -> Selection:
@@ -102,7 +100,7 @@ class StreamedCorpus(Choice, Corpus):
             entry["source"],
             entry.get("domain"),
             self,
-            num_train=max(e.get("skip", 0) + e.get("count", e.get("fill_to", 0)) for e in same),
+            num_train=max(e.get("skip", 0) + e["count"] for e in same),
             num_heldout=self.validation,
             directory=Path(self.directory),
         )
@@ -132,11 +130,8 @@ def _no_row(entry: Mapping, stats: RowStats, skip: int) -> str:
 
 def _check_entry(stage: str, entry: object) -> None:
     keys = set(entry) if isinstance(entry, Mapping) else set()
-    if not ({"source"} < keys <= {"source", "count", "fill_to", "skip", "domain"} and ("count" in keys) != ("fill_to" in keys)):
+    if not {"source", "count"} <= keys <= {"source", "count", "skip", "domain"}:
         given = f"with {', '.join(sorted(keys))}" if keys else repr(entry)
-        raise ValueError(
-            f"corpus.{stage} has an entry {given}; wanted source and count (or fill_to), with skip and domain where needed"
-        )
-    for name in keys & {"count", "fill_to"}:
-        positive_int(f"corpus.{stage} {name} of {entry['source']}", entry[name])
+        raise ValueError(f"corpus.{stage} has an entry {given}; wanted source and count, with skip and domain where needed")
+    positive_int(f"corpus.{stage} count of {entry['source']}", entry["count"])
     natural_int(f"corpus.{stage} skip of {entry['source']}", entry.get("skip", 0))

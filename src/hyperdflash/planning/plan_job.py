@@ -30,13 +30,8 @@ CODECS = ("bf16", "fp8")  # of the report
 
 
 def num_examples(mixture: dict | list) -> int:
-    """Counts one stage's examples: {domain: count}, or entries with a ``count`` or a total to ``fill_to``."""
-    if isinstance(mixture, dict):
-        return sum(mixture.values())
-    total = 0
-    for entry in mixture:
-        total = max(total, entry["fill_to"]) if "fill_to" in entry else total + entry["count"]
-    return total
+    """Counts one stage's examples: {domain: count}, or entries with a ``count``."""
+    return sum(mixture.values() if isinstance(mixture, dict) else (entry["count"] for entry in mixture))
 
 
 def make_plan(config: DictConfig) -> Plan:
