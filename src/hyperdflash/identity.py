@@ -26,7 +26,7 @@ METHOD = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "kl", 
 # Options that decide a run's result. Loggers, folders and options that only change the speed do not.
 DECIDING = ("stage", "target", "corpus", "blocks", *METHOD, "optim", "trainer", "mode", "seed", "init_from", "cache.dtype")
 # a dataset's identity adds engine
-ENGINE = ("engine", "servers", "states_dir", "check", "concurrency", "timeout_s", "attempts", "backoff_s")
+ENGINE = ("engine", "servers", "states_dir", "concurrency", "timeout_s", "attempts", "backoff_s")
 PERIODS = ("log_every_n_steps", "checkpoint_every_steps", "checkpoint_every_s")
 NOT_DECIDING = {
     "target": ("device_map", "tokens_per_forward", *ENGINE),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from safetensors.torch import save, save_file
 
 from hyperdflash.engines import vllm as vllm_client
 from hyperdflash.engines.client import EngineSettings, residual_of
-from hyperdflash.engines.producer import engine_producer, make_client, stamp_path
+from hyperdflash.engines.producer import make_client
 from hyperdflash.engines.servers import BadAnswer, Unavailable
 from hyperdflash.engines.sglang import check_flags, rows_of, server_info
 from hyperdflash.engines.vllm import read_finished
@@ -62,9 +61,8 @@ def start(kind, target, tmp_path):
 
 def client(kind, target, *servers, **keywords):
     given = {"attempts": 3, "timeout_s": 5, "backoff_s": 0.01} | keywords
-    return make_client(
-        {"engine": kind, "servers": [s.url for s in servers], "path": target.path, "dtype": "fp32", "experts": "dense"} | given
-    )
+    settings = {"engine": kind, "servers": [s.url for s in servers], "path": target.path, "dtype": "fp32", "experts": "dense"}
+    return make_client(settings | given)[0]
 
 
 def test_an_engine_gives_the_states_of_the_target(kind, start, target, sequences):
@@ -126,11 +124,11 @@ def test_a_request_goes_elsewhere_and_a_refusal_is_not_repeated(kind, start, tar
     assert len(refusing.bodies) == 1
 
 
-def test_a_server_that_is_not_there_is_named(target, sequences):
-    engine = make_client({"engine": "sglang", "servers": ["http://127.0.0.1:9"], "path": target.path, "dtype": "fp32"})
-    engine.settings.__dict__.update(attempts=1)
+def test_a_server_that_is_not_there_is_named(target):
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/get_server_info cannot be reached"):
-        engine.states(sequences[:1])
+        make_client(
+            {"engine": "sglang", "servers": ["http://127.0.0.1:9"], "path": target.path, "dtype": "fp32", "attempts": 1}
+        )
 
 
 @pytest.mark.parametrize(
@@ -207,37 +205,12 @@ def test_half_a_file_is_never_read(tmp_path, monkeypatch):
         read_finished(path, 0.05)
 
 
-def test_capture_wants_a_passing_check(target, tmp_path):
-    with SGLangServer(target) as server, SGLangServer(target) as other:
-        given = {"engine": "sglang", "servers": [server.url], "path": str(target.path), "dtype": "fp32"}
-
-        def producer(**changes):
-            return engine_producer(given | changes, tmp_path / "checks", "python -m src.check_engine target=x")
-
-        with pytest.raises(ValueError, match=r"never compared.*run `python -m src\.check_engine target=x`"):
-            producer()
-        path = stamp_path(tmp_path / "checks", "sglang", target.fingerprint, "fp32")
-        path.parent.mkdir()
-        stamp = {"passed": False, "verdict": "path 2 points elsewhere", "servers": [server.url]}
-        path.write_text(json.dumps(stamp))
-        with pytest.raises(ValueError, match="path 2 points elsewhere: repair the server"):
-            producer()
-        path.write_text(json.dumps(stamp | {"passed": True}))
-        assert producer().fingerprint == target.fingerprint
-        with pytest.raises(ValueError, match=f"does not cover {other.url}"):
-            producer(servers=[other.url])
-        assert producer(servers=[other.url], check="skip")
-        with pytest.raises(ValueError, match="never compared"):  # a stamp speaks of one dtype
-            producer(dtype="bf16")
-
-
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
         ({"engine": "trt"}, "target.engine must be sglang or vllm"),
         ({"servers": []}, r"needs target.servers=\[http://"),
         ({"servers": ["localhost:1"]}, "needs target.servers"),
-        ({"check": "no"}, "target.check must be required or skip"),
         ({"attempts": 0}, "target.attempts"),
         ({"timeout_s": "3e2"}, "target.timeout_s"),
         ({"states_dir": "/x"}, "belongs to target.engine=vllm"),

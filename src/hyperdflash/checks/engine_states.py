@@ -1,107 +1,136 @@
-"""Compares an engine's states with the target's in this process on a few prompts, and writes the stamp that captures need.
+"""Compares an engine's states with the target's in this process on a few prompts: by a command, and before every capture.
 
 1. prompts      held-out prompts, encoded as a capture encodes them
-2. own          the target in this process (``reference=target``), or only its heads (``reference=heads``)
+2. own          the target in this process (``reference=target``), or only its heads (``reference=heads``, and captures)
 3. engine       per server: states of every prompt, and the next token that it generates
-4. table        the stamp in runs/engine_checks, passed or not, and its table beside it; a failed check ends in exit code 1
+4. table        a line per server on the terminal; a difference ends in exit code 1
+
+Shapes: see contracts.py; N is the number of tokens of all prompts, concatenated. Engines use other kernels and often other
+number formats, so states never agree bit for bit: the limits bound direction, size and the target's next tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.cli import command_of
 from hyperdflash.contracts import DOMAINS
-from hyperdflash.data.chat import encode_prompt
+from hyperdflash.data.chat import Mode, encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer
-from hyperdflash.engines.compare import Comparison, Limits, compare
-from hyperdflash.engines.producer import make_client, stamp_path
+from hyperdflash.engines.client import EngineClient
+from hyperdflash.engines.producer import make_client
 from hyperdflash.options import instantiate
-from hyperdflash.preparing.job import engine_checks_dir
-from hyperdflash.record import environment_record
-from hyperdflash.report.results import write_report
-from hyperdflash.report.tables import GAP, Table, markdown
 from hyperdflash.settings import one_of, positive_int
-from hyperdflash.targets.load import fingerprint, load_heads
+from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.producer import InProcess
 
+COSINE = 0.98  # least mean over tokens, of every path
+RELATIVE_ERROR = 0.2  # most, ||engine - target|| / ||target||
+AGREED = 0.9  # least share of tokens, and of prompts, with the same next token
 
-def check_engine(config: DictConfig) -> Path:
-    """Returns the stamp's path; ValueError in one sentence where a server's states are not the target's."""
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of one server. ``next_token`` is the share of prompts where our heads on the engine's last state give the
+    token that the engine generates. The rest is None without a reference: ``cosine`` has M entries, means over tokens;
+    ``argmax`` is the share of tokens where both states give the same next token."""
+
+    tokens: int
+    next_token: float
+    cosine: tuple[float, ...] | None = None
+    relative_error: float | None = None
+    argmax: float | None = None
+
+    @property
+    def complaint(self) -> str | None:
+        """Describes the first exceeded limit; None where all hold. NaN exceeds every limit."""
+        if self.cosine is not None:
+            path = min(range(len(self.cosine)), key=lambda j: self.cosine[j])
+            if not self.cosine[path] >= COSINE:
+                return f"path {path} points elsewhere (mean cosine {self.cosine[path]:.3f}, wanted {COSINE:g})"
+            if not self.relative_error <= RELATIVE_ERROR:
+                return f"the states are off by {self.relative_error:.0%} of their size, wanted {RELATIVE_ERROR:.0%} at most"
+            if not self.argmax >= AGREED:
+                return f"{self.argmax:.0%} of the tokens have the same next token, wanted {AGREED:.0%}"
+        if self.next_token >= AGREED:
+            return None
+        share = f"on {self.next_token:.0%} of the prompts"
+        return f"{share} our heads read the engine's own next token from its states, wanted {AGREED:.0%}"
+
+
+def check_engine(config: DictConfig) -> None:
+    """Prints a line per server; ValueError in one sentence where a server's states are not the target's."""
     one_of("reference", config.reference, ("target", "heads"))
     if config.target.engine is None:
         raise ValueError("there is no engine to check: give target.engine=sglang or vllm, and target.servers=[http://...]")
-    limits = Limits(**config.limits)
-    prompts = check_prompts(config)
-    client = make_client(OmegaConf.to_container(config.target, resolve=True))
-    client.check_servers()
-    heads = load_heads(config.target.path)
+    number, longest = positive_int("prompts", config.prompts), positive_int("max_length", config.max_length)
+    prompts = check_prompts(load_tokenizer(config.target.path), config.mode, number, longest)
+    client, heads = make_client(OmegaConf.to_container(config.target, resolve=True))
     own = None
     if config.reference == "target":
         print(f"loading the target from {config.target.path}", flush=True)
-        target = instantiate(config.target)
-        if target.fingerprint != client.fingerprint:
-            raise ValueError(f"{config.target.path} loads as {target.fingerprint}, its heads as {client.fingerprint}")
-        producer = InProcess(target)
+        producer = InProcess(instantiate(config.target))
+        if producer.fingerprint != client.fingerprint:
+            raise ValueError(f"{config.target.path} loads as {producer.fingerprint}, its heads as {client.fingerprint}")
         own = torch.cat([producer.states([prompt])[None] for prompt in prompts])
-        del target, producer
-    found: dict[str, Comparison] = {}
-    for server in client.settings.servers:
-        one = replace(client, settings=replace(client.settings, servers=(server,)))
-        found[server] = compare(one.states(prompts)[None], own, [len(p) for p in prompts], one.next_tokens(prompts), heads)
-    complaints = {server: complaint for server, c in found.items() if (complaint := c.complaint(limits))}
-    verdict = next((f"at {server} {complaint}" for server, complaint in complaints.items()), "all servers agree")
-    path = stamp_path(engine_checks_dir(), client.settings.engine, fingerprint(heads), config.target.dtype)
-    stamp = {
-        "passed": not complaints,
-        "verdict": verdict,
-        "engine": client.settings.engine,
-        "servers": list(client.settings.servers),
-        "target": {"path": str(config.target.path), "fingerprint": client.fingerprint, "dtype": config.target.dtype},
-        "reference": config.reference,
-        "limits": asdict(limits),
-        "prompts": len(prompts),
-        "comparisons": {server: asdict(c) for server, c in found.items()},
-        "environment": environment_record(command_of("src.check_engine")),
-    }
-    text = comparison_markdown(found, complaints, limits, len(prompts))
-    write_report(path.parent, {path.name: stamp, path.with_suffix(".md").name: text})
-    print(f"{text}\nwrote {path}", flush=True)
+        del producer
+    complaints = []
+    for server, result in compare_servers(client, heads, prompts, own):
+        complaints += [f"at {server} {result.complaint}"] if result.complaint else []
+        numbers = ", ".join(f"{name} {value}" for name, value in asdict(result).items() if value is not None)
+        print(f"{server} {'differs' if result.complaint else 'agrees'}: {numbers}", flush=True)
     if complaints:
-        raise ValueError(f"{verdict}: nothing will be captured through {client.settings.engine}, see {path.with_suffix('.md')}")
-    return path
+        raise ValueError(f"{complaints[0]}: do not train on states of {client.settings.engine}")
 
 
-def check_prompts(config: DictConfig) -> list[Tensor]:
-    """Returns ``prompts`` committed held-out prompts, the domains in turn, each cut to ``max_length`` tokens."""
-    number, longest = positive_int("prompts", config.prompts), positive_int("max_length", config.max_length)
-    tokenizer = load_tokenizer(config.target.path)
+def checked_client(target: Mapping[str, object], tokenizer: PreTrainedTokenizerBase, mode: Mode) -> EngineClient:
+    """Returns the client for a capture; ValueError unless our heads on the states of every server give its own next tokens."""
+    client, heads = make_client(target)
+    for server, result in compare_servers(client, heads, check_prompts(tokenizer, mode)):
+        if result.complaint:
+            advice = "compare it with the target by `python -m src.check_engine` and these target options"
+            raise ValueError(f"at {server} {result.complaint}: {advice}")
+    return client
+
+
+def check_prompts(tokenizer: PreTrainedTokenizerBase, mode: Mode, number: int = 12, longest: int = 512) -> list[Tensor]:
+    """Returns ``number`` committed held-out prompts, the domains in turn, each cut to ``longest`` tokens."""
     by_domain = [load_eval_prompts(domain) for domain in DOMAINS]
     chosen = [by_domain[i % len(DOMAINS)][i // len(DOMAINS)] for i in range(min(number, sum(map(len, by_domain))))]
-    return [torch.tensor(encode_prompt(prompt, tokenizer, config.mode)[:longest]) for prompt in chosen]
+    return [torch.tensor(encode_prompt(prompt, tokenizer, mode)[:longest]) for prompt in chosen]
 
 
-def comparison_markdown(found: dict[str, Comparison], complaints: dict[str, str], limits: Limits, num_prompts: int) -> str:
-    """Returns a row per server, and the definitions of its numbers."""
-    paths = max((len(c.cosine) for c in found.values() if c.cosine), default=0)
-    header = ["Server", "tokens", "max abs", "rel. error", "worst token", *(f"cos path {j}" for j in range(paths))]
-    rows = []
-    for server, c in found.items():
-        numbers = [GAP if v is None else f"{v:.1e}" for v in (c.max_abs, c.relative_error, c.worst_token)]
-        shares = [GAP if v is None else f"{v:.1%}" for v in (c.argmax, c.next_token)]
-        cosines = [f"{v:.5f}" for v in c.cosine or ()]
-        rows.append([server, str(c.tokens), *numbers, *cosines, *shares, "**differs**" if server in complaints else "agrees"])
-    notes = (
-        f"{num_prompts} prompts. rel. error: ||engine - target|| / ||target|| over all tokens, and of the worst one; cos: "
-        "mean over tokens; same argmax: tokens whose next token is the same read from both states; own next token: prompts "
-        "whose last state, read by the checkpoint's own heads, gives the token that the engine generates. Limits: cosine "
-        f"{limits.cosine:g}, rel. error {limits.relative_error:g}, argmax {limits.argmax:g}, "
-        f"next token {limits.next_token:g}."
-    )
-    return markdown([Table([*header, "same argmax", "own next token", ""], rows), notes])
+def compare_servers(
+    client: EngineClient, heads: TargetHeads, prompts: Sequence[Tensor], own: Tensor | None = None
+) -> Iterator[tuple[str, Comparison]]:
+    """Yields each server with its comparison, see `compare`."""
+    for server in client.settings.servers:
+        one = replace(client, settings=replace(client.settings, servers=(server,)))
+        yield server, compare(one.states(prompts)[None], own, [len(p) for p in prompts], one.next_tokens(prompts), heads)
+
+
+@torch.no_grad()
+def compare(
+    found: Tensor, own: Tensor | None, lengths: Sequence[int], next_tokens: Sequence[int], heads: TargetHeads
+) -> Comparison:
+    """Compares the engine's states ``found`` [N, M, D] with the reference's ``own`` (or None); ``next_tokens`` has the engine's
+    next token of each prompt."""
+    predicted = best(heads, found[torch.tensor(lengths).cumsum(0) - 1])
+    agreed = sum(a == b for a, b in zip(predicted.tolist(), next_tokens, strict=True)) / len(lengths)
+    if own is None:
+        return Comparison(len(found), agreed)
+    cosine = tuple(cosine_similarity(found.float(), own.float(), dim=-1).mean(dim=0).tolist())
+    error = float((found.float() - own.float()).norm() / own.float().norm())
+    return Comparison(len(found), agreed, cosine, error, float((best(heads, found) == best(heads, own)).float().mean()))
+
+
+def best(heads: TargetHeads, states: Tensor, rows: int = 256) -> Tensor:
+    """[N, M, D] -> [N] int64: the target's most likely next tokens, ``rows`` rows of logits at a time."""
+    return torch.cat([heads.logits(heads.collapse(part[None]))[0].argmax(dim=-1) for part in states.split(rows)])

@@ -3,8 +3,7 @@
     sglang.py vllm.py   clients: how to start, request and read each server
     client.py           what they share: options, checks of every answer
     servers.py          JSON over HTTP, several servers, retries with growing waits
-    producer.py         target.engine=... -> the producer that fills a cache, once check_engine has passed
-    compare.py          an engine's states against the target's own
+    producer.py         target.engine=... -> the client that fills a cache
     serving.py          timed answers with the engine's own acceptance counters
 
 Four GPUs serve, four train:

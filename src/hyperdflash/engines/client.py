@@ -31,13 +31,11 @@ class EngineSettings(Servers):
 
     engine: str
     states_dir: Path | None = None
-    check: str = "required"
     wanted: ClassVar[str] = "target.engine needs target.servers=[http://host:port,...]"
     prefix: ClassVar[str] = "target."
 
     def __post_init__(self):
         one_of("target.engine", self.engine, ENGINES)
-        one_of("target.check", self.check, ("required", "skip"))
         super().__post_init__()
         if self.states_dir is not None and self.engine != "vllm":
             raise ValueError(f"target.states_dir belongs to target.engine=vllm, got target.engine={self.engine}: leave it out")
@@ -56,7 +54,7 @@ class EngineClient:
     """A producer (hyperdflash.targets.producer) of the residual before hc_head.
 
     ``num_paths`` M, ``hidden_size`` D and ``dtype`` are the target's; ``fingerprint`` is that of the local heads, which
-    check_engine compares with the servers. A subclass speaks one engine's protocol by three methods:
+    checks/engine_states.py compares with the servers. A subclass speaks one engine's protocol by three methods:
 
         _check(server)                  what requests need to know of a server; ValueError where it cannot serve states
         _residual(server, input_ids)    the ids that the engine reports (or None), its states [T, M * D] or [T, M, D]

@@ -1,24 +1,22 @@
 """Two jobs, each made once from a configuration and checked: one captures states, the other also prepares a dataset."""
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.answers.responses import answer_conversations
 from hyperdflash.answers.served_answers import served_path
-from hyperdflash.cli import capture_command, command_of, config_name, given_overrides
+from hyperdflash.checks.engine_states import checked_client
+from hyperdflash.cli import capture_command, command_of, config_name
 from hyperdflash.contracts import ENCODING_VERSION, Conversation, Document
 from hyperdflash.data.chat import MODES
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids, tokenizer_fingerprint
-from hyperdflash.engines.producer import engine_producer
 from hyperdflash.identity import dataset_decided_by, dataset_name, runs_dir
 from hyperdflash.leases import exclusive
 from hyperdflash.options import instantiate
@@ -75,7 +73,7 @@ class StatesJob:
         @cache
         def make() -> Producer:
             if self.target.get("engine"):
-                return engine_producer(self.target, engine_checks_dir(), check_command(self.target))
+                return checked_client(self.target, self.tokenizer, self.mode)
             return InProcess(target())
 
         return make
@@ -168,20 +166,3 @@ class PrepareJob(StatesJob):
 
 def answers_dir() -> Path:
     return runs_dir() / "responses"
-
-
-def engine_checks_dir() -> Path:
-    """Returns the folder of the stamps of `python -m src.check_engine`."""
-    return runs_dir() / "engine_checks"
-
-
-def check_command(target: Mapping) -> str:
-    """Returns the command that compares the engine of ``target`` with the target in process."""
-    if HydraConfig.initialized():
-        kept = ("hydra.searchpath=", "target=", "target.", "target/")
-        overrides = [override for override in given_overrides() if override.lstrip("+~").startswith(kept)]
-    else:
-        named = {name: target.get(name) for name in ("path", "dtype", "engine", "states_dir")}
-        overrides = [f"target.{name}={value}" for name, value in named.items() if value is not None]
-        overrides.append(f"target.servers=[{','.join(target['servers'])}]")
-    return shlex.join(["python", "-m", "src.check_engine", *overrides])

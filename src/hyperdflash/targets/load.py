@@ -24,7 +24,7 @@ from hyperdflash.targets.heads import TargetHeads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Settings of hyperdflash.engines that stand in the same group of a configuration.
-ENGINE_KEYS = {"engine", "servers", "states_dir", "check", "concurrency", "timeout_s", "attempts", "backoff_s"}
+ENGINE_KEYS = {"engine", "servers", "states_dir", "concurrency", "timeout_s", "attempts", "backoff_s"}
 
 
 @dataclass(frozen=True)
