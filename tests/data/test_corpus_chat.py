@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hyperdflash.contracts import Conversation, Turn
-from hyperdflash.data.chat import answer_text, encode, encode_prompt
+from hyperdflash.data.chat import encode, encode_prompt
 from hyperdflash.data.tokenizer import SPECIAL_TOKENS, special_ids
+from tiny_target.card.measure import answer_text
 
 
 def conversation(*contents: str, system: str | None = None) -> Conversation:

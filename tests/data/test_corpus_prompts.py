@@ -9,7 +9,7 @@ import pytest
 
 from hyperdflash.contracts import DOMAINS, Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
-from hyperdflash.data.prompts import load_eval_prompts, reference_answers
+from hyperdflash.data.prompts import eval_prompts_file, load_eval_prompts
 from tiny_target.corpus import __main__ as command
 from tiny_target.corpus.eval_prompts import as_prompt, final_number, write_prompts
 
@@ -27,9 +27,14 @@ def test_committed_prompts_are_enough_and_end_at_a_user_turn(tokenizer):
         load_eval_prompts("maths")
 
 
+def reference_answers(path) -> dict[str, int]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row["id"]: row["answer"] for row in rows if "answer" in row}
+
+
 def test_every_maths_prompt_has_its_number_and_both_kinds_are_there():
     prompts = load_eval_prompts("math")
-    answers = reference_answers()
+    answers = reference_answers(eval_prompts_file())
     assert {prompt.id for prompt in prompts} == set(answers)
     kinds = Counter(prompt.id.split("/")[1] for prompt in prompts)
     assert min(kinds["seen"], kinds["unseen"]) >= 150

@@ -49,7 +49,7 @@ BAD = {
 
 def stream(source, domain=None, *, stats=None):
     """Yields the conversations of a source without their places."""
-    return (conversation for _, conversation in read_source(source, domain, stats or RowStats(str(source))))
+    return read_source(source, domain, stats or RowStats(str(source)))
 
 
 @pytest.fixture

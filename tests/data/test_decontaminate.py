@@ -88,7 +88,7 @@ def corpus(folder, **changed) -> StreamedCorpus:
     entries = [{"source": str(file), "domain": "chat", "count": 50}]
     fields = dict(stage=1, stage1=entries, stage2=[], validation=50, responses="original", temperature=0.0, top_p=1.0)
     fields |= dict(max_new_tokens=8, max_length=64, decontaminate=True, benchmarks_path=folder)
-    fields |= dict(seed=0, heldout=0.4, min_chars=2, max_chars=1000, directory=folder / "kept")
+    fields |= dict(seed=0, heldout=0.4, directory=folder / "kept")
     return StreamedCorpus(**(fields | changed))
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 import pytest
 
 from hyperdflash.data import selection as selection_module
-from hyperdflash.data.selection import Choice, asked_hash, select
+from hyperdflash.data.selection import asked_hash, select
 from hyperdflash.data.sources import read_source
 from hyperdflash.data.streamed import StreamedCorpus
 
@@ -21,7 +21,6 @@ ROWS = [
     for a in THINGS
     for b in THINGS
 ]
-CHOICE = Choice(seed=0, heldout=0.25, min_chars=2, max_chars=200)
 
 
 def write(path, rows, extra=b""):
@@ -29,8 +28,8 @@ def write(path, rows, extra=b""):
     return path
 
 
-def chosen(path, tmp_path, choice=CHOICE, num_train=20, num_heldout=8):
-    found = select(path, "chat", choice, num_train=num_train, num_heldout=num_heldout, directory=tmp_path)
+def chosen(path, tmp_path, seed=0, share=0.25, num_train=20, num_heldout=8):
+    found = select(path, "chat", seed, share, num_train=num_train, num_heldout=num_heldout, directory=tmp_path)
     return found, [[c.id for c in side] for side in (found.train, found.heldout)]
 
 
@@ -71,7 +70,7 @@ def test_a_bigger_number_takes_the_same_rows_and_more_and_another_seed_others(tm
     monkeypatch.setattr(selection_module, "read_source", lambda *_: pytest.fail("the source was read again"))
     assert chosen(path, tmp_path, num_train=15)[1][0] == twenty
     monkeypatch.undo()
-    _, (other, _) = chosen(path, tmp_path, Choice(seed=1, heldout=0.25, min_chars=2, max_chars=200))
+    _, (other, _) = chosen(path, tmp_path, seed=1)
     assert set(other) != set(twenty)
 
 
@@ -82,7 +81,7 @@ def test_rows_that_ask_the_same_are_on_one_side(tmp_path):
     for one, two in spelled:
         rows = [{"instruction": text % name, "output": "y"} for name in THINGS for text in (one, two)]
         path = write(tmp_path / "pairs.jsonl", rows)
-        found, (train, heldout) = chosen(path, tmp_path, Choice(seed=0, heldout=0.5, min_chars=2, max_chars=200))
+        found, (train, heldout) = chosen(path, tmp_path, share=0.5)
         assert len(train) + len(heldout) == len(THINGS) and train and heldout
         assert found.stats.dropped["asks the same as another row"] == len(THINGS)
 
@@ -108,15 +107,6 @@ def test_a_damaged_selection_is_named_and_made_again(tmp_path, damage, fault, ca
     assert f"the selection {path} is damaged (" in caplog.text and fault in caplog.text
 
 
-def test_lengths_are_filtered_and_named(tmp_path):
-    rows = [{"instruction": "x" * n, "output": "y"} for n in (1, 4, 9)]
-    found, (train, _) = chosen(
-        write(tmp_path / "rows.jsonl", rows), tmp_path, Choice(seed=0, heldout=0.0, min_chars=3, max_chars=9)
-    )
-    assert len(train) == 1
-    assert found.stats.places == {"below 3 characters": ["rows.jsonl:1"], "above 9 characters": ["rows.jsonl:3"]}
-
-
 def test_a_changed_file_is_read_again_and_a_broken_reading_leaves_nothing(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", ROWS[:40])
     kept = tmp_path / "kept"
@@ -139,7 +129,7 @@ def test_a_changed_file_is_read_again_and_a_broken_reading_leaves_nothing(tmp_pa
 def corpus(tmp_path, stage1, stage2=(), stage=1, **changed) -> StreamedCorpus:
     fields = dict(stage=stage, stage1=stage1, stage2=stage2, validation=4, responses="original", temperature=0.0, top_p=1.0)
     fields |= dict(max_new_tokens=8, max_length=64, decontaminate=False, benchmarks_path=None, seed=0, heldout=0.25)
-    return StreamedCorpus(**(fields | dict(min_chars=2, max_chars=200, directory=tmp_path / "kept") | changed))
+    return StreamedCorpus(**(fields | dict(directory=tmp_path / "kept") | changed))
 
 
 def test_a_second_source_fills_the_stage_with_rows_the_first_stage_did_not_see(tmp_path):
@@ -193,7 +183,6 @@ def test_the_hub_is_streamed_once_for_both_stages(tmp_path, monkeypatch):
         ({"count": 0}, r"count of .* must be a positive integer, got 0"),
         ({"fill_to": 5}, r"wanted source and count, with skip"),
         ({"weight": 1}, r"an entry with count, domain, source, weight"),
-        ({"max_chars": 1}, r"corpus\.max_chars=1 is below corpus\.min_chars=2"),
         ({"responses": "server:"}, r"corpus\.responses must be target or original or server:NAME, got 'server:'"),
     ],
 )
@@ -213,6 +202,3 @@ def test_a_source_without_a_training_row_says_why_with_its_columns(tmp_path):
     sentence = r"no training row among 3 \(3 no known fields: .*\): it has the columns text, label, wanted one of messages, "
     with pytest.raises(ValueError, match=sentence):
         made.train()
-    short = write(tmp_path / "short.jsonl", [{"instruction": "x", "output": "y"}])
-    with pytest.raises(ValueError, match=r"no training row among 1 \(1 below 30 characters: short\.jsonl:1\)"):
-        corpus(tmp_path, [{"source": str(short), "domain": "chat", "count": 5}], min_chars=30).train()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyperdflash.answers.answer_file import AnswerFile
-from hyperdflash.contracts import Conversation, Document, Turn
+from hyperdflash.contracts import Document
 
 
 def document(name: str, length: int = 4) -> Document:
@@ -55,13 +55,6 @@ def test_no_conversation_is_read_without_one_of_its_documents(path, damaged):
     assert names(path) == [*old, *(["c"] if damaged < 7 else []), "d"]  # b's own end cannot be told from a part of c
     AnswerFile(path).append([document("b#1"), document("b")])  # made again
     assert names(path)[-2:] == ["b#1", "b"]
-
-
-def test_only_wanted_conversations_are_read(path):
-    AnswerFile(path).append([document("b#1"), document("b")])
-    AnswerFile(path).append([document("c", 0)])
-    found = AnswerFile(path, [Conversation(name, "chat", (Turn("user", "x"),) * 2) for name in ("b", "c", "new")])
-    assert list(found.documents) == ["b#1", "b", "c"]
 
 
 def test_a_line_that_is_being_written_is_passed_over_and_stays(path):

@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import DOMAINS, Conversation, Document
-from hyperdflash.data.chat import answer_text, encode
-from hyperdflash.data.prompts import HeldoutPrompts, reference_answers
+from hyperdflash.data.chat import encode
+from hyperdflash.data.prompts import HeldoutPrompts, eval_prompts_file
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.decoding.metrics import AcceptanceMetrics
 from hyperdflash.decoding.repetition import ends_in_loop
@@ -148,7 +148,8 @@ def _answers(
     """Returns the last answer to each prompt by group."""
     eos_id = special_ids(tokenizer, mask_token_id).eos
     questions = {prompt.id: prompt.turns[-1].content for prompt in prompts}
-    wanted = reference_answers()
+    rows = map(json.loads, eval_prompts_file().read_text(encoding="utf-8").splitlines())
+    wanted = {row["id"]: row["answer"] for row in rows if "answer" in row}  # the right number of each math prompt
     answers: dict[str, list[Answer]] = {name: [] for name in GROUPS}
     for document in (d for d in documents if d.id in questions):  # think_high has another one per earlier turn
         others = (~document.loss_mask).nonzero()
@@ -165,6 +166,16 @@ def _answers(
         )
         answers[answer.group].append(answer)
     return answers
+
+
+def answer_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Decodes generated ids up to the end token, without reasoning and control tokens."""
+    special, kept = special_ids(tokenizer, mask_id=0), [int(index) for index in ids]
+    if special.eos in kept:
+        kept = kept[: kept.index(special.eos)]
+    if special.think_end in kept:
+        kept = kept[len(kept) - kept[::-1].index(special.think_end) :]
+    return tokenizer.decode(kept, skip_special_tokens=True)
 
 
 def _measure_mtp(config: DictConfig, target: Target, documents: Sequence[Document], looping: set[str]) -> dict:

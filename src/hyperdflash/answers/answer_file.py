@@ -25,17 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class AnswerFile:
-    """The answers in ``path`` to ``conversations``, or all of them (None): ``documents`` by id.
+    """The answers in ``path``: ``documents`` by id.
 
     A damaged line counts as no answer, as does the rest of its conversation, and the next conversation where it was the last
     line of its own; a warning names it.
     """
 
-    def __init__(self, path: Path, conversations: Sequence[Conversation] | None = None):
+    def __init__(self, path: Path):
         self.path = path
         self.documents: dict[str, Document] = {}
         self._end: int | None = 0  # of the last whole line, in bytes; None once a line was appended
-        wanted = None if conversations is None else {c.id for c in conversations}
         rows: list[dict | None] = []  # of one conversation; None for a damaged line
         with path.open("rb") if path.exists() else BytesIO() as lines:
             for number, line in enumerate(lines, start=1):
@@ -46,7 +45,7 @@ class AnswerFile:
                 if row is None:
                     log.warning("line %d of %s is damaged: its conversation will be answered again", number, path)
                 elif "#" not in row["id"]:  # the last document of a conversation
-                    if None not in rows and (wanted is None or row["id"] in wanted):
+                    if None not in rows:
                         self.documents |= {row["id"]: _document(row) for row in rows}
                     rows = []
 

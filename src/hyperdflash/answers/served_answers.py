@@ -91,7 +91,7 @@ def ask_servers(
     busy = f"another process is filling {path}: wait for it, or end it"
     failed: dict[str, Exception] = {}
     with exclusive(path.parent, f"leases/{path.stem}", wait_s=0, busy=busy):
-        answers = AnswerFile(path, conversations)
+        answers = AnswerFile(path)
         todo = answers.missing(conversations)
         print(f"{title}: {len(conversations) - len(todo):,} of {len(conversations):,} are in {path}", flush=True)
         if not todo:
@@ -201,7 +201,7 @@ def served_documents(
     command: str,
 ) -> list[Document]:
     """Returns the stored documents in the order of ``conversations``; ValueError with ``command`` where one is absent."""
-    answers = AnswerFile(path, conversations)
+    answers = AnswerFile(path)
     if missing := answers.missing(conversations):
         raise ValueError(f"{len(missing):,} of {len(conversations):,} answers are not in {path}: run `{command}` first")
     return answers.ordered(conversations, settings, tokenizer)

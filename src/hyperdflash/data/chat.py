@@ -171,20 +171,6 @@ def history_after(prompt: Sequence[int], answer: Sequence[int], tokenizer: PreTr
     special = _encoder(tokenizer).ids
     if prompt[-1] != special.think:
         raise ValueError(f"a think_high prompt ends in <think>, got token {prompt[-1]}: encode it with mode think_high")
-    answered = _after_reasoning(answer, special.think_end) if special.think_end in answer else [special.eos]
+    kept = list(answer)
+    answered = kept[len(kept) - kept[::-1].index(special.think_end) :] if special.think_end in kept else [special.eos]
     return [*prompt[:-1], special.think_end, *answered]
-
-
-def _after_reasoning(ids: Sequence[int], think_end: int) -> list[int]:
-    """Returns the ids behind the last ``think_end``; all ids where there is none."""
-    kept = list(ids)
-    return kept[len(kept) - kept[::-1].index(think_end) :] if think_end in kept else kept
-
-
-def answer_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Decodes generated ids up to the end token, without reasoning and control tokens."""
-    special = _encoder(tokenizer).ids
-    kept = [int(index) for index in ids]
-    if special.eos in kept:
-        kept = kept[: kept.index(special.eos)]
-    return tokenizer.decode(_after_reasoning(kept, special.think_end), skip_special_tokens=True)

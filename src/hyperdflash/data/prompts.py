@@ -98,11 +98,6 @@ def load_eval_prompts(domain: str | None = None, path: Path | None = None) -> li
     return [from_row(row) for row in _rows(path or eval_prompts_file()) if domain in (None, row["domain"])]
 
 
-def reference_answers(path: Path | None = None) -> dict[str, int]:
-    """Returns the right final number of each math prompt by conversation id."""
-    return {row["id"]: row["answer"] for row in _rows(path or eval_prompts_file()) if "answer" in row}
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeldoutPrompts(Prompts):
     """``per_domain`` of the committed prompts of each domain; half of the math prompts are from unseen templates."""

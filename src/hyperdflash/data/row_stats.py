@@ -17,7 +17,7 @@ NOT_MALFORMED = (DUPLICATE, HELD_OUT, BEYOND, BENCHMARK)
 @dataclass
 class RowStats:
     """``read`` rows of ``source``, of which ``taken`` are used; ``dropped`` counts the others by reason. ``places`` lists the
-    first rows of each reason that concerns a single row (malformed, too short, too long)."""
+    first rows of each reason that concerns a single row."""
 
     source: str
     read: int = 0

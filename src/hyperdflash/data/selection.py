@@ -1,11 +1,10 @@
 """Selects and orders the rows of a source by what each row asks, never by its position.
 
-1. length      drop conversations with fewer than ``min_chars`` or more than ``max_chars`` characters
-2. question    the texts of system and user turns, normalized (NFKC, case, white space). Rows with the same question are one
+1. question    the texts of system and user turns, normalized (NFKC, case, white space). Rows with the same question are one
                row whatever their answers, since under ``responses: target`` they become one document: the lowest id stays
-3. side        held out or training, by the hash of the first user turn, normalized and with folded digits, so that rows with
+2. side        held out or training, by the hash of the first user turn, normalized and with folded digits, so that rows with
                the same question are on one side
-4. rank        a hash of ``seed`` and the question orders each side; the lowest ranks are taken, in that order
+3. rank        a hash of ``seed`` and the question orders each side; the lowest ranks are taken, in that order
 
 So shuffling a source changes nothing, and a larger number takes the same rows and more.
 
@@ -21,7 +20,7 @@ import logging
 import sqlite3
 import unicodedata
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,50 +31,11 @@ from hyperdflash.data.rows import from_row, to_row
 from hyperdflash.data.sources import is_row_file, read_source
 from hyperdflash.files import whole_file
 from hyperdflash.leases import exclusive
-from hyperdflash.settings import natural_int, number_between, positive_int
 from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 4  # of the selection file, of the rules above and of those of hyperdflash.data.rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The settings of a selection: ``seed`` of the ranks, ``heldout`` the share of rows that no training sees, ``min_chars``
-    and ``max_chars`` the bounds of a conversation's length, all turns together."""
-
-    seed: int
-    heldout: float
-    min_chars: int
-    max_chars: int
-
-    def __post_init__(self):
-        natural_int("corpus.seed", self.seed)
-        number_between("corpus.heldout", self.heldout, 0, 0.5)
-        natural_int("corpus.min_chars", self.min_chars)
-        positive_int("corpus.max_chars", self.max_chars)
-        if self.max_chars < self.min_chars:
-            raise ValueError(f"corpus.max_chars={self.max_chars} is below corpus.min_chars={self.min_chars}")
-
-    @property
-    def settings(self) -> dict[str, object]:
-        return {field.name: getattr(self, field.name) for field in fields(Choice)}
-
-    def length_fault(self, conversation: Conversation) -> str | None:
-        """Returns the reason to drop a conversation for its length; None where it fits."""
-        length = sum(len(turn.content) for turn in conversation.turns)
-        if length < self.min_chars:
-            return f"below {self.min_chars:,} characters"
-        return f"above {self.max_chars:,} characters" if length > self.max_chars else None
-
-    def is_heldout(self, conversation: Conversation) -> bool:
-        first = next(turn.content for turn in conversation.turns if turn.role == "user")
-        return unit_interval(fold_text(_normalized(first)), salt="held-out row") < self.heldout
-
-    def rank(self, conversation: Conversation) -> int:
-        """Returns an integer of 64 bits."""
-        return int(content_hash(f"{self.seed}\x00{_asked_text(conversation)}"), 16)
+_FORMAT = 5  # of the selection file, of the rules above and of those of hyperdflash.data.rows
 
 
 def _asked_text(conversation: Conversation) -> str:
@@ -102,14 +62,20 @@ class Selection:
     heldout: list[Conversation]
 
 
+def _is_heldout(conversation: Conversation, share: float) -> bool:
+    first = next(turn.content for turn in conversation.turns if turn.role == "user")
+    return unit_interval(fold_text(_normalized(first)), salt="held-out row") < share
+
+
 def select(
-    source: str | Path, domain: str | None, choice: Choice, *, num_train: int, num_heldout: int, directory: Path
+    source: str | Path, domain: str | None, seed: int, heldout: float, *, num_train: int, num_heldout: int, directory: Path
 ) -> Selection:
-    """Returns a selection of ``source`` with at least these numbers of rows, or with all rows of the source.
+    """Returns a selection of ``source`` with at least these numbers of rows, or with all rows of the source; ``heldout`` is the
+    share of rows that no training sees.
 
     Reads it from ``directory`` where it exists; otherwise one process reads the source while the others wait.
     """
-    identity: list[object] = [_FORMAT, str(source), domain, choice.settings]
+    identity: list[object] = [_FORMAT, str(source), domain, seed, heldout]
     if is_row_file(source) and Path(source).is_file():
         status = Path(source).stat()
         identity += [str(Path(source).resolve()), status.st_size, status.st_mtime_ns]
@@ -118,7 +84,7 @@ def select(
     with exclusive(directory, f"leases/{path.stem}"):
         if found := _read(path, num_train, num_heldout):
             return found
-        _write(path, source, domain, choice, num_train, num_heldout)
+        _write(path, source, domain, seed, heldout, num_train, num_heldout)
         return _read(path, num_train, num_heldout)
 
 
@@ -142,33 +108,30 @@ def _read(path: Path, num_train: int, num_heldout: int) -> Selection | None:
     return None
 
 
-def _write(path: Path, source, domain, choice: Choice, num_train: int, num_heldout: int) -> None:
+def _write(path: Path, source, domain, seed: int, heldout: float, num_train: int, num_heldout: int) -> None:
     stats = RowStats(str(source))
-    num_fitting = 0
     with closing(sqlite3.connect("")) as rows:  # a temporary file, removed when it is closed
         rows.execute("PRAGMA journal_mode = OFF")
         rows.execute("CREATE TABLE rows (rank INTEGER PRIMARY KEY, heldout INTEGER, id TEXT, line TEXT)")
         found = read_source(source, domain, stats)
-        for place, conversation in tqdm(found, desc=f"reading {source}", unit="row"):
-            if fault := choice.length_fault(conversation):
-                stats.drop(fault, place)
-                continue
-            num_fitting += 1
+        for conversation in tqdm(found, desc=f"reading {source}", unit="row"):
+            stats.taken += 1
             line = json.dumps(to_row(conversation), ensure_ascii=False)
-            rank = choice.rank(conversation) - 2**63  # SQLite's integers have a sign
+            # a hash of 64 bits; SQLite's integers have a sign
+            rank = int(content_hash(f"{seed}\x00{_asked_text(conversation)}"), 16) - 2**63
             rows.execute(
                 "INSERT INTO rows VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET id = excluded.id, line = excluded.line "
                 "WHERE excluded.id < rows.id",
-                (rank, choice.is_heldout(conversation), conversation.id, line),
+                (rank, _is_heldout(conversation, heldout), conversation.id, line),
             )
         sides = dict(rows.execute("SELECT heldout, count(*) FROM rows GROUP BY heldout"))
         all_train, all_heldout = sides.get(0, 0), sides.get(1, 0)
-        stats.taken = num_fitting
-        stats.move(num_fitting - all_train - all_heldout, DUPLICATE)
+        stats.move(stats.taken - all_train - all_heldout, DUPLICATE)
         stats.move(all_heldout, HELD_OUT)
         head = {
             "stats": stats.as_record(),
-            "choice": choice.settings,
+            "seed": seed,
+            "share_heldout": heldout,
             **{"train": min(num_train, all_train), "all_train": num_train >= all_train},
             **{"heldout": min(num_heldout, all_heldout), "all_heldout": num_heldout >= all_heldout},
         }

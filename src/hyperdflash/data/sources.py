@@ -44,8 +44,8 @@ def check_source(source: str | Path, domain: str | None) -> str:
     return domain
 
 
-def read_source(source: str | Path, domain: str | None, stats: RowStats) -> Iterator[tuple[str, Conversation]]:
-    """Yields (place, conversation) of a hub data set (an id in ``HUB_DATASETS``) or of a local file, in the source's order.
+def read_source(source: str | Path, domain: str | None, stats: RowStats) -> Iterator[Conversation]:
+    """Yields the conversations of a hub data set (an id in ``HUB_DATASETS``) or of a local file, in the source's order.
 
     A file needs its ``domain``; ``stats`` receives the number of rows read and of malformed rows by reason. One row is in
     memory at a time (256 rows of a Parquet file).
@@ -56,7 +56,7 @@ def read_source(source: str | Path, domain: str | None, stats: RowStats) -> Iter
         try:
             if isinstance(row, MalformedRow):
                 raise row
-            yield place, parse_row(row, domain)
+            yield parse_row(row, domain)
         except MalformedRow as reason:
             stats.drop(str(reason), place)
 

@@ -14,14 +14,14 @@ from hyperdflash.data.decontaminate import decontaminate
 from hyperdflash.data.prompts import benchmark_prompts
 from hyperdflash.data.row_stats import BENCHMARK, BEYOND, DUPLICATE, RowStats
 from hyperdflash.data.rows import FORMS
-from hyperdflash.data.selection import Choice, Selection, asked_hash, select
+from hyperdflash.data.selection import Selection, asked_hash, select
 from hyperdflash.data.sources import check_source, columns_of, is_row_file
-from hyperdflash.settings import boolean, natural_int, positive_int
+from hyperdflash.settings import boolean, natural_int, number_between, positive_int
 from hyperdflash.stable_hash import content_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedCorpus(Choice, Corpus):
+class StreamedCorpus(Corpus):
     """``stage1`` and ``stage2`` are lists of ``{source, count}``; ``source`` is a hub id or a file (hyperdflash.data.sources).
 
     A file needs its ``domain``; ``skip`` leaves out the source's first training rows by rank. ``count`` is an upper bound: a
@@ -35,13 +35,16 @@ class StreamedCorpus(Choice, Corpus):
 
     stage1: Sequence[Mapping]
     stage2: Sequence[Mapping]
+    seed: int
+    heldout: float
     decontaminate: bool
     benchmarks_path: str | Path | None
     directory: str | Path
 
     def __post_init__(self):
-        Corpus.__post_init__(self)
-        Choice.__post_init__(self)
+        super().__post_init__()
+        natural_int("corpus.seed", self.seed)
+        number_between("corpus.heldout", self.heldout, 0, 0.5)
         boolean("corpus.decontaminate", self.decontaminate)
         for name, entries in (("stage1", self.stage1), ("stage2", self.stage2)):
             for entry in entries:
@@ -99,7 +102,8 @@ class StreamedCorpus(Choice, Corpus):
         return select(
             entry["source"],
             entry.get("domain"),
-            self,
+            self.seed,
+            self.heldout,
             num_train=max(e.get("skip", 0) + e["count"] for e in same),
             num_heldout=self.validation,
             directory=Path(self.directory),
