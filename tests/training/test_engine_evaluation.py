@@ -120,14 +120,12 @@ def test_a_server_must_run_what_it_is_named_for(config, servers):
             evaluate_in_engine(config(named))
 
 
-def test_without_a_histogram_there_is_no_figure(config, servers, kind, tmp_path):
+def test_a_server_without_a_histogram_is_refused(config, servers, kind):
     if kind == "vllm":
         pytest.skip("vLLM counts by position")
     servers["MTP2"].histogram = False
-    evaluate_in_engine(config(servers))
-    out = tmp_path / "out"
-    assert not list(out.glob("figure1*")) and "no Figure 1" in (out / "engine.md").read_text()
-    assert all(t["survived"] is None for row in rows_in(out) for t in row["methods"]["MTP (2)"])
+    with pytest.raises(ValueError, match="drafts and reports no spec_accept_histogram: use an SGLang that"):
+        evaluate_in_engine(config(servers))
 
 
 def test_vllm_counters_are_read_as_they_are_written(target, tmp_path, monkeypatch, kind):

@@ -113,9 +113,7 @@ class Servers:
 
     def __post_init__(self):
         if not self.servers or not all(isinstance(s, str) and s.startswith(("http://", "https://")) for s in self.servers):
-            raise ValueError(
-                f"{self.wanted}, got {list(self.servers)}: start the servers first (docstring of hyperdflash.engines)"
-            )
+            raise ValueError(f"{self.wanted}, got {list(self.servers)}: start the servers first (docs/deepseek_v4_flash.md)")
         for name in ("concurrency", "attempts"):
             positive_int(self.prefix + name, getattr(self, name))
         for name in ("timeout_s", "backoff_s"):
@@ -128,7 +126,6 @@ class ServerPool:
     def __init__(self, settings: Servers):
         self.settings = settings
         self._busy = dict.fromkeys(settings.servers, 0)
-        self._failed = dict.fromkeys(settings.servers, 0)
         self._lock = threading.Lock()
 
     def map(self, ask: Callable[[str, Any], Any], requests: Sequence) -> list:
@@ -159,7 +156,6 @@ class ServerPool:
                 last = error
                 pause_s = self.settings.backoff_s * 2 ** len(failed)
                 failed.append(server)
-                self._failed[server] += 1
             finally:
                 with self._lock:
                     self._busy[server] -= 1
@@ -169,10 +165,10 @@ class ServerPool:
         )
 
     def _take(self, failed: Sequence[str], refused: set[str]) -> str:
-        """Picks a server where this request has not failed, then the least busy, then the one with the fewest failures."""
+        """Picks the least busy server, of those where this request has not failed if there are any."""
         recent = failed[-(len(self._busy) - 1) :]
         with self._lock:
             left = [server for server in self._busy if server not in refused]
-            server = min(left, key=lambda s: (s in recent, self._busy[s], self._failed[s]))
+            server = min(left, key=lambda s: (s in recent, self._busy[s]))
             self._busy[server] += 1
             return server

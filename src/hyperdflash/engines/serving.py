@@ -33,7 +33,7 @@ class Served:
     """One answer: token ``ids``; ``after_first`` tokens arrived behind the first chunk, in ``decode_s`` seconds.
 
     ``rounds`` counts verification steps (0 without speculation) and ``accepted`` their accepted drafts; entry k of ``survived``
-    counts the rounds that accepted more than k drafts (None where the server reports no histogram).
+    counts the rounds that accepted more than k drafts.
     """
 
     ids: list[int]
@@ -43,7 +43,7 @@ class Served:
     after_first: int
     rounds: int = 0
     accepted: int = 0
-    survived: tuple[int, ...] | None = ()
+    survived: tuple[int, ...] = ()
 
 
 def ask(
@@ -88,7 +88,9 @@ def _ask_sglang(server: str, body: dict, timeout_s: float) -> Served:
     if not rounds:
         return served
     if not histogram:
-        return replace(served, rounds=rounds, accepted=max(served.after_first - rounds, 0), survived=None)
+        raise ValueError(
+            f"{server} drafts and reports no spec_accept_histogram: use an SGLang that counts accepted drafts by step"
+        )
     survived = tuple(sum(histogram[k:]) for k in range(1, len(histogram)))
     return replace(served, rounds=rounds, accepted=sum(survived), survived=survived)
 

@@ -140,13 +140,11 @@ def samples_of(rows: Sequence[dict], eos_id: int, runs: dict[str, str], count: C
     return found
 
 
-def write_evaluation(
-    samples: Sequence[Sample], config: DictConfig, title: str, texts: dict[str, str], record: dict, figures: bool = True
-) -> None:
+def write_evaluation(samples: Sequence[Sample], config: DictConfig, title: str, texts: dict[str, str], record: dict) -> None:
     """Writes and shows paper.md with its companions and the Markdown ``texts`` by file name; writes ``record`` with the command
     and the versions to evaluation.json. ``title`` names the target."""
     out = Path(config.out)
-    written = write_paper_report(samples, out, title, config.num_resamples, config.seed, figures) + write_report(out, texts)
+    written = write_paper_report(samples, out, title, config.num_resamples, config.seed) + write_report(out, texts)
     write_json(out / "evaluation.json", record | {"environment": environment_record(command_of("src.evaluate"))})
     show("\n".join(path.read_text() for path in written if path.suffix == ".md"))
     print(f"wrote {', '.join(path.name for path in written)}, evaluation.json in {out}")

@@ -72,9 +72,9 @@ def columns_of(benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def write_paper_report(
-    samples: Sequence[Sample], out: Path | str, target: str, num_resamples: int = 2000, seed: int = 0, figures: bool = True
+    samples: Sequence[Sample], out: Path | str, target: str, num_resamples: int = 2000, seed: int = 0
 ) -> list[Path]:
-    """Writes paper.md, the record as paper.csv and, with ``figures``, a Figure 1 per mode; returns their paths.
+    """Writes paper.md, the record as paper.csv and a Figure 1 per mode; returns their paths.
 
     ``target`` names the model that was measured: every table and figure says so. Modes without a sample are left out.
     """
@@ -88,7 +88,7 @@ def write_paper_report(
         texts.append(markdown(paper_blocks(found, mode, columns, target)))
         rows += found.rows
         details |= found.details
-        drafting = [s for s in own if s.method != AUTOREGRESSIVE] if figures else []
+        drafting = [s for s in own if s.method != AUTOREGRESSIVE]
         if drafting:
             title = f"Figure 1 ({MODES[mode][1]}), target {target}"
             drawn = measure(drafting, "", (), num_resamples, seed)
