@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,8 @@ class Leases:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        self._pid = os.getpid()
         self._owned: dict[Path, IO] = {}
+        _everywhere.add(self)
 
     def __enter__(self) -> Leases:
         return self
@@ -84,13 +85,22 @@ class Leases:
         return found
 
     def close(self) -> None:
-        """Removes the files of this process; does nothing in a fork of the process that created them."""
-        if os.getpid() == self._pid:
-            for path in list(self._owned):
-                self.release(str(path.relative_to(self.directory).with_suffix("")))
+        """Removes the files of this process."""
+        for path in list(self._owned):
+            self.release(str(path.relative_to(self.directory).with_suffix("")))
+
+    def disown(self) -> None:
+        """Leaves the files to the parent of this fork, which would hold their locks beyond the parent's end."""
+        for file in self._owned.values():
+            file.close()
+        self._owned.clear()
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.json"
+
+
+_everywhere: weakref.WeakSet[Leases] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [leases.disown() for leases in _everywhere])
 
 
 @contextmanager

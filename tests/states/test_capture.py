@@ -101,6 +101,27 @@ def test_a_file_that_is_no_lease_stays(tmp_path):
     assert not Leases(tmp_path).living(".") and len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_fork_does_not_hold_a_lease_beyond_its_parent_s_end(tmp_path):
+    def die():
+        leases = Leases(tmp_path)
+        assert leases.acquire("leases/a")
+        child = fork.Process(target=time.sleep, args=(60,))
+        child.start()
+        (tmp_path / "child").write_text(str(child.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = fork.Process(target=die)
+    process.start()
+    process.join()
+    child = int((tmp_path / "child").read_text())
+    try:
+        os.kill(child, 0)  # it lives
+        with Leases(tmp_path) as leases:
+            assert leases.acquire("leases/a")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_fork_leaves_the_leases_of_its_parent_alone(tmp_path):
     with Leases(tmp_path) as leases:
         assert leases.acquire("leases/a")
