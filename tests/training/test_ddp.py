@@ -97,7 +97,7 @@ def test_ranks_that_get_a_signal_save_and_continue(runs_here, prepared_overrides
 def stand_in(monkeypatch, scripts: list[str]) -> None:
     """Ranks that are these programs, with RANKS the folder of the ranks' files."""
 
-    def start(run: Path, rank: int, count: int, port: int, gpus: str | None) -> subprocess.Popen:
+    def start(run: Path, rank: int, count: int, port: int) -> subprocess.Popen:
         program = f"import json, os, signal, sys, time\nRANKS = {str(run / 'ranks')!r}\n{scripts[rank]}"
         return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
 
