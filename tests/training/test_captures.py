@@ -61,8 +61,9 @@ def gone(pid: str) -> bool:
 
 
 def test_a_failed_capture_ends_the_run_with_the_last_line_of_its_log(beside, monkeypatch, tmp_path):
-    stand_in(monkeypatch, [RANK])
-    config = beside("print('supply states: 3tok\\rsupply states: 9tok')\nraise ValueError('the server is down')")
+    stand_in(monkeypatch, [RANK.replace("time.sleep", "open(f'{RANKS}/ready', 'w')\ntime.sleep")])
+    wait = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'ranks' / 'ready')!r}): time.sleep(0.05)\n"
+    config = beside(f"{wait}print('supply states: 3tok\\rsupply states: 9tok')\nraise ValueError('the server is down')")
     with pytest.raises(ValueError, match=r"process 0 of 1 ended with exit code 1: ValueError: the server is down; more in"):
         launcher.launch_ranks(config, tmp_path)
     assert (tmp_path / "ranks" / "stopped").exists()  # it could save
