@@ -38,7 +38,7 @@ def key(target, dtype="bf16") -> CacheKey:
 def test_cached_states_equal_live_ones(target, tmp_path):
     store = StateStore(tmp_path, key(target))
     shards = make_shards(documents(), 3)
-    capture(shards, store, lambda: InProcess(target), layer_ids=(1, 2), progress=False)
+    capture(shards, store, lambda: InProcess(target), layer_ids=(1, 2))
     data = CachedStates(store, shards, (1, 2))
     assert len(data) == 7
     row = 0
@@ -78,13 +78,13 @@ def test_full_cache_loads_no_target_and_a_new_tap_is_captured_alone(target, tmp_
         return InProcess(target)
 
     first = make_shards(documents(), 3)
-    capture(first, store, load, progress=False)
+    capture(first, store, load)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
     again = make_shards(reversed_documents(), 3)
-    capture(again, store, load, progress=False)
+    capture(again, store, load)
     assert [shard.name for shard in again] == [shard.name for shard in first]
     assert len(loads) == 1
-    capture(first, store, load, layer_ids=(3,), progress=False)
+    capture(first, store, load, layer_ids=(3,))
     assert len(loads) == 2 and len(list(tmp_path.rglob("*.layer3.safetensors"))) == 3
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
 
@@ -96,4 +96,4 @@ def reversed_documents() -> list[Document]:
 def test_a_producer_of_another_target_is_refused(target, tmp_path):
     store = StateStore(tmp_path, replace(key(target), target="beef"))
     with pytest.raises(ValueError, match="fingerprint"):
-        capture(make_shards(documents(), 16), store, lambda: InProcess(target), progress=False)
+        capture(make_shards(documents(), 16), store, lambda: InProcess(target))

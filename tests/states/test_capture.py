@@ -21,7 +21,7 @@ fork = multiprocessing.get_context("fork")
 
 def run_capture(directory, log, seconds=0.02):
     store = StateStore(directory, key())
-    capture(make_shards(documents(24), 2), store, lambda: RandomStates(log, seconds), progress=False)
+    capture(make_shards(documents(24), 2), store, lambda: RandomStates(log, seconds))
 
 
 def content(directory) -> dict[str, bytes]:
@@ -149,7 +149,7 @@ def test_a_failing_forward_keeps_stored_shards_and_leaves_no_lease(tmp_path):
 
     store = StateStore(tmp_path / "cache", key())
     with pytest.raises(RuntimeError, match="out of memory"):
-        capture(make_shards(documents(24), 2), store, lambda: Fails(tmp_path / "log"), progress=False)
+        capture(make_shards(documents(24), 2), store, lambda: Fails(tmp_path / "log"))
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 5
     assert not list((tmp_path / "cache" / "leases").iterdir())
     run_capture(tmp_path / "cache", tmp_path / "log")
@@ -167,7 +167,7 @@ def test_a_writer_s_error_ends_the_capture_with_its_cause(tmp_path, monkeypatch)
 
     monkeypatch.setattr(StateStore, "write", full)
     with pytest.raises(OSError, match="No space left"):
-        capture(make_shards(documents(24), 2), store, lambda: RandomStates(tmp_path / "log"), progress=False)
+        capture(make_shards(documents(24), 2), store, lambda: RandomStates(tmp_path / "log"))
     assert len(forwards(tmp_path / "log")) <= 6 and not list((tmp_path / "cache" / "leases").iterdir())
     monkeypatch.setattr(StateStore, "write", write)
     run_capture(tmp_path / "cache", tmp_path / "log")

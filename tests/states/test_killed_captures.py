@@ -63,7 +63,7 @@ def kill_captures(
     def work(directory: Path) -> None:
         made_by = Counted(producer(), log)
         store = StateStore(directory, key)
-        capture(make_shards(documents, PER_SHARD), store, lambda: made_by, layer_ids=(0,), progress=False)
+        capture(make_shards(documents, PER_SHARD), store, lambda: made_by, layer_ids=(0,))
 
     def begin(directory: Path) -> multiprocessing.Process:
         process = fork.Process(target=work, args=(directory,))

@@ -179,7 +179,7 @@ def test_a_shard_that_does_not_appear_is_an_error(store, shards, monkeypatch, ca
 
 
 def test_a_capture_process_without_readers_ends(store, shards):
-    assert supply(shards, store, RandomStates, LAYERS, budget_bytes=10**9, wait_s=0.3, progress=False) == 0
+    assert supply(shards, store, RandomStates, LAYERS, budget_bytes=10**9, wait_s=0.3) == 0
 
 
 def test_a_budget_below_a_window_is_refused(store, shards):

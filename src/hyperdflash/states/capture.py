@@ -108,22 +108,16 @@ def capturing(
 
 
 def capture(
-    shards: Sequence[Shard],
-    store: StateStore,
-    producer: Callable[[], Producer],
-    *,
-    layer_ids: Sequence[int] = (),
-    progress: bool = True,
+    shards: Sequence[Shard], store: StateStore, producer: Callable[[], Producer], *, layer_ids: Sequence[int] = ()
 ) -> None:
     """Captures missing taps and returns when ``store`` holds every tap of every shard, from this process or from others. Calls
     ``producer()`` only when a tap is missing."""
     missing = store.missing_of(shards, layer_ids)
     waiting = deque(shard for shard in shards if missing[shard.name])
     if not waiting:
-        if progress:
-            print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
+        print(f"states: all {sum(s.num_tokens for s in shards):,} tokens are in {store.directory}", flush=True)
         return
-    bar = {"desc": "capture states", "total": sum(shard.num_tokens for shard in waiting), "disable": not progress}
+    bar = {"desc": "capture states", "total": sum(shard.num_tokens for shard in waiting)}
     with Leases(store.directory) as leases, capturing(store, producer, layer_ids, leases, **bar) as capture_leased:
         passed, reported = 0, time.monotonic()  # consecutive shards that other processes have leased
         while waiting:
@@ -136,7 +130,7 @@ def capture(
             passed += 1
             if passed >= len(waiting):
                 passed = 0
-                if progress and time.monotonic() - reported > TELL_S:
+                if time.monotonic() - reported > TELL_S:
                     reported = time.monotonic()
                     tqdm.write(f"waiting for {len(waiting)} shards; {leases.owner(lease_of(shard))} has one of them")
                 time.sleep(POLL_S)

@@ -220,15 +220,14 @@ def supply(
     budget_bytes: int,
     wait_s: float,
     linger_s: float = 30.0,
-    progress: bool = True,
 ) -> int:
     """Captures the shards that readers demand and returns their number: ``linger_s`` seconds after the last demand, or after
     ``wait_s`` seconds without any."""
     known = {shard.name: shard for shard in shards}
-    made, bar = 0, {"desc": "supply states", "disable": not progress}
+    made = 0
     with Leases(store.directory) as leases:
         leases.post(f"producers/{os.uname().nodename}-{os.getpid()}")  # before the target loads: readers wait for this process
-        with capturing(store, producer, layer_ids, leases, **bar) as capture_leased:
+        with capturing(store, producer, layer_ids, leases, desc="supply states") as capture_leased:
             needed = time.monotonic()
             while True:
                 wanted = [known[name] for name in demanded(leases) if name in known]
@@ -245,6 +244,5 @@ def supply(
                 if shard is not None:
                     leases.release(lease_of(shard))
                 time.sleep(POLL_S * random.uniform(0.5, 1))
-    if progress:
-        print(f"no reader is left: {made} shards captured", flush=True)
+    print(f"no reader is left: {made} shards captured", flush=True)
     return made

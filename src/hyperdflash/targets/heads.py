@@ -24,18 +24,16 @@ class TargetHeads(nn.Module):
     """Frozen embedding, collapse, norm and LM head of a target with hyper-connections.
 
     ``embed_tokens`` weight [V, D], ``lm_head`` weight [V, D], ``norm`` over D. ``hc_head`` collapses [B, T, M, D] into
-    [B, T, D]: the given ``collapse`` or that of the target's kind; its method ``gate`` returns the `Gate` that
-    ``reducer=hc_gate`` inherits, or None. Both tables can have a narrower type than ``dtype``: readers widen the rows that
-    they use, which changes no value.
+    [B, T, D]; its method ``gate`` returns the `Gate` that ``reducer=hc_gate`` inherits, or None. Both tables can have a
+    narrower type than ``dtype``: readers widen the rows that they use, which changes no value.
     """
 
-    def __init__(self, config: TargetConfig, collapse: nn.Module | None = None, dtype: torch.dtype | None = None):
+    def __init__(self, config: TargetConfig, dtype: torch.dtype | None = None):
         super().__init__()
         self.config, self.computes_in = config, dtype
         self.num_paths, self.hidden_size = config.hc_mult, config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        own, self.norm = adapter_of(config.model_type).new_heads(config)
-        self.hc_head = own if collapse is None else collapse
+        self.hc_head, self.norm = adapter_of(config.model_type).new_heads(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.requires_grad_(False).eval()
 
