@@ -18,15 +18,11 @@ from hyperdflash.drafting.proposer import positions_of
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import Sampler
 
-SIGNS = {
-    "accepted": ("[", "]"),
-    "rejected": ("{-", "-}"),
-    "own": ("", ""),
-}  # as in generation/display.py without color
-STYLES = {
-    "accepted": "background:#d7f0e3;color:#00593c",
-    "rejected": "background:#fbe3d9;color:#a33b00;text-decoration:line-through",
-    "own": "",
+# Kind of tokens -> signs around them in text, as in generation/job.py without color, and style in HTML
+MARKS = {
+    "accepted": ("[", "]", "background:#d7f0e3;color:#00593c"),
+    "rejected": ("{-", "-}", "background:#fbe3d9;color:#a33b00;text-decoration:line-through"),
+    "own": ("", "", ""),
 }
 
 
@@ -66,7 +62,7 @@ def marked_tokens(rounds: Sequence[Round]) -> list[tuple[str, tuple[int, ...]]]:
 def drafts_html(rounds: Sequence[Round], tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the text with accepted drafts in green, rejected ones struck through and the target's own tokens plain."""
     spans = [
-        f'<span class="{kind}" style="{STYLES[kind]}">{escape(tokenizer.decode(list(ids)))}</span>'
+        f'<span class="{kind}" style="{MARKS[kind][2]}">{escape(tokenizer.decode(list(ids)))}</span>'
         for kind, ids in marked_tokens(rounds)
     ]
     return f'<div style="white-space:pre-wrap;font:13px monospace">{"".join(spans)}</div>'
@@ -74,4 +70,4 @@ def drafts_html(rounds: Sequence[Round], tokenizer: PreTrainedTokenizerBase) -> 
 
 def drafts_text(rounds: Sequence[Round], tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the text with signs: [accepted], {-rejected-}."""
-    return "".join(SIGNS[kind][0] + tokenizer.decode(list(ids)) + SIGNS[kind][1] for kind, ids in marked_tokens(rounds))
+    return "".join(MARKS[kind][0] + tokenizer.decode(list(ids)) + MARKS[kind][1] for kind, ids in marked_tokens(rounds))

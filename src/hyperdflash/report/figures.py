@@ -16,6 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from hyperdflash.files import whole_file
 from hyperdflash.report.bootstrap import LEVEL, MEAN, Estimate
 from hyperdflash.report.results import Results
 from hyperdflash.report.sweep import Cell, SweepReport, label_of
@@ -144,12 +145,9 @@ def headed_figure(
 
 def save_figure(figure: Figure, path: Path | str) -> Path:
     """Writes a PNG; ``path`` is complete or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=DPI)
-    partial.replace(path)
-    return path
+    with whole_file(Path(path)) as file:
+        figure.savefig(file, dpi=DPI, format="png")
+    return Path(path)
 
 
 def look(index: int) -> tuple[str, str]:

@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,11 +107,13 @@ class Results:
     def csv_text(self) -> str:
         """Returns a line per row with the method's details in front; undefined numbers are empty."""
         names = list(dict.fromkeys(name for own in self.details.values() for name in own))
-        lines = []
+        out = io.StringIO()
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow([*names, *Row._fields])
         for row in self.rows:
             own = self.details.get((row.target, row.method), {})
-            lines.append([*(own.get(name, "") for name in names), *map(_plain, row)])
-        return csv_text([*names, *Row._fields], lines)
+            table.writerow([*(own.get(name, "") for name in names), *map(_plain, row)])
+        return out.getvalue()
 
     def to_json(self) -> dict:
         """Returns the interval and a dict per row; ``hyperdflash.report.tables.jsonable`` turns NaN, which JSON lacks, into
@@ -127,12 +128,6 @@ def write_report(folder: Path | str, contents: dict[str, object]) -> list[Path]:
             content = json.dumps(jsonable(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         write_text(Path(folder) / name, content)
     return [Path(folder) / name for name in contents]
-
-
-def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    return out.getvalue()
 
 
 def _plain(value: object) -> object:
