@@ -115,7 +115,7 @@ def test_order_of_removal(store, shards):
 
 def test_capture_processes_supply_the_training(store, shards, tmp_path, capsys):
     """Two of them, one killed on the way; the training makes nothing itself."""
-    settings = {"budget_bytes": budget_of(store, shards, 5), "wait_s": 20, "linger_s": 0.5, "progress": False}
+    settings = {"budget_bytes": budget_of(store, shards, 5), "wait_s": 20, "linger_s": 0.5}
 
     def capture_beside():
         supply(shards, StateStore(tmp_path / "cache", key()), lambda: RandomStates(tmp_path / "log", 0.02), LAYERS, **settings)
