@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 import traceback
 import warnings
@@ -55,7 +54,11 @@ def entry_point(config_name: str) -> Callable:
 
             quiet_libraries()
             if HydraConfig.initialized() and (made := Path(HydraConfig.get().runtime.output_dir)).name == UNNAMED:
-                shutil.rmtree(made, ignore_errors=True)  # Hydra has written the job's configuration there
+                with suppress(OSError):  # Hydra has written the job's configuration there; other files stay
+                    for name in ("hydra/config.yaml", "hydra/hydra.yaml", "hydra/overrides.yaml", f"{config_name}.log"):
+                        (made / name).unlink(missing_ok=True)
+                    (made / "hydra").rmdir()
+                    made.rmdir()
             with journal_entry():
                 try:
                     if NOT_COMPOSED in config:

@@ -137,7 +137,8 @@ def summary(place: Path, words: Sequence[str] = ()) -> str:
 
 
 def _records(place: Path) -> list[dict]:
-    return sorted((json.loads(path.read_text()) for path in place.glob("*.json")), key=lambda record: record["job"])
+    found = (json.loads(path.read_text()) for path in place.glob("*.json") if path.stem.isdecimal())
+    return sorted(found, key=lambda record: record["job"])
 
 
 def cause_of(error: BaseException) -> str:

@@ -70,7 +70,8 @@ def served_model(server: str, timeout_s: float) -> str:
 
 
 def read_finished(path: Path, timeout_s: float) -> dict[str, Tensor]:
-    """Waits for the writer, reads all tensors, and removes the file and its lock; Unavailable after ``timeout_s``.
+    """Waits for the writer, reads all tensors, and removes the file and its lock; Unavailable after ``timeout_s``, BadAnswer
+    for a file without states, which stays.
 
     A file in the making does not load: safetensors compares its length with the header.
     """
@@ -80,6 +81,8 @@ def read_finished(path: Path, timeout_s: float) -> dict[str, Tensor]:
         with suppress(FileNotFoundError, SafetensorError):
             if _is_unlocked(lock):
                 tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+                if "hidden_states" not in tensors:
+                    raise BadAnswer(f"{path} has no tensor 'hidden_states'")
                 path.unlink(missing_ok=True)
                 lock.unlink(missing_ok=True)
                 return tensors

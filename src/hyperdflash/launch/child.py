@@ -6,6 +6,7 @@ ends when its parent ends, for whatever reason: its standard input, a pipe from 
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,11 +28,12 @@ END_S = 2.0  # time in which a child ends after its input closes
 
 
 def save_job(config: DictConfig, run: Path) -> Path:
-    """Empties RUN/ranks, writes the configuration there, and returns the folder."""
+    """Removes what earlier ranks wrote to RUN/ranks, writes the configuration there, and returns the folder."""
     folder = run / "ranks"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
-        old.unlink()
+        if re.fullmatch(r"\d+\.(json|log)|hydra\.yaml", old.name):
+            old.unlink()
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     if HydraConfig.initialized():
         OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / "hydra.yaml")

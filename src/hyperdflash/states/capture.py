@@ -139,7 +139,7 @@ def capture(
 def tidy(store: StateStore, leases: Leases) -> None:
     """Removes the leases and partial files of killed captures; leaves those of living processes."""
     leases.living("leases")
-    remove_abandoned(store.directory.glob("??/*.partial*"), leases)
+    remove_abandoned((path for path, _, is_partial in store.files() if is_partial), leases)
 
 
 def remove_abandoned(partials: Iterable[Path], leases: Leases) -> None:

@@ -16,6 +16,7 @@ datasets share the shards that they have in common, and a layer tap is added lat
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,8 +136,9 @@ def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: C
     `record_files`) and other entries of dataset.json."""
     digest = data_digest(key, shards)
     directory.mkdir(parents=True, exist_ok=True)
-    for left in directory.glob("*.partial"):
-        left.unlink()
+    for left in directory.iterdir():
+        if re.fullmatch(rf"({'|'.join(SPLITS)})\.safetensors\.\d+\.partial|{NAME}\.\d+\.partial", left.name):
+            left.unlink()
     for split, found in shards.items():
         _write_index(directory / f"{split}.safetensors", found, {"dataset": digest, "split": split})
     content = {"format_version": FORMAT_VERSION, "digest": digest, "states": key.content, **record}

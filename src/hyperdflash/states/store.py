@@ -16,7 +16,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,7 +170,14 @@ class StateStore:
         return {"cache": self._digest, "codec": self.key.dtype, "shard": shard.name, "tap": _tap(layer_id)}
 
     def _files(self, shard: Shard) -> list[Path]:
-        return list(self.path(shard).parent.glob(f"{shard.name}.*.safetensors"))
+        return [path for path, _, is_partial in self.files(shard.name) if not is_partial]
+
+    def files(self, shard: str = "??*") -> Iterator[tuple[Path, str, bool]]:
+        """Yields path, name of the shard and whether it is partial, of each file that a capture wrote for ``shard``, or for any
+        shard; leaves out every other file."""
+        for path in self.directory.glob(f"{shard[:2]}/{shard}.*"):
+            if found := re.fullmatch(r"([0-9a-f]+)\.(?:final|layer\d+)\.safetensors(\.\d+\.partial)?", path.name):
+                yield path, found[1], found[2] is not None
 
 
 def _tap(layer_id: int | None) -> str:

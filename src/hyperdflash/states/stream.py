@@ -53,12 +53,11 @@ class Stored(NamedTuple):
 def stored_shards(store: StateStore) -> dict[str, Stored]:
     """Returns every shard on disk by name, those of other runs included."""
     found: dict[str, Stored] = {}
-    for path in store.directory.glob("??/*"):
+    for path, name, is_partial in store.files():
         with suppress(FileNotFoundError):
             stat = path.stat()
-            name, _, kind = path.name.partition(".")
             size, used, partials = found.get(name, Stored())
-            writing = (path,) if ".partial" in kind else ()
+            writing = (path,) if is_partial else ()
             found[name] = Stored(size + stat.st_size, max(used, stat.st_mtime), partials + writing)
     return found
 

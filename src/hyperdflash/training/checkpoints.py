@@ -10,6 +10,7 @@ without loading it. Every use of Lightning's internals stands in this file.
 """
 
 import math
+import re
 import signal
 import threading
 import time
@@ -79,6 +80,12 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step"))
 
 
+def saved(directory: Path) -> list[Path]:
+    """Returns the checkpoints that `checkpoint_path` names, first step first; a user's copies under other names are not among
+    them."""
+    return sorted(path for path in directory.glob("step*.ckpt") if re.fullmatch(r"step\d{8,}\.ckpt", path.name))
+
+
 def damage(path: Path) -> str | None:
     """Returns what is wrong with the bytes of a checkpoint, or None."""
     try:
@@ -90,7 +97,7 @@ def damage(path: Path) -> str | None:
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """Returns the last undamaged checkpoint of a run; prints and renames each damaged one after it."""
-    for path in sorted(directory.glob("step*.ckpt"), reverse=True):
+    for path in reversed(saved(directory)):
         wrong = damage(path)
         if wrong is None:
             return path
@@ -182,7 +189,7 @@ class Checkpoints(L.Callback):
         module.last_checkpoint = path
         self._saved_s, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
-            for old in sorted(self.directory.glob("step*.ckpt"))[:-KEEP]:
+            for old in saved(self.directory)[:-KEEP]:
                 old.unlink()
 
     def on_validation_start(self, trainer, module) -> None:
