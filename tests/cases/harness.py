@@ -4,7 +4,7 @@
 
 Each case runs in a folder of its own, which holds ``target`` (random weights), ``rows.jsonl`` (60 rows) and, where commands of
 ``after`` have run, ``runs``. Paths in a command are relative to this folder. ``$mini`` stands for the options of a training
-that takes a second, ``$run`` for the directory of the newest finished run, ``source:FILE`` for 20 rows of that file.
+that takes a second, ``$run`` for the directory of the finished run of the last stage, ``source:FILE`` for 20 rows of that file.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def words_of(command: str) -> list[str]:
     for word in shlex.split(command):
         if word.startswith("source:"):
             word = f"corpus.stage1=[{{source: {word.removeprefix('source:')}, domain: code, count: 20}}]"
-        words += MINI if word == "$mini" else [word.replace("$run", str(newest_run())) if "$run" in word else word]
+        words += MINI if word == "$mini" else [word.replace("$run", str(last_run())) if "$run" in word else word]
     return words
 
 
-def newest_run(here: Path = Path()) -> Path:
-    return max(here.glob("runs/train/*/result.json"), key=lambda path: path.stat().st_mtime_ns).parent
+def last_run(here: Path = Path()) -> Path:
+    return max(here.glob("runs/train/stage?-*-????????/result.json")).parent
 
 
 def sentences(stderr: str) -> list[str]:
@@ -94,6 +94,11 @@ def write(name: str, content: str | bytes) -> Change:
         (here / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
     return change
+
+
+def write_in(pattern: str, name: str) -> Change:
+    """Writes a foreign file into each folder of ``pattern``."""
+    return lambda here: [write(f"{path.relative_to(here)}/{name}", "{}")(here) for path in _found(here, pattern)]
 
 
 def rows(name: str, *found: dict) -> Change:
@@ -131,11 +136,11 @@ def remove(*patterns: str) -> Change:
 
 
 def copy(pattern: str, name: str) -> Change:
-    """Copies the one file of ``pattern`` to ``name`` beside it."""
+    """Copies the one file or folder of ``pattern`` to ``name`` beside it; {} in ``name`` stands for its own."""
 
     def change(here: Path) -> None:
         (path,) = _found(here, pattern)
-        shutil.copy(path, path.with_name(name))
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, path.with_name(name.format(path.name)))
 
     return change
 

@@ -81,6 +81,7 @@ def decode_all(config: DictConfig, methods: Sequence[Method], target: Target, to
         "dtype": config.target.dtype,
         "cache.dtype": config.cache.dtype,
         "methods": {method.name: method.run_id for method in methods},
+        "data": {method.name: method.data for method in methods},
         "threads": torch.get_num_threads(),
         "device": str(target.model.device),
     }

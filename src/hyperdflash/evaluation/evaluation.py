@@ -24,7 +24,7 @@ from hyperdflash.data.tokenizer import special_ids
 from hyperdflash.decoding.metrics import document_counts
 from hyperdflash.decoding.repetition import ends_in_loop
 from hyperdflash.decoding.replay import replay
-from hyperdflash.evaluation.methods import baseline_of, make_methods
+from hyperdflash.evaluation.methods import baseline_of, data_note, make_methods
 from hyperdflash.options import instantiate
 from hyperdflash.preparing.dataset import with_supervised_pair
 from hyperdflash.preparing.job import StatesJob
@@ -95,7 +95,8 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     metrics = {"baseline": baseline, "domains": list(found.groups[:-1]), **found.to_json(), "runs": runs}
     metrics["target"] = {"path": str(config.target.path), "fingerprint": store.key.target}
     metrics["environment"] = environment_record(command_of("src.evaluate"))
-    text = markdown(acceptance_blocks(found, baseline))
+    metrics["data"] = {method.name: method.data for method in methods}
+    text = markdown([*acceptance_blocks(found, baseline), *filter(None, [data_note(methods)])])
     contents = {"metrics.json": metrics, "acceptance.md": text, "acceptance.csv": found.csv_text()}
     write_report(config.out, contents)
     results_figure(found, Path(config.out) / "acceptance.png", f"Per-position acceptance, target {store.key.target}")

@@ -21,7 +21,7 @@ from hyperdflash.cli import given_overrides
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.proposer import Proposer
-from hyperdflash.identity import CONF, METHOD, decided_by, runs_dir
+from hyperdflash.identity import METHOD, decided_by, runs_dir
 from hyperdflash.report.results import AS_SHIPPED
 from hyperdflash.report.sweep_runs import flat
 from hyperdflash.settings import positive_int
@@ -36,14 +36,15 @@ NEEDED = ("stage", "seed", "recipe", "target.path", "drafter.option")  # beside 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts``; ``option`` of
-    conf/method that names it, if any."""
+    """A row of the tables: ``native_steps`` of the shipped MTP block, or a finished ``run`` with its ``parts`` and a digest of
+    the ``data`` that it was trained on; ``option`` of conf/method that names it, if any."""
 
     name: str
     native_steps: int | None = None
     run: Path | None = None
     parts: Parts | None = None
     option: str | None = None
+    data: str | None = None
 
     @property
     def run_id(self) -> str:
@@ -69,13 +70,13 @@ class Method:
 
 
 def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, DictConfig]:
-    """Returns the method of a finished training run and the run's configuration; ValueError where it is not finished."""
-    run = finished_run(run).directory
-    training = OmegaConf.load(run / "config.yaml")
+    """Returns the method of a finished training run and the run's configuration, for which the run's folder and the target are
+    enough; ValueError where it is not finished."""
+    found = finished_run(run)
+    training = OmegaConf.load(found.directory / "config.yaml")
     training.target.path = str(target_path)
-    # a run may lack a trainer option, which drafting does not need
-    training.trainer = OmegaConf.merge(OmegaConf.load(Path(CONF) / "trainer" / "cpu.yaml"), training.trainer)
-    return Method(run.name, run=run, parts=make_parts(training)), training
+    parts = make_parts(training, trains=False)
+    return Method(found.directory.name, run=found.directory, parts=parts, data=found.record.get("data")), training
 
 
 def make_methods(config: DictConfig) -> list[Method]:
@@ -84,7 +85,18 @@ def make_methods(config: DictConfig) -> list[Method]:
     methods = [method for entry in entries for method in methods_of(entry, config)]
     if len({method.name for method in methods}) < len(methods):
         raise ValueError("two methods have one name: give each of `methods` its own, as in {name: NAME, run: DIRECTORY}")
+    if note := data_note(methods):
+        print(note, flush=True)
     return methods
+
+
+def data_note(methods: Sequence[Method]) -> str:
+    """Returns a sentence where runs were trained on different data, which then counts in their differences; else empty."""
+    named = {method.name: method.data for method in methods if method.data}
+    if len(set(named.values())) < 2:
+        return ""
+    runs = ", ".join(f"{name} on {data}" for name, data in named.items())
+    return f"These runs were trained on different data, which counts in their differences: {runs}."
 
 
 def methods_of(entry: str | DictConfig, config: DictConfig) -> list[Method]:

@@ -45,7 +45,9 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
     figures = sweep_figures(report, out)
     page = write_page(f"Sweep {plan.name}", text, figures, Path(own["html"]) if own["html"] else out / "dashboard.html")
     print("\n".join(verdict_lines(report)) or "one choice only: nothing to compare")
-    for kind, count in (("left out", len(left_out)), ("not finished, or not found", len(missing))):
+    marked = sum(len(cell.marks) for cell in report.cells)
+    kinds = {"left out": len(left_out), "not finished, or not found": len(missing)}
+    for kind, count in {**kinds, "trained on other data or by other code than most": marked}.items():
         if count:
             print(f"{count} runs {kind}: see {out / 'sweep.md'}")
     print(f"wrote {out}/sweep.md, sweep.csv, {', '.join(figure.name for figure in figures)} and {page}")

@@ -45,7 +45,7 @@ def prepare(job: PrepareJob, heads: TargetHeads, target: Callable[[], Target] | 
     directory = dataset_dir(job.name, key.target)
     with exclusive(directory.parent / "leases", directory.name):
         if is_complete(directory):
-            check_sources(directory, job.capture_command)
+            check_sources(directory, job.capture_command, job.target["path"])
         else:
             source_files = record_files(job.corpus.source_files())
             documents, rows = dataset_documents(job, key.target, target)

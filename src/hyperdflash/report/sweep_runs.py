@@ -23,7 +23,8 @@ from hyperdflash.report.bootstrap import PromptCounts
 class TrainedRun:
     """``decided`` dotted option -> value; ``counts`` a row per prompt (``prompt_ids``, ``domains``) at the best checkpoint;
     ``curve`` [V, 2] step and validation tau; ``code`` a digest of the modules that a training can reach, and torch's version;
-    ``dataset`` its name and digest; ``choices`` axis -> value in the sweep, without seed and target."""
+    ``dataset`` its name, and digests of it and of those of the runs that it started from; ``choices`` axis -> value in the
+    sweep, without seed and target."""
 
     directory: Path
     decided: dict[str, object]
@@ -67,7 +68,7 @@ def read_run(directory: Path, choices: dict[str, str] | None = None) -> TrainedR
         counts=PromptCounts(*(np.array([row[f.name] for row in prompts], dtype=np.int64) for f in fields(PromptCounts))),
         curve=read_curve(directory),
         code=" then ".join(dict.fromkeys(codes)) or "unknown",
-        dataset=(result["dataset"]["name"], result["dataset"]["digest"]),
+        dataset=(result["dataset"]["name"], result.get("data", result["dataset"]["digest"])),
         choices=choices or {},
     )
 

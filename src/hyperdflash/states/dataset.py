@@ -145,10 +145,11 @@ def write_dataset(directory: Path, shards: Mapping[str, Sequence[Shard]], key: C
     write_checked(directory / NAME, content)
 
 
-def check_sources(directory: Path, command: str) -> dict:
-    """Returns the content of dataset.json; ValueError when a file that the rows came from was edited since, with the
-    ``command`` that prepares the dataset again."""
+def check_sources(directory: Path, command: str, target_path: str) -> dict:
+    """Returns the content of dataset.json; ValueError when a file that the rows came from was edited since, or when the target
+    has another tokenizer, with the ``command`` that prepares the dataset again."""
     record = read_record(directory)
+    check_tokenizer(target_path, record["states"].get("tokenizer"), directory, f"remove {directory} and capture again")
     check_files(record["source_files"], f"remove {directory}, then run `{command}` to prepare the dataset again")
     return record
 
@@ -227,6 +228,14 @@ def check_files(recorded: Mapping[str, Mapping], remedy: str) -> None:
             continue
         if _sha256(path) != before["sha256"]:
             raise ValueError(f"{path} was edited after its rows were prepared: {remedy}")
+
+
+def check_tokenizer(target_path: str, recorded: str, owner: Path, remedy: str) -> None:
+    """Raises ValueError, which ends with ``remedy``, when the target's tokenizer is not the ``recorded`` one of ``owner``;
+    accepts a target without tokenizer."""
+    tokenizer = Path(target_path) / "tokenizer.json"
+    if tokenizer.exists() and _sha256(tokenizer)[:16] != recorded:
+        raise ValueError(f"{tokenizer} is not the tokenizer of {owner}: {remedy}")
 
 
 def _status(path: Path) -> dict[str, int]:

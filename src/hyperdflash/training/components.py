@@ -66,27 +66,33 @@ class Parts:
         return self.drafter.build(parts, torch.Generator().manual_seed(seed))
 
 
-def make_parts(config: DictConfig) -> Parts:
-    """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second."""
+def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
+    """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second.
+
+    Without ``trains``, reads no option that only a training needs; objective and optimizer are None.
+    """
     target_config = read_config(config.target.path)
     source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
-    groups = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "blocks", "objective", "optim")
-    parts = {name: instantiate(config.get(name)) for name in groups}  # None for a group that the method does not read
+    groups = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "blocks")
+    learning = {name: instantiate(config[name]) if trains else None for name in ("objective", "optim")}
+    parts = {name: instantiate(config.get(name)) for name in groups} | learning  # None: the method does not read it
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
     last = target_config.num_hidden_layers - 1
     if any(layer > last for layer in made.layer_ids):
         ids = list(made.layer_ids)
         raise ValueError(f"conditioning.layer_ids={ids} but the target has layers 0..{last}: give ids in that range")
-    natural_int("seed", config.seed)
-    one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
-    boolean("logger.artifacts", config.logger.artifacts)
-    one_of("target.dtype", config.target.dtype, tuple(DTYPES))
-    instantiate(config.cache)
-    check_trainer(config.trainer)
+    if trains:
+        natural_int("seed", config.seed)
+        one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
+        boolean("logger.artifacts", config.logger.artifacts)
+        one_of("target.dtype", config.target.dtype, tuple(DTYPES))
+        instantiate(config.cache)
+        check_trainer(config.trainer)
     with torch.device("meta"):
         heads = TargetHeads(target_config)
     drafter = made.build(heads, config.target, config.seed, mask_token_id=0)
-    made.objective.check(drafter.num_slots, drafter.head.has_confidence)
+    if trains:
+        made.objective.check(drafter.num_slots, drafter.head.has_confidence)
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,12 +13,13 @@ from omegaconf import DictConfig
 from hyperdflash.cli import capture_command
 from hyperdflash.identity import dataset_dir, dataset_name, runs_dir
 from hyperdflash.options import instantiate
-from hyperdflash.states.dataset import Dataset, check_sources, is_complete, open_dataset
+from hyperdflash.states.dataset import Dataset, check_files, check_sources, check_tokenizer, is_complete, open_dataset
 from hyperdflash.states.modes import CacheMode
 from hyperdflash.states.readers import ShardedStates
 from hyperdflash.states.store import StateStore
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint
+from hyperdflash.training.run_index import FinishedRun, finished_run
 
 if TYPE_CHECKING:
     from hyperdflash.preparing.job import PrepareJob
@@ -36,12 +36,21 @@ def check_dataset(config: DictConfig) -> None:
         PrepareJob(config)
 
 
-def check_trained_on(trained: Mapping, run: Path) -> None:
-    """Raises ValueError when the dataset of a finished run (its entry ``trained`` of result.json) now holds other rows, or when
-    one of its source files was edited; accepts a removed dataset."""
+def check_trained_on(record: Mapping, run: Path, target_path: str) -> None:
+    """Raises ValueError when what a finished run was trained on, by its ``record``, is another now: the rows of its dataset or
+    of a source file, the tokenizer, or the data of the run that it started from; accepts what is missing."""
+    trained, remedy = record["dataset"], f"remove {run} and run the command again"
     directory = runs_dir() / "datasets" / trained["name"]
-    if is_complete(directory) and check_sources(directory, capture_command())["digest"] != trained["digest"]:
-        raise ValueError(f"{run} was trained on other rows than {directory} holds: remove {run} and run the command again")
+    if is_complete(directory):
+        if check_sources(directory, capture_command(), target_path)["digest"] != trained["digest"]:
+            raise ValueError(f"{run} was trained on other rows than {directory} holds: {remedy}")
+    elif "sources" in record:
+        check_files(record["sources"]["files"], remedy)
+        check_tokenizer(target_path, record["sources"]["tokenizer"], run, remedy)
+    parent = FinishedRun(run, record).parent
+    before = record.get("data", "").partition(" after ")[2]
+    if parent and before and (parent / "result.json").exists() and finished_run(parent).record.get("data", before) != before:
+        raise ValueError(f"{run} started from {parent}, which was trained anew on other data since: {remedy}")
 
 
 def training_data(
@@ -72,10 +81,8 @@ def training_data(
         if time.monotonic() - started >= mode.patience_s:
             raise ValueError(f"cache={mode.name} loads no target here, and the dataset {directory} is missing: run `{command}`")
         time.sleep(POLL_S)
-    check_sources(directory, command)
-    dataset, tokenizer = open_dataset(directory), Path(config.target.path) / "tokenizer.json"
-    if tokenizer.exists() and hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:16] != dataset.key.tokenizer:
-        raise ValueError(f"{tokenizer} is not the tokenizer of {directory}: remove that directory and capture again")
+    check_sources(directory, command, config.target.path)
+    dataset = open_dataset(directory)
     print("\n".join(dataset.summary()), flush=True)
     store = mode.open(dataset.key)
     states = {

@@ -35,7 +35,7 @@ from hyperdflash.training.dataset import check_dataset, check_trained_on, traini
 from hyperdflash.training.epoch_plan import TrainingOrder
 from hyperdflash.training.loggers import MetricsCSV, StepBar, make_loggers, wandb_place
 from hyperdflash.training.module import DraftingModule
-from hyperdflash.training.run_index import check_target, finished_run, load_drafter_weights, parent_of
+from hyperdflash.training.run_index import check_target, data_of, finished_run, load_drafter_weights, parent_of
 
 LOCK_S = 5.0  # the ranks of a killed run end a moment after its starter
 
@@ -47,7 +47,7 @@ def train(config: DictConfig) -> dict:
     if (run / "result.json").exists():
         record = finished_run(run).record
         check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
-        check_trained_on(record["dataset"], run)
+        check_trained_on(record, run, config.target.path)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
     check_dataset(config)
@@ -77,15 +77,15 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         torch.set_num_threads(options.threads)
     # Losses and replay multiply in the heads' dtype: fp32, but under autocast, whose products are in bf16 anyway.
     heads = load_heads(config.target.path, config.target.dtype if options.precision == "bf16-mixed" else "fp32")
-    if init_from is not None:
-        check_target(finished_run(init_from).record["target"], fingerprint(heads), init_from)
     with ranks.rank_zero_first():
-        dataset, store, data = training_data(config, heads, parts.layer_ids)
         checkpoint = newest_checkpoint(run / "checkpoints")
+        if starts := init_from is not None and checkpoint is None:  # a checkpoint holds all that the parent gave
+            check_target(finished_run(init_from).record["target"], fingerprint(heads), init_from)
+        dataset, store, data = training_data(config, heads, parts.layer_ids)
     first_step = step_of(checkpoint) if checkpoint else 0
 
     drafter = parts.build(heads, config.target, config.seed, dataset.mask_token_id)
-    if init_from is not None:
+    if starts:
         load_drafter_weights(drafter, init_from, store.key.target)
     trainable = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     data_module = make_data(config, parts, data, drafter.num_slots, ranks.world_size, first_step)
@@ -126,6 +126,8 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         "trainable_parameters": trainable,
         "target": store.key.target,
         "dataset": {"name": dataset.directory.name, "digest": dataset.digest},
+        "data": data_of(run, dataset.digest),
+        "sources": {"files": dataset.record["source_files"], "tokenizer": dataset.key.tokenizer},
         "init_from": within_runs(init_from) if init_from else None,
         "command": command,
         "decided_by": decided_by(config),

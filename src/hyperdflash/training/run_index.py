@@ -1,7 +1,7 @@
 """Finds finished training runs by the options that decide their results, and starts other runs from their weights.
 
 runs/train/<run>/result.json      exists when the run is finished: the deciding options, the target's fingerprint, its parent
-runs/train/<run>/parent.json      the run that this one started from, as found at its first start
+runs/train/<run>/parent.json      the run that this one started from, and its data, as found at its first start
 """
 
 import json
@@ -92,12 +92,18 @@ class RunIndex:
         self.folder = runs_dir() / "train" if folder is None else folder
 
     def __iter__(self) -> Iterator[FinishedRun]:
-        """Yields runs of this version of the code; prints how many of other versions are left out."""
+        """Yields runs of this version of the code; prints how many of other versions are left out. A copy beside its original
+        is no run, and neither is the result of something else."""
         runs = [_read(path) for path in sorted(self.folder.glob("*/result.json"))]
+        runs = [run for run in runs if isinstance(run.record, dict) and "decided_by" in run.record and not self._is_copy(run)]
         current = [run for run in runs if run.is_current]
         yield from current
         if others := len(runs) - len(current):
             print(f"{self.folder}: {others} runs of another version of the code are left out: train them again", flush=True)
+
+    def _is_copy(self, run: FinishedRun) -> bool:
+        own = run.record.get("name", run.directory.name)
+        return own != run.directory.name and (self.folder / own / "result.json").exists()
 
     def nearest(
         self, wanted: Mapping[str, object], needed: Callable[[str], bool], ignored: Collection[str] = ()
@@ -134,9 +140,16 @@ def parent_of(config: DictConfig, run: Path) -> Path | None:
         return runs_dir() / json.loads(remembered.read_text())["init_from"]
     parent = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
     if parent is not None:
-        finished_run(parent)
-        write_json(remembered, {"init_from": within_runs(parent)})
+        data = finished_run(parent).record.get("data")
+        write_json(remembered, {"init_from": within_runs(parent), **({"data": data} if data else {})})
     return parent
+
+
+def data_of(run: Path, digest: str) -> str:
+    """Names the data of a run: the digest of its dataset, after those of the run that it started from."""
+    remembered = run / "parent.json"
+    before = json.loads(remembered.read_text()).get("data") if remembered.exists() else None
+    return f"{digest} after {before}" if before else digest
 
 
 def check_target(made_on: str, fingerprint: str, run: Path) -> None:
