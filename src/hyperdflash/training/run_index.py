@@ -95,15 +95,13 @@ class RunIndex:
         """Yields runs of this version of the code; prints how many of other versions are left out. A copy beside its original
         is no run, and neither is the result of something else."""
         runs = [_read(path) for path in sorted(self.folder.glob("*/result.json"))]
-        runs = [run for run in runs if isinstance(run.record, dict) and "decided_by" in run.record and not self._is_copy(run)]
+        runs = [run for run in runs if isinstance(run.record, dict) and "decided_by" in run.record]
+        there = {run.directory.name for run in runs}
+        runs = [run for run in runs if run.record.get("name") not in there - {run.directory.name}]
         current = [run for run in runs if run.is_current]
         yield from current
         if others := len(runs) - len(current):
             print(f"{self.folder}: {others} runs of another version of the code are left out: train them again", flush=True)
-
-    def _is_copy(self, run: FinishedRun) -> bool:
-        own = run.record.get("name", run.directory.name)
-        return own != run.directory.name and (self.folder / own / "result.json").exists()
 
     def nearest(
         self, wanted: Mapping[str, object], needed: Callable[[str], bool], ignored: Collection[str] = ()
