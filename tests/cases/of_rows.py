@@ -10,7 +10,7 @@ from tests.conftest import text_rows
 
 CHATS = [row["conversations"] for row in text_rows(40)]
 MESSAGES = [{"messages": chat} for chat in CHATS]
-ALPACA = [{"instruction": f"Translate sentence {i % 2}.", "input": f"number {i} of these", "output": f"numero {i}"} for i in range(40)]
+ALPACA = [{"instruction": "Say it in French.", "input": ask["content"], "output": answer["content"]} for ask, answer in CHATS]
 SYSTEM = [{"system": "Answer in German.", "conversations": chat} for chat in CHATS]
 REASONING = [{"messages": [ask, {**answer, "reasoning_content": f"look at {i}"}]} for i, (ask, answer) in enumerate(CHATS)]
 OPEN = [{"messages": [ask, {**answer, "content": f"\n<think>look at {i}"}]} for i, (ask, answer) in enumerate(CHATS)]
@@ -41,7 +41,7 @@ def trained_on(*texts: str) -> Change:
 CASES = [
     Case("messages", "capture $mini source:m.jsonl", 0, ["m.jsonl: 40 rows read"], make=[rows("m.jsonl", *MESSAGES)], check=trained_on("Write a function")),
     Case("messages in Parquet", "capture $mini source:m.parquet", 0, ["m.parquet: 40 rows read"], make=[parquet("m.parquet", MESSAGES)], check=trained_on("Write a function")),
-    Case("the input of an instruction", f"capture $mini {LONG} source:a.jsonl", 0, ["a.jsonl: 40 rows read"], make=[rows("a.jsonl", *ALPACA)], check=trained_on("sentence 1.\nnumber ", "sentence 0.\nnumber ")),
+    Case("the input of an instruction", f"capture $mini {LONG} source:a.jsonl", 0, ["a.jsonl: 40 rows read"], make=[rows("a.jsonl", *ALPACA)], check=trained_on("Say it in French.\nWrite a function")),
     Case("a system field", f"capture $mini {LONG} source:s.jsonl", 0, ["s.jsonl: 40 rows read"], make=[rows("s.jsonl", *SYSTEM)], check=trained_on("Answer in German.")),
     Case("reasoning beside its answer", f"capture $mini {LONG} mode=think_high source:r.jsonl", 0, ["r.jsonl: 40 rows read"], make=[rows("r.jsonl", *REASONING)], check=trained_on("<think>look at ")),
     Case("reasoning that does not end", "capture $mini source:o.jsonl", 1, ["40 <think> is not closed"], make=[rows("o.jsonl", *OPEN)], absent=["runs/datasets/*/dataset.json"]),

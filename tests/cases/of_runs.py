@@ -41,5 +41,4 @@ CASES = [
     Case("a copied run in the index", "train $mini experiment=stage2", 0, ["stage 2 continues from"], after=[STAGE1], make=[copy("runs/train/stage1-*", "{} (copy)")], check=starts_from_the_original),
     Case("a note among runs", "train $mini experiment=stage2", 0, ["stage 2 continues from"], after=[STAGE1], make=[write("runs/train/notes/result.json", "[1, 2]")], exist=["runs/train/notes/result.json"]),
     Case("notes in the folders of a cache", "train $mini", 0, ["best validation tau"], ["runs/cache/*/ab/notes.partial", "runs/cache/*/leases/mine.json"], after=[CAPTURED], make=[remove("runs/cache/*/??/*.final.safetensors"), *(write_in("runs/cache/*", name) for name in ("ab/notes.partial", "leases/mine.json"))]),
-    Case("notes in the folder of ranks", "train $mini trainer=ddp_cpu trainer.devices=2 trainer.threads=1", 0, ["best validation tau"], ["runs/train/*/ranks/notes.txt"], after=["train $mini trainer=ddp_cpu trainer.devices=2 trainer.threads=1"], make=[remove("runs/train/*/result.json"), write_in("runs/train/*/ranks", "notes.txt")]),
 ]
