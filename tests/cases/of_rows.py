@@ -15,6 +15,7 @@ SYSTEM = [{"system": "Answer in German.", "conversations": chat} for chat in CHA
 REASONING = [{"messages": [ask, {**answer, "reasoning_content": f"look at {i}"}]} for i, (ask, answer) in enumerate(CHATS)]
 OPEN = [{"messages": [ask, {**answer, "content": f"\n<think>look at {i}"}]} for i, (ask, answer) in enumerate(CHATS)]
 TOOLS = [{"messages": chat, "tools": "[{}]"} for chat in CHATS]
+ALIKE = [{"instruction": f"How many is {i}?", "output": "1"} for i in range(40)]
 UNKNOWN = [{"text": "x", "label": 3} for _ in range(5)]
 LONG = "corpus.max_length=400"
 
@@ -46,5 +47,6 @@ CASES = [
     Case("reasoning beside its answer", f"capture $mini {LONG} mode=think_high source:r.jsonl", 0, ["r.jsonl: 40 rows read"], make=[rows("r.jsonl", *REASONING)], check=trained_on("<think>look at ")),
     Case("reasoning that does not end", "capture $mini source:o.jsonl", 1, ["40 <think> is not closed"], make=[rows("o.jsonl", *OPEN)], absent=["runs/datasets/*/dataset.json"]),
     Case("a field that is not read", "capture $mini source:t.jsonl", 1, ["40 tools is not read"], make=[rows("t.jsonl", *TOOLS)], absent=["runs/datasets/*/dataset.json"]),
+    Case("rows that differ by numbers alone", "train $mini corpus.heldout=0.5 source:n.jsonl", 1, ["held-out"], make=[rows("n.jsonl", *ALIKE)], absent=["runs/datasets/*/dataset.json"]),
     Case("unknown columns", "train $mini source:u.jsonl", 1, ["label", "messages"], make=[rows("u.jsonl", *UNKNOWN)], absent=["runs/datasets/*/dataset.json"]),
 ]

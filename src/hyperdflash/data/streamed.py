@@ -12,7 +12,7 @@ from hyperdflash.data.benchmark_rows import BENCHMARKS
 from hyperdflash.data.corpus import Corpus
 from hyperdflash.data.decontaminate import decontaminate
 from hyperdflash.data.prompts import benchmark_prompts
-from hyperdflash.data.row_stats import BENCHMARK, BEYOND, DUPLICATE, RowStats
+from hyperdflash.data.row_stats import BENCHMARK, BEYOND, DUPLICATE, HELD_OUT, RowStats
 from hyperdflash.data.rows import FORMS
 from hyperdflash.data.selection import Selection, asked_hash, select
 from hyperdflash.data.sources import check_source, columns_of, is_row_file
@@ -125,6 +125,9 @@ def _no_row(entry: Mapping, stats: RowStats, skip: int) -> str:
     source = entry["source"]
     if stats.taken:
         return f"{source} has {stats.taken:,} training rows, none of them behind skip={skip}: give a smaller skip"
+    if held_out := stats.dropped[HELD_OUT]:
+        why = "all on the held-out side, as rows are that differ by numbers alone"
+        return f"{source} has {held_out:,} rows that fit, {why}: give a smaller corpus.heldout"
     reasons = "; ".join(line.strip() for line in stats.lines()[1:]) or "it is empty"
     return (
         f"{source} has no training row among {stats.read:,} ({reasons}): it has the columns "
