@@ -98,7 +98,7 @@ def write(name: str, content: str | bytes) -> Change:
 
 def write_in(pattern: str, name: str) -> Change:
     """Writes a foreign file into each folder of ``pattern``."""
-    return lambda here: [write(f"{path.relative_to(here)}/{name}", "{}")(here) for path in _found(here, pattern)]
+    return lambda here: [write(f"{path.relative_to(here)}/{name}", "[]")(here) for path in _found(here, pattern)]
 
 
 def rows(name: str, *found: dict) -> Change:
