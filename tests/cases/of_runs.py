@@ -10,6 +10,9 @@ NOTES = "step00000003_backup.ckpt", "step00000003 (copy).ckpt"
 ASK = "generate target.path=target prompt=Hi threads=1 max_new_tokens=4"
 FEW = "benchmarks.per_domain=1 benchmarks.max_new_tokens=4 threads=1 target.path=target"
 
+SWEEP = write("my/sweep/mine.yaml", "# @package _global_\nsweep: {name: mine, baseline: [kl=off]}\nhydra: {mode: MULTIRUN, sweeper: {params: {kl: 'paper,off'}}}\n")
+MINE = "$mini sweep=mine hydra.searchpath=[file://my]"
+
 
 def starts_from_the_original(here):
     assert "copy" not in (last_run(here) / "parent.json").read_text()
@@ -36,6 +39,8 @@ CASES = [
     Case("an option of trainings that this version lacks", f"{ASK} run=$run", 0, ["tokens"], after=[STAGE1], make=[edit("runs/train/*/config.yaml", "trainer:", "trainer:\n  of_old: 1")]),
     Case("runs moved within stage 2", f"train $mini experiment=stage2 {SAVING}", 0, ["resuming from moved/train"], ["moved/train/stage2-*/result.json"], after=[SAVED, f"{SAVED} experiment=stage2"], make=[BROKEN, move("runs", "moved")], environment={"HYPERDFLASH_RUNS": "moved"}),
     Case("the parent removed within stage 2", f"train $mini experiment=stage2 {SAVING}", 0, ["resuming from"], ["runs/train/stage2-*/result.json"], after=[SAVED, f"{SAVED} experiment=stage2"], make=[BROKEN, remove("runs/train/stage1-*")]),
+    Case("a sweep of one's own", f"train {MINE}", 0, ["2 jobs: 2 finished, 0 not"], ["runs/train/*-kl0-*/result.json", "runs/train/*-kl0.15-*/result.json"], make=[SWEEP]),
+    Case("its report of different data", f"report {MINE}", 0, ["1 runs trained on other data or by other code"], ["runs/report/mine/sweep.md"], after=[STAGE1, "train $mini kl=off"], make=[SWEEP, edit("runs/train/*-kl0.15-*/result.json", '"data": "', '"data": "f')]),
     # own files by exact name
     *[Case(f"beside checkpoints: {name}", f"train $mini {SAVING}", 0, ["resuming from"], [f"runs/train/*/checkpoints/{name}"], after=[SAVED], make=[remove("runs/train/*/result.json", "runs/train/*/checkpoints/step00000006.ckpt"), copy("runs/train/*/checkpoints/step00000005.ckpt", name)]) for name in (*NOTES, "step00000009_backup.ckpt")],
     Case("a copied run in the index", "train $mini experiment=stage2", 0, ["stage 2 continues from"], after=[STAGE1], make=[copy("runs/train/stage1-*", "{} (copy)")], check=starts_from_the_original),
