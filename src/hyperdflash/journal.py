@@ -32,6 +32,7 @@ from hyperdflash.settings import no_option
 PLACE = "HYPERDFLASH_SWEEP"
 UNNAMED = "unnamed"  # directory of a job whose name is not known
 NOT_COMPOSED = "not_composed"  # key of the sentence in the configuration of a job that could not be composed
+TYPED_AXES = "HYPERDFLASH_AXES"  # the options with several values on the command line
 
 
 def jobs_of(words: Sequence[str], config_loader: object = None) -> list[list[str]]:
@@ -54,6 +55,14 @@ class JobLoader(ConfigLoaderImpl):
             return config
 
 
+def typed_axes(words: Sequence[str]) -> list[str]:
+    """Returns the options that the words of a command line give several values; empty where Hydra cannot read them."""
+    with suppress(HydraException):
+        typed = OverridesParser.create().parse_overrides([word for word in words if "=" in word])
+        return [one.input_line.partition("=")[0] for one in typed if one.is_sweep_override()]
+    return []
+
+
 @contextmanager
 def sweep_journal(directory: Path) -> Iterator[None]:
     """Around a whole command: names the journal of its jobs, and prints the summary when the command ends, however it ends.
@@ -61,14 +70,14 @@ def sweep_journal(directory: Path) -> Iterator[None]:
     Hydra raises its errors here and prints none. Exits with code 1 when a job of its basic sweeper has failed.
     """
     place = directory / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
-    os.environ[PLACE] = str(place.resolve())
+    os.environ |= {PLACE: str(place.resolve()), TYPED_AXES: " ".join(typed_axes(sys.argv[1:]))}
     before = hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report
     hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = JobLoader, lambda function: function()
     try:
         yield
     finally:
         hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = before
-        del os.environ[PLACE]
+        del os.environ[PLACE], os.environ[TYPED_AXES]
         if place.exists():
             print(summary(place, sys.argv[1:]), file=sys.stderr, flush=True)
     if any(record["status"] == "failed" and record["params"] is not None for record in _records(place)):

@@ -1,5 +1,6 @@
 """Lists the jobs that `python -m src.train -m sweep=kl target=tiny,deep` trains, without running them."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from hyperdflash.identity import CONF, decided_by, run_name, runs_dir
-from hyperdflash.journal import jobs_of
+from hyperdflash.journal import TYPED_AXES, jobs_of
 from hyperdflash.options import accept, check_keys, own_folders
 
 
@@ -72,9 +73,10 @@ def _plan(words: Sequence[str]) -> SweepPlan:
 
 
 def swept_here() -> dict[str, str]:
-    """Returns axis -> value of the named sweep that this training job belongs to; empty outside a sweep."""
+    """Returns axis -> value of the sweep that this training job belongs to, named or typed by hand; empty outside a sweep."""
     if not HydraConfig.initialized():
         return {}
     hydra = HydraConfig.get()
     words = dict(word.split("=", 1) for word in hydra.overrides.task if "=" in word)
-    return {key: words[key] for key in words if key in (hydra.sweeper.get("params") or {})}
+    axes = {*(hydra.sweeper.get("params") or {}), *os.environ.get(TYPED_AXES, "").split()}
+    return {key: words[key] for key in words if key in axes}

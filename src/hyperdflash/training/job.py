@@ -33,7 +33,7 @@ from hyperdflash.training.components import Parts, make_parts
 from hyperdflash.training.datamodule import TargetStatesData
 from hyperdflash.training.dataset import check_dataset, check_trained_on, training_data
 from hyperdflash.training.epoch_plan import TrainingOrder
-from hyperdflash.training.loggers import MetricsCSV, StepBar, make_loggers, wandb_place
+from hyperdflash.training.loggers import MetricsCSV, StepBar, make_loggers, wandb_labels
 from hyperdflash.training.module import DraftingModule
 from hyperdflash.training.run_index import check_target, data_of, finished_run, load_drafter_weights, parent_of
 
@@ -95,7 +95,7 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
     module = DraftingModule(drafter, heads, parts.objective, parts.optim, **kept)
     if options.precision == "64-true":
         module.double()  # Lightning would do so after it has read a checkpoint's weights, into fp32
-    loggers = make_loggers(config.logger, run, name, **wandb_place(config))
+    loggers = make_loggers(config.logger, run, name, **wandb_labels(config))
     if ranks.rank == 0:
         print(f"{name}: {trainable:,} trainable parameters, {steps:,} steps", flush=True)
         OmegaConf.save(config, run / "config.yaml", resolve=True)

@@ -4,9 +4,11 @@ import csv
 import io
 import netrc
 import os
+import re
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import lightning as L
@@ -16,23 +18,20 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from hyperdflash.files import whole_file
-from hyperdflash.identity import source_names
+from hyperdflash.cli import given_overrides
+from hyperdflash.files import whole_file, write_text
+from hyperdflash.identity import DECIDING, NOT_DECIDING, class_name, source_names
 from hyperdflash.launch.sweep_plan import swept_here
+from hyperdflash.stable_hash import content_hash
 
 WANDB_MODES = ("auto", "online", "offline", "off")
-# Options that a sweep may change, as flat keys of the W&B configuration: panels read no nested ones.
-WANDB_AXES = {
-    "axis_kl_alpha": "kl.alpha",
-    "axis_kl_positions": "kl.positions",
-    "axis_kl_temperature": "kl.temperature",
-    "axis_kl_teacher": "kl.teacher",
-    "axis_draft_layers": "drafter.num_layers",
-    "axis_anchors": "blocks.num_anchors",
-    "axis_gamma": "loss.gamma",
-    "axis_target": "target.path",
-    "axis_seed": "seed",
-}
+# Options that a sweep often changes; conf/dashboard.yaml draws a bar of tau for each.
+AXES = (
+    *("conditioning", "reducer", "head", "drafter.num_layers", "blocks.num_anchors", "loss.gamma", "kl.alpha", "kl.positions"),
+    *("kl.temperature", "kl.teacher", "target.path", "seed"),
+)
+# step metric of W&B -> the metrics that it is the x axis of
+STEP_METRICS = {"trainer/global_step": ("train/*", "val/*"), "position": ("acceptance/*",)}
 
 
 class StepBar(TQDMProgressBar):
@@ -118,7 +117,22 @@ class StepWandb(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+        with harmless():
+            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Around what talks to W&B: its fault costs a part of W&B's log, never the training; each fault is printed once."""
+    try:
+        yield
+    except Exception as error:
+        _told(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; the training goes on without")
+
+
+@cache
+def _told(line: str) -> None:
+    print(line, flush=True)
 
 
 def logged_in() -> bool:
@@ -129,43 +143,103 @@ def logged_in() -> bool:
         return False
 
 
-def make_loggers(config: DictConfig, run: Path, name: str, **wandb_init) -> list[Logger]:
-    """Returns the loggers of a run. ``csv`` writes run/metrics.csv; ``wandb`` is one of WANDB_MODES, with ``wandb_init`` for
-    wandb.init; a resumed run continues the W&B run whose id is in run/wandb_id."""
-    loggers: list[Logger] = [MetricsCSV(run)] if config.csv else []
-    mode = os.environ.get("WANDB_MODE")
-    if config.wandb != "off" and mode != "disabled":
-        import wandb  # an extra: Lightning's own error does not name the module
+def wandb_mode(option: str) -> str:
+    """Returns online, offline or off, from ``logger.wandb`` and the environment in any spelling.
 
-        offline = mode == "offline" or config.wandb == "offline" or (config.wandb == "auto" and not logged_in())
-        where = {"project": config.project, "save_dir": run, "offline": offline, "id": _wandb_id(run)}
-        loggers.append(StepWandb(name=name, settings=wandb.Settings(silent=True), **where, **wandb_init))
+    Leaves the environment in W&B's own spelling, since W&B refuses every other.
+    """
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    if os.environ.pop("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off", "n", "f", "none"):
+        mode = "disabled"
+    known = {"": "", "run": "online", "shared": "online", "dryrun": "offline", "off": "disabled", "false": "disabled"}
+    mode = known.get(mode, mode)
+    if mode not in ("", "online", "offline", "disabled"):
+        _told(f"WANDB_MODE={mode} is not online, offline or disabled: W&B logs offline")
+        mode = "offline"
+    os.environ.pop("WANDB_MODE", None)
+    if mode:
+        os.environ["WANDB_MODE"] = mode
+    if "off" in (option, mode) or mode == "disabled":
+        return "off"
+    if "offline" in (option, mode):
+        return "offline"
+    return "online" if option == "online" or logged_in() else "offline"
+
+
+def make_loggers(config: DictConfig, run: Path, name: str, **labels) -> list[Logger]:
+    """Returns the loggers of a run. ``csv`` writes run/metrics.csv; ``wandb`` is one of WANDB_MODES, with ``labels`` for
+    wandb.init; a resumed run continues the W&B run whose id is in run/wandb/id."""
+    loggers: list[Logger] = [MetricsCSV(run)] if config.csv else []
+    mode = wandb_mode(config.wandb)
+    if mode != "off" and (started := _start_wandb(mode, run, name, project=config.project, **labels)):
+        loggers.append(started)
     return loggers
 
 
 @rank_zero_only
-def _wandb_id(run: Path) -> str:
-    path = run / "wandb_id"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+def _start_wandb(mode: str, run: Path, name: str, **labels) -> StepWandb | None:
+    """Starts the W&B run of rank 0; where W&B does not start online, offline; None where it does not start at all."""
+    import wandb
+
+    identity = run / "wandb" / "id"
+    if not identity.exists():
+        write_text(identity, secrets.token_hex(4))
+    own = {"dir": run, "id": identity.read_text().strip(), "resume": "allow", "name": within(name, 128), **labels}
+    for attempt in dict.fromkeys([mode, "offline"]):
+        with harmless():
+            started = wandb.init(mode=attempt, settings=wandb.Settings(silent=True), **own)
+            for step, metrics in STEP_METRICS.items():
+                started.define_metric(step)
+                for metric in metrics:
+                    started.define_metric(metric, step_metric=step)
+            return StepWandb(experiment=started, offline=attempt == "offline", save_dir=run)
+    return None
 
 
-def wandb_place(config: DictConfig) -> dict:
-    """Returns W&B's labels of a training: ``group`` is its sweep, ``job_type`` its choice in the sweep without the seed (the
-    stage outside a sweep), ``tags`` are stage, target, method and sweep."""
-    stage = f"stage{config.stage}"
-    choice = " ".join(f"{axis}={value}" for axis, value in swept_here().items() if axis != "seed")
-    sweep = config.sweep.name if config.sweep else None
-    tags = [stage, Path(config.target.path).name, method_name(config), *([f"sweep:{sweep}"] if sweep else [])]
-    return {"group": sweep or stage, "job_type": (choice or stage)[:64], "tags": [tag[:64] for tag in tags]}
+def wandb_labels(config: DictConfig) -> dict:
+    """Returns W&B's labels of a training, within W&B's limits: ``group`` is its sweep's name, or its swept axes, or its stage;
+    ``job_type`` its choice in the sweep without the seed, or its stage; ``tags`` are stage, target, method and sweep."""
+    stage, swept = f"stage{config.stage}", swept_here()
+    sweep = config.sweep.name if config.sweep else " ".join(swept)
+    choice = " ".join(f"{axis}={value}" for axis, value in swept.items() if axis != "seed")
+    tags = [stage, Path(config.target.path).name, method_name(config), f"sweep:{sweep}" if sweep else ""]
+    return {
+        "group": within(sweep or stage, 128),
+        "job_type": within(choice or stage, 64),
+        "tags": [within(tag, 64) for tag in tags if tag],
+    }
+
+
+def within(text: str, limit: int) -> str:
+    """Returns ``text`` cut to ``limit`` characters; a digest at the end keeps different texts different."""
+    return text if len(text) <= limit else f"{text[: limit - 9]}-{content_hash(text)[:8]}"
 
 
 def wandb_axes(config: DictConfig) -> dict[str, object]:
-    """Returns a training's ``method`` and its values of WANDB_AXES, without the options that it does not have."""
-    values = {key: OmegaConf.select(config, option) for key, option in WANDB_AXES.items()}
-    return {"method": method_name(config), **{key: value for key, value in values.items() if value is not None}}
+    """Returns a training's choices as flat keys of the W&B configuration, since panels read no nested ones.
+
+    ``axes`` is the label that runs are grouped by: the swept axes, then every other word of the command that decides the
+    result, without the seed, so that no two settings share a label. ``axis_<option>`` are the options AXES and the swept ones.
+    """
+    swept, words = swept_here(), dict(word.split("=", 1) for word in given_overrides() if "=" in word)
+    label = {key: words[key] for key in sorted(words, key=lambda key: (key not in swept, key)) if _is_choice(key)}
+    values = {option: OmegaConf.select(config, option) for option in (*AXES, *swept)}
+    values |= {option: swept.get(option) or class_name(group) for option, group in values.items() if OmegaConf.is_config(group)}
+    flat = {axis_key(option): value for option, value in values.items() if value is not None}
+    axes = " ".join(f"{key}={value}" for key, value in label.items()) or f"stage{config.stage}"
+    return {"axes": axes, "method": method_name(config), **flat}
+
+
+def _is_choice(key: str) -> bool:
+    """Returns whether an option of the command line, but for the seed, decides a training's result."""
+    group, _, option = key.lstrip("+").partition(".")
+    decides = group in ("experiment", "method", *DECIDING) or key == "cache.dtype"
+    return decides and group != "seed" and option not in NOT_DECIDING.get(group, ())
+
+
+def axis_key(option: str) -> str:
+    """Returns the key of an option in the W&B configuration: kl.alpha -> axis_kl_alpha."""
+    return "axis_" + re.sub(r"\W", "_", option)
 
 
 def method_name(config: DictConfig) -> str:

@@ -1,5 +1,6 @@
-"""The W&B workspace over the trainings of a project: acceptance per slot and tau by method, tau against each axis, drafts."""
+"""The W&B workspace over the trainings of a project: acceptance by drafted position, tau, losses and drafts, by swept axes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import wandb_workspaces.expr as expr
@@ -7,16 +8,19 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from omegaconf import DictConfig
 
-from hyperdflash.training.loggers import WANDB_AXES, logged_in
+from hyperdflash.training.curves import KINDS, acceptance_metric
+from hyperdflash.training.loggers import axis_key, logged_in
 from hyperdflash.training.wandb_record import workspace_json
 
 STEP = "trainer/global_step"
-NUMERIC = {key: option for key, option in WANDB_AXES.items() if option not in ("kl.teacher", "target.path", "seed")}
+STEPS = {"val/tau": "tau", "train/loss": "loss", "train/lr": "learning rate", "train/grad_norm": "gradient norm"}
+STEPS |= {"train/tokens_per_s": "tokens per second"}
 
 
 def make_dashboard(config: DictConfig) -> None:
     """Saves the workspace at W&B and prints its address, or writes it into ``config.file``; ValueError without a login."""
-    workspace = build_workspace(config.entity, config.project, sweep=config.group)
+    shown = {"sweep": config.group, "axes": config.axes, "domains": config.domains}
+    workspace = build_workspace(config.entity, config.project, **shown)
     if config.file:
         Path(config.file).write_text(workspace_json(workspace))
         print(f"wrote {config.file}: {sum(len(section.panels) for section in workspace.sections)} panels, nothing was sent")
@@ -29,45 +33,47 @@ def make_dashboard(config: DictConfig) -> None:
         )
 
 
-def build_workspace(entity: str, project: str, *, sweep: str | None = None, num_slots: int = 6) -> ws.Workspace:
-    """Builds the workspace and sends nothing; ``sweep`` limits it to the runs of that group."""
-    slots, kinds, method = range(1, num_slots + 1), ("survival", "conditional"), wr.Config("method")
+def build_workspace(
+    entity: str, project: str, *, sweep: str | None, axes: Sequence[str], domains: Sequence[str]
+) -> ws.Workspace:
+    """Builds the workspace and sends nothing.
 
-    def bars(title: str, *metrics: str) -> wr.BarPlot:
-        shown = [wr.SummaryMetric(metric) for metric in metrics]
-        grouped = {"groupby": method, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-        return wr.BarPlot(title=f"{title}, best checkpoint", metrics=shown, **grouped, orientation="v")
+    Runs are grouped by their swept axes: the mean over seeds, and a band from the lowest to the highest. ``sweep`` limits the
+    workspace to the runs of that group; ``axes`` get a bar of tau each, ``domains`` a plot of acceptance by position each.
+    """
+    label, tau = wr.Config("axes"), wr.SummaryMetric("best/tau_mean")
 
-    def lines(metric: str) -> wr.LinePlot:
-        grouped = {"groupby": method, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-        return wr.LinePlot(title=f"{metric} by step", x=STEP, y=[metric], **grouped)
+    def lines(title: str, x: str, metric: str) -> wr.LinePlot:
+        grouped = {"groupby": label, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+        return wr.LinePlot(title=title, x=x, y=[metric], **grouped)
 
-    acceptance = [bars(f"{kind} acceptance per position", *(f"best/{kind}_{k}" for k in slots)) for kind in kinds]
-    acceptance += [lines(f"val/{kind}_{k}") for kind in kinds for k in slots]
-    tau = wr.SummaryMetric("best/tau_mean")
-    taus = [lines("val/tau"), bars("tau, plain mean over domains", "best/tau_mean")]
-    taus += [
-        wr.ScatterPlot(title=f"tau against {option}", x=wr.Config(key), y=tau, regression=False)
-        for key, option in NUMERIC.items()
+    def bars(title: str, groupby: wr.Config) -> wr.BarPlot:
+        grouped = {"groupby": groupby, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+        return wr.BarPlot(title=title, metrics=[tau], **grouped, orientation="h")
+
+    acceptance = [
+        lines(f"{kind} by position, {domain or 'all domains'}", "position", acceptance_metric(kind, domain))
+        for domain in (None, *domains)
+        for kind in KINDS
     ]
-    axes = [(method, "method"), *((wr.Config(key), option) for key, option in WANDB_AXES.items()), (tau, "tau")]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name) for metric, name in axes]
-    choices = wr.ParallelCoordinatesPlot(title="choices and tau", columns=columns)
-    drafts = wr.MediaBrowser(title="val/drafts", media_keys=["val/drafts"])
+    taus = [bars("tau", label), *(bars(f"tau by {option}", wr.Config(axis_key(option))) for option in axes)]
     return ws.Workspace(
         entity=entity,
         project=project,
         name=f"Drafters, sweep {sweep}" if sweep else "Drafters",
         sections=[
-            ws.Section(name="Acceptance by method", panels=acceptance, is_open=True),
-            ws.Section(name="Accepted length", panels=taus, is_open=True),
-            ws.Section(name="Choices", panels=[choices], is_open=True),
-            ws.Section(name="Drafted and accepted", panels=[drafts]),
+            ws.Section(name="Acceptance by position, best checkpoint", panels=acceptance, is_open=True),
+            ws.Section(
+                name="Training", panels=[lines(f"{name} by step", STEP, key) for key, name in STEPS.items()], is_open=True
+            ),
+            ws.Section(name="Accepted length by swept axis, best checkpoint", panels=taus, is_open=True),
+            ws.Section(name="Runs", panels=[wr.RunComparer(diff_only="split")], is_open=True),
+            ws.Section(name="Drafted and accepted", panels=[wr.MediaBrowser(title="drafts", media_keys=["val/drafts"])]),
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=ws.RunsetSettings(
             filters=[expr.Metric("Group") == sweep] if sweep else [],
-            groupby=[expr.Config("method")],
-            pinned_columns=["summary:best/tau_mean", "config:method"],
+            groupby=[expr.Config("axes")],
+            pinned_columns=["summary:best/tau_mean", "config:axes", "config:method"],
         ),
     )

@@ -2,7 +2,7 @@
 
 start        configuration, git revision and diff, cache key; stage 2: the stage-1 checkpoint as input artifact
 validation   a chart of acceptance per slot; a table of drafted and accepted text
-end          best tau and acceptance per domain as summary; the best checkpoint as output artifact
+end          best tau per domain as summary; acceptance by drafted position as rows; the best checkpoint as output artifact
 """
 
 import json
@@ -19,7 +19,8 @@ from hyperdflash.contracts import TargetStates
 from hyperdflash.decoding.drafted import drafted_rounds, drafts_html, drafts_text
 from hyperdflash.record import STARTS, read_starts
 from hyperdflash.states.manifest import CacheKey
-from hyperdflash.training.loggers import wandb_axes
+from hyperdflash.training.curves import KINDS, acceptance_metric, acceptance_rows
+from hyperdflash.training.loggers import harmless, wandb_axes
 from hyperdflash.training.run_index import finished_run
 
 COLUMNS = ["domain", "prompt id", "prompt", "colored", "[accepted] {-rejected-}", "rounds", "tau"]
@@ -35,6 +36,7 @@ class WandbRecord(L.Callback):
         self.config, self.run, self.parent, self.cache_key, self.tokenizer = config, run, parent, cache_key, tokenizer
         self._shown: dict[str, list] = {}
 
+    @harmless()
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (wandb_run := _wandb_run(trainer)) is None:
             return
@@ -49,7 +51,6 @@ class WandbRecord(L.Callback):
         }
         given = OmegaConf.to_container(self.config, resolve=True)
         wandb_run.config.update({**given, **wandb_axes(self.config), **own}, allow_val_change=True)
-        wandb_run.define_metric("val/tau", step_metric="trainer/global_step", summary="max")
         shutil.copy(self.run / STARTS, wandb_run.dir)  # holds the diff; W&B uploads the folder
         offline = f"offline, to upload: wandb sync {Path(wandb_run.dir).parent}"
         print(f"W&B: {offline if wandb_run.offline else wandb_run.url}", flush=True)
@@ -62,6 +63,7 @@ class WandbRecord(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._shown = {}
 
+    @harmless()
     def on_validation_batch_end(self, trainer, module, outputs: dict, batch: TargetStates, batch_idx, dataloader_idx=0) -> None:
         """Takes the first document per domain, of rank 0's own documents."""
         if _wandb_run(trainer) is None:
@@ -75,15 +77,16 @@ class WandbRecord(L.Callback):
                 colored = wandb.Html(drafts_html(rounds, self.tokenizer), inject=False)
                 self._shown[domain] = [batch.ids[row], prompt, colored, drafts_text(rounds, self.tokenizer), count, tau]
 
+    @harmless()
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (wandb_run := _wandb_run(trainer)) is None:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        slots, kinds = range(1, module.drafter.num_slots + 1), ["survival", "conditional"]
+        slots = range(1, module.drafter.num_slots + 1)
         chart = wandb.plot.line_series(
             xs=list(slots),
-            ys=[[metrics.get(f"val/{kind}_{k}") for k in slots] for kind in kinds],
-            keys=kinds,
+            ys=[[metrics.get(f"val/{kind}_{k}") for k in slots] for kind in KINDS],
+            keys=list(KINDS),
             title="Acceptance per drafted position",
             xname="drafted position",
         )
@@ -91,18 +94,24 @@ class WandbRecord(L.Callback):
         step = trainer.global_step - 1
         wandb_run.log({"val/acceptance": chart, "val/drafts": table, "trainer/global_step": step}, step=step)
 
+    @harmless()
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (wandb_run := _wandb_run(trainer)) is None:
             return
-        wandb_run.summary.update(best_summary(json.loads((self.run / "validation.json").read_text())))
+        record = json.loads((self.run / "validation.json").read_text())
+        wandb_run.summary.update(best_summary(record))
+        for row in acceptance_rows(record):  # W&B overlays the rows of many runs, with the position on the x axis
+            wandb_run.log(row, step=trainer.global_step - 1 + row["position"])
         if self.config.logger.artifacts:
             wandb_run.log_artifact(_artifact(self.run), aliases=["best", f"stage{self.config.stage}"])
 
+    @harmless()
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Ends the W&B run: the next job of a sweep in this process gets a run of its own."""
         if _wandb_run(trainer) is not None:
             wandb.finish()
 
+    @harmless()
     def on_exception(self, trainer, module, exception) -> None:
         if wandb.run is not None and trainer.is_global_zero:
             wandb.finish(exit_code=1)
@@ -111,20 +120,16 @@ class WandbRecord(L.Callback):
 def best_summary(record: dict) -> dict[str, float]:
     """Returns of validation.json: best/tau of all rounds, best/tau_<domain>, their plain mean, and best/survival_k and
     best/conditional_k per slot."""
-    prompts = record["prompts"]
-
-    def total(field: str, rows: list[dict] = prompts) -> int:
-        return sum(row[field] for row in rows)
-
-    by_domain = {row["domain"]: [other for other in prompts if other["domain"] == row["domain"]] for row in prompts}
-    taus = {name: total("emitted", rows) / rounds for name, rows in by_domain.items() if (rounds := total("rounds", rows))}
+    by_domain: dict[str, list[dict]] = {}
+    for prompt in record["prompts"]:
+        by_domain.setdefault(prompt["domain"], []).append(prompt)
+    sums = {name: [sum(row[field] for row in rows) for field in ("emitted", "rounds")] for name, rows in by_domain.items()}
+    taus = {name: emitted / rounds for name, (emitted, rounds) in sums.items() if rounds}
     summary = {"best/tau": record["tau"], "best/step": record["step"], "best/tau_mean": sum(taus.values()) / len(taus)}
     summary |= {f"best/tau_{name}": tau for name, tau in taus.items()}
-    for k in range(len(prompts[0]["survived"])):
-        survived, reached = (sum(row[name][k] for row in prompts) for name in ("survived", "reached"))
-        summary[f"best/survival_{k + 1}"] = survived / total("rounds")
-        if reached:
-            summary[f"best/conditional_{k + 1}"] = survived / reached
+    for row in acceptance_rows(record):
+        kinds = {kind: row.get(acceptance_metric(kind)) for kind in KINDS}
+        summary |= {f"best/{kind}_{row['position']}": rate for kind, rate in kinds.items() if rate is not None}
     return summary
 
 
