@@ -85,7 +85,10 @@ def draw(view: dict, runs: Sequence[Path], path: Path) -> None:
 
     plots = [panel for panel in panels(view) if panel[1] == "Run History Line Plot"]
     figure = Figure(figsize=(18, 3.2 * -(-len(plots) // 3)), layout="constrained")
-    for axis, (_, _, title, x, (metric,), groupby) in zip(figure.subplots(-(-len(plots) // 3), 3).flat, plots, strict=False):
+    axes = figure.subplots(-(-len(plots) // 3), 3).flat
+    for axis in axes[len(plots) :]:
+        axis.axis("off")
+    for axis, (_, _, title, x, (metric,), groupby) in zip(axes, plots, strict=False):
         for label, points in curves(runs, x, metric, groupby).items():
             axis.plot(*points.T, marker=".", label=label)
         axis.set(title=title, xlabel=x)
