@@ -143,6 +143,7 @@ def mini_overrides(mini_target, rows_file) -> list[str]:
         "trainer.threads=1",
         "trainer.log_every_n_steps=2",
         "logger=csv",
+        "logger.curves=false",
     ]
 
 

@@ -53,6 +53,7 @@ def test_a_mistake_exits_with_one_sentence(overrides, sentence, run_command, run
     assert done.returncode != 0
     assert sentence in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+    assert not (runs / "train").exists()
 
 
 def test_training_from_the_shell_and_again(runs, mini_overrides, monkeypatch, run_command):
@@ -62,7 +63,8 @@ def test_training_from_the_shell_and_again(runs, mini_overrides, monkeypatch, ru
     assert first.returncode == 0, first.stderr[-2000:]
     assert "Loading weights" not in first.stderr and "font" not in first.stdout + first.stderr
     (result,) = (runs / "train").glob("*/result.json")
-    assert (result.parent / "config.yaml").exists() and list(result.parent.glob("wandb/offline-run-*"))
+    own = {"checkpoints", "config.yaml", "corpus.json", "metrics.csv", "result.json", "run.json", "validation.json", "wandb"}
+    assert {path.name for path in result.parent.iterdir()} == own and list(result.parent.glob("wandb/offline-run-*"))
     again = run_command("train", "experiment=stage1", *overrides)
     assert again.returncode == 0 and "nothing to do" in again.stdout
     second = run_command("train", "experiment=stage2", "reducer=hc_gate", "kl.alpha=0.15", *overrides)
@@ -81,6 +83,7 @@ def test_multirun_gives_every_job_its_own_directory(runs, mini_overrides, run_co
 def test_capture_alone_then_a_training_that_loads_no_target(runs, mini_overrides, run_command):
     captured = run_command("capture", "experiment=stage1", *mini_overrides)
     assert captured.returncode == 0 and "loading the target" in captured.stdout
+    assert not (runs / "train").exists()
     trained = run_command("train", "experiment=stage1", *mini_overrides, "trainer.max_epochs=1")
     assert trained.returncode == 0 and "loading the target" not in trained.stdout
 
@@ -129,7 +132,9 @@ def test_table_1_is_printed(run_command):
     assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout
 
 
-@pytest.mark.parametrize(("module", "extra"), [("wandb", "wandb"), ("matplotlib", "figures"), ("datasets", "hub")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("wandb", "wandb"), ("matplotlib", "figures"), ("tensorboard", "tensorboard"), ("datasets", "hub")]
+)
 def test_a_missing_library_is_one_sentence_that_names_its_extra(module, extra, monkeypatch):
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert any(need.split(">")[0] == module for need in project["optional-dependencies"][extra])

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,11 +17,13 @@ from hydra.errors import CompactHydraException, HydraException, InstantiationExc
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperdflash.identity import CONF, runs_dir
-from hyperdflash.journal import NOT_COMPOSED, UNNAMED, cause_of, journal_entry, sweep_journal
+from hyperdflash.identity import CONF, runs_dir, train_run_dir
+from hyperdflash.journal import NOT_COMPOSED, cause_of, journal_entry, sweep_journal
 from hyperdflash.options import check_keys
 
-EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "datasets": "hub"}  # of pyproject.toml
+# library -> extra of pyproject.toml
+EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "tensorboard": "tensorboard"}
+EXTRAS |= {"datasets": "hub"}
 TORCHRUN = r"(^|[/\0])torch(run|[./]distributed[./]\w+(\.py)?)(\0|$)"  # in a command line, whose words end with \0
 RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK")
 SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}  # as for one task, which changes nothing
@@ -53,13 +54,7 @@ def entry_point(config_name: str) -> Callable:
             from lightning.fabric.utilities.exceptions import MisconfigurationException
 
             quiet_libraries()
-            if HydraConfig.initialized() and (made := Path(HydraConfig.get().runtime.output_dir)).name == UNNAMED:
-                with suppress(OSError):  # Hydra has written the job's configuration there; other files stay
-                    for name in ("hydra/config.yaml", "hydra/hydra.yaml", "hydra/overrides.yaml", f"{config_name}.log"):
-                        (made / name).unlink(missing_ok=True)
-                    (made / "hydra").rmdir()
-                    made.rmdir()
-            with journal_entry():
+            with journal_entry(_directory_of(config)):
                 try:
                     if NOT_COMPOSED in config:
                         raise ValueError(config[NOT_COMPOSED])
@@ -127,6 +122,18 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _directory_of(config: DictConfig) -> str | None:
+    """Returns the folder of a job of a multirun; None for a training that has no name."""
+    if NOT_COMPOSED in config or not HydraConfig.initialized():
+        return None
+    if config_name() != "train":
+        return HydraConfig.get().runtime.output_dir
+    try:
+        return str(train_run_dir(config))
+    except Exception:  # the job itself says what is wrong
+        return None
 
 
 def given_overrides() -> list[str]:

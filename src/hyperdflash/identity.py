@@ -14,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.drafting.layer_ids import layer_ids_of
 from hyperdflash.files import asset, portable, resource
-from hyperdflash.journal import UNNAMED
-from hyperdflash.options import check_keys, check_targets
+from hyperdflash.options import check_targets
 
 CONF = str(resource("conf"))
 FLASH = str(resource("assets") / "deepseek_v4_flash")  # the released config.json alone
@@ -155,16 +154,6 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _name_of_job(*, _root_: DictConfig) -> str:
-    """Returns the run's name or UNNAMED: an error here would end the whole multirun; the job itself says what is wrong."""
-    try:
-        check_keys(_root_, _root_.hydra)
-        return run_name(_root_)
-    except Exception:
-        return UNNAMED
-
-
-OmegaConf.register_new_resolver("run_name", _name_of_job, replace=True)
 # ${by_stage:8e-4,1e-4}: the first value in stage 1, the second in stage 2
 OmegaConf.register_new_resolver("by_stage", lambda *values, _root_: values[_root_.stage == 2], replace=True)
 # ${asset:tiny}: the shipped folder, from wherever the command runs

@@ -30,7 +30,6 @@ from hyperdflash.files import write_text
 from hyperdflash.settings import no_option
 
 PLACE = "HYPERDFLASH_SWEEP"
-UNNAMED = "unnamed"  # directory of a job whose name is not known
 NOT_COMPOSED = "not_composed"  # key of the sentence in the configuration of a job that could not be composed
 TYPED_AXES = "HYPERDFLASH_AXES"  # the options with several values on the command line
 
@@ -51,7 +50,7 @@ class JobLoader(ConfigLoaderImpl):
             config = super().load_sweep_config(master_config, [])
             with open_dict(config):
                 config[NOT_COMPOSED] = cause_of(error)
-                config.hydra.overrides.task, config.hydra.sweep.subdir = list(sweep_overrides), UNNAMED
+                config.hydra.overrides.task = list(sweep_overrides)
             return config
 
 
@@ -85,9 +84,9 @@ def sweep_journal(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def journal_entry() -> Iterator[None]:
-    """Around one job; does nothing outside a multirun. Passes an error on to a sweeper that searches, and not to Hydra's basic
-    one, which would end there."""
+def journal_entry(directory: str | None) -> Iterator[None]:
+    """Around one job that writes into ``directory``, if it is known; does nothing outside a multirun. Passes an error on to a
+    sweeper that searches, and not to Hydra's basic one, which would end there."""
     if PLACE not in os.environ or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         yield
         return
@@ -96,7 +95,7 @@ def journal_entry() -> Iterator[None]:
     path, started = Path(os.environ[PLACE]) / f"{hydra.job.num}.json", time.monotonic()
     record = {
         "job": int(hydra.job.num),
-        "directory": os.path.relpath(hydra.runtime.output_dir),
+        "directory": directory and os.path.relpath(directory),
         "overrides": list(hydra.overrides.task),
         "params": {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()} if basic else None,
         "status": "lost",
@@ -139,7 +138,7 @@ def summary(place: Path, words: Sequence[str] = ()) -> str:
     for record in others:
         lines.append(f"  {record['status']}: {' '.join(record['overrides'])}")
         lines.append(f"    {record['error'] or 'its process ended without a word'}")
-        lines.append(f"    {record['directory']}")
+        lines += [f"    {record['directory']}"] if record["directory"] else []
     if others or total > len(records):
         lines.append("the same command skips what is finished and goes on with the rest")
     return "\n".join(lines)

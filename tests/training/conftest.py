@@ -32,6 +32,7 @@ def prepared_overrides(mini_target, rows_file) -> list[str]:
         "trainer.log_every_n_steps=1",
         "trainer.checkpoint_every_steps=4",
         "logger=csv",
+        "logger.curves=false",
     ]
 
 

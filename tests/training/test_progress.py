@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 
 import pytest
 from hydra.utils import instantiate
 
 from hyperdflash import record
 from hyperdflash.identity import train_run_dir
+from hyperdflash.training.curves import draw_curves
 from hyperdflash.training.job import train
+from hyperdflash.training.loggers import make_loggers
 from hyperdflash.training.module import DraftingModule
 
 
@@ -66,3 +69,42 @@ def test_a_start_without_an_extra_is_recorded(monkeypatch):
     monkeypatch.setattr(record.importlib.metadata, "version", without_wandb)
     packages = record.environment_record("python -m src.train")["packages"]
     assert packages["wandb"] is None and packages["torch"] == version("torch")
+
+
+def test_a_run_ends_with_its_curves_and_logs_every_term(runs_here, prepared_overrides, compose_config, tmp_path):
+    """D-PACE reads no teacher, and its mean is the whole loss at weight 1."""
+    runs_here(tmp_path / "runs")
+    words = ["objective=dpace", "trainer.max_epochs=1", "logger.curves=true"]
+    config = compose_config("train", [*prepared_overrides, *words])
+    train(config)
+    run = train_run_dir(config)
+    steps = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["train/loss"]]
+    assert [float(row["train/dpace"]) for row in steps] == pytest.approx([float(row["train/loss"]) for row in steps])
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_without_matplotlib_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "hyperdflash.report.figures", None)
+    monkeypatch.delitem(sys.modules, "hyperdflash.report.figures")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    draw_curves(tmp_path)
+    assert "hyperdflash[figures]" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_training_that_never_began_leaves_no_folder(runs_here, prepared_overrides, compose_config, tmp_path):
+    runs = runs_here(tmp_path / "runs")
+    config = compose_config("train", [*prepared_overrides, "corpus.max_length=3"])
+    with pytest.raises(ValueError, match="supervised"):
+        train(config)
+    assert list((runs / "train").iterdir()) == []
+
+
+def test_tensorboard_gets_what_the_csv_gets(compose_config, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs .[tensorboard]")
+    _, logger = make_loggers(compose_config("train", ["logger.tensorboard=true", "logger.wandb=off"]).logger, tmp_path, "run")
+    logger.log_metrics({"train/loss": 1.5, "epoch": 0}, step=3)
+    logger.save()
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(one.step, one.value) for one in found.Scalars("train/loss")] == [(3, 1.5)]

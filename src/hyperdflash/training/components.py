@@ -84,7 +84,8 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
     if trains:
         natural_int("seed", config.seed)
         one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
-        boolean("logger.artifacts", config.logger.artifacts)
+        for name in ("csv", "curves", "tensorboard", "artifacts"):
+            boolean(f"logger.{name}", config.logger[name])
         one_of("target.dtype", config.target.dtype, tuple(DTYPES))
         instantiate(config.cache)
         check_trainer(config.trainer)

@@ -10,7 +10,8 @@
 """
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import lightning as L
@@ -26,16 +27,17 @@ from hyperdflash.identity import decided_by, run_name, train_run_dir, within_run
 from hyperdflash.launch.launcher import Ranks, cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.leases import exclusive
 from hyperdflash.options import instantiate
-from hyperdflash.record import add_start, write_json
+from hyperdflash.record import STARTS, add_start, write_json
 from hyperdflash.targets.load import fingerprint, load_heads
 from hyperdflash.training.checkpoints import BEST, AtomicCheckpoints, Checkpoints, newest_checkpoint, step_of
 from hyperdflash.training.components import Parts, make_parts
+from hyperdflash.training.curves import draw_curves
 from hyperdflash.training.datamodule import TargetStatesData
 from hyperdflash.training.dataset import check_dataset, check_trained_on, training_data
 from hyperdflash.training.epoch_plan import TrainingOrder
 from hyperdflash.training.loggers import MetricsCSV, StepBar, make_loggers, wandb_labels
 from hyperdflash.training.module import DraftingModule
-from hyperdflash.training.run_index import check_target, data_of, finished_run, load_drafter_weights, parent_of
+from hyperdflash.training.run_index import PARENT, check_target, data_of, finished_run, load_drafter_weights, parent_of
 
 LOCK_S = 5.0  # the ranks of a killed run end a moment after its starter
 
@@ -64,10 +66,20 @@ def train(config: DictConfig) -> dict:
         return fit(config, parts, run, init_from, ranks)
 
 
-def exclusive_run(run: Path) -> AbstractContextManager:
-    """Raises ValueError when another process trains the same run."""
+@contextmanager
+def exclusive_run(run: Path) -> Iterator[None]:
+    """Raises ValueError when another process trains the same run; a training that never began leaves no folder."""
     busy = f"{run} is being trained by another process: wait for it, or stop it first"
-    return exclusive(run, "lock", wait_s=LOCK_S, busy=busy)
+    try:
+        with exclusive(run, "lock", wait_s=LOCK_S, busy=busy):
+            try:
+                yield
+            finally:
+                if not (run / STARTS).exists():
+                    (run / PARENT).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # it holds something
+            run.rmdir()
 
 
 def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ranks: Ranks) -> dict:
@@ -133,6 +145,8 @@ def fit(config: DictConfig, parts: Parts, run: Path, init_from: Path | None, ran
         "decided_by": decided_by(config),
     }
     if ranks.rank == 0:
+        if config.logger.curves:
+            draw_curves(run)
         write_json(run / "result.json", record)
         print(f"{run}: best validation tau {record['val_tau']:.3f}")
     return record

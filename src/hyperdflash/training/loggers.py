@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -167,9 +167,13 @@ def wandb_mode(option: str) -> str:
 
 
 def make_loggers(config: DictConfig, run: Path, name: str, **labels) -> list[Logger]:
-    """Returns the loggers of a run. ``csv`` writes run/metrics.csv; ``wandb`` is one of WANDB_MODES, with ``labels`` for
-    wandb.init; a resumed run continues the W&B run whose id is in run/wandb/id."""
+    """Returns the loggers of a run. ``csv`` writes run/metrics.csv, ``tensorboard`` a folder of that name; ``wandb`` is one of
+    WANDB_MODES, with ``labels`` for wandb.init; a resumed run continues the W&B run whose id is in run/wandb/id."""
     loggers: list[Logger] = [MetricsCSV(run)] if config.csv else []
+    if config.tensorboard:
+        import tensorboard  # noqa: F401, an extra: Lightning's own error does not name the module
+
+        loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
     mode = wandb_mode(config.wandb)
     if mode != "off" and (started := _start_wandb(mode, run, name, project=config.project, **labels)):
         loggers.append(started)

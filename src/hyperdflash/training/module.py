@@ -139,9 +139,8 @@ class DraftingModule(L.LightningModule):
         coverages = [torch.stack(coverage(m.blocks, m.states.loss_mask, m.states.lengths)) for m in batch.micro]
         own = torch.stack([torch.stack([part.slot_ce_sum.sum(), part.top1.sum().double()]) for part in parts]).sum(0)
         own = [loss[None], own, torch.stack(coverages).sum(0), self._tokens[None]]
-        # a term without a reading, such as cross-entropy, is among the above
-        logged_terms = [(term.name, place) for place, term in enumerate(self.objective.active) if term.reading is not None]
-        own += [torch.stack([part.term_sums[place].detach() for part in parts]).sum(0).flatten() for _, place in logged_terms]
+        terms = range(len(self.objective.active))
+        own += [torch.stack([part.term_sums[place].detach() for part in parts]).sum(0).flatten() for place in terms]
         sums = self.trainer.strategy.reduce(torch.cat([value.double() for value in own]), reduce_op="sum").tolist()
         loss, ce_sum, top1, covered, supervised, tokens, *rest = sums
         slots = max(1, int(batch.counts.slot_count.sum()))
@@ -153,11 +152,11 @@ class DraftingModule(L.LightningModule):
             "train/tokens_per_s": tokens / max(time.monotonic() - self._since, 1e-9),
             **others,
         }
-        for name, place in logged_terms:
-            counts = batch.counts.term_counts[place].flatten().tolist()
+        for term, term_counts in zip(self.objective.active, batch.counts.term_counts, strict=True):
+            counts = term_counts.flatten().tolist()
             own, rest = rest[: len(counts)], rest[len(counts) :]
             means = [total / count for total, count in zip(own, counts, strict=True) if count]
-            logged[f"train/{name}"] = sum(means) / max(1, len(counts))
+            logged[f"train/{term.name}"] = sum(means) / max(1, len(counts))
         self.check_finite()
         self._write(logged, step)
         self.on_train_start()

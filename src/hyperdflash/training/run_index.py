@@ -22,6 +22,7 @@ from hyperdflash.report.sweep_runs import flat
 
 # Options that a run and its parent share.
 SHARED = ("stage", "target", "conditioning", "reducer", "inputs", "lead", "drafter", "head", "seed", "mode", "recipe")
+PARENT = "parent.json"
 FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
 
@@ -133,7 +134,7 @@ def find_stage1(config: DictConfig) -> Path:
 
 def parent_of(config: DictConfig, run: Path) -> Path | None:
     """Returns the finished run whose weights ``run`` starts from: named, found, or remembered from its first start."""
-    remembered = run / "parent.json"
+    remembered = run / PARENT
     if remembered.exists():
         return runs_dir() / json.loads(remembered.read_text())["init_from"]
     parent = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
