@@ -41,6 +41,7 @@ ORDER = [
     "identity",
     "report",
     "decoding",
+    "command_help",
     "cli",
     ("preparing", "training", "launch", "evaluation", "checks", "planning", "generation", "export"),
     "commands",

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,7 @@ from hydra.errors import CompactHydraException, HydraException, InstantiationExc
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from hyperdflash.command_help import command_help
 from hyperdflash.identity import CONF, runs_dir, train_run_dir
 from hyperdflash.journal import NOT_COMPOSED, cause_of, journal_entry, sweep_journal
 from hyperdflash.options import check_keys
@@ -75,6 +77,9 @@ def entry_point(config_name: str) -> Callable:
             os.environ.setdefault("TQDM_MININTERVAL", "2")  # seconds; read when tqdm is imported
             if composed:  # no command line, no journal
                 return main(*composed)
+            if {"-h", "--help"} & {*sys.argv[1:]}:
+                print(as_started(command_help(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])))
+                return 0
             try:
                 with sweep_journal(runs_dir() / "sweeps"):
                     return main()

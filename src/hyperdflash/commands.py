@@ -4,6 +4,7 @@ A command imports what it runs when it runs, so that help comes within a second.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +12,7 @@ from importlib import import_module
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import CONSOLE, entry_point
+from hyperdflash.files import resource
 from hyperdflash.identity import class_name
 from hyperdflash.settings import one_of
 
@@ -55,6 +57,8 @@ def main() -> object:
     if name in ("-h", "--help"):
         print(overview())
         return 0
+    if name == "-sc":
+        return complete(list(commands), sys.argv[2:])
     if name not in commands:
         return f"error: no command {name!r}; the commands are {', '.join(commands)}: run `hyperdflash` to see what each does"
     os.environ[CONSOLE] = "1"
@@ -66,9 +70,24 @@ def main() -> object:
     return code if isinstance(code, int) else 0
 
 
+def complete(names: list[str], words: list[str]) -> int:
+    """Serves Hydra's shell completion of `hyperdflash COMMAND ...`: prints what may stand next, or the script to install."""
+    typed = re.match(r"\s*\S+\s+(\S+)(\s.*)$", os.environ.get("COMP_LINE", ""))
+    if words[0].startswith("query=") and not typed:
+        print(" ".join(names))
+        return 0
+    name = typed[1] if typed else "train"
+    if typed:
+        os.environ["COMP_LINE"] = f"hyperdflash{typed[2]}"
+    if (resource("conf") / f"{name}.yaml").exists() or name in ("capture", "report"):  # these read the options of train
+        entry_point("train" if name in ("capture", "report") else name)(lambda config: None)()
+    return 0
+
+
 def overview() -> str:
     """Returns one line per command, by task."""
     lines = ["usage: hyperdflash COMMAND [OPTION=VALUE ...]    hyperdflash COMMAND --help lists a command's options"]
+    lines.append("""tab completion: eval "$(hyperdflash -sc install=bash)\"""")
     for task, group in COMMANDS.items():
         lines += ["", task, *(f"  {name:<17} {line}" for name, (_, line) in group.items())]
     return "\n".join(lines)
