@@ -23,6 +23,7 @@ from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.anchors import coverage
 from hyperdflash.numerics import fast_fp32_products, keep_freed_memory
 from hyperdflash.objectives.objective import LossSums, Objective
+from hyperdflash.objectives.term import SumCount
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.settings import number_between, one_of, positive_int, positive_number
 from hyperdflash.targets.heads import TargetHeads
@@ -153,10 +154,9 @@ class DraftingModule(L.LightningModule):
             **others,
         }
         for term, term_counts in zip(self.objective.active, batch.counts.term_counts, strict=True):
-            counts = term_counts.flatten().tolist()
-            own, rest = rest[: len(counts)], rest[len(counts) :]
-            means = [total / count for total, count in zip(own, counts, strict=True) if count]
-            logged[f"train/{term.name}"] = sum(means) / max(1, len(counts))
+            own, rest = rest[: term_counts.numel()], rest[term_counts.numel() :]
+            total = torch.tensor(own, dtype=torch.float64).view(term_counts.shape)
+            logged[f"train/{term.name}"] = float(term.mean(SumCount(total, term_counts.cpu())))
         self.check_finite()
         self._write(logged, step)
         self.on_train_start()
