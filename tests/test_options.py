@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from hyperdflash.answers.answer_file import AnswerFile
 from hyperdflash.engines.vllm import read_finished
 from hyperdflash.evaluation.methods import method_of_run
 from hyperdflash.identity import RECIPE
+from hyperdflash.options import check_values
 from hyperdflash.states.dataset import Index, open_dataset
 from hyperdflash.states.shard_file import ShardFile
 from hyperdflash.training.checkpoints import AtomicCheckpoints
@@ -140,3 +143,33 @@ def test_every_target_passes_through_the_one_door():
     }
     # identity.py asks the class for one attribute, after `check_targets`
     assert named.keys() == {"src/hyperdflash/options.py", "src/hyperdflash/identity.py"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("kl.alpha=1.5", "kl.alpha must be in [0, 1], got 1.5"),
+        ("drafter.num_layers=0", "drafter.num_layers must be a positive integer, got 0"),
+        ("reducer.init=other", "reducer.init must be inherit or random, got 'other'"),
+        ("optim.lr=much", "optim.lr must be a number above 0, got 'much'"),
+        ("kl.teacher=nobody", "kl.teacher must be"),
+    ],
+)
+def test_wrong_values_are_found_without_importing_the_parts(words, sentence, compose_config):
+    config = compose_config("train", [words])
+    with pytest.raises(ValueError) as caught:
+        check_values(config)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_right_values_pass(compose_config):
+    for words in ([], ["method=best"], ["method=dflash"], ["objective=dspark", "head=markov_confidence"], ["cache=stream"]):
+        check_values(compose_config("train", words))
+
+
+def test_a_wrong_value_ends_the_command_before_torch_is_imported(tmp_path):
+    code = "import sys\nfrom hyperdflash.commands import train\ntry:\n    train()\nfinally:\n    print('torch' in sys.modules)"
+    environment = {**os.environ, "HYPERDFLASH_RUNS": str(tmp_path)}
+    command = [sys.executable, "-c", code, "kl.alpha=1.5"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "kl.alpha must be in [0, 1]" in done.stderr and done.stdout == "False\n", done

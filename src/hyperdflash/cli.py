@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import hydra
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hyperdflash.command_help import command_help
 from hyperdflash.identity import CONF, runs_dir, train_run_dir
 from hyperdflash.journal import NOT_COMPOSED, cause_of, journal_entry, sweep_journal
-from hyperdflash.options import check_keys
+from hyperdflash.options import check_keys, check_values
 
 # library -> extra of pyproject.toml
 EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "matplotlib": "figures", "tensorboard": "tensorboard"}
@@ -29,6 +29,7 @@ EXTRAS |= {"datasets": "hub"}
 TORCHRUN = r"(^|[/\0])torch(run|[./]distributed[./]\w+(\.py)?)(\0|$)"  # in a command line, whose words end with \0
 RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK")
 SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}  # as for one task, which changes nothing
+MISTAKES = (ValueError, InstantiationException, OmegaConfBaseException)  # of a user
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
 REPEATED = (  # warnings about hardware and progress that Lightning gives at every start
     ".*LeafSpec.*",
@@ -53,19 +54,20 @@ def entry_point(config_name: str) -> Callable:
         def task(config: DictConfig):
             ignore_leftovers()
             logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Lightning imports it, and it logs its font cache
-            from lightning.fabric.utilities.exceptions import MisconfigurationException
-
             quiet_libraries()
-            with journal_entry(_directory_of(config)):
+            with journal_entry(partial(_directory_of, config)):
                 try:
                     if NOT_COMPOSED in config:
                         raise ValueError(config[NOT_COMPOSED])
+                    check_values(config)
                     if HydraConfig.initialized():
                         check_keys(config, HydraConfig.get())
                     return function(config)
                 except ModuleNotFoundError as error:
                     raise CompactHydraException(f"error: {not_installed(error)}") from None
-                except (ValueError, InstantiationException, OmegaConfBaseException, MisconfigurationException) as error:
+                except Exception as error:
+                    if not isinstance(error, MISTAKES) and type(error).__name__ != "MisconfigurationException":  # Lightning's
+                        raise
                     if os.environ.get("HYDRA_FULL_ERROR"):
                         raise
                     raise CompactHydraException(as_started(f"error: {cause_of(error)}")) from None

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -84,9 +84,9 @@ def sweep_journal(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def journal_entry(directory: str | None) -> Iterator[None]:
-    """Around one job that writes into ``directory``, if it is known; does nothing outside a multirun. Passes an error on to a
-    sweeper that searches, and not to Hydra's basic one, which would end there."""
+def journal_entry(directory_of: Callable[[], str | None]) -> Iterator[None]:
+    """Around one job, which writes into a folder that ``directory_of`` names; does nothing outside a multirun. Passes an error
+    on to a sweeper that searches, and not to Hydra's basic one, which would end there."""
     if PLACE not in os.environ or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         yield
         return
@@ -95,7 +95,7 @@ def journal_entry(directory: str | None) -> Iterator[None]:
     path, started = Path(os.environ[PLACE]) / f"{hydra.job.num}.json", time.monotonic()
     record = {
         "job": int(hydra.job.num),
-        "directory": directory and os.path.relpath(directory),
+        "directory": (directory := directory_of()) and os.path.relpath(directory),
         "overrides": list(hydra.overrides.task),
         "params": {key: str(value) for key, value in (hydra.sweeper.get("params") or {}).items()} if basic else None,
         "status": "lost",

@@ -4,19 +4,23 @@ A configuration may be somebody else's, such as that of a run's folder. So a cla
 option file names it: a file of conf/, or of a folder of ``hydra.searchpath`` that the user of this process gives.
 """
 
+import ast
 import inspect
 import re
 from collections import defaultdict
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hydra import utils
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.files import resource
+from hyperdflash import settings
+from hyperdflash.files import PACKAGE, resource
 from hyperdflash.settings import no_option
 
 CONF = resource("conf")
@@ -52,6 +56,41 @@ def check_targets(value: object) -> None:
             )
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
         check_targets(inner)
+
+
+def check_values(config: DictConfig) -> None:
+    """Raises the ValueError that a part of this project would raise for its values, without importing the part: that takes
+    seconds. Runs the part's ``__post_init__`` alone; what needs more of its module is left to the part itself."""
+    for group in config.values():
+        module, _, name = group.get("_target_", "").rpartition(".") if OmegaConf.is_dict(group) else ("", "", "")
+        path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+        if module.startswith("hyperdflash.") and path.exists():
+            _run_checks(path.read_text(), name, OmegaConf.to_container(group, resolve=True))
+
+
+def _run_checks(source: str, name: str, values: dict) -> None:
+    body = ast.parse(source).body
+    found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+    checks = [node for one in found for node in one.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"]
+    known = {**vars(settings), **_literals(body)}
+    exec(compile(ast.Module(checks, []), name, "exec"), known)
+    try:
+        if checks:
+            known["__post_init__"](SimpleNamespace(**{**_literals(found[0].body), **values}))
+    except ValueError:
+        raise
+    except Exception:  # it reads a name of its module
+        return
+
+
+def _literals(body: list[ast.stmt]) -> dict[str, object]:
+    """Returns the constants and defaults that the statements of a module or class give as literals."""
+    found = {}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        with suppress(ValueError, AttributeError, TypeError):
+            found |= {target.id: ast.literal_eval(node.value) for target in targets}
+    return found
 
 
 @cache

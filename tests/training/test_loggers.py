@@ -262,30 +262,26 @@ def test_the_environment_says_where_wandb_logs_in_any_spelling(environment, opti
     assert wandb_mode(option) == mode  # of the next job in this process
 
 
-@pytest.mark.parametrize("environment", [{"WANDB_API_KEY": "malformed"}, {"WANDB_SILENT": "maybe"}])
-def test_a_fault_of_wandb_costs_its_log_and_no_training(environment, compose_config, monkeypatch, tmp_path, capfd):
-    """A key that is none: W&B logs offline. A variable that it cannot read: not at all. One line each."""
+@pytest.mark.parametrize(("key", "project"), [("malformed", "hyperdflash"), ("", "a/b")])
+def test_a_fault_of_wandb_costs_its_log_and_no_training(key, project, compose_config, monkeypatch, tmp_path, capfd):
+    """A key that is none: W&B logs offline. A project that cannot be: not at all. One line each."""
     import wandb
 
-    monkeypatch.setenv("WANDB_MODE", "")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_MODE", "" if key else "offline")
+    monkeypatch.setenv("WANDB_API_KEY", key)
     wandb.teardown()  # the settings of earlier runs
-    config = compose_config("train", ["logger.wandb=online"])
+    config = compose_config("train", ["logger.wandb=online", f"logger.project={project}"])
     csv, *others = make_loggers(config.logger, tmp_path, "run", **wandb_labels(config))
     csv.log_metrics({"train/loss": 1.0}, step=0)
     told = [line for line in "\n".join(capfd.readouterr()).splitlines() if line]
     assert len(told) == 1 and told[0].startswith("W&B: "), told
-    if "WANDB_API_KEY" in environment:
-        (logger,) = others
-        assert logger.experiment.offline
+    assert [logger.experiment.offline for logger in others] == ([True] if key else [])
+    for logger in others:
         monkeypatch.setattr(logger.experiment, "log", lambda *args, **kwargs: 1 / 0)
         for step in range(3):
             logger.log_metrics({"train/loss": 1.0}, step=step)
         assert capfd.readouterr().out.count("ZeroDivisionError") == 1
         wandb.finish()
-    else:
-        assert not others
     wandb.teardown()
 
 
