@@ -138,10 +138,14 @@ def test_the_command_prints_the_answer_and_the_summary(target, compose_config):
     config = compose_config("generate", [*HI, f"target.path={target.path}", "max_new_tokens=8", "show_rejected=false"])
     shown = io.StringIO()
     answer = answer_prompt(config, Console(file=shown, width=40))
-    first, *body, last = shown.getvalue().rstrip("\n").split("\n")
+    first, legend, *body, last = shown.getvalue().rstrip("\n").split("\n")
     assert first == f"target {target.path}, drafter mtp, temperature 0"
+    assert legend.split("  ")[:3] == ["[accepted draft]", "{-rejected draft-}", "the target's own"]
     assert "\n".join(body).replace("[", "").replace("]", "") == answer.text.replace("[", "").replace("]", "")
     assert last.startswith("8 tokens, ended by the limit · tau ") and last.endswith(" ms")
+    seconds = answer.generation.seconds
+    speedup = answer.generation.tau * seconds.verify / (seconds.draft + seconds.verify + seconds.rest)
+    assert f" {speedup:.2f} times as fast as" in last
 
 
 PROMPTS = [
@@ -184,7 +188,7 @@ class Letters:
     [
         (False, "", "a[a]{-bc-}k\n"),
         (True, "1", "a[a]{-bc-}k\n"),
-        (True, "", "a\x1b[32ma\x1b[0m\x1b[9;31mbc\x1b[0mk\n"),
+        (True, "", "a\x1b[32ma\x1b[0m‹\x1b[9;31mbc\x1b[0m›k\n"),
     ],
 )
 def test_rounds_are_shown_in_color_or_in_signs(color, no_color, expected, monkeypatch):

@@ -84,4 +84,4 @@ def test_a_users_relative_path_is_relative_to_where_the_user_stands(site, tmp_pa
 
 def test_an_unknown_command_is_one_sentence(site, tmp_path):
     unknown = hyperdflash(site, tmp_path, "trian")
-    assert unknown.returncode == 1 and "no command 'trian'" in unknown.stderr
+    assert unknown.returncode == 1 and "no command 'trian' (did you mean train?)" in unknown.stderr

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,7 +61,8 @@ def main() -> object:
     if name == "-sc":
         return complete(list(commands), sys.argv[2:])
     if name not in commands:
-        return f"error: no command {name!r}; the commands are {', '.join(commands)}: run `hyperdflash` to see what each does"
+        meant = "".join(f" (did you mean {other}?)" for other in get_close_matches(name, commands, n=1))
+        return f"error: no command {name!r}{meant}; there are {', '.join(commands)}: run `hyperdflash` to see what each does"
     os.environ[CONSOLE] = "1"
     sys.argv = [f"hyperdflash {name}", *sys.argv[2:]]
     try:

@@ -27,7 +27,12 @@ from hyperdflash.identity import runs_dir
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
 
-STYLES = {"plain": ("", "", ""), "accepted": ("green", "[", "]"), "rejected": ("red strike", "{-", "-}")}
+# kind -> style, what stands around it without color and with it, its name in the legend
+STYLES = {
+    "accepted": ("green", "[", "]", "", "accepted draft"),
+    "rejected": ("red strike", "{-", "-}", "‹›", "rejected draft"),
+    "plain": ("", "", "", "", "the target's own"),
+}
 
 
 class RoundPrinter:
@@ -48,19 +53,27 @@ class RoundPrinter:
             self._write(tokens.replace("\n", "⏎"), "rejected")
         self._write(self.stream.push(event.emitted[event.accepted :]), "plain")
 
+    def legend(self) -> None:
+        for kind, (*_, name) in STYLES.items():
+            self._write(name, kind)
+            self.console.print("  ", end="")
+        self.console.print()
+
     def end(self) -> None:
         self._write(self.stream.push([], last=True), "plain")
         self.console.print()
 
     def _write(self, text: str, kind: str) -> None:
-        style, before, after = STYLES[kind]
+        style, before, after, ends, _ = STYLES[kind]
+        if text and self.styled:
+            before, after = ends[:1], ends[1:]
         if text:
-            shown = Text(text, style=style) if self.styled else Text(before + text + after)
+            shown = Text.assemble(before, (text, style if self.styled else ""), after)
             self.console.print(shown, end="", soft_wrap=True, highlight=False)
 
 
 def summary_line(generation: Generation) -> str:
-    """Returns tau, rounds, speed and the parts of a round's time, on one line."""
+    """Returns tau, rounds, speed, the parts of a round's time and the speedup over one verification per token, on one line."""
     count = len(generation.rounds)
     parts = [f"{len(generation.token_ids)} tokens, ended by {'a stop token' if generation.ended_by == 'stop' else 'the limit'}"]
     if count:
@@ -68,6 +81,7 @@ def summary_line(generation: Generation) -> str:
         draft, verify, rest = (1e3 * s / count for s in (seconds.draft, seconds.verify, seconds.rest))
         parts += [f"tau {generation.tau:.2f} over {count} rounds", f"{generation.tokens_per_second:.1f} tokens/s"]
         parts.append(f"per round: draft {draft:.1f} + verify {verify:.1f} + rest {rest:.2f} ms")
+        parts.append(f"{generation.tau * verify / (draft + verify + rest):.2f} times as fast as one verification per token")
     return " · ".join([*parts, f"first token after {1e3 * generation.first.seconds.total:.0f} ms"])
 
 
@@ -108,6 +122,7 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     plain = dict(style="dim", markup=False, highlight=False, soft_wrap=True)
     console.print(f"target {config.target.path}, drafter {source}, temperature {config.temperature}", **plain)
     printer = RoundPrinter(tokenizer_of(target.path), console, show_rejected=config.show_rejected)
+    printer.legend()
     settings = {name: config[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "mode")}
     pieces = []
     for piece in generate_stream(target, drafter, Conversation("prompt", "chat", tuple(turns)), synchronize=True, **settings):
