@@ -25,7 +25,7 @@ def command_help(config_name: str, words: Sequence[str] = ()) -> str:
         choices = {group: loader.get_group_options(group) for group in chosen}
     header, comments = read_comments(Path(CONF) / f"{config_name}.yaml")
     comments = read_comments(Path(CONF) / "train.yaml")[1] | comments  # some commands extend it
-    lines = [*header, "", "groups (GROUP=CHOICE)"]
+    lines = [*header, *(["", "groups (GROUP=CHOICE)"] if chosen else [])]
     for group, choice in reversed(chosen.items()):
         names = [*choices[group], *(["null"] if choice is None else [])]
         lines += _entry(group, " | ".join(f"[{name}]" if name == str(choice or "null") else name for name in names))
