@@ -84,10 +84,9 @@ def test_a_run_ends_with_its_curves_and_logs_every_term(runs_here, prepared_over
 
 
 def test_curves_without_matplotlib_are_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "hyperdflash.report.figures", None)
-    monkeypatch.delitem(sys.modules, "hyperdflash.report.figures")
+    for name in ("hyperdflash.report.figures", "matplotlib.axes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     draw_curves(tmp_path)
     assert "hyperdflash[figures]" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
