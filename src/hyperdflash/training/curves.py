@@ -33,6 +33,8 @@ def acceptance_rows(record: dict) -> list[dict[str, float]]:
 def draw_curves(run: Path) -> None:
     """Writes run/curves.png: loss, learning rate and validation tau by step, acceptance by drafted position."""
     try:
+        import matplotlib  # noqa: F401, an extra: an error in a part of it would name that part
+
         from hyperdflash.report.figures import PANEL_IN, PANELS, dress, headed_figure, label_lines, look, save_figure
     except ModuleNotFoundError as error:
         print(f"no {run / 'curves.png'}: {not_installed(error)}", flush=True)
