@@ -146,7 +146,7 @@ def parent_of(config: DictConfig, run: Path) -> Path | None:
 
 def data_of(run: Path, digest: str) -> str:
     """Names the data of a run: the digest of its dataset, after those of the run that it started from."""
-    remembered = run / "parent.json"
+    remembered = run / PARENT
     before = json.loads(remembered.read_text()).get("data") if remembered.exists() else None
     return f"{digest} after {before}" if before else digest
 
