@@ -125,7 +125,7 @@ def source_names(config: DictConfig) -> list[str]:
 
 def reads_conditioning(drafter: DictConfig) -> bool:
     """Returns False if the drafter's configuration class says ``reads_conditioning = False``: it projects the states itself."""
-    check_targets({"_target_": drafter._target_})
+    check_targets({"_target_": drafter._target_}, "drafter")
     try:
         return getattr(pydoc.locate(drafter._target_), "reads_conditioning", True)
     except pydoc.ErrorDuringImport:  # the training itself reports it

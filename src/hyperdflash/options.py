@@ -1,7 +1,7 @@
 """The one door through which a ``_target_`` of a configuration becomes an object, and the check of a configuration's keys.
 
 A configuration may be somebody else's, such as that of a run's folder. So a class or function is imported and called only if an
-option file names it: a file of conf/, or of a folder of ``hydra.searchpath`` that the user of this process gives.
+option file names it: a file of its group in conf/, or of a folder of ``hydra.searchpath`` that the user of this process gives.
 """
 
 import ast
@@ -25,7 +25,7 @@ from hyperdflash.settings import no_option
 
 CONF = resource("conf")
 OPEN = ("gpus", "model")  # dicts with keys of the user's
-accepted: set[str] = {str(CONF)}  # folders of option files
+accepted: set[str] = set()  # folders of the user's own option files
 
 
 def accept(*folders: str | Path) -> None:
@@ -41,15 +41,18 @@ def own_folders(hydra: DictConfig) -> list[str]:
 
 def instantiate(group: DictConfig | dict | None, **others: object) -> Any:
     """Returns the object that ``group`` describes (None: None); ValueError as `check_targets`, before anything is called."""
-    check_targets(OmegaConf.to_container(group, resolve=True) if OmegaConf.is_config(group) else group)
+    is_config = OmegaConf.is_config(group)
+    check_targets(OmegaConf.to_container(group, resolve=True) if is_config else group, str(group._key()) if is_config else "")
     return utils.instantiate(group, **others)
 
 
-def check_targets(value: object) -> None:
-    """Raises ValueError for a ``_target_`` at any depth of dicts and lists that no option file names; imports nothing."""
+def check_targets(value: object, group: str = "") -> None:
+    """Raises ValueError for a ``_target_`` at any depth of dicts and lists that no option file names; imports nothing. That of
+    ``group`` itself must be a choice of the group, where conf/ has such a folder."""
     if isinstance(value, dict) and "_target_" in value:
         target, given = value["_target_"], own_folders(HydraConfig.get()) if HydraConfig.initialized() else []
-        if not any(target in _named_in(folder) for folder in (*accepted, *given)):
+        own = CONF / group if (CONF / group).is_dir() else CONF
+        if not any(target in _named_in(folder) for folder in (str(own), *accepted, *given)):
             raise ValueError(
                 f"_target_={target} is no part that an option file names, and is not called: if it is your own, give the "
                 "folder of its option file, as in 'hydra.searchpath=[file://my_conf]'"
