@@ -46,6 +46,12 @@ def instantiate(group: DictConfig | dict | None, **others: object) -> Any:
     return utils.instantiate(group, **others)
 
 
+def class_of(target: str) -> Any:
+    """Returns the class or function of that path; ValueError as `check_targets`."""
+    check_targets({"_target_": target})
+    return utils.get_object(target)
+
+
 def check_targets(value: object, group: str = "") -> None:
     """Raises ValueError for a ``_target_`` at any depth of dicts and lists that no option file names; imports nothing. That of
     ``group`` itself must be a choice of the group, where conf/ has such a folder."""
@@ -148,7 +154,6 @@ def _known_keys(command: str, groups: frozenset[str]) -> defaultdict[str, set[st
 
 def _arguments(target: str) -> set[str]:
     """Returns the names of the arguments of a class or function; "" stands for any name, of a user's own."""
-    check_targets({"_target_": target})
-    found = inspect.signature(utils.get_object(target)).parameters.values()
+    found = inspect.signature(class_of(target)).parameters.values()
     free = any(p.kind is p.VAR_KEYWORD for p in found) and not target.startswith("hyperdflash.")
     return {p.name for p in found} | ({""} if free else set())

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from hyperdflash.contracts import TargetStates
 from hyperdflash.export.formats import GROUPS, NAMES, renamed
 from hyperdflash.files import asset
 from hyperdflash.identity import CONF, class_name
+from hyperdflash.options import class_of
 from hyperdflash.record import write_json
 from hyperdflash.settings import one_of
 from hyperdflash.states.codecs import CODECS
@@ -114,7 +114,7 @@ def build_option(group: str, settings: Mapping[str, Any] | None) -> object:
     values = dict(settings)
     one_of(f"{group}.option", values.pop("option", None), tuple(known))
     try:
-        return get_class(known[settings["option"]])(**values)
+        return class_of(known[settings["option"]])(**values)
     except TypeError as error:
         raise ValueError(f"{group}={settings['option']} has other settings than this version reads: {error}") from error
 
