@@ -59,7 +59,7 @@ def test_a_runs_own_configuration_is_read(run, mini_target):
     assert method_of_run(run, mini_target)[0].parts.drafter.num_slots == 6
 
 
-@pytest.mark.parametrize("place", ["blocks", "drafter", "cache", "objective.terms.kl", "objective.terms.more", "reducer.init"])
+@pytest.mark.parametrize("place", ["blocks", "drafter", "head", "reducer.init"])
 def test_a_callable_of_a_runs_configuration_is_refused_by_name(place, run, made, mini_target):
     elsewhere = [] if "." in place else ["hyperdflash.targets.load.load_target"]  # a part, but of another group
     for target in ("os.mkdir", "hyperdflash.files.os.mkdir", "hyperdflash.files.write_text", *elsewhere):
@@ -67,6 +67,14 @@ def test_a_callable_of_a_runs_configuration_is_refused_by_name(place, run, made,
         with pytest.raises(ValueError, match=rf"_target_={target} is no part that an option file names"):
             method_of_run(run, mini_target)
         assert not made.exists()
+
+
+def test_what_only_training_reads_is_not_called_where_a_run_is_used(run, made, mini_target):
+    for place in ("cache", "objective.terms.kl", "objective.terms.more"):
+        plant(run, place, "os.mkdir", made)
+        with pytest.raises(ValueError, match=r"_target_=os\.mkdir"):
+            options.instantiate(OmegaConf.load(run / "config.yaml")[place.partition(".")[0]])
+    assert method_of_run(run, mini_target) and not made.exists()
 
 
 @pytest.mark.parametrize("command", ["parity", "evaluate", "generate"])
