@@ -53,7 +53,7 @@ def test_a_mistake_exits_with_one_sentence(overrides, sentence, run_command, run
     assert done.returncode != 0
     assert sentence in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
-    assert not (runs / "train").exists()
+    assert not list((runs / "train").glob("*"))
 
 
 def test_training_from_the_shell_and_again(runs, mini_overrides, monkeypatch, run_command):
@@ -83,7 +83,7 @@ def test_multirun_gives_every_job_its_own_directory(runs, mini_overrides, run_co
 def test_capture_alone_then_a_training_that_loads_no_target(runs, mini_overrides, run_command):
     captured = run_command("capture", "experiment=stage1", *mini_overrides)
     assert captured.returncode == 0 and "loading the target" in captured.stdout
-    assert not (runs / "train").exists()
+    assert not list((runs / "train").glob("*"))
     trained = run_command("train", "experiment=stage1", *mini_overrides, "trainer.max_epochs=1")
     assert trained.returncode == 0 and "loading the target" not in trained.stdout
 
