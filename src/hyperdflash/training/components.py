@@ -74,8 +74,8 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
     target_config = read_config(config.target.path)
     source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
     groups = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "blocks")
-    learning = {name: instantiate(config[name]) if trains else None for name in ("objective", "optim")}
-    parts = {name: instantiate(config.get(name)) for name in groups} | learning  # None: the method does not read it
+    parts = {name: instantiate(config.get(name)) for name in groups}  # None for a group that the method does not read
+    parts |= {name: instantiate(config[name]) if trains else None for name in ("objective", "optim")}
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
     last = target_config.num_hidden_layers - 1
     if any(layer > last for layer in made.layer_ids):
