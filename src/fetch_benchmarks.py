@@ -7,5 +7,5 @@ from hyperdflash.data.benchmark_rows import main
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

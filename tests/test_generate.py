@@ -106,6 +106,11 @@ def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compos
         module.newest_run(target)
 
 
+def test_a_prompt_of_ids_fits_the_context_with_its_answer(target):
+    with pytest.raises(ValueError, match=r"2,045 tokens and max_new_tokens=4 .* give max_new_tokens=3"):
+        generate(target, load_drafter("ar", target), [9] * 2045, max_new_tokens=4)
+
+
 def test_an_unfinished_run_is_refused(target, tmp_path):
     with pytest.raises(ValueError, match="is not a finished run"):
         load_drafter(tmp_path, target)
@@ -120,6 +125,9 @@ def test_an_unfinished_run_is_refused(target, tmp_path):
         (["drafted_by=hyperdflash"], "no finished run on this target"),
         (["max_new_tokens=0"], "max_new_tokens must be a positive integer"),
         (["temperature=-1"], "temperature must be 0"),
+        (["max_new_tokens=2046"], r"exceed the target's context of 2,048: give max_new_tokens=20\d\d"),
+        ([f"prompt={'many words ' * 4000}"], "exceed the target's context of 2,048: give a shorter prompt"),
+        (["prompt='\udcff'"], r"user turn .* is not UTF-8"),
         (["mode=loud"], "chat mode must be non_think or think_high"),
     ],
 )

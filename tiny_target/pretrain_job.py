@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from hyperdflash.data.chat import encode
 from hyperdflash.identity import runs_dir
 from hyperdflash.options import instantiate
+from hyperdflash.settings import positive_int
 from tiny_target.build import build_target, count_parameters, save_target, tiny_config
 from tiny_target.corpus.embedded import load_embedded
 from tiny_target.pretraining import pretrain
@@ -20,7 +21,7 @@ from tiny_target.tokenizer import train_tokenizer
 
 def pretrain_target(config: DictConfig) -> None:
     """Writes the trained target into ``config.out``; a killed run continues from its last checkpoint."""
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(positive_int("threads", config.threads))
     settings, recipe = instantiate(config.settings), config.recipe
     run, out = runs_dir() / "pretrain" / recipe.name, Path(config.out)
     conversations = load_embedded("train", cache_dir=Path(config.corpus_dir))

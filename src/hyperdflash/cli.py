@@ -14,11 +14,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.command_help import command_help
+from hyperdflash.files import fault_of
 from hyperdflash.identity import CONF, runs_dir, train_run_dir
 from hyperdflash.journal import NOT_COMPOSED, cause_of, journal_entry, sweep_journal
 from hyperdflash.options import check_keys, check_values
@@ -29,7 +30,7 @@ EXTRAS |= {"datasets": "hub"}
 TORCHRUN = r"(^|[/\0])torch(run|[./]distributed[./]\w+(\.py)?)(\0|$)"  # in a command line, whose words end with \0
 RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK")
 SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}  # as for one task, which changes nothing
-MISTAKES = (ValueError, InstantiationException, OmegaConfBaseException)  # of a user
+MISTAKES = (ValueError, HydraException, OmegaConfBaseException)  # of a user
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
 REPEATED = (  # warnings about hardware and progress that Lightning gives at every start
     ".*LeafSpec.*",
@@ -63,14 +64,10 @@ def entry_point(config_name: str) -> Callable:
                     if HydraConfig.initialized():
                         check_keys(config, HydraConfig.get())
                     return function(config)
-                except ModuleNotFoundError as error:
-                    raise CompactHydraException(f"error: {not_installed(error)}") from None
                 except Exception as error:
-                    if not isinstance(error, MISTAKES) and type(error).__name__ != "MisconfigurationException":  # Lightning's
+                    if (sentence := sentence_of(error)) is None:
                         raise
-                    if os.environ.get("HYDRA_FULL_ERROR"):
-                        raise
-                    raise CompactHydraException(as_started(f"error: {cause_of(error)}")) from None
+                    raise CompactHydraException(f"error: {sentence}") from None
 
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)
 
@@ -86,12 +83,10 @@ def entry_point(config_name: str) -> Callable:
                 with sweep_journal(runs_dir() / "sweeps"):
                     return main()
             except Exception as error:  # of a job, or of what stands before it
-                if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(
-                    error, ValueError | HydraException | OmegaConfBaseException
-                ):
+                if (sentence := sentence_of(error)) is None:
                     traceback.print_exc()
                 else:
-                    print(as_started(f"error: {cause_of(error)}"), file=sys.stderr)
+                    print(f"error: {sentence}", file=sys.stderr)
                 sys.exit(1)
 
         return command
@@ -151,11 +146,16 @@ def given_overrides() -> list[str]:
     return [*(o for o in given.hydra if o.startswith("hydra.searchpath=")), *given.task]
 
 
-def not_installed(error: ModuleNotFoundError) -> str:
-    """Returns one sentence about a missing library of pyproject.toml's extras; raises any other error again."""
-    if error.name not in EXTRAS:
-        raise error
-    return f"{error.name} is not installed: run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
+def sentence_of(error: Exception) -> str | None:
+    """Returns one sentence about a user's mistake, a missing library of pyproject.toml's extras or a fault of the file system;
+    None for any other error, which needs its traceback, and with HYDRA_FULL_ERROR=1."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is not installed: run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        return None
+    if isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException":  # Lightning's
+        return as_started(cause_of(error))
+    return fault_of(error) if isinstance(error, OSError) else None
 
 
 def command_of(module: str) -> str:

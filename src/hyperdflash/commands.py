@@ -12,7 +12,7 @@ from importlib import import_module
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import CONSOLE, entry_point
+from hyperdflash.cli import CONSOLE, entry_point, sentence_of
 from hyperdflash.files import resource
 from hyperdflash.identity import class_name
 from hyperdflash.settings import one_of
@@ -67,8 +67,10 @@ def main() -> object:
     sys.argv = [f"hyperdflash {name}", *sys.argv[2:]]
     try:
         code = function_of(commands[name])()
-    except ValueError as error:
-        return f"error: {error}"
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        return f"error: {sentence}"
     return code if isinstance(code, int) else 0
 
 

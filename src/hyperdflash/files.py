@@ -1,5 +1,7 @@
 """Finds the files of this project, and writes a file whole or not at all."""
 
+import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +24,62 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        fault = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises its own error from it
+        if isinstance(fault, OSError) and fault.filename is None:  # that of a write names no file
+            raise OSError(fault.errno, fault.strerror, str(path)) from error
         raise
 
 
+ELSEWHERE = "or set HYPERDFLASH_RUNS to another folder"
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {ELSEWHERE}, then run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"let this user write there, {ELSEWHERE}"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), f"a file stands where a folder is wanted, so move it, {ELSEWHERE}"),
+}  # errno -> what the user can do
+
+
+def fault_of(error: OSError) -> str:
+    """Returns one sentence about a fault of the file system: the file, what is wrong, what to do."""
+    cure = CURES.get(error.errno, "restore it, then run the same command again")
+    return f"{error.filename or runs_dir()}: {error.strerror or error}: {cure}"
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Around what parses a file: its errors become a ValueError that says the file, what is wrong with it, and ``remedy``."""
+    try:
+        yield
+    except Exception as error:  # libraries raise many unrelated ones
+        if isinstance(error, OSError) and error.errno in CURES:
+            raise
+        what = f"is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        content = path.open("rb").read(len(POINTER)) if path.is_file() else None
+        known = {None: "is missing", b"": "is empty", POINTER: "is a pointer of Git LFS (`git lfs pull` fetches the file)"}
+        raise ValueError(f"{path} {known.get(content, what)}: {remedy}") from error
+
+
+def read_json(path: Path, remedy: str, *names: str) -> dict:
+    """Returns the JSON object of a file, which has ``names``; ValueError as for `reading`."""
+    with reading(path, remedy):
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not found.keys() >= set(names):
+            raise ValueError(f"wanted an object with {', '.join(names) or 'names'}")
+        return found
+
+
+REFETCH = "fetch it again from where the target came"
+POINTER = b"version https://git-lfs"  # begins what Git LFS leaves in the place of a file that it did not fetch
 PACKAGE = Path(__file__).resolve().parent
+
+
+def runs_dir() -> Path:
+    """Returns the folder of all that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``; ValueError for an empty name."""
+    named = os.path.expanduser(os.environ.get("HYPERDFLASH_RUNS", "runs"))
+    if not named.strip() or named.startswith("~"):
+        raise ValueError(f"HYPERDFLASH_RUNS={named!r} names no folder: give one, or unset it, which stands for ./runs")
+    return Path(named)
 
 
 def resource(name: str) -> Path:

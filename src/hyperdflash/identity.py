@@ -5,7 +5,6 @@ A run's directory is a function of everything that decides its result, so the sa
 
 import hashlib
 import json
-import os
 import pydoc
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.drafting.layer_ids import layer_ids_of
-from hyperdflash.files import asset, portable, resource
+from hyperdflash.files import asset, portable, resource, runs_dir
 from hyperdflash.options import check_targets
 
 CONF = str(resource("conf"))
@@ -33,14 +32,6 @@ NOT_DECIDING = {
     "drafter": ("gradient_checkpointing", "compile"),
     "trainer": ("accelerator", "strategy", "threads", "batch_size", *PERIODS),  # batch_size: optim.batch_size counts
 }
-
-
-def runs_dir() -> Path:
-    """Returns the folder of all that commands write: ``$HYPERDFLASH_RUNS``, or ``runs``; ValueError for an empty name."""
-    named = os.path.expanduser(os.environ.get("HYPERDFLASH_RUNS", "runs"))
-    if not named.strip() or named.startswith("~"):
-        raise ValueError(f"HYPERDFLASH_RUNS={named!r} names no folder: give one, or unset it, which stands for ./runs")
-    return Path(named)
 
 
 def within_runs(path: str | Path) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperdflash.files import write_text
+from hyperdflash.files import read_json, write_text
 
 STARTS = "run.json"
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "datasets", "wandb", "safetensors")
@@ -75,4 +75,4 @@ def add_start(run: Path, command: str) -> None:
 def read_starts(run: Path) -> list[dict]:
     """Returns the records of ``add_start``, first start first; empty if the run has none."""
     path = run / STARTS
-    return json.loads(path.read_text())["starts"] if path.exists() else []
+    return read_json(path, "remove the file, which records the run's starts alone", "starts")["starts"] if path.exists() else []

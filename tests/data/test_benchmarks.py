@@ -208,13 +208,14 @@ def test_wrong_fields_are_named(changed, sentence):
         ("{}", "line 2 of .*mbpp.jsonl is not a JSON object with `turns`"),
         ('{"turns": ["cut', "line 2 of .*mbpp.jsonl"),
         ("[1]", "line 2 of .*mbpp.jsonl"),
+        ('{"turns": ["\udcff"]}', r"line 2 of .*mbpp.jsonl is not .* in UTF-8"),
         ('{"turns": []}', "row 2 of mbpp has turns"),
         ('{"turns": ["a", " "]}', "row 2 of mbpp has turns"),
         ('{"turns": "one"}', "row 2 of mbpp has turns 'one'"),
     ],
 )
 def test_a_broken_row_is_no_silent_loss(tmp_path, line, sentence):
-    (tmp_path / "mbpp.jsonl").write_text('{"turns": ["fine"]}\n' + line + "\n")
+    (tmp_path / "mbpp.jsonl").write_bytes(f'{{"turns": ["fine"]}}\n{line}\n'.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=sentence):
         benchmark_prompts("mbpp", tmp_path)
 

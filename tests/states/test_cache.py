@@ -9,8 +9,9 @@ import torch
 
 from hyperdflash.contracts import Document
 from hyperdflash.states.capture import capture
+from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.manifest import CacheKey
-from hyperdflash.states.readers import CachedStates
+from hyperdflash.states.readers import CachedStates, LiveStates
 from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess
@@ -43,7 +44,7 @@ def test_cached_states_equal_live_ones(target, tmp_path):
     assert len(data) == 7
     row = 0
     for shard in shards:
-        live = InProcess(target).states(shard.sequences, (1, 2))
+        live = InProcess(target).states([d.input_ids for d in shard.documents], (1, 2))
         start = 0
         for document in shard.documents:
             states = data[row]
@@ -91,6 +92,27 @@ def test_full_cache_loads_no_target_and_a_new_tap_is_captured_alone(target, tmp_
 
 def reversed_documents() -> list[Document]:
     return list(reversed(documents()))
+
+
+@pytest.mark.parametrize("dtype", list(CODECS))
+@pytest.mark.parametrize("tap", [None, 2])
+def test_a_state_that_is_not_finite_reaches_no_cache(target, tmp_path, dtype, tap):
+    class Damaged(InProcess):
+        def states(self, sequences, layer_ids=()):
+            found = super().states(sequences, layer_ids)
+            start = sum(len(s) for s in sequences[:1])
+            found[tap][start + 3, 1, 5] = float("nan") if dtype == "fp32" else float("inf")
+            return found
+
+    store, shards = StateStore(tmp_path, key(target, dtype)), make_shards(documents(), 3)
+    where = "the last residual" if tap is None else "layer 2"
+    for run in (
+        lambda: capture(shards, store, lambda: Damaged(target), layer_ids=(1, 2), progress=False),
+        lambda: LiveStates(store, shards, lambda: Damaged(target), (1, 2))[0],
+    ):
+        with pytest.raises(ValueError, match=rf"document {shards[0].documents[1].id} has NaN .*{where}, first at position 3"):
+            run()
+    assert not list(tmp_path.rglob("*.safetensors*"))
 
 
 def test_a_producer_of_another_target_is_refused(target, tmp_path):

@@ -184,7 +184,7 @@ def test_the_queue_is_bounded_and_the_forward_does_not_wait_for_the_disk(tmp_pat
     def hand_over():
         with ShardWriter(store) as writer:
             for shard in shards:
-                writer.put(shard, RandomStates().states(shard.sequences))
+                writer.put(shard, RandomStates().states([d.input_ids for d in shard.documents]))
                 handed.append(shard)
 
     thread = threading.Thread(target=hand_over)
@@ -205,7 +205,7 @@ def test_capture_waits_for_a_shard_that_another_process_has(tmp_path):
     def finish():
         while len(forwards(tmp_path / "log")) < 11:
             time.sleep(0.005)
-        store.write(shards[0], RandomStates().states(shards[0].sequences)[None])
+        store.write(shards[0], RandomStates().states([d.input_ids for d in shards[0].documents])[None])
         leases.close()
 
     thread = threading.Thread(target=finish)

@@ -36,7 +36,7 @@ def budget_of(store, shards, count: int) -> int:
 
 
 def write(store, shard, used: float | None = None) -> None:
-    for tap, states in RandomStates().states(shard.sequences, LAYERS).items():
+    for tap, states in RandomStates().states([d.input_ids for d in shard.documents], LAYERS).items():
         store.write(shard, states, tap)
         if used is not None:
             os.utime(store.path(shard, tap), (used, used))

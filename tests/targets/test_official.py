@@ -10,7 +10,7 @@ import pytest
 import torch
 from official_checkpoint import from_fp4, miniature, official_config, to_fp4, write_official
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import DeepseekV4ForCausalLM
 
 from hyperdflash.targets.deepseek_v4.checkpoint import dequantize
@@ -186,12 +186,9 @@ def test_the_mtp_block_keeps_its_frequencies_and_gates_in_fp32(official, plain):
 
 def test_a_fingerprint_names_the_weights_and_not_the_layout(source, official, plain, tmp_path):
     name = fingerprint(load_heads(official))
-    assert (
-        name
-        == fingerprint(load_heads(plain))
-        == fingerprint(TargetHeads.of(source[0]))
-        == load(official, dtype="bf16").fingerprint
-    )
+    shared = TargetHeads.of(source[0])
+    shared.layers_digest = load_heads(plain).layers_digest
+    assert name == fingerprint(load_heads(plain)) == fingerprint(shared) == load(official, dtype="bf16").fingerprint
     spelled = copy_of(official, tmp_path / "spelled")
     edit_config(
         spelled,
@@ -222,6 +219,35 @@ def test_a_later_checkpoint_is_another_target(source, official, tmp_path):
     first, later = (fingerprint(load_heads(path)) for path in (official, tmp_path / "later"))
     with pytest.raises(ValueError, match=rf"was trained on the target {first}, this one is {later}"):
         check_target(first, later, Path("run"))
+
+
+@pytest.mark.parametrize("name", ["1.attn.kv_norm.weight", "2.ffn.experts.3.w1.weight", "0.ffn.gate.tid2eid"])
+def test_a_fingerprint_covers_every_layer(official, tmp_path, name):
+    changed, name = copy_of(official, tmp_path / "changed"), f"layers.{name}"
+    shard = changed / index_of(official)[name]
+    tensors = load_file(shard)
+    tensors[name].view(torch.int8).view(-1)[2] ^= 1  # one bit of the second value
+    save_file(tensors, shard)
+    assert fingerprint(load_heads(changed)) != fingerprint(load_heads(official))
+
+
+def test_the_digest_of_a_large_checkpoint_is_computed_once_and_serves_the_heads_alone(official, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path / "runs"))
+    name, shards = fingerprint(load_heads(official)), index_of(official)
+    own = {shards[name] for name in shards if name.split(".")[0] in ("embed", "head", "norm") or name.startswith("hc_head")}
+    heads = copy_of(official, tmp_path / "heads", shards=own)
+    with pytest.raises(ValueError, match=r"has not all shards.* and 0 files .* know it: complete the checkpoint"):
+        fingerprint(load_heads(heads))
+
+    monkeypatch.setattr("hyperdflash.targets.load.KEPT_BYTES", 0)
+    assert fingerprint(load_heads(official)) == name == fingerprint(load_heads(heads))
+    (kept,) = (tmp_path / "runs" / "fingerprints").glob("*.json")
+    kept = kept.rename(kept.with_stem(f"{kept.stem[:16]}-beef"))
+    assert fingerprint(load_heads(official)) != name  # read, not computed
+    kept.write_text('{"files": {}}')
+    assert fingerprint(load_heads(official)) == name  # of other files
+    with pytest.raises(ValueError, match="and 2 files"):
+        fingerprint(load_heads(heads))
 
 
 def with_tensors(checkpoint: Path, directory: Path, names: list[str], *, without: str = "~") -> Path:

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from hyperdflash.targets.deepseek_v4.compat import with_cache
+from hyperdflash.targets.generate import generate_batch
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.session import TargetSession
 from hyperdflash.targets.taps import tap_residual
@@ -44,6 +45,39 @@ def fork(session: TargetSession) -> TargetSession:
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     """Equal to fp32 rounding: 1e-5 of the largest value."""
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * max(1.0, float(wanted.abs().max())))
+
+
+@pytest.mark.parametrize("piece", [5, 16, 20])
+def test_a_prompt_read_in_pieces_gives_the_states_of_the_whole(model, monkeypatch, piece):
+    text, layer_ids = ids(2, 61, seed=7), (1, 3)
+    with TargetSession(model, layer_ids) as session:
+        whole, after = session.prefill(text), session.extend(ids(2, 9, seed=8))
+    monkeypatch.setattr("hyperdflash.targets.session.PREFILL", piece)
+    with TargetSession(model, layer_ids) as session:
+        pieces, then = session.prefill(text), session.extend(ids(2, 9, seed=8))
+    for got, wanted in ((pieces, whole), (then, after)):
+        close(got.logits, wanted.logits)
+        close(got.final, wanted.final)
+        close(got.layers, wanted.layers)
+    monkeypatch.setattr("hyperdflash.targets.generate.PREFILL", piece)
+    first, later = (dict(generate_batch(model, text.tolist(), eos_id=1, max_new_tokens=4)) for _ in range(2))
+    assert first == later == dict(enumerate(greedy(model, text, 4)))
+
+
+def greedy(model, text: torch.Tensor, count: int) -> list[list[int]]:
+    """The next tokens of each row by whole forwards."""
+    for _ in range(count):
+        text = torch.cat([text, fresh(model, text)[0][:, -1:].argmax(dim=-1)], dim=1)
+    return text[:, -count:].tolist()
+
+
+def test_a_damaged_layer_is_named_before_the_first_token(mini_target):
+    model = load_target(path=mini_target, dtype="fp32", attention="windowed", experts="dense").model
+    model.model.layers[2].input_layernorm.weight.data[5] = float("nan")
+    with TargetSession(model) as session, pytest.raises(ValueError, match=r"the prompt gives NaN .* layer 2"):
+        session.prefill(ids(1, 20))
+    with pytest.raises(ValueError, match=r"b/7 gives NaN .* layer 2"):
+        list(generate_batch(model, ids(1, 20).tolist(), eos_id=1, max_new_tokens=4, names=["b/7"]))
 
 
 @pytest.mark.parametrize("length", LENGTHS)

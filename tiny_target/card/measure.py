@@ -68,7 +68,7 @@ def make_card(config: DictConfig) -> dict:
     prompts = benchmark.conversations()
     read_config(config.target.path)
     tokenizer = load_tokenizer(config.target.path)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(positive_int("threads", config.threads))
     seconds: dict[str, float] = {}
 
     with _timed(seconds, "loading"):

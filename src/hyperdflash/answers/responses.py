@@ -68,7 +68,7 @@ def _answer_batch(batch, target: Target, tokenizer, settings: AnswerSettings, se
     exchanges = [Exchange(conversation, tokenizer, settings) for conversation in batch]
     sampling = {name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p")}
     while asked := [(exchange, prompt) for exchange in exchanges if (prompt := exchange.prompt()) is not None]:
-        prompts = [prompt for _, prompt in asked]
-        for index, answer in generate_batch(target.model, prompts, eos_id=eos_id, generator=generator, **sampling):
+        prompts, names = [prompt for _, prompt in asked], [exchange.conversation.id for exchange, _ in asked]
+        for index, answer in generate_batch(target.model, prompts, eos_id=eos_id, generator=generator, names=names, **sampling):
             asked[index][0].add(answer)
     return [document for exchange in exchanges for document in exchange.documents()]

@@ -123,11 +123,11 @@ def _from_file(file: Path) -> list[list[str]]:
             "(`python -m src.fetch_benchmarks FOLDER` writes all seven from the hub), or set benchmarks.path=null for the hub"
         )
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         try:
-            rows += [json.loads(line)["turns"]] if line.strip() else []
+            rows += [json.loads(line.decode("utf-8-sig"))["turns"]] if line.strip() else []
         except (ValueError, KeyError, TypeError):
-            wanted = 'a JSON object with `turns`: wanted {"turns": [text, ...]}'
+            wanted = 'a JSON object with `turns` in UTF-8: wanted {"turns": [text, ...]}'
             raise ValueError(f"line {number} of {file} is not {wanted}") from None
     return rows
 

@@ -80,6 +80,13 @@ def _check(conversation: Conversation, mode: str) -> None:
         roles = ", ".join(turn.role for turn in conversation.turns) or "none"
         wanted = "wanted an optional system turn, then user and assistant in turn"
         raise ValueError(f"conversation {conversation.id} has roles {roles}; {wanted}: read rows by hyperdflash.data.rows")
+    for turn in conversation.turns:
+        try:
+            turn.content.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the {turn.role} turn of conversation {conversation.id} is not UTF-8 text at character {error.start}"
+            ) from None
 
 
 def _pieces(turns: Sequence[Turn], encoder: _Encoder, mode: Mode) -> list[tuple[list[int], bool]]:

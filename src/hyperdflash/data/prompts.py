@@ -25,7 +25,7 @@ from hyperdflash.contracts import DOMAINS, Conversation, Turn
 from hyperdflash.data.benchmark_rows import BENCHMARKS, load_turns
 from hyperdflash.data.chat import Mode, encode_rounds
 from hyperdflash.data.rows import from_row
-from hyperdflash.files import resource
+from hyperdflash.files import reading, resource
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.stable_hash import content_hash, unit_interval
 
@@ -88,7 +88,8 @@ def eval_prompts_file() -> Path:
 def _rows(path: Path) -> tuple[dict, ...]:
     if not path.is_file():
         raise ValueError(f"no evaluation prompts at {path}; make them with `python -m tiny_target.corpus --write-prompts`")
-    return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    with reading(path, "fetch it again"):
+        return tuple(json.loads(line) for line in path.read_bytes().splitlines())
 
 
 def load_eval_prompts(domain: str | None = None, path: Path | None = None) -> list[Conversation]:

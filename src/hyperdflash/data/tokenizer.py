@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hyperdflash.files import REFETCH, read_json, reading
+
 # order = ids in the tiny tokenizer
 SPECIAL_TOKENS = {
     "bos": "<｜begin▁of▁sentence｜>",
@@ -42,7 +44,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     if not (path / "tokenizer.json").is_file():
         advice = "wanted a folder written by save_pretrained; make the tiny one with `python -m src.pretrain`"
         raise ValueError(f"no tokenizer.json in {path}; {advice}")
-    return PreTrainedTokenizerFast.from_pretrained(path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (path / name).exists():
+            read_json(path / name, REFETCH)
+    with reading(path / "tokenizer.json", REFETCH):
+        return PreTrainedTokenizerFast.from_pretrained(path)
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from hyperdflash.files import REFETCH, read_json
 
 
 def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
@@ -26,4 +27,6 @@ def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
 def layer_ids_of(folder: str | Path, num_taps: int) -> list[int] | None:
     """Applies the rule to the target in ``folder``; None without a config.json, which loading the target reports."""
     path = Path(folder) / "config.json"
-    return list(default_layer_ids(json.loads(path.read_text())["num_hidden_layers"], num_taps)) if path.exists() else None
+    if not path.exists():
+        return None
+    return list(default_layer_ids(read_json(path, REFETCH, "num_hidden_layers")["num_hidden_layers"], num_taps))

@@ -24,6 +24,7 @@ from hyperdflash.cli import command_of
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.decoding.repetition import ends_in_loop
+from hyperdflash.files import reading
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.evaluation_tables import write_paper_report
@@ -45,7 +46,8 @@ class Rows(list):
         if not data.endswith(b"\n") and data:
             os.truncate(path, data.rfind(b"\n") + 1)
         lines = data[: data.rfind(b"\n") + 1].splitlines()
-        header, *rows = map(json.loads, lines or [json.dumps(self.header)])
+        with reading(path, "remove it, or give another out="):
+            header, *rows = map(json.loads, lines or [json.dumps(self.header)])
         if header != self.header:
             here, found = self.header["identity"], header.get("identity", {})
             other = sorted(name for name in here.keys() | found.keys() if found.get(name) != here.get(name))

@@ -43,7 +43,7 @@ def evaluate_by_decoding(config: DictConfig) -> Path:
     natural_int("seed", config.seed)
     positive_int("num_resamples", config.num_resamples)
     if config.threads:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(positive_int("threads", config.threads))
     methods = make_methods(config)
     target = StatesJob(config).load()
     tokenizer = load_tokenizer(config.target.path)

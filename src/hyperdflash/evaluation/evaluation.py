@@ -35,7 +35,7 @@ from hyperdflash.report.figures import results_figure
 from hyperdflash.report.measure import Sample, measure
 from hyperdflash.report.results import write_report
 from hyperdflash.report.tables import jsonable, markdown, show
-from hyperdflash.settings import natural_int, one_of
+from hyperdflash.settings import natural_int, one_of, positive_int
 from hyperdflash.states.store import collate
 from hyperdflash.targets.load import load_heads
 from hyperdflash.training.datamodule import on_tensors
@@ -52,7 +52,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     baseline = baseline_of(config, methods)
     benchmark: Prompts = instantiate(config.benchmarks)
     if config.threads:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(positive_int("threads", config.threads))
     device = device_of(config.device)
     heads = load_heads(config.target.path)
     job = StatesJob(config)

@@ -21,6 +21,7 @@ from hyperdflash.cli import given_overrides
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.drafting.proposer import Proposer
+from hyperdflash.files import reading
 from hyperdflash.identity import METHOD, decided_by, runs_dir
 from hyperdflash.report.results import AS_SHIPPED
 from hyperdflash.report.sweep_runs import flat
@@ -73,8 +74,10 @@ def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, Dic
     """Returns the method of a finished training run and the run's configuration, for which the run's folder and the target are
     enough; ValueError where it is not finished."""
     found = finished_run(run)
-    training = OmegaConf.load(found.directory / "config.yaml")
-    training.target.path = str(target_path)
+    path = found.directory / "config.yaml"
+    with reading(path, f"fetch it again, or remove {found.directory} and train the run again"):
+        training = OmegaConf.load(path)
+        training.target.path = str(target_path)
     parts = make_parts(training, trains=False)
     return Method(found.directory.name, run=found.directory, parts=parts, data=found.record.get("data")), training
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperdflash.cli import not_installed
+from hyperdflash.cli import sentence_of
 from hyperdflash.identity import runs_dir
 from hyperdflash.launch.sweep_plan import Job, plan_sweep
 from hyperdflash.report.html import write_page
@@ -81,10 +81,9 @@ def main() -> int:
         return 0
     try:
         make_report([word for word in sys.argv[1:] if word not in ("-m", "--multirun")])
-    except (ValueError, HydraException) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: {not_installed(error)}", file=sys.stderr)
+    except Exception as error:
+        if (sentence := str(error) if isinstance(error, HydraException) else sentence_of(error)) is None:
+            raise
+        print(f"error: {sentence.splitlines()[0]}", file=sys.stderr)
         return 1
     return 0

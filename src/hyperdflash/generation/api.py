@@ -102,6 +102,23 @@ def load_drafter(source: str | Path, target: Target | None = None, *, num_slots:
     return module.proposer(heads, CODECS[described["states"]])
 
 
+def ids_of_prompt(
+    prompt: str | Conversation | Sequence[int], target_path: str | Path, mode: str, max_new_tokens: int
+) -> list[int]:
+    """Returns the token ids of a prompt; reads no weight. ValueError unless it fits the target's context with its answer."""
+    if isinstance(prompt, str):
+        prompt = Conversation("prompt", "chat", (Turn("user", prompt),))
+    ids = encode_prompt(prompt, tokenizer_of(target_path), mode) if isinstance(prompt, Conversation) else list(prompt)
+    context = load.read_config(target_path).max_position_embeddings
+    if len(ids) + positive_int("max_new_tokens", max_new_tokens) > context:
+        left = context - len(ids)
+        raise ValueError(
+            f"a prompt of {len(ids):,} tokens and max_new_tokens={max_new_tokens} exceed the target's context of {context:,}: "
+            + (f"give max_new_tokens={left}" if left > 0 else "give a shorter prompt")
+        )
+    return ids
+
+
 def generate_stream(
     target: Target,
     drafter: Proposer,
@@ -120,9 +137,7 @@ def generate_stream(
     ``speculate``.
     """
     tokenizer, stop_ids = tokenizer_of(target.path), stop_ids_of(target)
-    if isinstance(prompt, str):
-        prompt = Conversation("prompt", "chat", (Turn("user", prompt),))
-    prompt_ids = encode_prompt(prompt, tokenizer, mode) if isinstance(prompt, Conversation) else list(prompt)
+    prompt_ids = ids_of_prompt(prompt, target.path, mode, max_new_tokens)
     sampler = Sampler(temperature, top_p, torch.Generator(target.model.device).manual_seed(seed))
     settings = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampler": sampler, "synchronize": synchronize}
     stream, count = TextStream(tokenizer), 0

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.cli import entry_point
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.decoding.loop import FirstToken, Generation, Round
-from hyperdflash.generation.api import Answer, TextStream, answer_of, generate_stream, load_drafter, tokenizer_of
+from hyperdflash.generation.api import Answer, TextStream, answer_of, generate_stream, ids_of_prompt, load_drafter, tokenizer_of
 from hyperdflash.identity import runs_dir
 from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
@@ -115,6 +115,8 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
         positive_int(name, config[name])
     natural_int("seed", config.seed)
     turns = ([Turn("system", str(config.system))] if config.system else []) + [Turn("user", str(config.prompt))]
+    prompt = Conversation("prompt", "chat", tuple(turns))
+    prompt_ids = ids_of_prompt(prompt, config.target.path, config.mode, config.max_new_tokens)
     torch.set_num_threads(config.threads)
     target: Target = instantiate(config.target)
     source = config.run or (method if method in ("mtp", "ar") else newest_run(target, method))
@@ -125,7 +127,7 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
     printer.legend()
     settings = {name: config[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "mode")}
     pieces = []
-    for piece in generate_stream(target, drafter, Conversation("prompt", "chat", tuple(turns)), synchronize=True, **settings):
+    for piece in generate_stream(target, drafter, prompt_ids, synchronize=True, **settings):
         printer.show(piece.event)
         pieces.append(piece)
     printer.end()

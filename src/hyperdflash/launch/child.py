@@ -20,7 +20,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import quiet_libraries
+from hyperdflash.cli import quiet_libraries, sentence_of
 from hyperdflash.record import write_json
 
 RANK = "hyperdflash.launch.child"
@@ -89,7 +89,7 @@ def main(run: Path) -> None:
         train(config)
     except Exception as error:
         traceback.print_exc(file=None if rank != "0" or os.environ.get("HYDRA_FULL_ERROR") else (ranks / "0.log").open("w"))
-        sentence = (str(error).splitlines() or [type(error).__name__])[0]
+        sentence = ((sentence_of(error) or str(error)).splitlines() or [type(error).__name__])[0]
         write_json(ranks / f"{rank}.json", {"time_s": time.time(), "error": sentence})
         sys.stdout.flush()
         os._exit(1)  # a thread that waits for other ranks must not keep this process alive

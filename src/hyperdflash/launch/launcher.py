@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig
 
 from hyperdflash.launch.captures import Captures
 from hyperdflash.launch.child import RANK, end_child, how_it_ended, save_job, start_child
+from hyperdflash.settings import one_of
 from hyperdflash.training.checkpoints import SIGNALS, Stopped, handled_by
 
 GRACE_S = 5.0  # time in which the other ranks end by themselves after a failure
@@ -53,13 +54,24 @@ def is_rank() -> bool:
 def num_devices(trainer: DictConfig) -> int:
     """Returns the number of ranks on this machine; ValueError for a wrong ``trainer.devices``."""
     devices = trainer.devices
-    if isinstance(devices, ListConfig) and len(devices):
+    if isinstance(devices, ListConfig) and len(devices) and all(type(device) is int for device in devices):
         return len(devices)
     if devices in ("auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if trainer.accelerator in ("gpu", "cuda", "auto") else 1
     if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
         return devices
     raise ValueError(f"trainer.devices must be a number of devices, a list of their indices or auto, got {devices!r}")
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Raises ValueError for a wrong ``trainer.accelerator``, or where this machine lacks the devices."""
+    one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "cuda", "auto"))
+    wanted, there = num_devices(trainer), torch.cuda.device_count()
+    if trainer.accelerator in ("gpu", "cuda") and wanted > there:
+        raise ValueError(
+            f"trainer.accelerator={trainer.accelerator} with trainer.devices={trainer.devices} wants {wanted} CUDA device(s), "
+            f"and torch finds {there} here: run it where they are, or with trainer=cpu"
+        )
 
 
 def num_ranks(trainer: DictConfig) -> int:

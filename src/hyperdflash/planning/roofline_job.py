@@ -7,13 +7,13 @@ python -m src.roofline from=runs/demo batch=[1,8,32]       what an evaluation's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from hyperdflash.files import read_json
 from hyperdflash.identity import class_name, reads_conditioning, runs_dir
 from hyperdflash.options import instantiate
 from hyperdflash.planning.roofline import GPU, Method, Setting, total_seconds, verification
@@ -51,7 +51,7 @@ def measured_methods(folder: Path) -> tuple[Method, ...]:
     path = folder / "metrics.json"
     if not path.exists():
         raise ValueError(f"from={folder} has no metrics.json: run `python -m src.evaluate out={folder}` first")
-    record = json.loads(path.read_text())
+    record = read_json(path, "run `python -m src.evaluate` again", "runs", "rows")
     methods = []
     for name, run in record["runs"].items():
         rows = [r for r in record["rows"] if (r["method"], r["temperature"], r["group"]) == (name, 0, MEAN)]

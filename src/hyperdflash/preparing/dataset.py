@@ -87,8 +87,8 @@ def dataset_documents(
     Per split: conversations ``without_document``, and documents ``at_max_length``, most of them cut.
     """
     documents, rows = {}, {}
-    for name, (corpus, conversations) in job.splits().items():
-        found = conversations()
+    splits = [(name, corpus, conversations()) for name, (corpus, conversations) in job.splits().items()]  # before any answer
+    for name, corpus, found in splits:
         documents[name] = own = with_supervised_pair(_encoded(job, corpus, found, target_fingerprint, target))
         given = {document.id.partition("#")[0] for document in own}
         rows[name] = {

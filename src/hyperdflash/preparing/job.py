@@ -81,7 +81,7 @@ class StatesJob:
     def key(self, heads: TargetHeads) -> CacheKey:
         """Returns what the states depend on; reads the tokenizer's file."""
         return CacheKey(
-            target=fingerprint(heads),
+            target=fingerprint(heads, keep=True),
             target_dtype=self.target["dtype"],
             num_paths=heads.num_paths,
             hidden_size=heads.hidden_size,

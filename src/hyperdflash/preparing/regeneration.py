@@ -21,8 +21,9 @@ def regenerate(config: DictConfig) -> None:
     if servers is not None:
         servers.check(job.corpus.max_length)
         environment = environment_record(command_of("src.regenerate"))
-        for name, (corpus, conversations) in job.splits().items():
-            path, found = job.served_file(corpus, fingerprint(heads)), conversations()
+        splits = [(name, corpus, conversations()) for name, (corpus, conversations) in job.splits().items()]
+        for name, corpus, found in splits:
+            path = job.served_file(corpus, fingerprint(heads))
             print(f"{name}: {len(found):,} conversations", flush=True)
             write_json(path.with_suffix(".json"), {"servers": servers.servers, **environment})
             ask_servers(found, servers, job.tokenizer, job.answer_settings(corpus), path)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperdflash.files import read_json
 from hyperdflash.record import read_starts
 from hyperdflash.report.bootstrap import PromptCounts
 
@@ -109,7 +109,4 @@ def marks(runs: Sequence[TrainedRun]) -> dict[Path, str]:
 def _json(path: Path, otherwise: str) -> dict:
     if not path.exists():
         raise ValueError(f"{path.parent} {otherwise}")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove the run's directory and run its command again") from error
+    return read_json(path, "remove the run's directory and run its command again")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hyperdflash.leases import Leases
 from hyperdflash.states.readers import checked
 from hyperdflash.states.store import Shard, StateStore
-from hyperdflash.targets.producer import Producer
+from hyperdflash.targets.producer import Producer, finite_states
 
 POLL_S = 0.2
 TELL_S = 20.0
@@ -35,7 +35,7 @@ Taps = Mapping[int | None, Tensor]
 def missing_taps(producer: Producer, store: StateStore, shard: Shard, layer_ids: Sequence[int]) -> Taps:
     """Computes the taps [N, M, D] of a shard that ``store`` lacks; an empty mapping when it lacks none."""
     missing = store.missing(shard, layer_ids)
-    states = producer.states(shard.sequences, [tap for tap in missing if tap is not None]) if missing else {}
+    states = finite_states(producer, shard.documents, [tap for tap in missing if tap is not None]) if missing else {}
     return {tap: states[tap] for tap in missing}
 
 

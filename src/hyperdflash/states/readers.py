@@ -98,7 +98,9 @@ class LiveStates(ShardedStates):
 
 def computed_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> list[TargetStates]:
     """Computes the states of each document of a shard, rounded as in a cache with ``codec``; touches no disk."""
-    taps = producer.states(shard.sequences, layer_ids)
+    from hyperdflash.targets.producer import finite_states  # imports the target's modules
+
+    taps = finite_states(producer, shard.documents, layer_ids)
     split = [rounded(taps[tap], codec).split(shard.lengths) for tap in (None, *layer_ids)]
     rows = zip(shard.documents, *split, strict=True)
     return [states_of(document, final, layers, layer_ids) for document, final, *layers in rows]

@@ -52,11 +52,6 @@ class Shard:
     def num_tokens(self) -> int:
         return sum(self.lengths)
 
-    @property
-    def sequences(self) -> list[Tensor]:
-        """Token ids of each document, [T_i] int64: the input of a producer."""
-        return [document.input_ids for document in self.documents]
-
 
 def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list[Shard]:
     """Groups documents of similar length; the result does not depend on the order of ``documents``."""

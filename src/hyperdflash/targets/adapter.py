@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+PREFILL = 1024  # tokens of a prompt per forward, which bounds the memory of its attention
 ADAPTERS = {"deepseek_v4": "hyperdflash.targets.deepseek_v4.adapter"}
 
 
@@ -25,6 +26,7 @@ class TargetConfig(Protocol):
     num_hidden_layers: int
     hc_mult: int
     sliding_window: int
+    max_position_embeddings: int
     rms_norm_eps: float
     hc_eps: float
     initializer_range: float

@@ -13,8 +13,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from hyperdflash.targets.adapter import adapter_of
+from hyperdflash.targets.adapter import PREFILL, adapter_of
 from hyperdflash.targets.sampling import Sampler
+from hyperdflash.targets.taps import check_finite
 
 
 @torch.inference_mode()
@@ -27,9 +28,11 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Yields (row, token ids of the answer with any end token) as rows end; prompts can have different lengths.
 
+    ``names`` stand for the prompts in the ValueError of a target that gives NaN or infinity.
     Steps on the cache run transformers' eager attention whatever implementation is set.
     """
     if any(not prompt for prompt in prompts):
@@ -42,7 +45,9 @@ def generate_batch(
     shortest, rows = min(map(len, prompts)), list(range(len(prompts)))
     answers: dict[int, list[int]] = {row: [] for row in rows}
 
-    logits = adapter.step(model, padded[:, :shortest], cache, 0, last_only=True)
+    for start in range(0, shortest, PREFILL):
+        logits = adapter.step(model, padded[:, start : min(start + PREFILL, shortest)], cache, start, last_only=True)
+    check_finite(model, padded[:, :shortest], logits, names or [f"prompt {row}" for row in rows])
     position = shortest  # of the next token
     while rows:
         chosen, _ = sampler.choose(logits[:, -1])

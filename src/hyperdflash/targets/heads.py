@@ -5,6 +5,7 @@ Shapes: see contracts.py. Training and replay need nothing else of the target on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -35,6 +36,8 @@ class TargetHeads(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.hc_head, self.norm = adapter_of(config.model_type).new_heads(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # of the target's other weights, by the heads' own digest and whether to keep it; "" where they are not known
+        self.layers_digest: Callable[[str, bool], str] = lambda heads, keep: ""
         self.requires_grad_(False).eval()
 
     @classmethod

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from xxhash import xxh3_64_intdigest
 
+from hyperdflash.files import REFETCH, read_json, reading, runs_dir
+from hyperdflash.leases import exclusive
+from hyperdflash.record import write_json
 from hyperdflash.settings import one_of, positive_int
 from hyperdflash.targets.adapter import NativeMTP, TargetConfig, adapter_of
 from hyperdflash.targets.heads import TargetHeads
 
+KEPT_BYTES = 2**30  # size of a checkpoint's weights from which their digest is kept
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Settings of hyperdflash.engines that stand in the same group of a configuration.
 ENGINE_KEYS = {"engine", "servers", "states_dir", "concurrency", "timeout_s", "attempts", "backoff_s"}
@@ -46,9 +53,10 @@ class Target:
         return load_mtp(self.path, experts=self.experts, dtype=self.dtype)
 
 
-def fingerprint(heads: TargetHeads) -> str:
-    """Returns 16 hexadecimal digits of the hash of embedding, LM head, final norm and hc_head, rounded to bf16 (which every
-    shipped format shares), and of the layers' settings, so that the heads suffice. The two tables are read once per ``heads``.
+def fingerprint(heads: TargetHeads, keep: bool = False) -> str:
+    """Returns 16 hexadecimal digits that the target's weights and settings decide, the same for every layout and format of a
+    checkpoint: the hash of embedding, LM head, final norm and hc_head, rounded to bf16 (which every shipped format shares), the
+    layers' settings and `layers_digest`. The two tables are read once per ``heads``. ``keep`` lets the heads suffice later.
     """
     tables = (heads.embed_tokens.weight, heads.lm_head.weight)
     settings = repr(adapter_of(heads.config.model_type).layer_settings(heads.config))
@@ -57,7 +65,9 @@ def fingerprint(heads: TargetHeads) -> str:
     if before != state:
         digest = _add(hashlib.sha256(settings.encode()), tables)
         _of_tables[heads] = state, digest
-    return _add(digest.copy(), (heads.norm.weight, *heads.hc_head.parameters())).hexdigest()[:16]
+    digest = _add(digest.copy(), (heads.norm.weight, *heads.hc_head.parameters()))
+    digest.update(heads.layers_digest(digest.hexdigest()[:16], keep).encode())
+    return digest.hexdigest()[:16]
 
 
 # heads -> (settings and address of its tables, digest of both)
@@ -71,6 +81,48 @@ def _add(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> hashlib._Hash:
     return digest
 
 
+def layers_digest(path: str | Path, heads: str, keep: bool) -> str:
+    """Returns 16 hexadecimal digits over the layers' weights of the checkpoint in ``path``, whatever their layout and format.
+
+    It reads vectors whole and the first 512 columns of every matrix, which is all of a tiny target's weights in 0.1 s and a few
+    minutes of reading for 284B parameters. So one process computes it from KEPT_BYTES on, and keeps it, as ``keep`` does, in
+    <runs>/fingerprints/<heads>-<digest>.json; ``heads`` is the heads' digest. A checkpoint of the heads alone has that of the
+    only such file; ValueError without one.
+    """
+    path, folder = Path(path), runs_dir() / "fingerprints"
+    files = adapter_of(read_config(path).model_type).weight_files(path)
+    large = files is not None and sum(size for size, _ in files.values()) >= KEPT_BYTES
+    with exclusive(folder, f"leases/{heads}") if large else nullcontext():
+        known = {record.stem.rpartition("-")[2]: record for record in folder.glob(f"{heads}-*.json")}
+        if files is None:
+            if len(known) != 1:
+                raise ValueError(
+                    f"target.path={path} has not all shards, its fingerprint covers all weights, and {len(known)} files "
+                    f"{folder / heads}-*.json know it: complete the checkpoint, or copy that file from where it is complete"
+                )
+            return min(known)
+        if large:
+            for digest, record in known.items():
+                if read_json(record, "remove it", "files")["files"] == files:
+                    return digest
+            print(f"reading the weights of {path} for their fingerprint, once", flush=True)
+        digest = _layers_digest(path, json.dumps(files))
+        if large or (keep and digest not in known):
+            write_json(folder / f"{heads}-{digest}.json", {"path": str(path.resolve()), "files": files})
+    return digest
+
+
+@lru_cache(maxsize=8)
+def _layers_digest(path: Path, files: str) -> str:
+    """Sums a hash of every row and its layer's number: layouts differ in names, order and the stacking of matrices alone."""
+    total = 0
+    for name, tensor in adapter_of(read_config(path).model_type).layer_weights(path):
+        layer = re.search(r"layers\.(\d+)\.", name)
+        rows = (tensor + 0.0).reshape(-1, tensor.shape[-1] if tensor.ndim else 1).numpy()  # FP4 has two zeros
+        total += sum(xxh3_64_intdigest(row, int(layer[1]) + 1 if layer else 0) for row in rows)
+    return f"{total % 2**64:016x}"
+
+
 def read_config(path: str | Path) -> TargetConfig:
     """Reads config.json of a target directory in milliseconds; ValueError with the next command where there is none."""
     path = Path(path)
@@ -79,8 +131,10 @@ def read_config(path: str | Path) -> TargetConfig:
             f"target.path={path} has no config.json: run `python -m src.pretrain` to make the tiny target, "
             "or give target.path=<directory of a DeepSeek-V4 checkpoint>"
         )
-    model_type = json.loads((path / "config.json").read_text()).get("model_type")
-    return adapter_of(model_type, f"target.path={path}").read_config(path)
+    model_type = read_json(path / "config.json", REFETCH).get("model_type")
+    adapter = adapter_of(model_type, f"target.path={path}")
+    with reading(path / "config.json", REFETCH):
+        return adapter.read_config(path)
 
 
 def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
@@ -89,6 +143,7 @@ def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
     with torch.device("meta"):
         heads = TargetHeads(config, dtype=DTYPES[dtype])
     heads.load_state_dict(adapter_of(config.model_type).head_state(Path(path), DTYPES[dtype]), assign=True)
+    heads.layers_digest = partial(layers_digest, path)
     return heads.requires_grad_(False).eval()
 
 
@@ -135,4 +190,5 @@ def load_target(
     model = adapter.load_model(Path(path), config, **how, device_map=device_map, offload_folder=offload_folder)
     model.requires_grad_(False).eval()
     heads = load_heads(path, dtype).to(adapter.input_device(model)) if adapter.is_spread(model) else TargetHeads.of(model)
+    heads.layers_digest = partial(layers_digest, path)
     return Target(model, heads, fingerprint(heads), Path(path), dtype, experts, tokens_per_forward)

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hyperdflash.contracts import Document
 from hyperdflash.targets.adapter import adapter_of
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.taps import tap_residual
@@ -63,6 +64,23 @@ class InProcess:
                 states = taps.final if tap is None else taps.layers[tap]
                 found.append(torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)]).cpu())
         return {tap: torch.cat(found) for tap, found in parts.items()}
+
+
+def finite_states(producer: Producer, documents: Sequence[Document], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
+    """Returns what ``producer.states`` gives for ``documents``. ValueError, with document, position and layer, at the first
+    state that is not finite in bf16."""
+    states = producer.states([document.input_ids for document in documents], layer_ids)
+    lengths = [len(document.input_ids) for document in documents]
+    for tap in (*layer_ids, None):
+        for document, own in zip(documents, states[tap].split(lengths), strict=True):
+            wrong = (~(own.flatten(1).abs().amax(dim=1) <= torch.finfo(torch.bfloat16).max)).nonzero()  # NaN compares as False
+            if len(wrong):
+                where = "the last residual" if tap is None else f"the output of layer {tap}"
+                raise ValueError(
+                    f"document {document.id} has NaN or infinity in {where}, first at position {int(wrong[0])}: the target at "
+                    f"{producer.where} has damaged weights, or numbers too large for target.dtype"
+                )
+    return states
 
 
 def padded_length(lengths: Sequence[int], window: int) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hyperdflash.targets.adapter import adapter_of
-from hyperdflash.targets.taps import tap_residual
+from hyperdflash.targets.adapter import PREFILL, adapter_of
+from hyperdflash.targets.taps import check_finite, tap_residual
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,19 @@ class TargetSession:
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor) -> TargetStep:
-        """Runs the first forward, [B, T] int64 with T >= 1; ``logits`` of the last token alone. ValueError unless empty."""
+        """Runs the first tokens, [B, T] int64 with T >= 1, ``PREFILL`` at a time; ``logits`` of the last token alone.
+
+        ValueError unless the session is empty, or where the logits are not finite.
+        """
         if self.length:
             raise ValueError(f"prefill wants an empty session, this holds {self.length} tokens: extend it or make a new one")
         self._check(input_ids)
         self._rows = input_ids.shape[0]
-        return self._forward(input_ids, last_only=True)
+        steps = [self._forward(piece, last_only=True) for piece in input_ids.split(PREFILL, dim=1)]
+        logits, layers = steps[-1].logits, [step.layers for step in steps]
+        check_finite(self.model, input_ids, logits, ["the prompt"] * len(input_ids))
+        final = torch.cat([step.final for step in steps], dim=1)
+        return TargetStep(logits, final, torch.cat(layers, dim=1) if self.layer_ids else None)
 
     @torch.inference_mode()
     def extend(self, input_ids: Tensor) -> TargetStep:

@@ -35,6 +35,20 @@ class Taps:
     __exit__ = remove
 
 
+def check_finite(model: PreTrainedModel, input_ids: Tensor, logits: Tensor, names: Sequence[str]) -> None:
+    """Raises ValueError, with the row's name and the first layer, unless ``logits`` [B, ..., V] of [B, T] are finite."""
+    wrong = (~logits.isfinite().flatten(1).all(dim=1)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        with tap_residual(model, range(model.config.num_hidden_layers)) as taps:
+            model.base_model(input_ids[row : row + 1], use_cache=False)
+        layer = next((f"layer {i}" for i, states in sorted(taps.layers.items()) if not states.isfinite().all()), "the LM head")
+        raise ValueError(
+            f"{names[row]} gives NaN or infinity, first in {layer} of the target: its weights are damaged, or its numbers too "
+            "large for target.dtype"
+        )
+
+
 def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
     """Collects the states of every forward until `Taps.remove`; layer i is transformers' ``hidden_states[i + 1]`` before any
     collapse. ValueError for a layer that the target lacks."""

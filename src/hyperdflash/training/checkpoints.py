@@ -28,7 +28,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.decoding.metrics import document_counts
-from hyperdflash.files import whole_file
+from hyperdflash.files import reading, whole_file
 from hyperdflash.record import write_json
 
 KEEP = 2
@@ -92,6 +92,15 @@ def damage(path: Path) -> str | None:
             return f"{wrong} has another checksum" if (wrong := archive.testzip()) else None
     except Exception as error:  # a damaged archive fails in many ways
         return str(error) or type(error).__name__
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Returns the content of a run's checkpoint, tensors on the CPU; ValueError unless every byte of it is what was written."""
+    with reading(path, f"fetch it again, or remove {path.parents[1]} and train the run again"):
+        if wrong := damage(path):
+            raise ValueError(wrong)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: found[name] for name in ("run", "state_dict")}
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

@@ -104,7 +104,7 @@ def check_trainer(trainer: DictConfig) -> None:
         positive_int(f"trainer.{name}", trainer[name])
     share = not isinstance(trainer.val_check_interval, int)
     (positive_number if share else positive_int)("trainer.val_check_interval", trainer.val_check_interval)
-    for name in ("checkpoint_every_steps", "max_steps"):
+    for name in ("checkpoint_every_steps", "max_steps", "threads"):
         if trainer[name] is not None:
             positive_int(f"trainer.{name}", trainer[name])
     for name in ("gradient_clip_val", "checkpoint_every_s"):

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from hyperdflash.cli import not_installed
+from hyperdflash.cli import sentence_of
 
 KINDS = ("survival", "conditional")
 BY_STEP = {"train/loss": "loss", "train/lr": "learning rate", "val/tau": "validation τ"}
@@ -37,7 +37,7 @@ def draw_curves(run: Path) -> None:
 
         from hyperdflash.report.figures import PANEL_IN, PANELS, dress, headed_figure, label_lines, look, save_figure
     except ModuleNotFoundError as error:
-        print(f"no {run / 'curves.png'}: {not_installed(error)}", flush=True)
+        print(f"no {run / 'curves.png'}: {sentence_of(error)}", flush=True)
         return
     record = json.loads((run / "validation.json").read_text())
     metrics = run / "metrics.csv"

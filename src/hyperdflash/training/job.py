@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.cli import command_of
 from hyperdflash.contracts import Blocks, Document
 from hyperdflash.identity import decided_by, run_name, train_run_dir, within_runs
-from hyperdflash.launch.launcher import Ranks, cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
+from hyperdflash.launch.launcher import Ranks, check_devices, cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
 from hyperdflash.leases import exclusive
 from hyperdflash.options import instantiate
 from hyperdflash.record import STARTS, add_start, write_json
@@ -52,6 +52,7 @@ def train(config: DictConfig) -> dict:
         check_trained_on(record, run, config.target.path)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
+    check_devices(config.trainer)
     check_dataset(config)
     if must_launch(config.trainer, config.cache.get("captures", 0)):
         parent_of(config, run)

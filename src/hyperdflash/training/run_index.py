@@ -4,21 +4,21 @@ runs/train/<run>/result.json      exists when the run is finished: the deciding 
 runs/train/<run>/parent.json      the run that this one started from, and its data, as found at its first start
 """
 
-import json
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from hyperdflash.cli import given_overrides
+from hyperdflash.files import read_json
 from hyperdflash.identity import RECIPE, decided_by, runs_dir, within_runs
 from hyperdflash.record import write_json
 from hyperdflash.report.sweep_runs import flat
+from hyperdflash.training.checkpoints import read_checkpoint
 
 # Options that a run and its parent share.
 SHARED = ("stage", "target", "conditioning", "reducer", "inputs", "lead", "drafter", "head", "seed", "mode", "recipe")
@@ -36,7 +36,7 @@ class FinishedRun:
     @cached_property
     def decided(self) -> dict[str, object]:
         """Dotted option -> value."""
-        return flat(self.record["decided_by"])
+        return flat(self.record.get("decided_by", {}))
 
     @property
     def is_current(self) -> bool:
@@ -80,10 +80,7 @@ def finished_run(directory: str | Path) -> FinishedRun:
 
 
 def _read(path: Path) -> FinishedRun:
-    try:
-        return FinishedRun(path.parent, json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove the file and run the run's command again") from error
+    return FinishedRun(path.parent, read_json(path, "remove the file and run the run's command again"))
 
 
 class RunIndex:
@@ -136,7 +133,8 @@ def parent_of(config: DictConfig, run: Path) -> Path | None:
     """Returns the finished run whose weights ``run`` starts from: named, found, or remembered from its first start."""
     remembered = run / PARENT
     if remembered.exists():
-        return runs_dir() / json.loads(remembered.read_text())["init_from"]
+        remedy = f"remove {run} and run its command again"
+        return runs_dir() / read_json(remembered, remedy, "init_from")["init_from"]
     parent = Path(config.init_from) if config.init_from else (find_stage1(config) if config.stage == 2 else None)
     if parent is not None:
         data = finished_run(parent).record.get("data")
@@ -162,7 +160,7 @@ def check_target(made_on: str, fingerprint: str, run: Path) -> None:
 
 def load_drafter_weights(drafter: nn.Module, run: Path, target_fingerprint: str) -> None:
     """Loads a finished run's best weights into the new ``drafter``; ValueError for another target's weights or other shapes."""
-    checkpoint = torch.load(finished_run(run).best_checkpoint, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(finished_run(run).best_checkpoint)
     check_target(checkpoint["run"]["target"], target_fingerprint, run)
     load_weights(drafter, {name.removeprefix("drafter."): value for name, value in checkpoint["state_dict"].items()}, run)
 

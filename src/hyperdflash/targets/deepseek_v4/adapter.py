@@ -8,6 +8,7 @@ are on several devices.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from hyperdflash.targets.deepseek_v4 import compat
 from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint, dtype_of
 from hyperdflash.targets.deepseek_v4.compat import RewindableCache, input_device, is_spread
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
-from hyperdflash.targets.deepseek_v4.official import check_native_mtp, head_names, mtp_state
+from hyperdflash.targets.deepseek_v4.official import check_native_mtp, head_names, layer_names, mtp_state
 from hyperdflash.targets.deepseek_v4.placement import checked_device_map
 
 __all__ = ["input_device", "is_spread"]
@@ -40,6 +41,7 @@ layer_types mlp_layer_types compress_rates sliding_window hc_mult hc_sinkhorn_it
 num_experts_per_tok n_routed_experts routed_scaling_factor swiglu_limit rope_theta compress_rope_theta
 """
 YARN_SETTINGS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
+COLUMNS = 512  # of a matrix, that the fingerprint reads
 TABLES = ("embed_tokens.weight", "lm_head.weight")  # of TargetHeads, [V, D]
 
 
@@ -82,6 +84,19 @@ def head_state(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     return state
 
 
+def weight_files(path: Path) -> dict[str, list[int]] | None:
+    """Returns size in bytes and modification time (ns) of every shard by name; None unless the layers are there."""
+    checkpoint = Checkpoint(path)
+    files = checkpoint.files()
+    return files if layer_names(checkpoint) and None not in files.values() else None
+
+
+def layer_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields name and fp32 values of the layers' tensors; of a matrix, the first ``COLUMNS`` columns."""
+    checkpoint = Checkpoint(path)
+    return ((name, checkpoint.weight(name, torch.float32, COLUMNS)) for name in layer_names(checkpoint))
+
+
 def load_model(
     path: Path, config: DeepseekV4Config, *, dtype: torch.dtype, attention: str, experts: str, device_map, offload_folder
 ) -> DeepseekV4ForCausalLM:
@@ -91,14 +106,15 @@ def load_model(
             "target.offload_folder wants target.dtype=fp32, got bf16: transformers writes what it offloads in one dtype, "
             "and hyper-connections rounded to bf16 give other states"
         )
+    compat.check_implementations(attention, experts)
     device_map = checked_device_map(device_map, config.num_hidden_layers)
     Checkpoint(path).check_complete()
     if quantized := getattr(config, "quantization_config", None):
         config.quantization_config = {**quantized, "dequantize": True}
     disable_progress_bar()  # its bar counts tensors, in the midst of ours
     try:
-        model = DeepseekV4ForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, device_map=device_map, offload_folder=offload_folder
+        model, found = DeepseekV4ForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, device_map=device_map, offload_folder=offload_folder, output_loading_info=True
         )
     except ValueError as error:
         if "offload_folder" not in str(error):
@@ -107,6 +123,8 @@ def load_model(
             f"target.device_map={device_map} does not fit these devices and leaves part of the target for the disk: give more "
             "devices, or let a server run the target (target/engine)"
         ) from error
+    if absent := sorted(found["missing_keys"]):  # transformers gives them random values
+        raise ValueError(f"target.path={path} lacks {len(absent)} tensors, first {absent[0]}: complete the checkpoint")
     if quantized and dtype == torch.float32:  # transformers leaves tensors that are stored as BF16 in BF16
         model.float()
     compat.set_implementations(model.config, attention=attention, experts=experts)

@@ -9,7 +9,6 @@ A value is weight * scale. A scale is a power of two, so bf16 and fp32 hold weig
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
+
+from hyperdflash.files import REFETCH, read_json, reading
 
 FP8_BLOCK = 128
 FP4_GROUP = 32
@@ -37,7 +38,7 @@ class Checkpoint:
         self._files: dict[str, safe_open] = {}
         index = self.path / "model.safetensors.index.json"
         if index.exists():
-            self.shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            self.shards: dict[str, str] = read_json(index, REFETCH, "weight_map")["weight_map"]
         else:
             self.shards = dict.fromkeys(self._file("model.safetensors").keys(), "model.safetensors")
 
@@ -54,19 +55,32 @@ class Checkpoint:
             raise ValueError(f"target.path={self.path} lacks {name}: give a complete DeepSeek-V4 checkpoint")
         return self._file(self.shards[name]).get_tensor(name)
 
-    def weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Returns a copy in ``dtype``, dequantized if the checkpoint has its scale."""
-        scale = name.removesuffix("weight") + "scale"
-        if name.endswith(".weight") and scale in self.shards:
-            return dequantize(self.tensor(name), self.tensor(scale), dtype)
-        return self.tensor(name).to(dtype, copy=True)
+    def weight(self, name: str, dtype: torch.dtype, columns: int | None = None) -> Tensor:
+        """Returns a copy in ``dtype``, dequantized if the checkpoint has its scale; of a matrix, the first ``columns`` columns,
+        a multiple of 128 (None: all)."""
+        found, scale = self.tensor(name), name.removesuffix("weight") + "scale"
+        if not name.endswith(".weight") or scale not in self.shards:
+            return found[..., : columns if found.ndim > 1 else None].to(dtype, copy=True)
+        scales, packed = self.tensor(scale), found.dtype == torch.int8
+        if columns is not None:
+            found = found[:, : columns // (2 if packed else 1)]
+            scales = scales[:, : columns // (FP4_GROUP if packed else FP8_BLOCK)]
+        return dequantize(found, scales, dtype)
+
+    def files(self) -> dict[str, list[int] | None]:
+        """Returns size in bytes and modification time (ns) of every shard; None for an absent one."""
+        paths = {shard: self.path / shard for shard in sorted(set(self.shards.values()))}
+        stats = {shard: path.stat() if path.exists() else None for shard, path in paths.items()}
+        return {shard: stat and [stat.st_size, stat.st_mtime_ns] for shard, stat in stats.items()}
 
     def check_complete(self) -> None:
-        """Raises ValueError where a shard of the index is absent."""
-        shards = sorted(set(self.shards.values()))
-        if missing := [shard for shard in shards if not (self.path / shard).exists()]:
+        """Raises ValueError where a shard of the index is absent, cut or no file of tensors."""
+        shards = self.files()
+        if missing := [shard for shard, stat in shards.items() if stat is None]:
             count = f"{len(missing)} of {len(shards)} shards"
             raise ValueError(f"target.path={self.path} lacks {count}, first {missing[0]}: complete the checkpoint")
+        for shard in shards:
+            self._file(shard)
 
     def _file(self, shard: str) -> safe_open:
         if shard not in self._files:
@@ -74,7 +88,8 @@ class Checkpoint:
                 raise ValueError(
                     f"target.path={self.path} has no {shard}: run `python -m src.pretrain` or complete the checkpoint"
                 )
-            self._files[shard] = safe_open(self.path / shard, framework="pt")
+            with reading(self.path / shard, REFETCH):
+                self._files[shard] = safe_open(self.path / shard, framework="pt")  # compares the size with the header's
         return self._files[shard]
 
 

@@ -33,6 +33,8 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     eager_attention_forward,
 )
 
+from hyperdflash.settings import one_of
+
 __all__ = ["eager_attention_forward"]
 
 # 5.24 has another name of the argument; the old one fails in accelerate's hooks and causes a warning.
@@ -57,6 +59,12 @@ def set_implementations(*configs: DeepseekV4Config, attention: str, experts: str
     """Chooses the attention and expert functions of every module that reads one of ``configs``."""
     for config in configs:
         config._attn_implementation, config._experts_implementation = attention, experts
+
+
+def check_implementations(attention: object, experts: object) -> None:
+    """Raises ValueError for a name of `set_implementations` under which nothing is registered."""
+    for option, name, known in (("attention", attention, ALL_ATTENTION_FUNCTIONS), ("experts", experts, ALL_EXPERTS_FUNCTIONS)):
+        one_of(f"target.{option}", name, ("eager", *sorted(set(known.keys()) - {"eager"})))
 
 
 def implementations(config: DeepseekV4Config) -> dict[str, str]:

@@ -47,6 +47,13 @@ def head_names(checkpoint: Checkpoint) -> dict[str, str]:
     return {own: names[layout] for own, names in HEADS.items()}
 
 
+def layer_names(checkpoint: Checkpoint) -> list[str]:
+    """Returns the names of the layers' tensors, shard by shard: all but the heads, scales, and what ``mtp.*`` holds."""
+    others = {*head_names(checkpoint).values(), *checkpoint.names("mtp.")}
+    others |= {name.removesuffix("weight") + "scale" for name in checkpoint.shards if name.endswith(".weight")}
+    return [name for name in checkpoint.names("") if name not in others]
+
+
 def check_native_mtp(checkpoint: Checkpoint) -> None:
     """Raises ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases store under the same names."""
     names = checkpoint.names("mtp.")

@@ -16,6 +16,8 @@ def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_lay
     """Returns a device map for transformers, also for "even"; ValueError in a rank of a distributed run."""
     if device_map is None:
         return None
+    if not isinstance(device_map, str | Mapping):
+        raise ValueError(f"target.device_map must be even, auto or a mapping of modules to devices, got {device_map!r}")
     joined = dist.is_available() and dist.is_initialized()  # Slurm's ranks have no WORLD_SIZE
     ranks = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
