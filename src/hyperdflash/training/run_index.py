@@ -145,7 +145,7 @@ def parent_of(config: DictConfig, run: Path) -> Path | None:
 def data_of(run: Path, digest: str) -> str:
     """Names the data of a run: the digest of its dataset, after those of the run that it started from."""
     remembered = run / PARENT
-    before = json.loads(remembered.read_text()).get("data") if remembered.exists() else None
+    before = read_json(remembered, f"remove {run} and run its command again").get("data") if remembered.exists() else None
     return f"{digest} after {before}" if before else digest
 
 
