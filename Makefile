@@ -97,7 +97,7 @@ card: .venv/.done ## measure the tiny target, into runs/card/tiny
 	touch $@
 
 test-peers: .venv/.done .venv-peers/.done ## compare exported drafters with z-lab's dflash, speculators and transformers
-	$(PY) -m pytest -s tests/export/test_peers.py
+	$(PY) -m pytest -s -m "slow or not slow" tests/export/test_peers.py
 
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m benchmarks.step

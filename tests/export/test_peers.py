@@ -50,6 +50,7 @@ def side_by_side(drafter, target, states: TargetStates) -> torch.Tensor:
     return drafter.conditioning.gather(states, target.heads)[0].flatten(1).contiguous()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-peers: `make test-peers` makes it")
 @pytest.mark.parametrize(("peer", "to", "method"), PEERS)
 def test_a_peer_s_class_gives_our_logits(peer, to, method, drafter_of, target, tmp_path):
