@@ -148,7 +148,7 @@ def test_a_missing_library_is_one_sentence_that_names_its_extra(module, extra, m
 def test_a_run_without_wandb_needs_no_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    config = OmegaConf.create({"csv": True, "wandb": "off", "artifacts": False})
+    config = OmegaConf.create({"csv": True, "tensorboard": False, "wandb": "off", "artifacts": False})
     assert len(make_loggers(config, tmp_path, "run")) == 1
     config.update({"wandb": "offline", "project": "p"})
     with pytest.raises(ModuleNotFoundError) as caught:
