@@ -46,7 +46,7 @@ NORM = "model.layers.2.input_layernorm.weight"
 
 CASES = [
     Case("a damaged dataset", "train $mini", 1, ["dataset.json is damaged"], after=[CAPTURED], make=[cut("runs/datasets/*/dataset.json")], absent=["runs/train/*/checkpoints"]),
-    Case("runs is a file", "train $mini", 1, ["runs/train", "HYPERDFLASH_RUNS"], make=[write("runs", "")]),
+    Case("runs is a file", "train $mini", 1, ["error: runs", "a file stands", "HYPERDFLASH_RUNS"], make=[write("runs", "")]),
     Case("a layer with a NaN", "capture $mini", 1, ["code/", "layer 2", "NaN"], make=[not_a_number(NORM)], absent=NO_STATES),
     Case("a layer that has changed", "train $mini", 1, ["was trained on the target"], after=[STAGE1], make=[not_a_number(NORM)]),
     Case("weights that are a pointer", "train $mini", 1, ["model.safetensors", "git lfs pull"], make=[write("target/model.safetensors", POINTER)], absent=["runs/cache"]),

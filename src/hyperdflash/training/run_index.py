@@ -4,6 +4,7 @@ runs/train/<run>/result.json      exists when the run is finished: the deciding 
 runs/train/<run>/parent.json      the run that this one started from, and its data, as found at its first start
 """
 
+import json
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from hyperdflash.cli import given_overrides
-from hyperdflash.files import read_json
+from hyperdflash.files import read_json, reading
 from hyperdflash.identity import RECIPE, decided_by, runs_dir, within_runs
 from hyperdflash.record import write_json
 from hyperdflash.report.sweep_runs import flat
@@ -23,6 +24,7 @@ from hyperdflash.training.checkpoints import read_checkpoint
 # Options that a run and its parent share.
 SHARED = ("stage", "target", "conditioning", "reducer", "inputs", "lead", "drafter", "head", "seed", "mode", "recipe")
 PARENT = "parent.json"
+REMEDY = "remove the file and run the run's command again"  # of a damaged result.json
 FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
 
@@ -72,7 +74,7 @@ def finished_run(directory: str | Path) -> FinishedRun:
     path = Path(directory) / "result.json"
     if not path.exists():
         raise ValueError(f"{directory} is not a finished run (no result.json): run its `python -m src.train ...` command first")
-    run = _read(path)
+    run = FinishedRun(path.parent, read_json(path, REMEDY))
     if not run.is_current:
         told = run.record.get("command", "no command")
         raise ValueError(f"{directory} was trained by another version of the code: train it again (its record says: {told})")
@@ -80,7 +82,9 @@ def finished_run(directory: str | Path) -> FinishedRun:
 
 
 def _read(path: Path) -> FinishedRun:
-    return FinishedRun(path.parent, read_json(path, "remove the file and run the run's command again"))
+    """Reads what may be the result of something else, as long as it is JSON."""
+    with reading(path, REMEDY):
+        return FinishedRun(path.parent, json.loads(path.read_bytes()))
 
 
 class RunIndex:
