@@ -66,7 +66,7 @@ def test_a_command_runs_from_another_folder(site, tmp_path, compose_config):
     overview = hyperdflash(site, tmp_path)
     assert overview.returncode == 0 and "train a drafter" in overview.stdout
     told = hyperdflash(site, tmp_path, "train", "--help")
-    assert told.returncode == 0 and "conditioning:" in told.stdout, told.stderr
+    assert told.returncode == 0 and "[pre_hc_head]" in told.stdout, told.stderr
     composed = hyperdflash(site, tmp_path, "train", "--cfg", "job", "--resolve")
     assert composed.returncode == 0, composed.stderr
     config = yaml.safe_load(composed.stdout)

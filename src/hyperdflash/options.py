@@ -70,7 +70,7 @@ def check_targets(value: object, group: str = "") -> None:
 def check_values(config: DictConfig) -> None:
     """Raises the ValueError that a part of this project would raise for its values, without importing the part: that takes
     seconds. Runs the part's ``__post_init__`` alone; what needs more of its module is left to the part itself."""
-    for group in config.values():
+    for group in (config[name] for name in config if not OmegaConf.is_missing(config, name)):
         module, _, name = group.get("_target_", "").rpartition(".") if OmegaConf.is_dict(group) else ("", "", "")
         path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
         if module.startswith("hyperdflash.") and path.exists():

@@ -107,7 +107,7 @@ def test_a_state_that_is_not_finite_reaches_no_cache(target, tmp_path, dtype, ta
     store, shards = StateStore(tmp_path, key(target, dtype)), make_shards(documents(), 3)
     where = "the last residual" if tap is None else "layer 2"
     for run in (
-        lambda: capture(shards, store, lambda: Damaged(target), layer_ids=(1, 2), progress=False),
+        lambda: capture(shards, store, lambda: Damaged(target), layer_ids=(1, 2)),
         lambda: LiveStates(store, shards, lambda: Damaged(target), (1, 2))[0],
     ):
         with pytest.raises(ValueError, match=rf"document {shards[0].documents[1].id} has NaN .*{where}, first at position 3"):

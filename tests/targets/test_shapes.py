@@ -216,7 +216,8 @@ def tiny():
 
 
 def heads_with(model: DeepseekV4ForCausalLM, collapse: nn.Module) -> TargetHeads:
-    heads = TargetHeads(model.config, collapse)
+    heads = TargetHeads(model.config)
+    heads.hc_head = collapse
     heads.load_state_dict(model.model.embed_tokens.state_dict(prefix="embed_tokens."), strict=False)
     return heads
 
