@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import command_of
+from hyperdflash.cli import command_of, quiet_libraries
 from hyperdflash.contracts import Blocks, Document
 from hyperdflash.identity import decided_by, run_name, train_run_dir, within_runs
 from hyperdflash.launch.launcher import Ranks, check_devices, cluster_environment, is_rank, launch_ranks, must_launch, num_ranks
@@ -44,6 +44,7 @@ LOCK_S = 5.0  # the ranks of a killed run end a moment after its starter
 
 def train(config: DictConfig) -> dict:
     """Runs or resumes one training; returns the content of result.json."""
+    quiet_libraries()  # Lightning's import has set the levels of its loggers
     parts = make_parts(config)
     run = train_run_dir(config)
     if (run / "result.json").exists():
