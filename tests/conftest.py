@@ -18,6 +18,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 VERBS = ("returns", "adds", "counts", "joins", "sorts", "drops")
 NOUNS = ("numbers", "names", "rows", "words", "files", "dates")
+SMALL_TRAINING = [  # one draft layer on short rows with their own answers; a test adds target, rows and epochs
+    "corpus=paper",
+    "corpus.responses=original",
+    "corpus.decontaminate=false",
+    "corpus.heldout=0.2",
+    "corpus.validation=5",
+    "corpus.max_new_tokens=8",
+    "corpus.max_length=64",
+    "blocks.num_anchors=6",
+    "drafter.num_layers=1",
+    "drafter.intermediate_size=32",
+    "optim.batch_size=4",
+    "trainer.threads=1",
+    "logger=csv",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -16,24 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.conftest import SMALL_TRAINING
+
 MINI = [
     "target.path=target",
-    "corpus=paper",
     "corpus.stage1=[{source: rows.jsonl, domain: code, count: 23}]",
     "corpus.stage2=[{source: rows.jsonl, domain: code, count: 16, skip: 30}]",
-    "corpus.responses=original",
-    "corpus.decontaminate=false",
-    "corpus.heldout=0.2",
-    "corpus.validation=5",
-    "corpus.max_new_tokens=8",
-    "corpus.max_length=64",
-    "blocks.num_anchors=6",
-    "drafter.num_layers=1",
-    "drafter.intermediate_size=32",
-    "optim.batch_size=4",
     "trainer.max_epochs=1",
-    "trainer.threads=1",
-    "logger=csv",
+    *SMALL_TRAINING,
 ]
 CAPTURED = "capture $mini"
 STAGE1 = "train $mini"

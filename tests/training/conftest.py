@@ -8,31 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SMALL_TRAINING
+
 
 @pytest.fixture(scope="session")
 def prepared_overrides(mini_target, rows_file) -> list[str]:
     """23 documents in shards of 8, batches of 4: 6 steps an epoch, 3 epochs, a log every step, a checkpoint every 4."""
     return [
         f"target.path={mini_target}",
-        "corpus=paper",
         f"corpus.stage1=[{{source: {rows_file}, domain: code, count: 23}}]",
-        "corpus.responses=original",
-        "corpus.decontaminate=false",
-        "corpus.heldout=0.2",
-        "corpus.validation=5",
-        "corpus.max_new_tokens=8",
-        "corpus.max_length=64",
         "cache.documents_per_shard=8",
-        "blocks.num_anchors=6",
-        "drafter.num_layers=1",
-        "drafter.intermediate_size=32",
-        "optim.batch_size=4",
         "trainer.max_epochs=3",
-        "trainer.threads=1",
         "trainer.log_every_n_steps=1",
         "trainer.checkpoint_every_steps=4",
-        "logger=csv",
         "logger.curves=false",
+        *SMALL_TRAINING,
     ]
 
 
