@@ -81,8 +81,11 @@ def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
         for name, cells in _facets(report.cells, axis)
     ]
     counts = sorted({len(cell.seeds) for cell in report.cells})
-    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    heading = f"{seeds}; bars: {LEVEL:.0%} over seeds" + (", over prompts where there is one seed" if 1 in counts else "")
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    more = ", over prompts where there is one seed" if 1 in counts else ""
+    heading = (
+        f"{seeds} seeds; bars: {LEVEL:.0%} over seeds{more}" if counts != [1] else f"one seed; bars: {LEVEL:.0%} over prompts"
+    )
     title = f"Per-position acceptance, sweep {report.name}"
     written = [acceptance_figure(panels, folder / "acceptance.png", title, [heading])]
     return [*written, _by_axis(report, folder / "tau_by_axis.png", heading)]
