@@ -1,12 +1,23 @@
-"""Finds the files of this project, and writes a file whole or not at all."""
+"""Finds the files of this project, writes a file whole or not at all, and says in one sentence what is wrong with one."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+PACKAGE = Path(__file__).resolve().parent
+REFETCH = "fetch it again from where the target came"
+POINTER = b"version https://git-lfs"  # begins what Git LFS leaves in the place of a file that it did not fetch
+ELSEWHERE = "or set HYPERDFLASH_RUNS to another folder"
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {ELSEWHERE}, then run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"let this user write there, {ELSEWHERE}"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), f"a file stands where a folder is wanted, so move it, {ELSEWHERE}"),
+}  # errno -> what the user can do
 
 
 @contextmanager
@@ -30,14 +41,6 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
         if isinstance(fault, OSError) and fault.filename is None:  # that of a write names no file
             raise OSError(fault.errno, fault.strerror, str(path)) from error
         raise
-
-
-ELSEWHERE = "or set HYPERDFLASH_RUNS to another folder"
-CURES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {ELSEWHERE}, then run the same command again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"let this user write there, {ELSEWHERE}"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), f"a file stands where a folder is wanted, so move it, {ELSEWHERE}"),
-}  # errno -> what the user can do
 
 
 def fault_of(error: OSError) -> str:
@@ -69,9 +72,10 @@ def read_json(path: Path, remedy: str, *names: str) -> dict:
         return found
 
 
-REFETCH = "fetch it again from where the target came"
-POINTER = b"version https://git-lfs"  # begins what Git LFS leaves in the place of a file that it did not fetch
-PACKAGE = Path(__file__).resolve().parent
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def runs_dir() -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hyperdflash.files import REFETCH, read_json, reading
+from hyperdflash.files import REFETCH, read_json, reading, sha256_of
 
 # order = ids in the tiny tokenizer
 SPECIAL_TOKENS = {
@@ -53,7 +52,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
 def tokenizer_fingerprint(path: str | Path) -> str:
     """Returns 16 hexadecimal digits of the hash of tokenizer.json, which decides the ids of every text."""
-    return hashlib.sha256((Path(path) / "tokenizer.json").read_bytes()).hexdigest()[:16]
+    return sha256_of(Path(path) / "tokenizer.json")[:16]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, mask_id: int | None = None) -> SpecialIds:

@@ -11,8 +11,6 @@ An option is a name of this package's conf/, looked up among its files; nothing 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.export.formats import GROUPS, NAMES, renamed
-from hyperdflash.files import asset
+from hyperdflash.files import asset, read_json, sha256_of
 from hyperdflash.identity import CONF, class_name
 from hyperdflash.options import class_of
 from hyperdflash.record import write_json
@@ -48,7 +46,7 @@ def write_folder(
     try:
         save_file({renamed(name, to): tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
         (partial / CARD).write_text(card)
-        described = {**config["hyperdflash"], "sha256": _digest(partial / WEIGHTS)}
+        described = {**config["hyperdflash"], "sha256": sha256_of(partial / WEIGHTS)}
         write_json(partial / CONFIG, {**config, "hyperdflash": described})
         for path in partial.iterdir():
             path.chmod(0o644)  # safetensors writes for this user alone, and a server may be another one
@@ -65,11 +63,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = Path(folder)
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} has no {CONFIG}, so its writing or copying was cut off: export or copy it again")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error}): export or copy it again") from error
-    described = config.get("hyperdflash") if isinstance(config, dict) else None
+    described = read_json(folder / CONFIG, "export or copy it again").get("hyperdflash")
     if not isinstance(described, dict):
         raise ValueError(f"{folder} is not an export of this project ({CONFIG} has no `hyperdflash`): make one with src.export")
     if missing := {"format", "groups", "mask_token_id", "states", "target", "sha256"} - described.keys():
@@ -77,7 +71,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     one_of("format", described["format"], tuple(NAMES))
     one_of("states", described["states"], tuple(CODECS))
     weights = folder / WEIGHTS
-    if not weights.exists() or _digest(weights) != described["sha256"]:
+    if not weights.exists() or sha256_of(weights) != described["sha256"]:
         raise ValueError(f"{weights} is missing or not the file that {CONFIG} was written for: export or copy it again")
     tensors = load_file(weights)
     return described, {renamed(name, described["format"], back=True): tensor for name, tensor in tensors.items()}
@@ -125,8 +119,3 @@ def same_logits(one: nn.Module, other: nn.Module, heads: TargetHeads, states: Ta
     with torch.no_grad():
         logits = [m.head.logits(m.slots(states, heads, anchors, anchors > 0), heads)[0, 0].dense() for m in (one, other)]
     return torch.equal(*logits)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

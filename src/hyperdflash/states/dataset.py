@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from hyperdflash.contracts import ENCODING_VERSION, Document
+from hyperdflash.files import sha256_of
 from hyperdflash.states.manifest import FORMAT_VERSION as CACHE_FORMAT
 from hyperdflash.states.manifest import CacheKey, read_checked, write_checked
 from hyperdflash.states.shard_file import DamagedShard, ShardFile, write_shard_file
@@ -214,7 +215,7 @@ def _texts(text: Tensor) -> list[str]:
 
 def record_files(paths: Iterable[str | Path]) -> dict[str, dict]:
     """Returns ``size`` in bytes, ``mtime_ns`` and ``sha256`` of the content by path of the files that rows come from."""
-    return {str(path): {**_status(Path(path)), "sha256": _sha256(Path(path))} for path in paths}
+    return {str(path): {**_status(Path(path)), "sha256": sha256_of(Path(path))} for path in paths}
 
 
 def check_files(recorded: Mapping[str, Mapping], remedy: str) -> None:
@@ -226,7 +227,7 @@ def check_files(recorded: Mapping[str, Mapping], remedy: str) -> None:
         path = Path(name)
         if not path.exists() or _status(path).items() <= before.items():
             continue
-        if _sha256(path) != before["sha256"]:
+        if sha256_of(path) != before["sha256"]:
             raise ValueError(f"{path} was edited after its rows were prepared: {remedy}")
 
 
@@ -234,15 +235,10 @@ def check_tokenizer(target_path: str, recorded: str, owner: Path, remedy: str) -
     """Raises ValueError, which ends with ``remedy``, when the target's tokenizer is not the ``recorded`` one of ``owner``;
     accepts a target without tokenizer."""
     tokenizer = Path(target_path) / "tokenizer.json"
-    if tokenizer.exists() and _sha256(tokenizer)[:16] != recorded:
+    if tokenizer.exists() and sha256_of(tokenizer)[:16] != recorded:
         raise ValueError(f"{tokenizer} is not the tokenizer of {owner}: {remedy}")
 
 
 def _status(path: Path) -> dict[str, int]:
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
