@@ -66,7 +66,7 @@ def training_step(setup: Setup, anchors: list[int]) -> tuple[Tensor, Tensor]:
     with fast_fp32_products():
         slots = setup.drafter.slots(states, setup.heads, blocks.anchors, blocks.anchor_mask)
         logits = setup.drafter.head.logits(slots, setup.heads)
-        sums = setup.objective.sums(logits, blocks, states.final, setup.heads)
+        sums = setup.objective.sums(logits, blocks, states.residual, setup.heads)
         loss = setup.objective.loss(sums)
         loss.backward()
     return loss.detach(), sums.slot_count
@@ -112,7 +112,7 @@ def build(case: Case, seed: int = 0) -> Setup:
         input_ids=input_ids,
         loss_mask=torch.ones_like(input_ids, dtype=torch.bool),
         lengths=torch.tensor([shape.num_tokens]),
-        final=streams.unflatten(-1, (shape.num_streams, shape.hidden_size)),
+        residual=streams.unflatten(-1, (shape.num_streams, shape.hidden_size)),
     )
     alpha = 1.0 if case.objective == "kl" else 0.15
     kl = Distillation(alpha=alpha, positions=case.num_taught, temperature=1.0, teacher="mean_pool")

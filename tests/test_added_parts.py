@@ -43,14 +43,14 @@ def test_the_shown_part_drafts_learns_and_agrees_with_its_loop(part, shown_files
     with TargetSession(target.model, drafter.layer_ids) as session:
         step = session.prefill(ids)
     mask, lengths = torch.arange(ids.shape[1])[None] >= len(prompt), torch.tensor([ids.shape[1]])
-    states = TargetStates(("a",), ("code",), ids, mask, lengths, step.final.bfloat16())
+    states = TargetStates(("a",), ("code",), ids, mask, lengths, step.residual.bfloat16())
     replayed = replay(drafter, states, target.heads, 0.0)
     assert torch.equal(replayed.accepted, loop_rounds([generation], drafter.num_slots).accepted)
 
     blocks = make_blocks(ids, mask, lengths, *all_anchors(mask, lengths), block_size=drafter.num_slots + 1)
     with torch.enable_grad():
         logits = drafter.head.logits(drafter.slots(states, target.heads, blocks.anchors, blocks.anchor_mask), target.heads)
-        sums = parts.objective.sums(logits, blocks, states.final, target.heads)
+        sums = parts.objective.sums(logits, blocks, states.residual, target.heads)
         parts.objective.loss(sums).backward()
     assert not [name for name, p in drafter.named_parameters() if p.grad is None]
 

@@ -161,7 +161,7 @@ def changed(module: Drafter, error: str) -> Drafter:
 
 
 def normed(states, heads):
-    return replace(states, final=heads.norm(states.final.float()).to(states.final.dtype))
+    return replace(states, residual=heads.norm(states.residual.float()).to(states.residual.dtype))
 
 
 def plant(case: Case, error: str, path: str, patch: pytest.MonkeyPatch) -> View:

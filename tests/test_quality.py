@@ -90,10 +90,10 @@ def test_heldout_groups_keep_maths_templates_apart_and_their_size():
 
 
 def test_gates_are_those_of_the_hc_head_bit_for_bit(target):
-    final = 3 * torch.randn(2, 5, 4, 32, generator=torch.Generator().manual_seed(0))
-    gates = head_gates(target.heads.hc_head, final)
+    residual = 3 * torch.randn(2, 5, 4, 32, generator=torch.Generator().manual_seed(0))
+    gates = head_gates(target.heads.hc_head, residual)
     assert gates.shape == (2, 5, 4)
-    assert torch.equal((gates.unsqueeze(-1) * final).sum(dim=2), target.heads.hc_head(final))
+    assert torch.equal((gates.unsqueeze(-1) * residual).sum(dim=2), target.heads.hc_head(residual))
 
 
 def test_identical_paths_have_cosine_one_and_no_distance(target):
@@ -106,22 +106,22 @@ def test_identical_paths_have_cosine_one_and_no_distance(target):
 
 
 def test_path_figures_are_plain_means_over_tokens(target):
-    final = torch.randn(50, 4, 32, generator=torch.Generator().manual_seed(1))
-    figures = path_figures([path_sums(target.heads, part) for part in final.split(20)])
-    gates = head_gates(target.heads.hc_head, final[None])[0].double()
+    residual = torch.randn(50, 4, 32, generator=torch.Generator().manual_seed(1))
+    figures = path_figures([path_sums(target.heads, part) for part in residual.split(20)])
+    gates = head_gates(target.heads.hc_head, residual[None])[0].double()
     assert figures["tokens"] == 50
     assert figures["gate_means"] == pytest.approx(gates.mean(0).tolist())
     assert figures["gate_variances"] == pytest.approx(gates.var(0, unbiased=False).tolist(), rel=1e-4)
-    pairs = [path_cosines(final)[:, i, j].mean().item() for i, j in itertools.permutations(range(4), 2)]
+    pairs = [path_cosines(residual)[:, i, j].mean().item() for i, j in itertools.permutations(range(4), 2)]
     assert figures["mean_cosine"] == pytest.approx(sum(pairs) / 12, abs=1e-6)
-    gated, pooled = target.heads.collapse(final[None])[0], target.heads.collapse(final[None], "mean_pool")[0]
+    gated, pooled = target.heads.collapse(residual[None])[0], target.heads.collapse(residual[None], "mean_pool")[0]
     p, q = (torch.softmax(target.heads.logits(h), -1) for h in (gated, pooled))
     assert figures["kl_hc_head_mean_pool_nats"] == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
     assert figures["kl_mean_pool_hc_head_nats"] == pytest.approx(float((q * (q / p).log()).sum(-1).mean()), rel=1e-4)
     assert figures["argmax_differs"] == pytest.approx(float((p.argmax(-1) != q.argmax(-1)).float().mean()))
     assert bool((teacher_divergence(target.heads, gated, pooled)[0] >= -1e-6).all())
     with pytest.raises(ValueError, match="no tokens"):
-        path_figures([path_sums(target.heads, final[:0])])
+        path_figures([path_sums(target.heads, residual[:0])])
 
 
 # answers and thresholds

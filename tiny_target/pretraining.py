@@ -116,7 +116,7 @@ def joint_loss(model: PreTrainedModel, mtp: MTPBlock, rows: Tensor, copies: Tens
         hidden = model.model(ids, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden).float()
     # T rows, so that windowed attention applies; the last index has no x[i+2] in the row, so the loss omits it.
-    states = mtp(tap.final, model.model.embed_tokens(targets))[:, :-1]
+    states = mtp(tap.residual, model.model.embed_tokens(targets))[:, :-1]
     mtp_logits = model.lm_head(states).float()
     main = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     drafted = F.cross_entropy(mtp_logits.flatten(0, 1), rows[:, 2:].flatten(), reduction="none")

@@ -8,7 +8,7 @@ Glossary
     slot          one draft position of a block
     context       the target states at positions before an anchor
     tap           the output of one target layer, cached for the drafter
-    residual      the target's hyper-connection paths after its last layer, before hc_head collapses them (field ``final``)
+    residual      the target's hyper-connection paths after its last layer, before hc_head collapses them (field ``residual``)
     path          one of the residual's parallel streams of width D
     head          a module that gives logits: the target's frozen LM head, or the draft head that reads a drafter's slots
     proposal      the draft tokens of one block, with the probabilities that they were drawn from
@@ -91,7 +91,7 @@ class TargetStates:
     input_ids: Tensor  # [B, T] int64
     loss_mask: Tensor  # [B, T] bool
     lengths: Tensor  # [B] int64, tokens per row without padding
-    final: Tensor  # [B, T, M, D], the residual before the hyper-connection head collapses it
+    residual: Tensor  # [B, T, M, D], the residual before the hyper-connection head collapses it
     layers: Tensor | None = None  # [B, T, L, M, D], outputs of the layers in layer_ids
     layer_ids: tuple[int, ...] = ()  # layer i is transformers' hidden_states[i + 1]
     next_id: Tensor | None = None  # [B] int64, the token after the last position; None: the text ends there

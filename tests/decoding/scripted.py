@@ -31,7 +31,7 @@ class _Session:
 
     def prefill(self, input_ids: Tensor) -> TargetStep:
         step = self._step(input_ids)
-        return TargetStep(step.logits[:, -1:], step.final, None)
+        return TargetStep(step.logits[:, -1:], step.residual, None)
 
     def extend(self, input_ids: Tensor) -> TargetStep:
         self.calls.append(("extend", input_ids.shape[1]))
@@ -45,8 +45,8 @@ class _Session:
     def _step(self, input_ids: Tensor) -> TargetStep:
         first = self.length
         self.token_ids += input_ids[0].tolist()
-        final = torch.arange(first, self.length).view(1, -1, 1, 1).expand(-1, -1, 4, 2) * 1.0001
-        return TargetStep(self.logits(first, input_ids), final, None)
+        residual = torch.arange(first, self.length).view(1, -1, 1, 1).expand(-1, -1, 4, 2) * 1.0001
+        return TargetStep(self.logits(first, input_ids), residual, None)
 
 
 class TextSession(_Session):
@@ -80,16 +80,16 @@ class ScriptedDrafter:
     def __init__(self, text: list[int], right: list[list[bool]]):
         self.text, self.right, self.num_slots = text, right, len(right[0])
         self.seen: list[int] = []  # token ids whose states came
-        self.finals: list[Tensor] = []
+        self.residuals: list[Tensor] = []
         self.anchors: list[int] = []
 
     def begin(self, states: TargetStates) -> None:
-        self.seen, self.finals, self.anchors = [], [], []
+        self.seen, self.residuals, self.anchors = [], [], []
         self.update(states)
 
     def update(self, states: TargetStates) -> None:
         self.seen += states.input_ids[0].tolist()
-        self.finals.append(states.final[0, :, 0, 0])
+        self.residuals.append(states.residual[0, :, 0, 0])
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
         anchor = len(self.seen)

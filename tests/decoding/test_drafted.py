@@ -19,15 +19,15 @@ def test_drafts_of_a_replay(mini_target):
     drafter = MTPChain(load_mtp(mini_target, experts="dense"), 4).eval()
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([30, 22])
-    final = torch.randn(2, 30, heads.num_paths, heads.hidden_size, generator=generator).to(torch.bfloat16)
+    residual = torch.randn(2, 30, heads.num_paths, heads.hidden_size, generator=generator).to(torch.bfloat16)
     ids = torch.randint(8, 300, (2, 30), generator=generator)
     # a text that the drafter is sometimes right about: what it drafts from random states, now and then
     mask = (torch.arange(30)[None] >= 6) & (torch.arange(30)[None] < lengths[:, None])
     for start in (8, 15):
-        states = TargetStates(("a", "b"), ("code", "chat"), ids, mask, lengths, final)
+        states = TargetStates(("a", "b"), ("code", "chat"), ids, mask, lengths, residual)
         slots = drafter.slots(states, heads, torch.full((2, 1), start), torch.ones(2, 1, dtype=torch.bool))
         ids[:, start + 1] = drafter.head.logits(slots, heads)[:, 0, 0].argmax()
-    states = TargetStates(("a", "b"), ("code", "chat"), ids, mask, lengths, final)
+    states = TargetStates(("a", "b"), ("code", "chat"), ids, mask, lengths, residual)
     rounds = replay(drafter, states, heads, temperature=0.0)
     assert rounds.accepted.sum() > 0
     for row, length in enumerate(lengths.tolist()):

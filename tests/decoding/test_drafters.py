@@ -81,7 +81,7 @@ def captured(target: Target, prompts, generations: list[Generation], layer_ids=(
         input_ids=torch.nn.utils.rnn.pad_sequence([d.input_ids for d in documents], batch_first=True),
         loss_mask=torch.nn.utils.rnn.pad_sequence([d.loss_mask for d in documents], batch_first=True),
         lengths=torch.tensor([len(text) for text in texts]),
-        final=rows(found[None]),
+        residual=rows(found[None]),
         layers=torch.stack([rows(found[i]) for i in layer_ids], dim=2) if layer_ids else None,
         layer_ids=tuple(layer_ids),
     )
@@ -95,7 +95,7 @@ def prefix(states: TargetStates, start: int, end: int) -> TargetStates:
         input_ids=states.input_ids[:1, start:end],
         loss_mask=states.loss_mask[:1, start:end],
         lengths=torch.tensor([end - start]),
-        final=states.final[:1, start:end],
+        residual=states.residual[:1, start:end],
         layers=None if states.layers is None else states.layers[:1, start:end],
         layer_ids=states.layer_ids,
     )
@@ -110,7 +110,7 @@ def text_states(layer_ids=(), length: int = 600) -> TargetStates:
         input_ids=torch.randint(3, 320, (1, length), generator=draw),
         loss_mask=torch.ones(1, length, dtype=torch.bool),
         lengths=torch.tensor([length]),
-        final=torch.randn(1, length, 4, 32, generator=draw).bfloat16(),
+        residual=torch.randn(1, length, 4, 32, generator=draw).bfloat16(),
         layers=torch.randn(1, length, len(layer_ids), 4, 32, generator=draw).bfloat16() if layer_ids else None,
         layer_ids=tuple(layer_ids),
     )

@@ -100,7 +100,7 @@ def test_the_drafter_gets_every_accepted_state_once_and_rounded_and_none_of_a_re
     draw = torch.Generator().manual_seed(0)
     right = (torch.rand(30, 6, generator=draw) < 0.7).tolist()
     generation, session, drafter = run(COUNT, right, max_new_tokens=20)
-    given = torch.cat(drafter.finals)
+    given = torch.cat(drafter.residuals)
     assert given.dtype == torch.bfloat16
     assert given.tolist() == list(range(22))  # state i is the number i: H[0..21] before the last token x[22]
     assert drafter.seen == COUNT[:22] == session.token_ids

@@ -25,8 +25,8 @@ class LogitHeads:
     lm_head, dtype, hidden_size = SimpleNamespace(weight=torch.eye(VOCAB)), torch.float32, VOCAB
     config = SimpleNamespace(vocab_size=VOCAB)
 
-    def collapse(self, final: Tensor) -> Tensor:
-        return final.squeeze(-2)
+    def collapse(self, residual: Tensor) -> Tensor:
+        return residual.squeeze(-2)
 
 
 class TableDrafter:
@@ -44,7 +44,7 @@ class TableDrafter:
         return Slots(hidden, previous_ids(states.input_ids, anchors, self.layout), self.layout)
 
 
-def states_of(text: Tensor, spans: list[list[tuple[int, int]]], final: Tensor | None = None) -> TargetStates:
+def states_of(text: Tensor, spans: list[list[tuple[int, int]]], residual: Tensor | None = None) -> TargetStates:
     """``spans`` [(first answer position, last)] per row; a document ends with its last span."""
     mask = torch.zeros(text.shape, dtype=torch.bool)
     for row, row_spans in enumerate(spans):
@@ -57,7 +57,7 @@ def states_of(text: Tensor, spans: list[list[tuple[int, int]]], final: Tensor | 
         input_ids=text,
         loss_mask=mask,
         lengths=torch.tensor([row[-1][1] + 1 for row in spans]),
-        final=torch.zeros(batch, length, 1, VOCAB) if final is None else final,
+        residual=torch.zeros(batch, length, 1, VOCAB) if residual is None else residual,
     )
 
 
@@ -138,10 +138,10 @@ def test_a_slot_never_reaches_the_next_turn():
 def test_a_drafter_that_is_the_target_is_always_accepted_when_sampling():
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, VOCAB, (3, 30), generator=generator)
-    final = torch.randn(3, 30, 1, VOCAB, generator=generator)
-    padded = torch.nn.functional.pad(final.squeeze(2), (0, 0, 0, 6))
+    residual = torch.randn(3, 30, 1, VOCAB, generator=generator)
+    padded = torch.nn.functional.pad(residual.squeeze(2), (0, 0, 0, 6))
     table = torch.stack([padded[:, k : k + 30] for k in range(6)], dim=2)  # slot k reads H[a + k - 1]
-    states = states_of(text, [[(2, 22)], [(5, 19)], [(1, 29)]], final)
+    states = states_of(text, [[(2, 22)], [(5, 19)], [(1, 29)]], residual)
     rounds = replay(TableDrafter(table), states, LogitHeads(), 1.0)
     assert (rounds.accepted == rounds.available).all()
 
@@ -149,11 +149,11 @@ def test_a_drafter_that_is_the_target_is_always_accepted_when_sampling():
 def test_draws_depend_on_the_document_not_on_the_batch_or_the_drafter():
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(0, VOCAB, (2, 40), generator=generator)
-    final = torch.randn(2, 40, 1, VOCAB, generator=generator)
+    residual = torch.randn(2, 40, 1, VOCAB, generator=generator)
     table = torch.randn(2, 40, 6, VOCAB, generator=generator)
-    both = replay(TableDrafter(table), states_of(text, [[(2, 30)], [(2, 39)]], final), LogitHeads(), 1.0, seed=4)
+    both = replay(TableDrafter(table), states_of(text, [[(2, 30)], [(2, 39)]], residual), LogitHeads(), 1.0, seed=4)
     longer = torch.nn.functional.pad(text[:1], (0, 9))
-    alone = states_of(longer, [[(2, 30)]], torch.nn.functional.pad(final[:1], (0, 0, 0, 0, 0, 9)))
+    alone = states_of(longer, [[(2, 30)]], torch.nn.functional.pad(residual[:1], (0, 0, 0, 0, 0, 9)))
     single = replay(TableDrafter(table[:1]), alone, LogitHeads(), 1.0, seed=4)
     mine = both.document == 0
     assert both.anchor[mine].tolist() == single.anchor.tolist()
@@ -224,9 +224,9 @@ def test_sampled_replay_has_the_loops_tau_and_survival(temperature: float, top_p
     text = sample_text(log_p, batch, length + 2, generator)
     text = torch.cat([torch.zeros(batch, 1, dtype=torch.long), text], dim=1)[:, : length + 2]  # x[0] prompt, x[1] = 0
     text[:, 1] = 0
-    final = logits_p[text].unsqueeze(2)
+    residual = logits_p[text].unsqueeze(2)
     table = logits_q[:, text].permute(1, 2, 0, 3)  # [B, T, S, V]
-    states = states_of(text, [[(1, length + 1)]] * batch, final)
+    states = states_of(text, [[(1, length + 1)]] * batch, residual)
     rounds = replay(TableDrafter(table), states, LogitHeads(), temperature, top_p, logits_bytes=1 << 20)
     metrics = AcceptanceMetrics(3)
     metrics.update(rounds)

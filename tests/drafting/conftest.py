@@ -36,7 +36,7 @@ def states() -> TargetStates:
         input_ids=torch.randint(3, 64, (3, 40), generator=draw),
         loss_mask=(positions >= 8) & (positions < lengths[:, None]),
         lengths=lengths,
-        final=torch.randn(3, 40, 4, 32, generator=draw).bfloat16(),
+        residual=torch.randn(3, 40, 4, 32, generator=draw).bfloat16(),
         layers=torch.randn(3, 40, 3, 4, 32, generator=draw).bfloat16(),
         layer_ids=(0, 2, 5),
     )

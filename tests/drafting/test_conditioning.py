@@ -12,14 +12,14 @@ from hyperdflash.drafting.taps_and_tokens import TapsAndTokens
 def test_pre_hc_head_is_the_cached_residual(states, heads):
     source = PreHcHead()
     assert source.layer_ids == () and source.num_streams(heads) == 4
-    assert source.gather(states, heads) is states.final
+    assert source.gather(states, heads) is states.residual
 
 
 def test_post_hc_head_is_what_the_lm_head_reads(states, heads):
     source = PostHcHead()
     streams = source.gather(states, heads)
     assert source.layer_ids == () and streams.shape == (3, 40, source.num_streams(heads), 32)
-    assert torch.equal(streams[:, :, 0], heads.norm(heads.hc_head(states.final.float())))
+    assert torch.equal(streams[:, :, 0], heads.norm(heads.hc_head(states.residual.float())))
 
 
 def test_layers_select_their_taps_in_their_own_order(states, heads):

@@ -26,14 +26,19 @@ def test_the_formula_counts_what_the_reference_multiplies(build, heads, monkeypa
     ids = torch.randint(3, 64, (1, length))
     loss_mask, lengths = torch.ones(1, length, dtype=torch.bool), torch.tensor([length])
     states = TargetStates(
-        ids=("a",), domains=("math",), input_ids=ids, loss_mask=loss_mask, lengths=lengths, final=torch.randn(1, length, 4, 32)
+        ids=("a",),
+        domains=("math",),
+        input_ids=ids,
+        loss_mask=loss_mask,
+        lengths=lengths,
+        residual=torch.randn(1, length, 4, 32),
     )
     blocks = make_blocks(ids, loss_mask, lengths, anchors, torch.ones_like(anchors, dtype=torch.bool), block_size=7)
     kl = Distillation(alpha=alpha, positions=2, temperature=1.0, teacher="mean_pool")
     with FlopCounterMode(display=False) as counter:
         logits = drafter.head.logits(drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask), heads)
         own = Objective({"cross_entropy": PositionWeighted(gamma=4.0), "kl": kl})
-        own.loss(own.sums(logits, blocks, states.final, heads)).backward()
+        own.loss(own.sums(logits, blocks, states.residual, heads)).backward()
     flops = step_flops(
         drafter.config,
         target_width=32,

@@ -52,10 +52,10 @@ def test_a_block_sees_the_states_before_its_anchor_only(build, heads, states):
         before = drafter.slots(states, heads, ANCHORS, MASK).features
         for shift in (-9, -2, -1, 0, 1, 2, 11):
             position = 20 + shift
-            final, layers = states.final.clone(), states.layers.clone()
-            final[2, position] += 3.0
+            residual, layers = states.residual.clone(), states.layers.clone()
+            residual[2, position] += 3.0
             layers[2, position] += 3.0 * torch.randn(3, 4, 32).bfloat16()
-            after = drafter.slots(replace(states, final=final, layers=layers), heads, ANCHORS, MASK).features
+            after = drafter.slots(replace(states, residual=residual, layers=layers), heads, ANCHORS, MASK).features
             assert torch.equal(after[:2], before[:2])  # another document
             changed = (after[2] != before[2]).flatten(1).any(dim=1)
             assert changed.tolist() == [position < anchor for anchor in (8, 20, 22)]
@@ -126,7 +126,7 @@ def test_batch_padding_and_anchor_padding_do_not_matter(build, heads, states):
     assert torch.equal(masked[mask], whole[mask])
     alone = replace(
         states,
-        **{name: getattr(states, name)[2:, :24] for name in ("input_ids", "loss_mask", "final", "layers")},
+        **{name: getattr(states, name)[2:, :24] for name in ("input_ids", "loss_mask", "residual", "layers")},
         lengths=states.lengths[2:],
     )
     torch.testing.assert_close(drafter.slots(alone, heads, ANCHORS[2:], MASK[2:]).features, whole[2:])
@@ -138,7 +138,7 @@ def test_incremental_context_equals_the_whole(build, heads, states):
     whole = drafter.slots(states, heads, ANCHORS, MASK).features
     pieces = []
     for start, stop in ((0, 8), (8, 9), (9, 13), (13, 22)):
-        part = replace(states, final=states.final[:, start:stop])
+        part = replace(states, residual=states.residual[:, start:stop])
         pieces.append(drafter.project_context(drafter.context(part, heads), torch.arange(start, stop)))
     kv = [tuple(torch.cat(parts, dim=1) for parts in zip(*layer, strict=True)) for layer in zip(*pieces, strict=True)]
     anchors = torch.tensor([[20], [16], [22]])
@@ -154,7 +154,7 @@ def test_with_a_window_a_loop_may_drop_older_states(build, heads, states):
     anchors = torch.tensor([[20], [16], [22]])
     for row, anchor in enumerate(anchors.flatten().tolist()):
         newest = slice(anchor - 5, anchor)
-        part = replace(states, final=states.final[row : row + 1, newest])
+        part = replace(states, residual=states.residual[row : row + 1, newest])
         positions = torch.arange(anchor - 5, anchor)
         kv = drafter.project_context(drafter.context(part, heads), positions)
         visible = context_mask(anchors[row : row + 1], positions, drafter.config.context_window)

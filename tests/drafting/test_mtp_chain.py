@@ -61,7 +61,7 @@ def make(window: int, batch: int = 3, length: int = 40):
         input_ids=torch.randint(0, 48, (batch, length), generator=generator),
         loss_mask=mask,
         lengths=lengths,
-        final=torch.randn(batch, length, 4, 32, generator=generator).to(torch.bfloat16),
+        residual=torch.randn(batch, length, 4, 32, generator=generator).to(torch.bfloat16),
     )
     return block, heads, states
 
@@ -69,7 +69,7 @@ def make(window: int, batch: int = 3, length: int = 40):
 @torch.no_grad()
 def brute_force(block, heads, states, row: int, anchor: int, num_slots: int) -> torch.Tensor:
     """Slots 1..S [S, D]: every slot reruns the whole list of (H, embedding) pairs, with a full mask."""
-    residuals = [h.float() for h in states.final[row, :anchor]]  # H of indices 0..anchor-1
+    residuals = [h.float() for h in states.residual[row, :anchor]]  # H of indices 0..anchor-1
     hidden = []
     for slot in range(1, num_slots + 1):
         n = anchor + slot - 1  # indices 0..anchor+slot-2
@@ -80,14 +80,14 @@ def brute_force(block, heads, states, row: int, anchor: int, num_slots: int) -> 
     return torch.stack(hidden)
 
 
-def forward_residual(block, final, embeds):
+def forward_residual(block, residual, embeds):
     """One pass without a cache, with a mask built entry by entry."""
-    n = final.shape[1]
+    n = residual.shape[1]
     mask = torch.full((1, 1, n, n), float("-inf"))
     for i in range(n):
         for j in range(max(0, i - block.sliding_window + 1), i + 1):
             mask[0, 0, i, j] = 0.0
-    return block.run(final, embeds, torch.arange(n).unsqueeze(0), mask)[0]
+    return block.run(residual, embeds, torch.arange(n).unsqueeze(0), mask)[0]
 
 
 @pytest.mark.parametrize("num_slots", [3, 6])
@@ -121,10 +121,10 @@ def test_a_slot_sees_no_state_of_its_anchor_or_later():
     block, heads, states = make(8, batch=1)
     anchors, mask = torch.tensor([[20]]), torch.ones(1, 1, dtype=torch.bool)
     before = MTPChain(block, 6).slots(states, heads, anchors, mask).features
-    states.final[:, 20:] = 7.0
+    states.residual[:, 20:] = 7.0
     states.input_ids[:, 26:] = 0  # slot 6 reads x[25] last
     assert torch.equal(before, MTPChain(block, 6).slots(states, heads, anchors, mask).features)
-    states.final[:, 19] = 7.0
+    states.residual[:, 19] = 7.0
     assert not torch.allclose(before, MTPChain(block, 6).slots(states, heads, anchors, mask).features)
 
 
@@ -151,5 +151,5 @@ def test_keys_are_those_of_a_whole_run():
     """``keys`` alone gives the keys that ``run`` gives beside its residual."""
     block, heads, states = make(window=8)
     embeds, index = heads.embed(states.next_ids), torch.arange(states.input_ids.shape[1]).expand(len(states.ids), -1)
-    _, keys = block.run(states.final, embeds, index, None)
-    torch.testing.assert_close(block.keys(states.final, embeds, index), keys)
+    _, keys = block.run(states.residual, embeds, index, None)
+    torch.testing.assert_close(block.keys(states.residual, embeds, index), keys)

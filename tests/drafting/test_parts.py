@@ -75,9 +75,9 @@ def test_the_anchor_state_is_the_newest_before_the_anchor(build, heads, states):
         parameter.data.zero_()
     before = features(drafter, states, heads)
     for position in (18, 19, 20):
-        final = states.final.clone()
-        final[2, position] += 3.0
-        changed = (features(drafter, replace(states, final=final), heads)[2] != before[2]).flatten(1).any(dim=1)
+        residual = states.residual.clone()
+        residual[2, position] += 3.0
+        changed = (features(drafter, replace(states, residual=residual), heads)[2] != before[2]).flatten(1).any(dim=1)
         assert changed.tolist() == [False, position == 19, False]
 
 

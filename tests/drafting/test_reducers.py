@@ -21,8 +21,8 @@ def new(config, heads, conditioning=None, hidden_size=32):
 def test_hc_gate_without_path_norm_is_hc_head_bit_for_bit(heads, build, states):
     reducer = build(reducer=HcGate(path_norm=False)).reducer
     for scale in (1.0, 30.0, 1e-3):
-        final = states.final.float() * scale
-        assert torch.equal(reducer(final), heads.hc_head(final))
+        residual = states.residual.float() * scale
+        assert torch.equal(reducer(residual), heads.hc_head(residual))
 
 
 def test_hc_gate_starts_as_a_copy_of_hc_head(heads, build):
@@ -43,21 +43,21 @@ def test_hc_gate_random_init_as_transformers_does(build):
 def test_hc_gate_reads_the_raw_residual_and_norms_only_the_summed_paths(heads, build, states):
     reducer = build().reducer
     torch.nn.init.normal_(reducer.path_norm.weight)
-    final = states.final.float()
-    flat = final.flatten(2)
+    residual = states.residual.float()
+    flat = residual.flatten(2)
     flat = flat * (flat.pow(2).mean(-1, keepdim=True) + heads.config.rms_norm_eps).rsqrt()
     hc = heads.hc_head
     gates = torch.sigmoid(flat @ hc.hc_fn.T * hc.hc_scale + hc.hc_base) + heads.config.hc_eps
     expected = torch.zeros(3, 40, 32)
     for path in range(4):
-        state = final[:, :, path]
+        state = residual[:, :, path]
         normed = state * (state.pow(2).mean(-1, keepdim=True) + heads.config.rms_norm_eps).rsqrt()
         expected += gates[:, :, path, None] * normed * reducer.path_norm.weight[path]
-    torch.testing.assert_close(reducer(final), expected)
+    torch.testing.assert_close(reducer(residual), expected)
 
 
 def test_fc_and_mean(heads, build, states):
-    streams = states.final.float()
+    streams = states.residual.float()
     fc = build(reducer=Fc()).reducer
     weights = fc.fc.weight.chunk(4, dim=1)  # stream j meets columns j * D to (j + 1) * D
     torch.testing.assert_close(fc(streams), sum(streams[:, :, j] @ weights[j].T for j in range(4)))
@@ -68,12 +68,12 @@ def test_fc_and_mean(heads, build, states):
 
 def test_hc_gate_reduces_a_few_tokens_at_a_time(build, states, monkeypatch):
     reducer = build().reducer
-    whole = reducer(states.final)
+    whole = reducer(states.residual)
     assert whole.dtype == torch.float32  # of states in bf16, which are never copied as a whole
     names, parameters = zip(*reducer.named_parameters(), strict=True)
     expected = torch.autograd.grad(whole.square().sum(), parameters)
     monkeypatch.setattr(hc_gate, "TOKENS", 7)
-    parts = reducer(states.final)
+    parts = reducer(states.residual)
     torch.testing.assert_close(parts, whole)
     for name, one, two in zip(names, torch.autograd.grad(parts.square().sum(), parameters), expected, strict=True):
         torch.testing.assert_close(one, two, msg=name, rtol=1e-5, atol=1e-4)
@@ -83,10 +83,10 @@ def test_hc_gate_reduces_a_few_tokens_at_a_time(build, states, monkeypatch):
 def test_reducers_read_states_in_the_caches_dtype(build, states, reducer):
     """bf16 states give the same as their values in fp32; under autocast nothing converts them to fp32 first."""
     made = build(reducer=reducer).reducer
-    torch.testing.assert_close(made(states.final), made(states.final.float()))
+    torch.testing.assert_close(made(states.residual), made(states.residual.float()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = made(states.final)
-    torch.testing.assert_close(mixed.float(), made(states.final), rtol=0.05, atol=0.05)
+        mixed = made(states.residual)
+    torch.testing.assert_close(mixed.float(), made(states.residual), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("conditioning", [PostHcHead(), LAYERS], ids=["post_hc_head", "layers"])

@@ -93,7 +93,7 @@ def test_the_generator_of_transformers_drafts_from_the_paths_as_its_layers(draft
     ).eval()
     assistant.load_state_dict(weights)
     heads, states = target.heads, random_states(drafter, target.heads)
-    ids, paths = states.input_ids, states.final  # [1, T], [1, T, M, D]
+    ids, paths = states.input_ids, states.residual  # [1, T], [1, T, M, D]
     generator = generation.DFlashTokenCandidateGenerator(
         assistant, heads.embed_tokens, heads.lm_head, GenerationConfig(max_length=100, do_sample=False)
     )

@@ -65,7 +65,7 @@ def made(device: str, mode: AbstractContextManager) -> Made:
             input_ids=empty(2, 40, dtype=torch.int64),
             loss_mask=empty(2, 40, dtype=torch.bool),
             lengths=empty(2, dtype=torch.int64),
-            final=empty(2, 40, 4, 32, dtype=torch.bfloat16),
+            residual=empty(2, 40, 4, 32, dtype=torch.bfloat16),
         )
         blocks = Blocks(
             anchors=empty(2, 12, dtype=torch.int64),
@@ -79,7 +79,7 @@ def made(device: str, mode: AbstractContextManager) -> Made:
 def loss_of(parts: Made) -> torch.Tensor:
     drafter, heads, states, blocks = parts
     logits = drafter.head.logits(drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask), heads)
-    return OBJECTIVE.loss(OBJECTIVE.sums(logits, blocks, states.final, heads))
+    return OBJECTIVE.loss(OBJECTIVE.sums(logits, blocks, states.residual, heads))
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def parts():
         input_ids=torch.randint(3, 8, (2, 200), generator=draw),
         loss_mask=(positions >= 8) & (positions < lengths[:, None]),
         lengths=lengths,
-        final=torch.randn(2, 200, 4, 64, generator=draw).bfloat16(),
+        residual=torch.randn(2, 200, 4, 64, generator=draw).bfloat16(),
     )
     return drafter, heads, states
 
@@ -65,7 +65,7 @@ def on_cuda(batch):
 def step(drafter, heads, states, blocks) -> tuple[float, torch.Tensor]:
     """The loss, and all gradients as one vector in fp64 on the CPU."""
     logits = drafter.head.logits(drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask), heads)
-    loss = OBJECTIVE.loss(OBJECTIVE.sums(logits, blocks, states.final, heads))
+    loss = OBJECTIVE.loss(OBJECTIVE.sums(logits, blocks, states.residual, heads))
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten().double().cpu() for p in drafter.parameters() if p.requires_grad])
 

@@ -19,6 +19,6 @@ def heads() -> TargetHeads:
 
 
 @pytest.fixture
-def final() -> torch.Tensor:
+def residual() -> torch.Tensor:
     """[2, 12, 4, 32] in the cache's dtype."""
     return torch.randn(2, 12, 4, 32, generator=torch.Generator().manual_seed(1)).bfloat16()

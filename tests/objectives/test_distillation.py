@@ -18,15 +18,15 @@ def test_positions_without_rows_add_nothing():
 
 
 @pytest.mark.parametrize("teacher", ["mean_pool", "hc_head"])
-def test_teacher_states_collapse_the_gathered_rows(heads, final, teacher):
+def test_teacher_states_collapse_the_gathered_rows(heads, residual, teacher):
     documents, positions = torch.tensor([[[0]], [[1]]]), torch.tensor([[[2, 3], [7, 8]], [[0, 1], [5, 6]]])
-    states = teacher_states(final, documents, positions, heads, teacher)  # [B, A, P, D]
-    whole = heads.collapse(final, teacher)
+    states = teacher_states(residual, documents, positions, heads, teacher)  # [B, A, P, D]
+    whole = heads.collapse(residual, teacher)
     assert states.shape == (2, 2, 2, heads.hidden_size)
     for b in range(2):
         torch.testing.assert_close(states[b], whole[b, positions[b]])
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert teacher_states(final, nothing, nothing, heads, teacher).shape == (0, heads.hidden_size)
+    assert teacher_states(residual, nothing, nothing, heads, teacher).shape == (0, heads.hidden_size)
 
 
 @pytest.mark.parametrize(

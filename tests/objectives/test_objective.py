@@ -21,8 +21,8 @@ def paper(kl: Distillation = KL) -> Objective:
     return Objective({"cross_entropy": PositionWeighted(gamma=4.0), "kl": kl})
 
 
-def sums_of(hidden, blocks, final, heads, kl=KL):
-    return paper(kl).sums(target_logits(hidden, heads), blocks, final, heads)
+def sums_of(hidden, blocks, residual, heads, kl=KL):
+    return paper(kl).sums(target_logits(hidden, heads), blocks, residual, heads)
 
 
 def tensors(sums) -> list[torch.Tensor]:
@@ -43,7 +43,7 @@ def batch():
     return hidden, blocks
 
 
-def naive(hidden, blocks: Blocks, final, heads, weights, kl):
+def naive(hidden, blocks: Blocks, residual, heads, weights, kl):
     """Eq. 3 with Eq. 2, one slot at a time in float64."""
     weighted, weight_sum, divergences = 0.0, 0.0, [[] for _ in range(kl.positions)]
     for b, i, k in blocks.label_mask.nonzero().tolist():
@@ -52,7 +52,7 @@ def naive(hidden, blocks: Blocks, final, heads, weights, kl):
         weight_sum += float(weights[k])
         if kl.alpha > 0 and k < kl.positions:
             slot = k + 1
-            state = final[b, int(blocks.anchors[b, i]) + slot - 1].float()
+            state = residual[b, int(blocks.anchors[b, i]) + slot - 1].float()
             collapsed = state.mean(0) if kl.teacher == "mean_pool" else heads.hc_head(state[None, None])[0, 0]
             p = (heads.logits(heads.norm(collapsed)).double() / kl.temperature).softmax(-1)
             q = (logits / kl.temperature).softmax(-1)
@@ -66,24 +66,24 @@ def naive(hidden, blocks: Blocks, final, heads, weights, kl):
 
 @pytest.mark.parametrize("teacher", ["mean_pool", "hc_head"])
 @pytest.mark.parametrize(("alpha", "positions", "temperature"), [(0.15, 2, 1.0), (1.0, 6, 2.5), (0.5, 1, 0.7), (0, 2, 1.0)])
-def test_against_a_naive_reference(batch, final, heads, teacher, alpha, positions, temperature):
+def test_against_a_naive_reference(batch, residual, heads, teacher, alpha, positions, temperature):
     hidden, blocks = batch
     kl = Distillation(alpha=alpha, positions=positions, temperature=temperature, teacher=teacher)
-    terms = sums_of(hidden, blocks, final, heads, kl)
+    terms = sums_of(hidden, blocks, residual, heads, kl)
     loss = paper(kl).loss(terms)
-    expected = naive(hidden, blocks, final, heads, WEIGHTS, kl)
+    expected = naive(hidden, blocks, residual, heads, WEIGHTS, kl)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
     gradient, expected_gradient = (torch.autograd.grad(x, hidden)[0] for x in (loss, expected))
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
     assert not gradient[~blocks.label_mask].any()
 
 
-def test_counts_by_hand(batch, final, heads):
+def test_counts_by_hand(batch, residual, heads):
     _, blocks = batch
     # Document 0: supervised 3-6 and 8-11, anchors 3 4 5 8 9 10; document 1: supervised 3-8, anchors 3..7.
     assert blocks.anchors.tolist() == [[3, 4, 5, 8, 9, 10], [3, 4, 5, 6, 7, 0]]
     perfect = torch.nn.functional.one_hot(blocks.labels, 32).float() * 9
-    terms = sums_of(perfect, blocks, final, heads, KL)
+    terms = sums_of(perfect, blocks, residual, heads, KL)
     # Slots before the answer's end, an anchor: 3 2 1 3 2 1 and 5 4 3 2 1.
     assert terms.slot_count.tolist() == [11, 8, 5, 2, 1, 0]
     assert terms.top1.tolist() == terms.slot_count.tolist()
@@ -92,29 +92,29 @@ def test_counts_by_hand(batch, final, heads):
     expected = WEIGHTS * torch.tensor([11, 8, 5, 2, 1, 0])
     torch.testing.assert_close(ce_weight, expected)
     wrong = torch.nn.functional.one_hot((blocks.labels + 1) % 32, 32).float() * 9
-    assert not sums_of(wrong, blocks, final, heads, KL).top1.any()
+    assert not sums_of(wrong, blocks, residual, heads, KL).top1.any()
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 def test_slot_k_is_taught_by_the_state_before_it(batch, heads, shift):
     """State t predicts token t alone: the KL vanishes only where slot k predicts a + k - 1."""
     _, blocks = batch
-    final = torch.eye(32)[None, :12, None].expand(2, 12, 4, 32)
+    residual = torch.eye(32)[None, :12, None].expand(2, 12, 4, 32)
     says = blocks.anchors[..., None] + torch.arange(6) + shift  # slot index k - 1: a + k - 1 + shift
     hidden = torch.eye(32)[says.clamp(0, 31)] * 32**0.5  # what the norm makes of a unit vector
     kl = replace(KL, positions=5)  # no answer here is long enough for a sixth slot
-    terms = sums_of(hidden, blocks, final, heads, kl)
+    terms = sums_of(hidden, blocks, residual, heads, kl)
     each = terms.term_sums[1] / terms.term_counts[1]
     assert (each < 1e-4).all() if shift == 0 else (each > 1.0).all()
 
 
-def test_micro_batches_add_up_to_the_batch(batch, final, heads):
+def test_micro_batches_add_up_to_the_batch(batch, residual, heads):
     hidden, blocks = batch
-    whole = sums_of(hidden, blocks, final, heads, KL)
+    whole = sums_of(hidden, blocks, residual, heads, KL)
     parts = None
     for row in (slice(0, 1), slice(1, 2)):
         part = Blocks(**{f.name: getattr(blocks, f.name)[row] for f in fields(blocks)})
-        terms = sums_of(hidden[row], part, final[row], heads, KL)
+        terms = sums_of(hidden[row], part, residual[row], heads, KL)
         parts = terms if parts is None else parts + terms
     for one, other in zip(tensors(parts), tensors(whole), strict=True):
         torch.testing.assert_close(one, other)
@@ -123,11 +123,11 @@ def test_micro_batches_add_up_to_the_batch(batch, final, heads):
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in losses))
 
 
-def test_an_empty_batch_is_zero_with_a_gradient(batch, final, heads):
+def test_an_empty_batch_is_zero_with_a_gradient(batch, residual, heads):
     hidden, blocks = batch
     empty = replace(blocks, label_mask=torch.zeros_like(blocks.label_mask))
     for kl in (KL, OFF, replace(KL, teacher="hc_head")):
-        terms = sums_of(hidden, empty, final, heads, kl)
+        terms = sums_of(hidden, empty, residual, heads, kl)
         loss = paper(kl).loss(terms)
         assert loss.item() == 0.0 and not terms.slot_count.any() and not terms.term_counts[0].any()
         (gradient,) = torch.autograd.grad(loss, hidden)
@@ -147,15 +147,15 @@ def row_counts(monkeypatch):
     return counts
 
 
-def test_only_supervised_rows_reach_the_vocabulary(batch, final, heads, row_counts, monkeypatch):
+def test_only_supervised_rows_reach_the_vocabulary(batch, residual, heads, row_counts, monkeypatch):
     hidden, blocks = batch
     monkeypatch.setattr(objective, "SHAPE_MULTIPLE", 1)
-    sums_of(hidden, blocks, final, heads, KL)
-    sums_of(hidden, blocks, final, heads, OFF)
+    sums_of(hidden, blocks, residual, heads, KL)
+    sums_of(hidden, blocks, residual, heads, OFF)
     assert row_counts == [(27, 19), (27, 0)]  # 11 + 8 + 5 + 2 + 1 of 72; 11 + 8 for the teacher
 
 
-def test_padded_and_masked_rows_do_not_count(batch, final, heads, row_counts, monkeypatch):
+def test_padded_and_masked_rows_do_not_count(batch, residual, heads, row_counts, monkeypatch):
     """The host rounds row counts up to 32; an accelerator computes every slot and masks unsupervised ones."""
     hidden, blocks = batch
     exact, padded, everything = [], [], []
@@ -165,7 +165,7 @@ def test_padded_and_masked_rows_do_not_count(batch, final, heads, row_counts, mo
         monkeypatch.setattr(
             objective, "_rows", lambda m, n, supervised_only, only=supervised_only: real(m, n, supervised_only=only)
         )
-        terms = sums_of(hidden, blocks, final, heads, KL)
+        terms = sums_of(hidden, blocks, residual, heads, KL)
         loss = paper().loss(terms)
         found += [*tensors(terms), torch.autograd.grad(loss, hidden)[0]]
     assert row_counts == [(27, 19), (64, 32), (72, 24)]
@@ -175,24 +175,24 @@ def test_padded_and_masked_rows_do_not_count(batch, final, heads, row_counts, mo
 
 
 @pytest.mark.parametrize("kl", [KL, OFF, replace(KL, positions=6)], ids=["paper", "off", "all slots"])
-def test_counts_are_known_before_any_forward_pass(batch, final, heads, kl):
+def test_counts_are_known_before_any_forward_pass(batch, residual, heads, kl):
     hidden, blocks = batch
     counts = paper(kl).counts(blocks)
-    terms = sums_of(hidden, blocks, final, heads, kl)
+    terms = sums_of(hidden, blocks, residual, heads, kl)
     assert torch.equal(counts.slot_count, terms.slot_count) and len(counts.term_counts) == len(terms.term_counts)
     for known, own in zip(counts.term_counts, terms.term_counts, strict=True):
         assert torch.equal(known, own)
 
 
-def test_micro_batches_divided_by_the_counts_of_the_step_give_its_gradient(batch, final, heads):
+def test_micro_batches_divided_by_the_counts_of_the_step_give_its_gradient(batch, residual, heads):
     hidden, blocks = batch
-    whole = sums_of(hidden, blocks, final, heads, KL)
+    whole = sums_of(hidden, blocks, residual, heads, KL)
     (expected,) = torch.autograd.grad(paper().loss(whole), hidden)
     rows = slice(0, 1), slice(1, 2)
     parts = [Blocks(**{f.name: getattr(blocks, f.name)[row] for f in fields(blocks)}) for row in rows]
     one, two = (paper().counts(part) for part in parts)
     for row, part in zip(rows, parts, strict=True):  # the graph of one is gone before the next one's forward pass
-        terms = sums_of(hidden[row], part, final[row], heads, KL)
+        terms = sums_of(hidden[row], part, residual[row], heads, KL)
         paper().loss(terms, one + two).backward()
     torch.testing.assert_close(hidden.grad, expected)
 

@@ -21,9 +21,9 @@ def test_every_full_round_accepts_six_and_every_slot_learns_the_end_token(heads)
     ids = torch.randint(3, 32, (2, 24), generator=draw)
     ids[0, 23] = ids[1, 19] = END
     loss_mask = (torch.arange(24) >= 4).expand(2, 24)
-    final = torch.randn(2, 24, 4, 32, generator=draw).bfloat16()
+    residual = torch.randn(2, 24, 4, 32, generator=draw).bfloat16()
     states = TargetStates(
-        ids=("a", "b"), domains=("math", "math"), input_ids=ids, loss_mask=loss_mask, lengths=lengths, final=final
+        ids=("a", "b"), domains=("math", "math"), input_ids=ids, loss_mask=loss_mask, lengths=lengths, residual=residual
     )
     drafter = DrafterConfig(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64, block_size=7).build(
         DrafterParts(conditioning=PreHcHead(), reducer=HcGate(), heads=heads, mask_token_id=2), draw
@@ -35,7 +35,7 @@ def test_every_full_round_accepts_six_and_every_slot_learns_the_end_token(heads)
     for _ in range(250):
         blocks = sampler.sample(ids, loss_mask, lengths, 7, draw)
         logits = drafter.head.logits(drafter.slots(states, heads, blocks.anchors, blocks.anchor_mask), heads)
-        loss = objective.loss(objective.sums(logits, blocks, final, heads))
+        loss = objective.loss(objective.sums(logits, blocks, residual, heads))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -21,7 +21,7 @@ PAPER = {
 
 
 @pytest.fixture
-def batch(final):
+def batch(residual):
     draw = torch.Generator().manual_seed(2)
     ids = torch.randint(0, 32, (2, 12), generator=draw)
     loss_mask = (torch.arange(12) >= 3).expand(2, 12)
@@ -30,34 +30,34 @@ def batch(final):
     return torch.randn(*blocks.labels.shape, 32, generator=draw, requires_grad=True), blocks
 
 
-def accepted(hidden, blocks, final, heads):
+def accepted(hidden, blocks, residual, heads):
     """sum over v of min(p, q) of every supervised slot: {(document, block, slot): scalar}."""
     found = {}
     for b, i, k in blocks.label_mask.nonzero().tolist():
-        state = final[b, int(blocks.anchors[b, i]) + k].float()
+        state = residual[b, int(blocks.anchors[b, i]) + k].float()
         p = heads.logits(heads.collapse(state[None, None])[0, 0]).softmax(-1)
         found[b, i, k] = torch.minimum(p, heads.logits(hidden[b, i, k]).softmax(-1)).sum()
     return found
 
 
 @pytest.mark.parametrize("gamma", [None, 4.0])
-def test_total_variation_is_the_rejection_rate(batch, final, heads, gamma):
+def test_total_variation_is_the_rejection_rate(batch, residual, heads, gamma):
     hidden, blocks = batch
     objective = Objective({"tv": TotalVariation(weight=2.0, gamma=gamma)})
-    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, residual, heads))
     weights = position_weights(6, gamma)
-    rates = accepted(hidden, blocks, final, heads)
+    rates = accepted(hidden, blocks, residual, heads)
     expected = 2.0 * sum(weights[k] * (1 - a) for (_, _, k), a in rates.items()) / sum(weights[k] for _, _, k in rates)
     torch.testing.assert_close(loss, expected)
     gradients = (torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in (loss, expected))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-def target_and_drafter(hidden, blocks, final, heads):
+def target_and_drafter(hidden, blocks, residual, heads):
     """The target's and the drafter's distributions of every supervised slot: {(document, block, slot): (p, q)} in fp64."""
     found = {}
     for b, i, k in blocks.label_mask.nonzero().tolist():
-        state = final[b, int(blocks.anchors[b, i]) + k].float()
+        state = residual[b, int(blocks.anchors[b, i]) + k].float()
         p = heads.logits(heads.collapse(state[None, None])[0, 0]).double().softmax(-1)
         found[b, i, k] = p, heads.logits(hidden[b, i, k]).double().softmax(-1)
     return found
@@ -65,12 +65,12 @@ def target_and_drafter(hidden, blocks, final, heads):
 
 @pytest.mark.parametrize("gamma", [None, 4.0])
 @pytest.mark.parametrize("term", [LogAcceptance, LKHybrid])
-def test_losses_of_the_acceptance_rate_are_their_formulas(batch, final, heads, gamma, term):
+def test_losses_of_the_acceptance_rate_are_their_formulas(batch, residual, heads, gamma, term):
     hidden, blocks = batch
     objective = Objective({"one": term(weight=2.0, gamma=gamma)})
-    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, residual, heads))
     weights, total, expected = position_weights(6, gamma).double(), 0.0, 0.0
-    for (_, _, k), (p, q) in target_and_drafter(hidden, blocks, final, heads).items():
+    for (_, _, k), (p, q) in target_and_drafter(hidden, blocks, residual, heads).items():
         rate = torch.minimum(p, q).sum()
         share = torch.exp(-3 * rate.detach())
         kl = (p * (p.log() - q.log())).sum()
@@ -83,11 +83,11 @@ def test_losses_of_the_acceptance_rate_are_their_formulas(batch, final, heads, g
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5, 1.0])
-def test_dpace_weighs_a_slot_by_the_drafts_that_hang_on_it(batch, final, heads, smoothing):
+def test_dpace_weighs_a_slot_by_the_drafts_that_hang_on_it(batch, residual, heads, smoothing):
     """Block by block: weights are suffix sums of the prefix products of smoothed probabilities, and have no gradient."""
     hidden, blocks = batch
     objective = Objective({"dpace": DPace(smoothing=smoothing)})
-    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+    loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, residual, heads))
     expected = 0.0
     for b, i in blocks.label_mask[..., 0].nonzero().tolist():
         length = int(blocks.label_mask[b, i].sum())
@@ -101,25 +101,25 @@ def test_dpace_weighs_a_slot_by_the_drafts_that_hang_on_it(batch, final, heads, 
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-def test_losses_of_a_perfect_drafter_are_zero(batch, final, heads):
+def test_losses_of_a_perfect_drafter_are_zero(batch, residual, heads):
     """Where the drafter is the target, alpha is 1: tv, nla and lk_hybrid vanish."""
     _, blocks = batch
-    before = (blocks.anchors[..., None] + torch.arange(6)).clamp(max=final.shape[1] - 1)
-    states = heads.collapse(final.float())
+    before = (blocks.anchors[..., None] + torch.arange(6)).clamp(max=residual.shape[1] - 1)
+    states = heads.collapse(residual.float())
     hidden = states[torch.arange(2)[:, None, None], before]
     for term in (TotalVariation(), LogAcceptance(), LKHybrid()):
         objective = Objective({"one": term})
-        loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+        loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, residual, heads))
         assert abs(float(loss)) < 1e-5, term.name
 
 
-def test_confidence_is_trained_towards_acceptance_and_moves_nothing_else(batch, final, heads):
+def test_confidence_is_trained_towards_acceptance_and_moves_nothing_else(batch, residual, heads):
     hidden, blocks = batch
     confidence = torch.randn(blocks.labels.shape, generator=torch.Generator().manual_seed(4), requires_grad=True)
     logits = target_logits(hidden, heads).with_confidence(confidence)
     objective = Objective({"confidence": Confidence(gamma=None)})
-    loss = objective.loss(objective.sums(logits, blocks, final, heads))
-    rates = accepted(hidden.detach(), blocks, final, heads)
+    loss = objective.loss(objective.sums(logits, blocks, residual, heads))
+    rates = accepted(hidden.detach(), blocks, residual, heads)
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = sum(bce(confidence[place], rate) for place, rate in rates.items()) / len(rates)
     torch.testing.assert_close(loss, expected)
@@ -128,25 +128,25 @@ def test_confidence_is_trained_towards_acceptance_and_moves_nothing_else(batch, 
     assert of_states is None
 
 
-def test_a_weight_of_zero_is_the_objective_without_the_term(batch, final, heads):
+def test_a_weight_of_zero_is_the_objective_without_the_term(batch, residual, heads):
     hidden, blocks = batch
     found = []
     for terms in (PAPER, PAPER | {"tv": TotalVariation(weight=0.0), "confidence": None}):
         objective = Objective(terms)
-        loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, final, heads))
+        loss = objective.loss(objective.sums(target_logits(hidden, heads), blocks, residual, heads))
         found.append((loss, torch.autograd.grad(loss, hidden)[0]))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_terms_with_teachers_of_other_slots_share_one_sweep(batch, final, heads):
+def test_terms_with_teachers_of_other_slots_share_one_sweep(batch, residual, heads):
     """KL of the first two slots by one teacher and of five by another, TV of all: the same sums as one by one."""
     hidden, blocks = batch
     more = {"other": replace(PAPER["kl"], positions=5, temperature=2.0, teacher="hc_head"), "tv": TotalVariation(weight=0.7)}
     logits = target_logits(hidden, heads)
     together = Objective(PAPER | more)
-    joint = together.sums(logits, blocks, final, heads)
+    joint = together.sums(logits, blocks, residual, heads)
     for place, term in enumerate(together.active):
-        alone = Objective({"one": term}).sums(logits, blocks, final, heads)
+        alone = Objective({"one": term}).sums(logits, blocks, residual, heads)
         torch.testing.assert_close(joint.term_sums[place], alone.term_sums[0])
         assert torch.equal(joint.term_counts[place], alone.term_counts[0])
     counts = together.counts(blocks)

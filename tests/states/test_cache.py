@@ -51,11 +51,11 @@ def test_cached_states_equal_live_ones(target, tmp_path):
             end = start + len(document.input_ids)
             assert states.ids == (document.id,) and torch.equal(states.input_ids[0], document.input_ids)
             assert torch.equal(states.loss_mask[0], document.loss_mask)
-            assert states.final.dtype == torch.bfloat16
-            assert torch.equal(states.final[0], live[None][start:end].bfloat16())
+            assert states.residual.dtype == torch.bfloat16
+            assert torch.equal(states.residual[0], live[None][start:end].bfloat16())
             assert torch.equal(states.layers[0, :, 1], live[2][start:end].bfloat16())
             alone = plain_states(target, document)  # unpadded, by itself, transformers' own outputs
-            torch.testing.assert_close(states.final[0].float(), alone[-1], rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(states.residual[0].float(), alone[-1], rtol=2e-2, atol=2e-2)
             torch.testing.assert_close(states.layers[0, :, 0].float(), alone[2], rtol=2e-2, atol=2e-2)
             start, row = end, row + 1
 
@@ -80,14 +80,14 @@ def test_full_cache_loads_no_target_and_a_new_tap_is_captured_alone(target, tmp_
 
     first = make_shards(documents(), 3)
     capture(first, store, load)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.residual.safetensors")}
     again = make_shards(reversed_documents(), 3)
     capture(again, store, load)
     assert [shard.name for shard in again] == [shard.name for shard in first]
     assert len(loads) == 1
     capture(first, store, load, layer_ids=(3,))
     assert len(loads) == 2 and len(list(tmp_path.rglob("*.layer3.safetensors"))) == 3
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.final.safetensors")}
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.residual.safetensors")}
 
 
 def reversed_documents() -> list[Document]:

@@ -33,7 +33,7 @@ def read_all(directory: Path, key, shard: Shard) -> list[TargetStates | str]:
     for index in range(len(shard.documents)):
         try:
             rows = store.read(shard, index, (2,))
-            found.append(replace(rows, final=rows.final.clone(), layers=rows.layers.clone()))  # no views: files change
+            found.append(replace(rows, residual=rows.residual.clone(), layers=rows.layers.clone()))  # no views: files change
         except DamagedShard as error:
             found.append(str(error))
     return found
@@ -67,7 +67,7 @@ def test_every_flipped_byte_is_found(filled, dtype):
             else:
                 assert torch.equal(rows.input_ids[0], document.input_ids) and torch.equal(rows.loss_mask[0], document.loss_mask)
                 wanted = whole[shard.name][index]
-                assert torch.equal(rows.final, wanted.final) and torch.equal(rows.layers, wanted.layers)
+                assert torch.equal(rows.residual, wanted.residual) and torch.equal(rows.layers, wanted.layers)
         path.write_bytes(content)
         kinds["record" if len(sentences) == 1 else path.name if path.name == "manifest.json" else "index"] += 1
     assert kinds["manifest.json"] > 0 and kinds["index"] > 10 and kinds["record"] > 300, kinds
@@ -113,12 +113,12 @@ def test_another_format_is_refused(tmp_path, version, words):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": version, "of": "the future"}))
     with pytest.raises(
-        ValueError, match=rf"{words} this version of the code reads 2: give another cache\.directory, remove it"
+        ValueError, match=rf"{words} this version of the code reads 3: give another cache\.directory, remove it"
     ):
         StateStore(tmp_path, make_key())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"target": "beef"}', '{"format_version": 2}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"target": "beef"}', '{"format_version": 3}', "\xff"])
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged: remove .* and capture again"):
@@ -207,8 +207,8 @@ def test_a_full_disk_stops_the_capture_cleanly_and_a_later_one_continues(tmp_pat
         ["manifest.json", store.path(shards[0]).name]
     )
     store.write(shards[1], random_states(shards[1]))
-    assert torch.equal(store.read(shards[1], 0).final[0], random_states(shards[1])[:24].bfloat16())
-    assert torch.equal(store.read(shards[0], 0).final[0], states[:9].bfloat16())
+    assert torch.equal(store.read(shards[1], 0).residual[0], random_states(shards[1])[:24].bfloat16())
+    assert torch.equal(store.read(shards[0], 0).residual[0], states[:9].bfloat16())
 
 
 def test_other_errors_of_the_disk_keep_their_name_and_leave_nothing(tmp_path, monkeypatch):

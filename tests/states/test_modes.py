@@ -53,9 +53,9 @@ def test_states_are_the_same_in_every_mode(target, tmp_path, dtype):
         assert bool(loads) == (mode.name != "offline")
     for rows in found.values():
         for row, reference in zip(rows, found["disk"], strict=True):
-            assert row.ids == reference.ids and row.final.dtype == reference.final.dtype
-            assert torch.equal(row.final, reference.final) and torch.equal(row.layers, reference.layers)
-            assert not row.final.is_inference() and not row.layers.is_inference()  # they enter a graph
+            assert row.ids == reference.ids and row.residual.dtype == reference.residual.dtype
+            assert torch.equal(row.residual, reference.residual) and torch.equal(row.layers, reference.layers)
+            assert not row.residual.is_inference() and not row.layers.is_inference()  # they enter a graph
             assert torch.equal(row.input_ids, reference.input_ids) and torch.equal(row.loss_mask, reference.loss_mask)
     assert not (tmp_path / "off").exists()
 

@@ -32,8 +32,8 @@ def test_records_are_the_rows_that_were_written(filled, dtype):
             assert row.ids == (document.id,) and row.domains == ("code",) and row.layer_ids == (5, 2)
             assert torch.equal(row.input_ids[0], document.input_ids) and torch.equal(row.loss_mask[0], document.loss_mask)
             assert row.lengths.tolist() == [end - start]
-            assert row.final.dtype == store.codec.dtype
-            assert torch.equal(row.final[0], rounded(taps[None], store.codec)[start:end])
+            assert row.residual.dtype == store.codec.dtype
+            assert torch.equal(row.residual[0], rounded(taps[None], store.codec)[start:end])
             assert torch.equal(row.layers[0, :, 0], rounded(taps[5], store.codec)[start:end])
             assert torch.equal(row.layers[0, :, 1], rounded(taps[2], store.codec)[start:end])
             start = end
@@ -44,12 +44,12 @@ def test_another_safetensors_reader_finds_the_same(filled):
     with safe_open(store.path(shards[1]), framework="pt") as file:
         assert torch.equal(file.get_tensor("states"), states[1][None].bfloat16())
         assert file.get_tensor("offsets").tolist() == [0, 24, 53, 87]
-        assert file.metadata() == {"cache": store.key.digest, "codec": "bf16", "shard": shards[1].name, "tap": "final"}
+        assert file.metadata() == {"cache": store.key.digest, "codec": "bf16", "shard": shards[1].name, "tap": "residual"}
 
 
 def test_a_record_is_a_view_of_the_page_cache(filled):
     store, shards, _ = filled("bf16", ())
-    places = [store.read(shards[0], index).final.data_ptr() for index in (0, 1, 0)]
+    places = [store.read(shards[0], index).residual.data_ptr() for index in (0, 1, 0)]
     assert places[0] == places[2] and places[1] - places[0] == 9 * 4 * 16 * 2
 
 
@@ -60,7 +60,7 @@ def test_any_width_and_number_of_paths(tmp_path):
         (shard,) = make_shards(make_documents(2), 2)
         states = random_states(shard, key=key)
         store.write(shard, states)
-        assert torch.equal(torch.cat([store.read(shard, i).final[0] for i in range(2)]), rounded(states, store.codec))
+        assert torch.equal(torch.cat([store.read(shard, i).residual[0] for i in range(2)]), rounded(states, store.codec))
 
 
 def test_missing_by_file_and_by_listing(filled):
@@ -81,10 +81,10 @@ def test_removed_shards_are_gone_for_this_and_other_readers(filled):
     assert store.remove(shards[0]) == size
     assert not list(store.directory.rglob(f"{shards[0].name}.*")) and store.missing(shards[0], (2,)) == [None, 2]
     assert store.remove(shards[0]) == 0
-    with pytest.raises(MissingShard, match=rf"no {shards[0].name}\.final.*src\.capture"):
+    with pytest.raises(MissingShard, match=rf"no {shards[0].name}\.residual.*src\.capture"):
         store.read(shards[0], 1, (2,))
-    assert torch.equal(kept.final[0], states[0][None][9:23].bfloat16())  # what was read before stays readable
-    assert store.read(shards[1], 0, (2,)).final.shape == (1, 24, 4, 16)
+    assert torch.equal(kept.residual[0], states[0][None][9:23].bfloat16())  # what was read before stays readable
+    assert store.read(shards[1], 0, (2,)).residual.shape == (1, 24, 4, 16)
 
 
 def test_a_shard_without_one_of_its_taps_is_missing(filled):
@@ -101,7 +101,7 @@ def test_few_files_stay_open(filled):
         for _ in range(2):
             for shard, taps in zip(shards, states, strict=True):
                 row = store.read(shard, 0, (2,))
-                assert torch.equal(row.final[0], taps[None][: row.final.shape[1]].bfloat16())
+                assert torch.equal(row.residual[0], taps[None][: row.residual.shape[1]].bfloat16())
                 assert len(opened) <= most
     assert len(opened) == 1
 
@@ -111,7 +111,7 @@ def test_a_store_goes_to_another_process_without_its_open_files(filled):
     store.read(shards[0], 0)
     sent = ForkingPickler.loads(ForkingPickler.dumps(store))
     assert len(sent._opened) == 0 and len(store._opened) == 1
-    assert torch.equal(sent.read(shards[0], 0).final[0], states[0][None][:9].bfloat16())
+    assert torch.equal(sent.read(shards[0], 0).residual[0], states[0][None][:9].bfloat16())
 
 
 def test_other_tokens_are_another_shard():
@@ -130,8 +130,8 @@ def test_collate_pads_on_the_right_with_masked_zeros(filled):
     batch = collate(rows)
     assert batch.input_ids.shape == (2, 24) and batch.lengths.tolist() == [9, 24]
     assert batch.layers.shape == (2, 24, 1, 4, 16)
-    assert not batch.loss_mask[0, 9:].any() and not batch.final[0, 9:].any() and not batch.layers[0, 9:].any()
-    assert torch.equal(batch.final[0, :9], rows[0].final[0]) and torch.equal(batch.layers[1], rows[1].layers[0])
+    assert not batch.loss_mask[0, 9:].any() and not batch.residual[0, 9:].any() and not batch.layers[0, 9:].any()
+    assert torch.equal(batch.residual[0, :9], rows[0].residual[0]) and torch.equal(batch.layers[1], rows[1].layers[0])
 
 
 def test_the_manifest_is_readable_and_says_what_states_depend_on(tmp_path):
@@ -148,11 +148,11 @@ def test_the_manifest_is_readable_and_says_what_states_depend_on(tmp_path):
             "tokenizer": "cafe",
             "mode": "non_think",
             "encoding_version": 1,
-            "format_version": 2,
+            "format_version": 3,
             "bytes_per_token": 4 * 16 + 4 * 4,
         }.items()
     )
-    assert set(manifest["taps"]) == {"final", "layer<i>"}
+    assert set(manifest["taps"]) == {"residual", "layer<i>"}
     check_manifest(tmp_path, store.key)
 
 
@@ -170,7 +170,7 @@ def test_a_configuration_opens_the_cache_of_its_target_codec_tokenizer_and_mode(
 
 def test_an_engine_has_a_cache_of_its_own(compose_config, mini_target, tmp_path, capsys):
     own = make_key(tokenizer="", mode="")
-    assert "engine" not in own.content and own.digest == "de084e32a02d6b0f"  # as it was before engines were told apart
+    assert "engine" not in own.content and own.digest == "b257629b1b82bf55"  # another digest makes every cache anew
     heads = load_heads(mini_target)
 
     def opened(*more: str) -> StateStore:

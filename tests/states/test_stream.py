@@ -59,7 +59,7 @@ def expected(shards, directory) -> CachedStates:
 
 
 def same(one, other) -> bool:
-    return one.ids == other.ids and torch.equal(one.final, other.final) and torch.equal(one.layers, other.layers)
+    return one.ids == other.ids and torch.equal(one.residual, other.residual) and torch.equal(one.layers, other.layers)
 
 
 def read_epoch(data, reference, order, window, watch=lambda: None) -> bool:

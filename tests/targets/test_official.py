@@ -170,9 +170,9 @@ def test_the_mtp_block_loads_from_its_own_shards(source, official, tmp_path):
     for name, tensor in source[1].state_dict().items():
         assert torch.equal(tensor, mtp.state_dict()[name]), name
     generator = torch.Generator().manual_seed(2)
-    final, embeds = torch.randn(1, 40, 4, 256, generator=generator), torch.randn(1, 40, 256, generator=generator)
+    residual, embeds = torch.randn(1, 40, 4, 256, generator=generator), torch.randn(1, 40, 256, generator=generator)
     with torch.no_grad():
-        assert torch.equal(mtp(final, embeds), source[1](final, embeds))
+        assert torch.equal(mtp(residual, embeds), source[1](residual, embeds))
 
 
 def test_the_mtp_block_keeps_its_frequencies_and_gates_in_fp32(official, plain):

@@ -57,8 +57,8 @@ def test_states_and_fingerprint_are_those_of_the_whole(whole, spread):
 
 
 def test_heads_work_apart_from_the_model(whole, spread):
-    final = torch.randn(1, 5, 4, 32, generator=torch.Generator().manual_seed(1))
-    one, two = (target.heads.logits(target.heads.collapse(final)) for target in (whole, spread))
+    residual = torch.randn(1, 5, 4, 32, generator=torch.Generator().manual_seed(1))
+    one, two = (target.heads.logits(target.heads.collapse(residual)) for target in (whole, spread))
     assert torch.equal(one, two)
 
 
@@ -72,7 +72,7 @@ def test_decoding_works(whole, spread):
             session.extend(ids(4)[0][None])
             session.rollback(2)
             steps.append(session.extend(ids(3)[0][None]))
-    assert torch.equal(steps[0].logits, steps[1].logits) and torch.equal(steps[0].final, steps[1].final)
+    assert torch.equal(steps[0].logits, steps[1].logits) and torch.equal(steps[0].residual, steps[1].residual)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "even"])

@@ -30,9 +30,9 @@ def ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def fresh(model, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits, final) of one forward of the whole text, without a cache."""
+    """(logits, residual) of one forward of the whole text, without a cache."""
     with tap_residual(model) as taps, torch.inference_mode():
-        return model(input_ids, use_cache=False).logits, taps.final
+        return model(input_ids, use_cache=False).logits, taps.residual
 
 
 def fork(session: TargetSession) -> TargetSession:
@@ -57,7 +57,7 @@ def test_a_prompt_read_in_pieces_gives_the_states_of_the_whole(model, monkeypatc
         pieces, then = session.prefill(text), session.extend(ids(2, 9, seed=8))
     for got, wanted in ((pieces, whole), (then, after)):
         close(got.logits, wanted.logits)
-        close(got.final, wanted.final)
+        close(got.residual, wanted.residual)
         close(got.layers, wanted.layers)
     monkeypatch.setattr("hyperdflash.targets.generate.PREFILL", piece)
     first, later = (dict(generate_batch(model, text.tolist(), eos_id=1, max_new_tokens=4)) for _ in range(2))
@@ -88,7 +88,7 @@ def test_a_rollback_leaves_what_the_kept_text_leaves(model, length):
     for keep, row in enumerate(wanted):
         kept = torch.cat([text[0, : length + keep], probe[0]])
         row[: len(kept)] = kept
-    logits, final = fresh(model, wanted)
+    logits, residual = fresh(model, wanted)
     with TargetSession(model) as prompt:
         prompt.prefill(text[:, :length])
         for drafted in range(1, DRAFTED + 1):
@@ -101,16 +101,16 @@ def test_a_rollback_leaves_what_the_kept_text_leaves(model, length):
                 step = session.extend(probe)
                 where = slice(length + keep, length + keep + PROBE)
                 close(step.logits[0], logits[keep, where])
-                close(step.final[0], final[keep, where])
+                close(step.residual[0], residual[keep, where])
 
 
 def walk(session: TargetSession, rounds: int, seed: int = 0) -> tuple[torch.Tensor, list, list]:
-    """Random drafts of random length, randomly accepted: the kept text, and its logits and final states a piece."""
+    """Random drafts of random length, randomly accepted: the kept text, and its logits and residuals of each piece."""
     rng = random.Random(seed)
-    texts, logits, finals = [ids(2, 5, seed=seed)], [], []
+    texts, logits, residuals = [ids(2, 5, seed=seed)], [], []
     step = session.prefill(texts[0])
     logits.append(step.logits)
-    finals.append(step.final)
+    residuals.append(step.residual)
     for index in range(rounds):
         drafted = rng.randint(1, 8)
         keep = rng.randint(0, drafted)
@@ -119,18 +119,18 @@ def walk(session: TargetSession, rounds: int, seed: int = 0) -> tuple[torch.Tens
         session.rollback(keep)
         texts.append(draft[:, :keep])
         logits.append(step.logits[:, :keep])
-        finals.append(step.final[:, :keep])
-    return torch.cat(texts, dim=1), logits, finals
+        residuals.append(step.residual[:, :keep])
+    return torch.cat(texts, dim=1), logits, residuals
 
 
 def test_two_hundred_rounds_do_not_drift(model):
     """Two rows; every kept token's logits and states are those of one forward of the text that came out."""
     with TargetSession(model) as session:
-        text, logits, finals = walk(session, rounds=200)
+        text, logits, residuals = walk(session, rounds=200)
     assert text.shape[1] == session.length > 300
-    wanted_logits, wanted_final = fresh(model, text)
+    wanted_logits, wanted_residual = fresh(model, text)
     close(torch.cat(logits, dim=1), wanted_logits[:, 4:])  # a prefill gives its last token's
-    close(torch.cat(finals, dim=1), wanted_final)
+    close(torch.cat(residuals, dim=1), wanted_residual)
 
 
 class Reforward(TargetSession):
@@ -168,7 +168,7 @@ def test_extending_is_plain_cached_decoding_bit_for_bit(mini_target, dtype):
             new = text[:, start : start + num_new]
             step = session.extend(new)
             assert torch.equal(step.logits, model(new, **with_cache(cache)).logits.float())
-            assert step.logits.dtype == torch.float32 and step.final.dtype == model.dtype
+            assert step.logits.dtype == torch.float32 and step.residual.dtype == model.dtype
             start += num_new
 
 
@@ -178,7 +178,7 @@ def test_a_step_has_the_layers_asked_for(model):
         first, step = session.prefill(text[:, :17]), session.extend(text[:, 17:])
         hidden = model(text, output_hidden_states=True).hidden_states
     assert first.logits.shape == (2, 1, 320) and first.layers.shape == (2, 17, 2, 4, 32)
-    assert torch.equal(step.layers[:, :, 0], step.final)  # layer 3 is the last one
+    assert torch.equal(step.layers[:, :, 0], step.residual)  # layer 3 is the last one
     close(torch.cat([first.layers, step.layers], dim=1)[:, :, 1], hidden[1])
     with TargetSession(model) as plain:
         assert plain.prefill(text).layers is None

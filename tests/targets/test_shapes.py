@@ -94,8 +94,8 @@ def test_every_tap_of_a_forward(model):
         ids = torch.zeros(2, 256, dtype=torch.long, device=META)
         output = model(ids, use_cache=False, attention_mask={"sliding_attention": mask})
     assert output.logits.shape == (2, 256, 129_280)
-    assert taps.final.shape == (2, 256, 4, 4096) and len(taps.layers) == 43
-    assert all(tap.shape == taps.final.shape for tap in taps.layers.values())
+    assert taps.residual.shape == (2, 256, 4, 4096) and len(taps.layers) == 43
+    assert all(tap.shape == taps.residual.shape for tap in taps.layers.values())
 
 
 def test_the_mtp_block(model):
@@ -105,9 +105,9 @@ def test_the_mtp_block(model):
     experts = SIZES.n_routed_experts * SIZES.expert_weights
     assert count(mtp) == apart + experts + SIZES.hidden_size  # the block's own norm is counted with the LM head there
     set_implementations(model, mtp, attention="windowed", experts="dense")
-    final, embeds = torch.empty(2, 256, 4, 4096, device=META), torch.empty(2, 256, 4096, device=META)
+    residual, embeds = torch.empty(2, 256, 4, 4096, device=META), torch.empty(2, 256, 4096, device=META)
     mask = window_mask(0, 256, 128, torch.float32, META)
-    assert mtp(final, embeds, mask).shape == (2, 256, 4096)
+    assert mtp(residual, embeds, mask).shape == (2, 256, 4096)
 
 
 TAPS = default_layer_ids(43, 5)
@@ -137,7 +137,7 @@ def test_every_reducer_and_the_papers_drafter(conditioning, reducer, parameters)
             input_ids=torch.zeros(1, 200, dtype=torch.long),
             loss_mask=torch.ones(1, 200, dtype=torch.bool),
             lengths=torch.tensor([200]),
-            final=torch.empty(1, 200, 4, 4096, dtype=torch.bfloat16),
+            residual=torch.empty(1, 200, 4, 4096, dtype=torch.bfloat16),
             layers=torch.empty(1, 200, len(conditioning.layer_ids), 4, 4096, dtype=torch.bfloat16),
             layer_ids=tuple(conditioning.layer_ids),
         )
@@ -172,15 +172,15 @@ def test_other_numbers_of_paths_widths_and_depths(hc_mult, hidden_size, layers):
     ids = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), tap_residual(model, [0, layers - 1]) as taps:
         logits = model(ids).logits
-    assert taps.final.shape == taps.layers[0].shape == (2, 32, hc_mult, hidden_size)
-    assert torch.equal(heads.logits(heads.collapse(taps.final)), logits)
-    assert torch.equal(taps.layers[layers - 1], taps.final)
-    assert mtp(taps.final, heads.embed(ids)).shape == (2, 32, hidden_size)
+    assert taps.residual.shape == taps.layers[0].shape == (2, 32, hc_mult, hidden_size)
+    assert torch.equal(heads.logits(heads.collapse(taps.residual)), logits)
+    assert torch.equal(taps.layers[layers - 1], taps.residual)
+    assert mtp(taps.residual, heads.embed(ids)).shape == (2, 32, hidden_size)
     generator = torch.Generator().manual_seed(1)
     reducer = HcGate(path_norm=False).build(PreHcHead(), heads, hidden_size)
     reducer.reset_parameters(heads, generator)
     assert count(reducer) == hc_mult * hc_mult * hidden_size + hc_mult + 1
-    assert torch.equal(reducer(taps.final), heads.hc_head(taps.final))
+    assert torch.equal(reducer(taps.residual), heads.hc_head(taps.residual))
     other = read_sizes(FLASH, hc_mult=hc_mult, hidden_size=hidden_size)
     assert (other.hc_mult, other.hidden_size) == (hc_mult, hidden_size)
 

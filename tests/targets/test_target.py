@@ -75,13 +75,13 @@ def test_the_tap_is_what_the_head_collapses(target):
     model, x = target.model, ids(2, 32)
     with torch.no_grad(), tap_residual(model, [0, 3]) as taps:
         output = model(x, output_hidden_states=True)
-    assert taps.final.shape == (2, 32, 4, 32)
+    assert taps.residual.shape == (2, 32, 4, 32)
     heads = target.heads
-    assert torch.equal(heads.logits(heads.collapse(taps.final)), output.logits.float())
+    assert torch.equal(heads.logits(heads.collapse(taps.residual)), output.logits.float())
     assert torch.equal(taps.layers[0], output.hidden_states[1])
-    assert torch.equal(taps.layers[3], taps.final)
-    pooled = heads.norm(taps.final.mean(dim=2))
-    assert torch.equal(heads.collapse(taps.final, "mean_pool"), pooled)
+    assert torch.equal(taps.layers[3], taps.residual)
+    pooled = heads.norm(taps.residual.mean(dim=2))
+    assert torch.equal(heads.collapse(taps.residual, "mean_pool"), pooled)
 
 
 def test_the_tap_refuses_a_layer_that_is_not_there(target):
@@ -94,19 +94,19 @@ def test_right_padding_is_exact(target):
     padded = torch.cat([x, torch.zeros(1, 24, dtype=torch.long)], dim=1)
     with torch.no_grad(), tap_residual(target.model) as taps:
         target.model(padded)
-        long = taps.final[:, :40]
+        long = taps.residual[:, :40]
         target.model(torch.cat([x, ids(1, 24, seed=5)], dim=1))
-        other = taps.final[:, :40]
+        other = taps.residual[:, :40]
     torch.testing.assert_close(long, other, rtol=1e-5, atol=1e-6)
 
 
 def test_mtp_follows_the_formula(target):
     """X = e_proj(enorm(embed)) on every path + h_proj(hnorm(H)) a path, one V4 layer, own head."""
     mtp, generator = target.mtp, torch.Generator().manual_seed(2)
-    final, embeds = torch.randn(2, 24, 4, 32, generator=generator), torch.randn(2, 24, 32, generator=generator)
-    x = torch.stack([mtp.e_proj(mtp.enorm(embeds)) + mtp.h_proj(mtp.hnorm(final[:, :, j])) for j in range(4)], dim=2)
+    residual, embeds = torch.randn(2, 24, 4, 32, generator=generator), torch.randn(2, 24, 32, generator=generator)
+    x = torch.stack([mtp.e_proj(mtp.enorm(embeds)) + mtp.h_proj(mtp.hnorm(residual[:, :, j])) for j in range(4)], dim=2)
     with torch.no_grad():
-        torch.testing.assert_close(mtp.combine(final, embeds), x)
+        torch.testing.assert_close(mtp.combine(residual, embeds), x)
         positions = torch.arange(24)[None]
         layer = mtp.layer(
             x,
@@ -114,7 +114,7 @@ def test_mtp_follows_the_formula(target):
             position_ids=positions,
             attention_mask=window_mask(0, 24, 16, torch.float32),
         )
-        torch.testing.assert_close(mtp(final, embeds), mtp.norm(mtp.hc_head(layer)))
+        torch.testing.assert_close(mtp(residual, embeds), mtp.norm(mtp.hc_head(layer)))
 
 
 def test_mtp_sees_its_window_and_no_more(target):

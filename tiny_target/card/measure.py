@@ -128,10 +128,10 @@ def _measure_text(
     for name, found in groups.items():
         documents = [encode(c, tokenizer, config.mode) for c in found]
         sums[name], nats, tokens = [], 0.0, 0
-        for batch, final in residuals(target, documents, config.batch_tokens, f"held-out text, {name}"):
-            more, count = nats_sum(target.heads, batch, final)
+        for batch, residual in residuals(target, documents, config.batch_tokens, f"held-out text, {name}"):
+            more, count = nats_sum(target.heads, batch, residual)
             nats, tokens = nats + more, tokens + count
-            sums[name].append(path_sums(target.heads, final[torch.cat([d.loss_mask for d in batch])]))
+            sums[name].append(path_sums(target.heads, residual[torch.cat([d.loss_mask for d in batch])]))
         size = sum(map(text_bytes, found))
         text[name] = {"documents": len(found), "bytes": size, "tokens": tokens, "nats": nats}
         text[name]["target"] = bits_per_byte(nats, size)

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from hyperdflash.targets.heads import TargetHeads
 
 
-def head_gates(hc_head: nn.Module, final: Tensor) -> Tensor:
+def head_gates(hc_head: nn.Module, residual: Tensor) -> Tensor:
     """Returns the path weights of ``hc_head``, [B, T, M, D] -> [B, T, M] fp32, in its own order of operations."""
-    flat = hc_head.input_norm(final.flatten(2).float())
+    flat = hc_head.input_norm(residual.flatten(2).float())
     mixes = F.linear(flat, hc_head.hc_fn.float())
     return torch.sigmoid(mixes * hc_head.hc_scale.float() + hc_head.hc_base.float()) + hc_head.eps
 
 
-def path_cosines(final: Tensor) -> Tensor:
+def path_cosines(residual: Tensor) -> Tensor:
     """Returns the cosine of each pair of paths: [N, M, D] -> [N, M, M]."""
-    unit = F.normalize(final.float(), dim=-1)
+    unit = F.normalize(residual.float(), dim=-1)
     return unit @ unit.transpose(-1, -2)
 
 
@@ -35,15 +35,15 @@ def teacher_divergence(heads: TargetHeads, gated: Tensor, pooled: Tensor) -> tup
 
 
 @torch.inference_mode()
-def path_sums(heads: TargetHeads, final: Tensor) -> dict[str, Tensor]:
-    """Returns the sum of every measure, in fp64, over the tokens with residuals ``final`` [N, M, D]."""
-    gates = head_gates(heads.hc_head, final[None])[0]
-    gated, pooled = heads.collapse(final[None], "hc_head")[0], heads.collapse(final[None], "mean_pool")[0]
+def path_sums(heads: TargetHeads, residual: Tensor) -> dict[str, Tensor]:
+    """Returns the sum of every measure, in fp64, over the tokens with residuals ``residual`` [N, M, D]."""
+    gates = head_gates(heads.hc_head, residual[None])[0]
+    gated, pooled = heads.collapse(residual[None], "hc_head")[0], heads.collapse(residual[None], "mean_pool")[0]
     forward, backward, differs = teacher_divergence(heads, gated, pooled)
     values = {
-        "tokens": torch.ones(len(final)),
-        "cosines": path_cosines(final),
-        "norms": final.float().norm(dim=-1),
+        "tokens": torch.ones(len(residual)),
+        "cosines": path_cosines(residual),
+        "norms": residual.float().norm(dim=-1),
         "gates": gates,
         "gate_squares": gates.double().square(),
         "distance": (pooled - gated).float().norm(dim=-1) / gated.float().norm(dim=-1),

@@ -53,7 +53,7 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
 def residuals(
     target: Target, documents: Sequence[Document], batch_tokens: int = 2048, progress: str | None = None
 ) -> Iterator[tuple[list[Document], Tensor]]:
-    """Yields documents by length and their final residuals [N, M, D], N tokens one document after the other.
+    """Yields documents by length and their residuals [N, M, D], N tokens one document after the other.
 
     One forward takes as many documents as fit into ``batch_tokens`` with padding, at least one.
     """
@@ -66,12 +66,12 @@ def residuals(
 
 
 @torch.inference_mode()
-def nats_sum(heads: TargetHeads, documents: Sequence[Document], final: Tensor, rows: int = 4096) -> tuple[float, int]:
+def nats_sum(heads: TargetHeads, documents: Sequence[Document], residual: Tensor, rows: int = 4096) -> tuple[float, int]:
     """Returns the sum of -log p(x[i+1]) from H[i] and the number of tokens: all but the first of each document."""
     ends = torch.tensor([len(d.input_ids) for d in documents]).cumsum(0)
-    predicts = torch.ones(len(final), dtype=torch.bool).index_fill_(0, ends - 1, False)
+    predicts = torch.ones(len(residual), dtype=torch.bool).index_fill_(0, ends - 1, False)
     labels = torch.cat([d.input_ids[1:] for d in documents])
-    hidden = heads.collapse(final[None])[0, predicts]  # [labels, D]
+    hidden = heads.collapse(residual[None])[0, predicts]  # [labels, D]
     total = 0.0
     for states, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
         total += float(F.cross_entropy(heads.logits(states), wanted, reduction="none").double().sum())

@@ -112,7 +112,7 @@ def _labels(heads: TargetHeads, view: View) -> Iterator[Finding]:
 def _states(heads: TargetHeads, a: View, b: View) -> Iterator[Finding]:
     """The target's states H[0..a-1] that the drafter reads."""
     for name in a.states.keys() & b.states.keys():
-        for what, one, two in zip(("final residual", "layer taps"), a.states[name], b.states[name], strict=True):
+        for what, one, two in zip(("residual", "layer taps"), a.states[name], b.states[name], strict=True):
             if one is None or two is None:
                 continue
             shared = min(len(one), len(two))

@@ -47,7 +47,7 @@ class Drafting:
 @dataclass
 class View:
     """Record of one path by document id: ``prompts`` and ``texts`` token ids, ``states`` the first T' positions of
-    (final, layers) that the drafter reads, ``draftings`` by anchor; the ``rounds`` of its walk."""
+    (residual, layers) that the drafter reads, ``draftings`` by anchor; the ``rounds`` of its walk."""
 
     path: str
     prompts: dict[str, list[int]] = field(default_factory=dict)
@@ -117,8 +117,8 @@ def observe_loop(
         view.prompts[name], view.texts[name] = list(prompt_ids), [*prompt_ids, *generation.token_ids]
         if observed.states:
             layers = [states.layers[0] for states in observed.states if states.layers is not None]
-            final = torch.cat([states.final[0] for states in observed.states])
-            view.states[name] = final, torch.cat(layers) if layers else None
+            residual = torch.cat([states.residual[0] for states in observed.states])
+            view.states[name] = residual, torch.cat(layers) if layers else None
         view.draftings[name] = {r.anchor: replace(observed.draftings[r.anchor], accepted=r.accepted) for r in generation.rounds}
     view.rounds = loop_rounds(generations, drafter.num_slots)
     return view
@@ -150,7 +150,7 @@ class Observed:
             name, length = states.ids[row], int(states.lengths[row])
             view.texts[name] = states.input_ids[row, :length].tolist()
             view.prompts[name] = view.texts[name][:first]
-            view.states[name] = states.final[row, :length], None if states.layers is None else states.layers[row, :length]
+            view.states[name] = states.residual[row, :length], None if states.layers is None else states.layers[row, :length]
         for row, index in anchor_mask.nonzero().tolist():
             drafting = Drafting(torch.no_grad()(logits[row, index].dense))
             view.draftings.setdefault(states.ids[row], {})[int(anchors[row, index])] = drafting

@@ -182,7 +182,7 @@ def _states(step: TargetStep, token_ids: Tensor, layer_ids: tuple[int, ...], cod
         input_ids=token_ids,
         loss_mask=torch.ones_like(token_ids, dtype=torch.bool),
         lengths=torch.full((len(token_ids),), num_new, device=token_ids.device),
-        final=rounded(step.final[:, :num_new], codec),
+        residual=rounded(step.residual[:, :num_new], codec),
         layers=None if step.layers is None else rounded(step.layers[:, :num_new], codec),
         layer_ids=layer_ids,
     )

@@ -167,7 +167,7 @@ def _target_probabilities(
     row, at = mask.nonzero(as_tuple=True)
     size = max(1, logits_bytes // (4 * heads.config.vocab_size))
     parts = [
-        target_logits(heads.collapse(states.final[i, j - 1].unsqueeze(0)).squeeze(0), heads).token_probabilities(
+        target_logits(heads.collapse(states.residual[i, j - 1].unsqueeze(0)).squeeze(0), heads).token_probabilities(
             states.input_ids[i, j], temperature, top_p, logits_bytes
         )
         for i, j in zip(row.split(size), at.split(size), strict=True)

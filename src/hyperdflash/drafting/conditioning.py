@@ -47,7 +47,7 @@ class PreHcHead(Conditioning):
         return heads.num_paths
 
     def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
-        return states.final  # [B, T, M, D]
+        return states.residual  # [B, T, M, D]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class PostHcHead(Conditioning):
 
     @torch.no_grad()
     def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
-        return heads.collapse(states.final)[:, :, None]  # [B, T, 1, D]
+        return heads.collapse(states.residual)[:, :, None]  # [B, T, 1, D]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,4 +113,4 @@ class ResidualAndLayers(Layers):
         return heads.num_paths + super().num_streams(heads)
 
     def gather(self, states: TargetStates, heads: TargetHeads) -> Tensor:
-        return torch.cat([states.final, super().gather(states, heads)], dim=2)
+        return torch.cat([states.residual, super().gather(states, heads)], dim=2)

@@ -138,9 +138,9 @@ class MTPChain(nn.Module):
         keys = []
         for begin in range(origin, stop, self.indices_per_pass):
             end = min(begin + self.indices_per_pass, stop)
-            index = torch.arange(begin, end, device=states.final.device).expand(len(states.input_ids), -1)
+            index = torch.arange(begin, end, device=states.residual.device).expand(len(states.input_ids), -1)
             embeds = heads.embed(states.input_ids[:, begin + 1 : end + 1])
-            keys.append(self.block.keys(states.final[:, begin:end], embeds, index))
+            keys.append(self.block.keys(states.residual[:, begin:end], embeds, index))
         return torch.cat(keys, dim=2).squeeze(1)
 
     def _chain(
@@ -155,7 +155,7 @@ class MTPChain(nn.Module):
         prefix = keys[row[:, None], in_text].unsqueeze(1)  # [n, 1, span, C]
         own = torch.eye(GROUP, dtype=torch.bool, device=anchors.device).expand(len(row), -1, -1)
         none = torch.zeros_like(own)
-        residual, outputs = states.final[row[:, None], anchors - 1], []  # [n, G, M, D]
+        residual, outputs = states.residual[row[:, None], anchors - 1], []  # [n, G, M, D]
         for slot in range(1, self.num_slots + 1):
             index = anchors + slot - 2  # [n, G]
             made = (key_index[:, None] < anchors[..., None]) & (key_index[:, None] > index[..., None] - window)

@@ -40,12 +40,12 @@ class MTPProposer:
     def begin(self, states: TargetStates) -> None:
         self._keys = None
         self._length = states.input_ids.shape[1]
-        self._waiting = states.final[:, -self._window :], states.input_ids[:, -self._window :]  # no index sees earlier keys
+        self._waiting = states.residual[:, -self._window :], states.input_ids[:, -self._window :]  # no index sees earlier keys
 
     def update(self, states: TargetStates) -> None:
         assert self._waiting is None, "propose and update alternate"
         self._length += states.input_ids.shape[1]
-        self._waiting = states.final, states.input_ids
+        self._waiting = states.residual, states.input_ids
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
         draft = BlockDraft(self.head, self.heads, self.layout, anchor_id, sampler)
@@ -54,10 +54,10 @@ class MTPProposer:
 
     def extend(self, draft: BlockDraft, num_slots: int) -> list[Tensor]:
         """Drafts slots 1..``num_slots`` of ``draft`` and returns the block's state of each, [copies, 1, D]."""
-        final, token_ids = self._waiting
+        residual, token_ids = self._waiting
         self._waiting = None
         following = torch.cat([token_ids[:, 1:], draft.ids[0].expand(len(token_ids), 1)], dim=1)
-        residual, keys = self._step(final, following, self._length - final.shape[1], self._keys)
+        residual, keys = self._step(residual, following, self._length - residual.shape[1], self._keys)
         self._keys, states = keys, []
         for slot in range(1, num_slots + 1):
             if slot > 1:
@@ -68,16 +68,16 @@ class MTPProposer:
             draft.extend(states[-1][:1, None])
         return states
 
-    def _step(self, final: Tensor, next_ids: Tensor, first_index: int, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _step(self, residual: Tensor, next_ids: Tensor, first_index: int, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs indices i = first_index..: H[i] [1, P, M, D], x[i + 1] [1, P], earlier keys -> residual [1, P, M, D], keys."""
-        num_new, num_before = final.shape[1], 0 if keys is None else keys.shape[2]
-        index = torch.arange(first_index, first_index + num_new, device=final.device)
+        num_new, num_before = residual.shape[1], 0 if keys is None else keys.shape[2]
+        index = torch.arange(first_index, first_index + num_new, device=residual.device)
         embeds = self.heads.embed(next_ids)
         mask = None  # a single row sees every cached key
         if num_new > 1:
-            key_index = torch.arange(first_index - num_before, first_index + num_new, device=final.device)
+            key_index = torch.arange(first_index - num_before, first_index + num_new, device=residual.device)
             keep = (key_index <= index[:, None]) & (key_index > index[:, None] - self._window)
             mask = embeds.new_zeros(keep.shape).masked_fill(~keep, float("-inf"))[None, None]
-        residual, new = self.block.run(final, embeds, index[None], mask, keys)
+        residual, new = self.block.run(residual, embeds, index[None], mask, keys)
         keys = new if keys is None else torch.cat([keys, new], dim=2)
         return residual, keys[:, :, max(0, keys.shape[2] - self._window + 1) :]

@@ -111,7 +111,7 @@ class BlockProposer:
 
     def _append(self, states: TargetStates) -> None:
         num_new = states.input_ids.shape[1]
-        positions = torch.arange(self._length, self._length + num_new, device=states.final.device)
+        positions = torch.arange(self._length, self._length + num_new, device=states.residual.device)
         context = self.drafter.context(states, self.heads)
         self._newest = context[:, -1:]
         new = self.drafter.project_context(context, positions)
@@ -164,6 +164,6 @@ class BlockProposer:
 
 def positions_of(states: TargetStates, which: slice) -> TargetStates:
     """Selects the positions ``which`` of every row."""
-    along_text = ("input_ids", "loss_mask", "final", "layers")
+    along_text = ("input_ids", "loss_mask", "residual", "layers")
     values = {f.name: getattr(states, f.name) for f in fields(states) if f.name in along_text}
     return replace(states, **{name: value if value is None else value[:, which] for name, value in values.items()})

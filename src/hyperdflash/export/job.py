@@ -84,9 +84,9 @@ def random_states(module: nn.Module, heads: TargetHeads) -> TargetStates:
     shape = (1, NUM_TOKENS, heads.num_paths, heads.hidden_size)
     ids = torch.randint(heads.config.vocab_size, shape[:2], generator=draw)
     layers = torch.randn(1, NUM_TOKENS, len(module.layer_ids), *shape[2:], generator=draw)
-    final = torch.randn(shape, generator=draw)
-    everything = {"loss_mask": torch.ones_like(ids, dtype=torch.bool), "lengths": torch.tensor([NUM_TOKENS])}
-    return TargetStates(("text",), ("chat",), ids, **everything, final=final, layers=layers, layer_ids=tuple(module.layer_ids))
+    residual = torch.randn(shape, generator=draw)
+    loss_mask, lengths = torch.ones_like(ids, dtype=torch.bool), torch.tensor([NUM_TOKENS])
+    return TargetStates(("text",), ("chat",), ids, loss_mask, lengths, residual, layers, tuple(module.layer_ids))
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:

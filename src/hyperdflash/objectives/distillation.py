@@ -70,12 +70,12 @@ class Distillation(Term):
 
 
 @torch.no_grad()
-def teacher_states(final: Tensor, documents: Tensor, positions: Tensor, heads: TargetHeads, teacher: str) -> Tensor:
-    """Returns what the LM head reads at ``final[documents, positions]``: [B, T, M, D] and two [...] index tensors -> [..., D].
+def teacher_states(residual: Tensor, documents: Tensor, positions: Tensor, heads: TargetHeads, teacher: str) -> Tensor:
+    """Returns what the LM head reads at ``residual[documents, positions]``: [B, T, M, D], two [...] index tensors -> [..., D].
 
     Slot k's teacher stands at position a + k - 1.
     """
-    rows = final[documents, positions]  # [..., M, D]
+    rows = residual[documents, positions]  # [..., M, D]
     batch = rows.reshape(1, rows.shape[:-2].numel(), *rows.shape[-2:])  # hc_head takes [B, T, M, D] only
     return heads.collapse(batch, teacher).reshape(*rows.shape[:-2], rows.shape[-1])
 

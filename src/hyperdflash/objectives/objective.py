@@ -89,8 +89,8 @@ class Objective:
         slot_count = blocks.label_mask.sum(dim=(0, 1))
         return LossCounts(slot_count, tuple(term.count(slot_count) for term in self.active))
 
-    def sums(self, logits: FactoredLogits, blocks: Blocks, final: Tensor, heads: TargetHeads) -> LossSums:
-        """Computes all terms from ``logits`` [B, A, S] of the drafted slots and target residuals ``final`` [B, T, M, D].
+    def sums(self, logits: FactoredLogits, blocks: Blocks, residual: Tensor, heads: TargetHeads) -> LossSums:
+        """Computes all terms from ``logits`` [B, A, S] of the drafted slots and target residuals ``residual`` [B, T, M, D].
 
         Only supervised (anchor, slot) rows reach the vocabulary, and teacher states exist only for slots that a term reads.
         Without any row every sum is 0 and still has a gradient.
@@ -103,13 +103,13 @@ class Objective:
         rows, counted, ends = _rows(blocks.label_mask, sorted(set(limits.values())), supervised_only=on_host)
         block, slot = rows // num_slots, rows % num_slots
         before = blocks.anchors.flatten()[block] + slot  # a + k - 1, with slots counted from 0
-        before = before.clamp(max=final.shape[1] - 1)  # rows that do not count may lie past the end
+        before = before.clamp(max=residual.shape[1] - 1)  # rows that do not count may lie past the end
         logits, labels = logits.take(rows), blocks.labels.flatten()[rows]
         against = []
         for source, limit in limits.items():
             teacher, temperature, _ = source
             own = slice(0, ends[limit])
-            states = teacher_states(final, block[own] // num_anchors, before[own], heads, teacher)
+            states = teacher_states(residual, block[own] // num_anchors, before[own], heads, teacher)
             shared = [r for r in readings if r.source == source]
             request = Against(temperature=temperature, kl=any(r.kl for r in shared), overlap=any(r.overlap for r in shared))
             against.append((target_logits(states, heads), request))

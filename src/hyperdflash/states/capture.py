@@ -40,7 +40,7 @@ def missing_taps(producer: Producer, store: StateStore, shard: Shard, layer_ids:
 
 
 def write_taps(store: StateStore, shard: Shard, taps: Taps) -> int:
-    """Stores taps of a shard, the final residual last: a shard that has it is complete. Returns the number of bytes."""
+    """Stores taps of a shard, the residual last: a shard that has it is complete. Returns the number of bytes."""
     return sum(store.write(shard, taps[tap], tap) for tap in sorted(taps, key=lambda tap: tap is None))
 
 

@@ -16,12 +16,12 @@ from hyperdflash.files import write_text
 from hyperdflash.settings import one_of
 from hyperdflash.states.codecs import CODECS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NAME = "manifest.json"
 IN_PROCESS = "none"
 ENGINES = (IN_PROCESS, *SERVED)
 TAPS = {
-    "final": "the residual before hc_head collapses it, [tokens, paths, hidden_size]; every shard has it",
+    "residual": "the residual before hc_head collapses it, [tokens, paths, hidden_size]; every shard has it",
     "layer<i>": "output of layer i, transformers' hidden_states[i + 1], same shape; added when a run first needs it",
 }
 

@@ -103,7 +103,7 @@ def computed_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], 
     taps = finite_states(producer, shard.documents, layer_ids)
     split = [rounded(taps[tap], codec).split(shard.lengths) for tap in (None, *layer_ids)]
     rows = zip(shard.documents, *split, strict=True)
-    return [states_of(document, final, layers, layer_ids) for document, final, *layers in rows]
+    return [states_of(document, residual, layers, layer_ids) for document, residual, *layers in rows]
 
 
 def checked(producer: Producer, store: StateStore) -> Producer:

@@ -2,7 +2,7 @@
 
     1. documents, in any order            -> shards: sorted by length, then id; a fixed number of documents each
     2. name of a shard                    = hash of its documents' ids, tokens and loss masks
-    3. ab/<name>.final.safetensors          encoded states [N, M, D], input_ids [N], loss_mask [N]
+    3. ab/<name>.residual.safetensors       encoded states [N, M, D], input_ids [N], loss_mask [N]
        ab/<name>.layer3.safetensors         encoded states alone, one file per tapped layer, added when a run first needs it
     4. manifest.json                        what the states depend on; opening refuses another target, codec or encoding
 
@@ -88,11 +88,11 @@ class StateStore:
         return {**self.__dict__, "_opened": OpenFiles()}
 
     def path(self, shard: Shard, layer_id: int | None = None) -> Path:
-        """Returns the file of a tap: the final residual (None), or the output of one layer."""
+        """Returns the file of a tap: the residual (None), or the output of one layer."""
         return self.directory / shard.name[:2] / f"{shard.name}.{_tap(layer_id)}.safetensors"
 
     def missing(self, shard: Shard, layer_ids: Sequence[int]) -> list[int | None]:
-        """Returns the taps of ``shard`` that are not on disk; None stands for the final residual."""
+        """Returns the taps of ``shard`` that are not on disk; None stands for the residual."""
         return [tap for tap in (None, *layer_ids) if not self.path(shard, tap).exists()]
 
     def missing_of(self, shards: Sequence[Shard], layer_ids: Sequence[int]) -> dict[str, list[int | None]]:
@@ -125,7 +125,7 @@ class StateStore:
             ) from error
 
     def remove(self, shard: Shard) -> int:
-        """Deletes all taps of ``shard`` and returns the number of bytes freed. The final residual goes first and every read
+        """Deletes all taps of ``shard`` and returns the number of bytes freed. The residual goes first and every read
         opens it first, so a reader gets all taps or MissingShard."""
         freed = 0
         for path in sorted(self._files(shard), key=lambda path: path != self.path(shard)):
@@ -158,8 +158,8 @@ class StateStore:
             remedy = "remove the file and run again, it is captured anew"
             raise DamagedShard(f"record {index} ({document.id}) of {path} is damaged: {error}; {remedy}") from error
         document = replace(document, loss_mask=records[0]["loss_mask"])
-        final, *layers = map(self.codec.decode, records)
-        return states_of(document, final, layers, layer_ids)
+        residual, *layers = map(self.codec.decode, records)
+        return states_of(document, residual, layers, layer_ids)
 
     def _identity(self, shard: Shard, layer_id: int | None) -> dict[str, str]:
         return {"cache": self._digest, "codec": self.key.dtype, "shard": shard.name, "tap": _tap(layer_id)}
@@ -171,23 +171,23 @@ class StateStore:
         """Yields path, name of the shard and whether it is partial, of each file that a capture wrote for ``shard``, or for any
         shard; leaves out every other file."""
         for path in self.directory.glob(f"{shard[:2]}/{shard}.*"):
-            if found := re.fullmatch(r"([0-9a-f]+)\.(?:final|layer\d+)\.safetensors(\.\d+\.partial)?", path.name):
+            if found := re.fullmatch(r"([0-9a-f]+)\.(?:residual|layer\d+)\.safetensors(\.\d+\.partial)?", path.name):
                 yield path, found[1], found[2] is not None
 
 
 def _tap(layer_id: int | None) -> str:
-    return "final" if layer_id is None else f"layer{layer_id}"
+    return "residual" if layer_id is None else f"layer{layer_id}"
 
 
-def states_of(document: Document, final: Tensor, layers: Sequence[Tensor], layer_ids: Sequence[int]) -> TargetStates:
-    """Returns one document as a batch of one row; ``final`` and each of ``layers`` (of ``layer_ids``) are [T, M, D]."""
+def states_of(document: Document, residual: Tensor, layers: Sequence[Tensor], layer_ids: Sequence[int]) -> TargetStates:
+    """Returns one document as a batch of one row; ``residual`` and each of ``layers`` (of ``layer_ids``) are [T, M, D]."""
     return TargetStates(
         ids=(document.id,),
         domains=(document.domain,),
         input_ids=document.input_ids[None],
         loss_mask=document.loss_mask[None],
         lengths=torch.tensor([len(document.input_ids)]),
-        final=final[None],
+        residual=residual[None],
         layers=torch.stack(list(layers), dim=1)[None] if layers else None,
         layer_ids=tuple(layer_ids),
     )
@@ -210,7 +210,7 @@ def collate(rows: Sequence[TargetStates]) -> TargetStates:
         input_ids=pad([row.input_ids for row in rows]),
         loss_mask=pad([row.loss_mask for row in rows]),
         lengths=torch.cat([row.lengths for row in rows]),
-        final=pad([row.final for row in rows]),
+        residual=pad([row.residual for row in rows]),
         layers=None if rows[0].layers is None else pad([row.layers for row in rows]),
         layer_ids=rows[0].layer_ids,
     )

@@ -52,7 +52,7 @@ class NativeMTP(nn.Module):
 
     def run(
         self,
-        final: Tensor,
+        residual: Tensor,
         next_embeds: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor | None,
@@ -66,7 +66,7 @@ class NativeMTP(nn.Module):
         """
         raise NotImplementedError
 
-    def keys(self, final: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def keys(self, residual: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Returns the keys [B, 1, T, C] that ``run`` makes of H [B, T, M, D], embeddings [B, T, D] and positions [B, T]."""
         raise NotImplementedError
 

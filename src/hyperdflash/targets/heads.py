@@ -65,15 +65,15 @@ class TargetHeads(nn.Module):
         """Embeds [...] int64 as [..., D]."""
         return self.embed_tokens(input_ids).to(self.dtype)
 
-    def collapse(self, final: Tensor, teacher: Teacher = "hc_head") -> Tensor:
+    def collapse(self, residual: Tensor, teacher: Teacher = "hc_head") -> Tensor:
         """Returns the normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
 
         ``hc_head`` is the target's own collapse, which gives the target's logits; ``mean_pool`` is the paper's KL teacher,
         lm_head(norm(mean_j H_j)) (section 2.3). ValueError for another ``teacher``.
         """
         one_of("kl.teacher", teacher, ("mean_pool", "hc_head"))
-        final = final.to(self.dtype)
-        return self.norm(self.hc_head(final) if teacher == "hc_head" else final.mean(dim=-2))
+        residual = residual.to(self.dtype)
+        return self.norm(self.hc_head(residual) if teacher == "hc_head" else residual.mean(dim=-2))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] in fp32 for states [..., D]."""

@@ -2,7 +2,7 @@
 
     sequences, each [T_i] int64   ->   tap -> states [N, M, D], N = sum of T_i, the sequences concatenated
 
-A tap is None for the final residual (``pre_hc_head``) or a layer id. The caller groups the sequences; equal lists give equal
+A tap is None for the residual (``pre_hc_head``) or a layer id. The caller groups the sequences; equal lists give equal
 states bit for bit.
 """
 
@@ -61,7 +61,7 @@ class InProcess:
             with tap_residual(model, layer_ids) as taps:
                 model.base_model(input_ids.to(device), use_cache=False)
             for tap, found in parts.items():
-                states = taps.final if tap is None else taps.layers[tap]
+                states = taps.residual if tap is None else taps.layers[tap]
                 found.append(torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)]).cpu())
         return {tap: torch.cat(found) for tap, found in parts.items()}
 

@@ -21,12 +21,13 @@ from hyperdflash.targets.taps import check_finite, tap_residual
 class TargetStep:
     """The result of one forward over K new tokens, in the target's dtype.
 
-    ``logits`` [B, K, V] fp32; a prefill gives [B, 1, V] of the last token alone. ``final`` [B, K, M, D] is the residual before
-    `hc_head`, ``layers`` [B, K, L, M, D] are the outputs of the session's ``layer_ids`` in their order; None without any.
+    ``logits`` [B, K, V] fp32; a prefill gives [B, 1, V] of the last token alone. ``residual`` [B, K, M, D] is the one
+    before `hc_head`, ``layers`` [B, K, L, M, D] are the outputs of the session's ``layer_ids`` in their order; None if there
+    are none.
     """
 
     logits: Tensor
-    final: Tensor
+    residual: Tensor
     layers: Tensor | None
 
 
@@ -71,8 +72,8 @@ class TargetSession:
         steps = [self._forward(piece, last_only=True) for piece in input_ids.split(PREFILL, dim=1)]
         logits, layers = steps[-1].logits, [step.layers for step in steps]
         check_finite(self.model, input_ids, logits, ["the prompt"] * len(input_ids))
-        final = torch.cat([step.final for step in steps], dim=1)
-        return TargetStep(logits, final, torch.cat(layers, dim=1) if self.layer_ids else None)
+        residual = torch.cat([step.residual for step in steps], dim=1)
+        return TargetStep(logits, residual, torch.cat(layers, dim=1) if self.layer_ids else None)
 
     @torch.inference_mode()
     def extend(self, input_ids: Tensor) -> TargetStep:
@@ -107,7 +108,7 @@ class TargetSession:
         device = self._adapter.input_device(self.model)  # the taps of a spread target are on its layers' devices
         layers = [self._taps.layers[i].to(device) for i in self.layer_ids]
         stacked = torch.stack(layers, dim=2) if layers else None
-        return TargetStep(logits.to(device), self._taps.final.to(device), stacked)
+        return TargetStep(logits.to(device), self._taps.residual.to(device), stacked)
 
     def _check(self, input_ids: Tensor) -> None:
         if not self._close.alive:

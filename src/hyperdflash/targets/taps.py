@@ -16,10 +16,10 @@ from hyperdflash.targets.adapter import adapter_of
 
 
 class Taps:
-    """``final`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward; `remove` or the end of a `with` block
+    """``residual`` [B, T, M, D] and ``layers`` {id: [B, T, M, D]} of the last forward; `remove` or the end of a `with` block
     removes the hooks from the model."""
 
-    final: Tensor
+    residual: Tensor
 
     def __init__(self) -> None:
         self.layers: dict[int, Tensor] = {}
@@ -56,7 +56,7 @@ def tap_residual(model: PreTrainedModel, layer_ids: Sequence[int] = ()) -> Taps:
     if wrong := [i for i in layer_ids if not 0 <= i < len(layers)]:
         raise ValueError(f"layer_ids must be in 0..{len(layers) - 1} for this target, got {wrong}")
     taps = Taps()
-    taps.handles.append(collapse.register_forward_pre_hook(lambda _, args: setattr(taps, "final", args[0])))
+    taps.handles.append(collapse.register_forward_pre_hook(lambda _, args: setattr(taps, "residual", args[0])))
     for i in layer_ids:
         hook = partial(lambda i, _, args, output: taps.layers.update({i: output}), i)
         taps.handles.append(layers[i].register_forward_hook(hook))

@@ -105,7 +105,7 @@ class DraftingModule(L.LightningModule):
             with self._local_gradients(number < len(batch.micro)), fast_fp32_products():
                 slots = self.drafter.slots(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
                 logits = self.drafter.head.logits(slots, self.target_heads)
-                part = self.objective.sums(logits, blocks, micro.states.final, self.target_heads)
+                part = self.objective.sums(logits, blocks, micro.states.residual, self.target_heads)
                 loss = self.objective.loss(part, batch.counts)
                 self.manual_backward(loss * self.trainer.world_size)  # DDP averages over ranks; this makes it a sum
             losses.append(loss.detach())

@@ -147,7 +147,7 @@ def load_mtp(path: Path, config: DeepseekV4Config, *, experts: str, dtype: torch
 
 
 def parts(model: DeepseekV4ForCausalLM) -> tuple[nn.ModuleList, nn.Module, nn.Module]:
-    """Returns layers, collapse (its input is the final residual) and final norm."""
+    """Returns layers, collapse (its input is the residual) and final norm."""
     return model.model.layers, model.model.hc_head, model.model.norm
 
 

@@ -48,22 +48,22 @@ class MTPBlock(NativeMTP):
         """Returns cos and sin of ``position_ids`` [B, T] in the layer's form."""
         return {"main": self.rotary_emb(x, position_ids=position_ids, layer_type="main")}
 
-    def combine(self, final: Tensor, next_embeds: Tensor) -> Tensor:
+    def combine(self, residual: Tensor, next_embeds: Tensor) -> Tensor:
         """Joins H [B, T, M, D] and embed(x[i+1]) [B, T, D] into X [B, T, M, D]."""
         embeds = self.e_proj(self.enorm(next_embeds)).unsqueeze(-2)
-        return embeds + self.h_proj(self.hnorm(final.to(next_embeds.dtype)))
+        return embeds + self.h_proj(self.hnorm(residual.to(next_embeds.dtype)))
 
-    def run(self, final, next_embeds, position_ids, mask, keys=None) -> tuple[Tensor, Tensor]:
+    def run(self, residual, next_embeds, position_ids, mask, keys=None) -> tuple[Tensor, Tensor]:
         cache = compat.LayerKeys(keys)
-        return self._layer(final, next_embeds, position_ids, mask, cache), cache.new
+        return self._layer(residual, next_embeds, position_ids, mask, cache), cache.new
 
-    def keys(self, final: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        x = self.combine(final, next_embeds)
+    def keys(self, residual: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.combine(residual, next_embeds)
         return compat.sliding_keys(self.layer, x, self.rotary(next_embeds, position_ids))
 
-    def _layer(self, final, next_embeds, position_ids, mask, cache: compat.LayerKeys | None = None) -> Tensor:
+    def _layer(self, residual, next_embeds, position_ids, mask, cache: compat.LayerKeys | None = None) -> Tensor:
         return self.layer(
-            self.combine(final, next_embeds),
+            self.combine(residual, next_embeds),
             position_embeddings=self.rotary(next_embeds, position_ids),
             position_ids=position_ids,
             attention_mask=mask,
@@ -74,14 +74,14 @@ class MTPBlock(NativeMTP):
     def head(self, residual: Tensor) -> Tensor:
         return self.norm(self.hc_head(residual))
 
-    def forward(self, final: Tensor, next_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, residual: Tensor, next_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Runs one step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2]. The default mask is
         the causal one of the sliding window."""
-        length = final.shape[1]
-        position_ids = torch.arange(length, device=final.device).unsqueeze(0)
+        length = residual.shape[1]
+        position_ids = torch.arange(length, device=residual.device).unsqueeze(0)
         if mask is None:
-            mask = window_mask(0, length, self.sliding_window, next_embeds.dtype, final.device)
-        return self.head(self._layer(final, next_embeds, position_ids, mask))
+            mask = window_mask(0, length, self.sliding_window, next_embeds.dtype, residual.device)
+        return self.head(self._layer(residual, next_embeds, position_ids, mask))
 
 
 def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
