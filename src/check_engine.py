@@ -1,4 +1,4 @@
-"""Compares the states of a serving engine with the target's; captures through it need a passing check (docs/targets.md)."""
+"""Compares the states of a serving engine with the target's (docs/deepseek_v4_flash.md)."""
 
 from hyperdflash.commands import check_engine as main
 

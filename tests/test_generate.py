@@ -94,16 +94,18 @@ def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compos
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     variants = {"own": [], "mean": ["reducer=mean"], "random": ["reducer.init=random"], "mtp": ["method=mtp_finetuned"]}
     variants["layers"] = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc"]
+    variants |= {"head": ["head=correction"], "lead": ["lead=mtp"], "inputs": ["inputs=pairs"], "best": ["method=best"]}
     for number, (name, overrides) in enumerate(variants.items()):
         result = tmp_path / "train" / name / "result.json"
         result.parent.mkdir(parents=True)
         decided = decided_by(compose_config("train", [f"target.path={target.path}", *overrides]))
         result.write_text(json.dumps({"target": target.fingerprint, "decided_by": decided}))
         os.utime(result, (number, number))
-    assert module.newest_run(target).name == "own"
-    (tmp_path / "train" / "own" / "result.json").unlink()
-    with pytest.raises(ValueError, match="no finished run on this target"):
-        module.newest_run(target)
+    for method, name in {"hyperdflash": "own", "best": "best", "mtp_finetuned": "mtp"}.items():
+        assert module.newest_run(target, method).name == name
+        (tmp_path / "train" / name / "result.json").unlink()
+        with pytest.raises(ValueError, match="no finished run on this target"):
+            module.newest_run(target, method)
 
 
 def test_a_prompt_of_ids_fits_the_context_with_its_answer(target):

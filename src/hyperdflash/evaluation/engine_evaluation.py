@@ -154,8 +154,7 @@ def engine_markdown(rows: Sequence[dict], target: str) -> str:
     notes = (
         "One request at a time. tokens/s and ms/token: decoding, the first chunk left out; first token and answer: seen by the "
         "client, medians and 95th percentiles. τ and accepted: from the server's counters, which count accepted drafts past "
-        "the end of a text too. At T = 0 a text may differ from AR's where two logits tie within the engine's rounding. A "
-        "stock engine has no drafter that reads the residual's paths before hc_head, so a HyperDFlash drafter cannot be served "
-        "yet: `python -m src.evaluate by=decoding` measures it in this project's own loop."
+        "the end of a text too. At T = 0 a text may differ from AR's where two logits tie within the engine's rounding. "
+        "docs/serving.md says which engine serves which drafter; `python -m src.evaluate by=decoding` measures any of them."
     )
     return markdown([f"### In the engine: target {target}", Table(header, lines), notes])

@@ -86,7 +86,7 @@ def served_by(to: str, groups: Groups) -> str:
         return "This project's own loop decodes with it: `hyperdflash generate run=FOLDER`; no engine reads this format."
     name = architecture(to, groups)
     if name == PLUGIN:
-        return f"vLLM 0.32 to 0.33 serves it with a draft class registered as {PLUGIN}; no stock class does."
+        return f"vLLM 0.32 to 0.33 serves it with a draft class registered as {PLUGIN}, which plugins/vllm does not have yet."
     method = "dspark" if name.startswith("DSpark") else "dflash"
     if groups["conditioning"]["option"] == "layers":
         return f"vLLM 0.33 serves it (method {method}); its taps of DeepSeek-V4 are means over the paths, as in training."

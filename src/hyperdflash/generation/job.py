@@ -91,8 +91,8 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
     from hyperdflash.evaluation.methods import compose_method, stated_options
     from hyperdflash.training.run_index import RunIndex
 
-    stated = stated_options(compose_method(method))
-    needed = {n: v for n, v in stated.items() if n.partition(".")[0] in ("conditioning", "reducer") or n == "drafter.option"}
+    stated, parts = stated_options(compose_method(method)), ("conditioning", "reducer", "inputs", "lead", "head")
+    needed = {name: value for name, value in stated.items() if name.partition(".")[0] in parts or name == "drafter.option"}
     fitting = [run for run in RunIndex() if run.record["target"] == target.fingerprint and run.agrees(needed)]
     if not fitting:
         raise ValueError(
