@@ -36,10 +36,8 @@ Index conventions
     teacher of k    the target's distribution read from H[a + k - 1]
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -102,7 +100,7 @@ class TargetStates:
         last = self.input_ids.new_zeros(len(self.input_ids)) if self.next_id is None else self.next_id
         return torch.cat([self.input_ids[:, 1:], last[:, None]], dim=1)
 
-    def rows(self, first: int, stop: int) -> TargetStates:
+    def rows(self, first: int, stop: int) -> Self:
         """Returns documents ``first`` to ``stop - 1``, padding included."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layer_ids"}
         cut = {name: value if value is None else value[first:stop] for name, value in own.items()}
@@ -137,7 +135,7 @@ class BlockLayout:
         return self.size - 1
 
     @classmethod
-    def chain(cls, size: int, kind: Literal["full", "causal"] = "full") -> BlockLayout:
+    def chain(cls, size: int, kind: Literal["full", "causal"] = "full") -> Self:
         """Returns a chain of slots. ``full``: every position sees the whole block (DFlash). ``causal``: every position sees
         itself and earlier ones (JetSpec, arXiv 2606.18394)."""
         causal = tuple(tuple(j <= i for j in range(size)) for i in range(size))

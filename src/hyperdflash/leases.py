@@ -5,8 +5,6 @@ locks is abandoned. Processes on several hosts see each other where the file sys
 mounted with local_lock; elsewhere they can at most repeat work: both results are equal, and each appears whole.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import math
@@ -17,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 
 class Leases:
@@ -28,7 +26,7 @@ class Leases:
         self._owned: dict[Path, IO] = {}
         _everywhere.add(self)
 
-    def __enter__(self) -> Leases:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

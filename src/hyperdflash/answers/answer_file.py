@@ -5,8 +5,6 @@ skips an incomplete last line, which another process can be writing; the next wr
 without tokens marks a conversation whose prompt leaves no room for an answer.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each prompt holds the history with the earlier answers. In non_think all turns a
 since reasoning leaves the history: the last has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ...
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ the batches. A batch is written as a whole, one line per document (answer_file),
 next batch. served_answers requests the answers from a server instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence

@@ -10,8 +10,6 @@ The file's name has the server's name of the model and the fingerprint of ``targ
 same weights. An answer depends only on its own conversation, so a larger corpus requests only its new conversations.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

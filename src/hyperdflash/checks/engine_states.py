@@ -9,8 +9,6 @@ Shapes: see contracts.py; N is the number of tokens of all prompts, concatenated
 number formats, so states never agree bit for bit: the limits bound direction, size and the target's next tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 

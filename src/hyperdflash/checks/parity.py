@@ -6,8 +6,6 @@ largest compared value, for logits to their standard deviation over the vocabula
 the cache's dtype: paths agree where differences lie within ``tolerance``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations

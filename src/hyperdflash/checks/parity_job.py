@@ -7,8 +7,6 @@
 5. compare     check by check (checks.parity) into parity.json, parity.md and the terminal; ValueError names what differs
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import torch

@@ -9,8 +9,6 @@ Shapes: see contracts.py; n <= S slots.
 Each path is the production code with a drafter that records; checks/parity.py compares the records.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 

@@ -12,8 +12,6 @@ prompts equal those of the published acceptance lengths:
 ``python -m src.fetch_benchmarks FOLDER`` writes ``FOLDER/<name>.jsonl`` with a ``turns`` field, for machines without a network.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence

@@ -14,8 +14,6 @@ reasoning as ``<think>{reasoning}</think>{answer}``; without these tags the reas
 ``encode_rounds`` and ``history_after`` serve a target that answers several user turns itself.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

@@ -3,8 +3,6 @@
 Options: hyperdflash.data.streamed (hub data sets and files), and any class that an option file names by ``_target_``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

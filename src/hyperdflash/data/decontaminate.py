@@ -7,8 +7,6 @@
               equal a whole turn, with the benchmark's wording or without it
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

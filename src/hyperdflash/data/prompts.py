@@ -9,8 +9,6 @@ So no prompt is cut, no answer ever ends at ``max_length``, and the choice depen
 prompt that does not fit is left out as a whole; the log counts and names it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter

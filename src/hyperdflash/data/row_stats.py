@@ -1,9 +1,8 @@
 """Counts a source's rows: every row read is either taken or dropped for one reason."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import Self
 
 NAMED = 5  # places listed per reason
 
@@ -42,7 +41,7 @@ class RowStats:
         return asdict(self) | {"dropped": dict(self.dropped.most_common())}
 
     @classmethod
-    def of_record(cls, record: dict) -> RowStats:
+    def of_record(cls, record: dict) -> Self:
         return cls(**record | {"dropped": Counter(record["dropped"])})
 
     def lines(self) -> list[str]:

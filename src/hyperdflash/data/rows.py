@@ -12,8 +12,6 @@ Any other row raises `MalformedRow`, whose message is the reason that the statis
 Fields beside these (ids, categories, sources) do not change what a conversation says and are ignored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from hyperdflash.contracts import Conversation, Turn

@@ -13,8 +13,6 @@ file that later runs read: line 1 has the statistics and the number of rows per 
 one is made again, and an unfinished one leaves nothing.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sqlite3

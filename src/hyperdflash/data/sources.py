@@ -5,8 +5,6 @@ rows, damaged ones included, are dropped, and the statistics count them by reaso
 rest of a source cannot be read.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterator

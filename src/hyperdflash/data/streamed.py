@@ -1,7 +1,5 @@
 """A corpus of hub data sets and local files: selects rows by content, removes benchmark prompts, orders rows by a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """DeepSeek-V4's control tokens, and their ids in any tokenizer that has them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

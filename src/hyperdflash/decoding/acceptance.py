@@ -6,8 +6,6 @@ Shapes: see contracts.py; n <= S drafted slots. Slot k of the text is x[a + k]; 
     replay  reads the target's own text: x ~ p               ``FactoredLogits.is_argmax``, ``sampled_accept``
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

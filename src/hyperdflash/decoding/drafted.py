@@ -3,8 +3,6 @@
 Shapes: see contracts.py. Replay returns counts alone; this module recomputes the drafts of one document's rounds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 

@@ -13,13 +13,11 @@ A stop token ends the text wherever it stands in a block. ``max_new_tokens`` tru
 decoding/replay.py does. Plain autoregressive decoding is this loop with n = 0.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -46,7 +44,7 @@ class Seconds:
     def total(self) -> float:
         return self.draft + self.verify + self.rest
 
-    def __add__(self, other: Seconds) -> Seconds:
+    def __add__(self, other: Self) -> Self:
         return Seconds(self.draft + other.draft, self.verify + other.verify, self.rest + other.rest)
 
 

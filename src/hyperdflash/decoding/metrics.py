@@ -4,8 +4,6 @@ Shapes: see contracts.py. ``AcceptanceMetrics`` pools all rounds and ranks; ``do
 intervals.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Detects answers that end in a loop. Looping text is easy to draft and inflates tau, so reports always state its share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

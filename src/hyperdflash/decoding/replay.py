@@ -14,8 +14,6 @@ accepted is the leading run of accepted ones among them; emitted = min(accepted 
 if its drafts reach the end. A decoding loop clips in the same way.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -9,8 +9,6 @@ A block may reach past the document: its late slots are masked, the block stays.
 never be the label of an early slot.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,20 +4,15 @@ A source names the layer taps that the cache must hold (``layer_ids``), states i
 (``num_streams``) and selects them (``gather``). A reducer then turns the N streams into one vector per token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.settings import natural_int, one_of
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 class Conditioning:

@@ -1,7 +1,5 @@
 """Sizes of the draft model, checked before any target is loaded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -21,10 +21,10 @@ from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.states.codecs import Codec
 from hyperdflash.targets.adapter import NativeMTP
+from hyperdflash.targets.heads import TargetHeads
 
 if TYPE_CHECKING:
     from hyperdflash.drafting.proposer import Proposer
-    from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,11 @@ from hyperdflash.drafting.layers import RMSNorm, SwiGLU, linear, rotary_angles
 from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.drafting.visibility import context_mask
 from hyperdflash.states.codecs import CODECS, Codec
+from hyperdflash.targets.heads import TargetHeads
 
 if TYPE_CHECKING:
     from hyperdflash.drafting.config import DrafterConfig
     from hyperdflash.drafting.mtp_chain import MTPChain
-    from hyperdflash.targets.heads import TargetHeads
 
 
 ANCHORS_PER_PASS = 256  # anchors per document and pass without gradients

@@ -14,8 +14,6 @@ the other names as in contracts.py and drafting/attention.py, the counts are, ti
 Recomputed products count once, and rows that the loss masks do not count.
 """
 
-from __future__ import annotations
-
 from dataclasses import astuple, dataclass
 
 from hyperdflash.drafting.config import DrafterConfig

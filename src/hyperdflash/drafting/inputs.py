@@ -7,8 +7,6 @@
 Both projections start at 0, where the drafter is the one without these inputs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hyperdflash.settings import boolean

@@ -1,7 +1,5 @@
 """The layers of a target that vanilla DFlash taps by default. This module resolves configurations and imports no torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hyperdflash.files import REFETCH, read_json

@@ -1,7 +1,5 @@
 """The parts of a Qwen3-style draft layer: RMSNorm, rotary positions, SwiGLU."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

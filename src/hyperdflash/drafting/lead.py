@@ -8,8 +8,6 @@ In training and replay the tokens are the text's. A round costs n + 1 sequential
 slot in n passes, and the block drafter has no part.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hyperdflash.settings import boolean, positive_int

@@ -16,8 +16,6 @@ keys of target states once, the chained keys side by side, and a mask that shows
 over the whole text would instead let it attend to keys of states that a decoding loop does not have yet.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,7 +52,7 @@ class MTPChainConfig:
     def layer_ids(self, conditioning: Conditioning) -> tuple[int, ...]:
         return ()
 
-    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> MTPChain:
+    def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> "MTPChain":
         if parts.lead is not None or parts.inputs != Inputs():
             raise ValueError("drafter=mtp is the chain of the MTP block itself: run with lead=null inputs=null")
         return new_chain(parts, self.num_slots, generator)
@@ -62,7 +60,7 @@ class MTPChainConfig:
 
 def new_chain(
     parts: DrafterParts, num_slots: int, generator: torch.Generator | None = None, *, trainable: bool = True
-) -> MTPChain:
+) -> "MTPChain":
     """Returns the chain of the target's MTP block with a new draft head; with meta heads the block has no shapes."""
     head = parts.head.build(parts.heads)
     if not trainable and not any(True for _ in head.parameters()):

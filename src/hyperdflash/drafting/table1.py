@@ -3,8 +3,6 @@
 Command: python -m src.table1
 """
 
-from __future__ import annotations
-
 import torch
 from rich.console import Console
 from rich.table import Table

@@ -4,19 +4,14 @@ Position i has the streams of its taps and one more, embed(x[i + 1]). A block wi
 newest pair includes the anchor's own token: in the loop the newest state waits until that token is known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hyperdflash.contracts import TargetStates
 from hyperdflash.drafting.conditioning import Layers
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,6 @@ Queries of a block see the context strictly before their anchor, and the part of
 another block. Two masks express this, [B, A, T] for the context and [K, K] for all blocks, instead of one [A * K, T + A * K].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shapes: see contracts.py. The pool requests a failed answer again, from another server if there is one, and never caches it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Makes the client of `target.engine`, which fills a cache from servers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from hyperdflash.engines.client import EngineClient, EngineSettings

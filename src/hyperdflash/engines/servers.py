@@ -4,8 +4,6 @@
 JSON) and `BadAnswer` mean that a retry can succeed.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import threading

@@ -10,8 +10,6 @@ Metric names: vLLM ``vllm:spec_decode_num_drafts_total``, ``..._num_accepted_tok
 ``spec_correct_drafts_histogram``.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter

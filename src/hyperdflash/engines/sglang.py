@@ -11,8 +11,6 @@ SGLang sends 16,384 numbers per token as JSON, and the client reads 128 tokens a
 about 280 tokens/s whatever ``target.concurrency`` is, and several processes share the work (cache=stream, cache.captures=16).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -13,8 +13,6 @@ shared lock first, reads only a whole file, and removes it. vLLM 0.26 does not s
 V4 (it overcounts the cache: pull request 53074).
 """
 
-from __future__ import annotations
-
 import fcntl
 import time
 from collections.abc import Sequence

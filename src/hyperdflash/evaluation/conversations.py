@@ -8,8 +8,6 @@
 5. report       the paper's tables and evaluation.json
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

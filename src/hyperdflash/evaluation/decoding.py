@@ -6,8 +6,6 @@
 4. report       from rows.jsonl the paper's tables, Figure 1, and whether the texts are AR's
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

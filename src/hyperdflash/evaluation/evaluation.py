@@ -7,8 +7,6 @@
 5. report       metrics.json, acceptance.md, acceptance.csv, acceptance.png, the tables on the terminal
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ An entry of ``methods`` is a method's name (conf/method), whose run the index fi
 a row its own name: {name: ..., run: DIRECTORY} or {name: ..., native_steps: N}.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 from collections.abc import Sequence

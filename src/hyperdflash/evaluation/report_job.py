@@ -6,8 +6,6 @@ python -m src.report sweep=conditioning target=tiny,deep html=runs/conditioning.
 Own words: out=FOLDER  html=FILE  baseline=AXIS=VALUE,...  num_resamples=N
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

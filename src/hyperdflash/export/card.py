@@ -1,7 +1,5 @@
 """Writes the model card of an exported drafter: method, target, data, tau with intervals, engine, license."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -9,8 +9,6 @@
 An option is a name of this package's conf/, looked up among its files; nothing in a folder names a class or a function.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Mapping

@@ -8,8 +8,6 @@ In the first two a drafter holds no embedding and no LM head: the engine takes t
 the context, they take the place of M tapped layers, and the tap ids 0..M-1 are only counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ python -m src.export run=runs/train/<run> to=dflash out=exported
 hyperdflash.push_to_hub("exported", "me/my-drafter")
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -8,8 +8,6 @@ answer = hyperdflash.generate(target, drafter, "What is a closure?")       # ans
 for piece in hyperdflash.generate_stream(target, drafter, "..."): print(piece.text, end="")
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

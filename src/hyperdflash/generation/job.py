@@ -6,8 +6,6 @@ python -m src.generate prompt="..." run=runs/train/<run> temperature=1 max_new_t
 python -m src.generate prompt="..." method=ar                                                 plain decoding
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -5,8 +5,6 @@ nla          -log alpha                                     its gradient is tv's
 lk_hybrid    lambda KL(p || q) + (1 - lambda) tv            lambda = exp(-eta alpha), detached (arXiv 2602.23881)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

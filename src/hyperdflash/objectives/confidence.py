@@ -1,7 +1,5 @@
 """Trains a draft head's confidence towards the acceptance rate of its drafts by cross-entropy (DSpark, arXiv 2607.05147)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

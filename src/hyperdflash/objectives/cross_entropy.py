@@ -1,7 +1,5 @@
 """Cross-entropy of draft slots against the text, weighted by position or by the drafter's own confidence."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

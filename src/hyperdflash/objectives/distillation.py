@@ -3,11 +3,8 @@
 Slot k predicts x[a + k]. The target predicts the same token from H[a + k - 1], which is therefore slot k's teacher.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +12,7 @@ from torch import Tensor
 from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.objectives.term import Reading, SlotBatch, SumCount, Term
 from hyperdflash.settings import natural_int, number_between, one_of, positive_number
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 TEACHERS = ("mean_pool", "hc_head")
 

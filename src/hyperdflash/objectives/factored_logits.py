@@ -7,11 +7,9 @@ this module and targets/ name the LM head's weight: losses, replay, the loop and
 head, and the teacher's from ``target_logits``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +18,8 @@ from torch import Tensor
 from hyperdflash.objectives.largest import is_largest
 from hyperdflash.objectives.row_values import Against, RowValues
 from hyperdflash.objectives.sweep import sweep
+from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import token_probabilities
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
 
 TABLE_ROWS = 1 << 14  # rows of a table that are converted to the products' dtype at a time
 LOGITS_BYTES = 64 << 20  # fp32 logits that exist at a time where argmax and token probabilities are read
@@ -41,24 +37,24 @@ class FactoredLogits:
     dtype: torch.dtype
     confidence: Tensor | None = None
 
-    def plus(self, features: Tensor, table: Tensor) -> FactoredLogits:
+    def plus(self, features: Tensor, table: Tensor) -> Self:
         """Adds a factor: ``features`` [..., F], ``table`` [V, F]."""
         return replace(self, features=(*self.features, features), tables=(*self.tables, table))
 
-    def without_first(self) -> FactoredLogits:
+    def without_first(self) -> Self:
         """Leaves out the first factor, which is the LM head's."""
         return replace(self, features=self.features[1:], tables=self.tables[1:])
 
-    def with_confidence(self, confidence: Tensor | None) -> FactoredLogits:
+    def with_confidence(self, confidence: Tensor | None) -> Self:
         """Sets ``confidence`` [...] of every row."""
         return replace(self, confidence=confidence)
 
-    def __getitem__(self, index) -> FactoredLogits:
+    def __getitem__(self, index) -> Self:
         """Selects rows by indexing the leading dimensions [...]."""
         confidence = None if self.confidence is None else self.confidence[index]
         return replace(self, features=tuple(x[index] for x in self.features), confidence=confidence)
 
-    def take(self, rows: Tensor) -> FactoredLogits:
+    def take(self, rows: Tensor) -> Self:
         """Selects R rows by ``rows`` [R] int64, indices into the flattened leading dimensions."""
         features = tuple(x.flatten(0, -2).index_select(0, rows) for x in self.features)
         confidence = None if self.confidence is None else self.confidence.flatten().index_select(0, rows)
@@ -76,7 +72,7 @@ class FactoredLogits:
         parts = [own[id(t)] if id(t) in own else t.new_zeros(*rows, t.shape[1]) for t in tables]
         return _side_by_side([x.to(self.dtype) for x in parts])
 
-    def values(self, labels: Tensor, against: Sequence[tuple[FactoredLogits, Against]] = ()) -> RowValues:
+    def values(self, labels: Tensor, against: Sequence[tuple[Self, Against]] = ()) -> RowValues:
         """Returns cross-entropy and top-1 of R rows with ``labels`` [R], and divergences of the first E rows from teachers of E
         rows, by one sweep over the vocabulary. Features and trainable tables get gradients."""
         teachers = [replace(one, teacher=logits.joined(self.tables)) for logits, one in against]
@@ -86,12 +82,12 @@ class FactoredLogits:
         """Returns the cross-entropy with ``labels`` [R] int64: nats [R], at least fp32."""
         return self.values(labels).cross_entropy
 
-    def kl(self, teacher: FactoredLogits, temperature: float = 1.0) -> Tensor:
+    def kl(self, teacher: Self, temperature: float = 1.0) -> Tensor:
         """Returns KL(teacher || self) of every row at ``temperature``: nats [R]. The teacher is detached."""
         labels = torch.zeros(len(self.features[0]), dtype=torch.int64, device=self.features[0].device)
         return self.values(labels, [(teacher, Against(temperature=temperature, kl=True))]).against[0].kl
 
-    def overlap(self, teacher: FactoredLogits, temperature: float = 1.0) -> Tensor:
+    def overlap(self, teacher: Self, temperature: float = 1.0) -> Tensor:
         """Returns sum_v min(p_v, q_v), one minus total variation, of every row: [R]. The teacher is detached."""
         labels = torch.zeros(len(self.features[0]), dtype=torch.int64, device=self.features[0].device)
         return self.values(labels, [(teacher, Against(temperature=temperature, overlap=True))]).against[0].overlap

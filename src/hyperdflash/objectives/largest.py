@@ -3,8 +3,6 @@
 R rows, F the width of all factors side by side; shapes otherwise as in contracts.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

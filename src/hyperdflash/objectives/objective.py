@@ -7,11 +7,9 @@
             counts of all of them, and the gradients add up to those of the whole step
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +21,7 @@ from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.objectives.row_values import Against
 from hyperdflash.objectives.sweep import SHAPE_MULTIPLE
 from hyperdflash.objectives.term import SlotBatch, SumCount, Term
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 def _sum_of(one: object, other: object) -> object:

@@ -3,8 +3,6 @@
 R rows, of which the first E have a teacher; shapes otherwise as in contracts.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

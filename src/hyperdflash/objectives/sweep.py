@@ -15,8 +15,6 @@ in FlashAttention (Dao et al. 2022, arXiv 2205.14135), with the tables as both k
     backward        d L / d table = (d L / dz)^T features, which needs the normalizers too; runs only if a table trains
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 

@@ -8,19 +8,15 @@ A term is a frozen dataclass that a configuration lists under ``objective.terms`
 sweep.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.objectives.row_values import Divergences, RowValues
 from hyperdflash.settings import number_between, positive_number
-
-if TYPE_CHECKING:
-    from hyperdflash.objectives.factored_logits import FactoredLogits
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ The formula is Keller Jordan's (2024). Updates are scaled to AdamW's RMS as in M
 0.2 * sqrt(max(rows, cols))), so that Muon and AdamW share one learning rate. DeepSeek-V4 was trained with Muon too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 import torch

@@ -9,8 +9,6 @@ The caller gives the rates, which are assumptions that the report prints; everyt
 per thing that does not fit, with the override that fixes it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

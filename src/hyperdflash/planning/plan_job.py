@@ -3,8 +3,6 @@
 Takes every option of src.train and reads no weights: it counts parameters and FLOPs on the meta device.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -15,10 +15,9 @@ ratios hold where a forward waits for weights. Real texts route neighboring toke
 extreme, where all tokens of a row share the same k experts. A new kind of drafter is one more function in ``DRAFTING``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.planning.v4_sizes import BYTES, SPARSE_RATIO, V4Sizes, Weights, mtp_weights, target_weights
@@ -53,7 +52,7 @@ class Work:
     fp8_flops: float = 0.0
     bf16_flops: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
+    def __add__(self, other: Self) -> Self:
         fp8, bf16 = self.fp8_flops + other.fp8_flops, self.bf16_flops + other.bf16_flops
         return Work(self.part, self.bytes + other.bytes, fp8, bf16)
 

@@ -5,8 +5,6 @@ python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
 python -m src.roofline from=runs/demo batch=[1,8,32]       what an evaluation's measured tau would give on the real target
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -17,8 +17,6 @@ cached states, h of the frozen heads. Under autocast w = a = 4 and c = 2, and ev
 Compared with measured peaks by `python -m benchmarks.step_memory`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hyperdflash.drafting.config import DrafterConfig

@@ -5,8 +5,6 @@ block. Formats: routed experts FP4, a scale per 32 weights; projections, shared 
 per 128 x 128; embedding, LM head, router, compressors and norms BF16; hyper-connections, sinks and position biases FP32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -8,11 +8,10 @@ are paired. Prompts are the unit because rounds of one answer are not independen
 not the training seed nor the target.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 
@@ -95,12 +94,12 @@ class Ratio:
             return {group: Estimate(*own) for group, own in zip(self.groups, bounds, strict=True)}
         return {group: tuple(Estimate(*slot) for slot in own) for group, own in zip(self.groups, bounds, strict=True)}
 
-    def minus(self, other: Ratio) -> Ratio:
+    def minus(self, other: Self) -> Self:
         """Returns the paired difference of two ratios of the same Resamples."""
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
         return Ratio(self.groups, self.value - other.value, self.resampled - other.resampled)
 
-    def over(self, other: Ratio) -> Ratio:
+    def over(self, other: Self) -> Self:
         """Returns the paired quotient of two ratios without slots per domain, and the plain mean of the quotients."""
         assert self.groups == other.groups and self.resampled.shape == other.resampled.shape
 

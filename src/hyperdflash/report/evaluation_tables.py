@@ -7,8 +7,6 @@ benchmark, grouped Math, Code, Chat; Average is the plain mean of the columns. A
 is the Average beside it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

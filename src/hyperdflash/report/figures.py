@@ -3,8 +3,6 @@
 The paper does not state whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path

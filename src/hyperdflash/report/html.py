@@ -1,7 +1,5 @@
 """Writes a report as one HTML page with its pictures and sortable tables, which needs no network and no server."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Iterable
 from html import escape

@@ -8,8 +8,6 @@ Speedup is emitted tokens per second of decoding (the prefill and its token left
 prompts, both summed over prompts before the division. Plain decoding is a sample without slots.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

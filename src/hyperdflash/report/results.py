@@ -7,8 +7,6 @@ value, low, high                     NaN where undefined; the interval is over p
 n                                    prompts of the group
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -16,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from hyperdflash.files import write_text
 from hyperdflash.report.bootstrap import MEAN, Estimate
@@ -55,7 +53,7 @@ class Results:
     details: dict[tuple[str, str], dict[str, object]] = field(default_factory=dict)
     interval: dict[str, object] = field(default_factory=dict)
 
-    def at(self, **keys) -> Results:
+    def at(self, **keys) -> Self:
         """Selects the rows whose columns equal ``keys``."""
         places = [(Row._fields.index(name), value) for name, value in keys.items()]
         return Results(tuple(r for r in self.rows if all(r[i] == value for i, value in places)), self.details, self.interval)

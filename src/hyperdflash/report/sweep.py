@@ -5,8 +5,6 @@ seeds (Student's t, needs two) and over prompts (bootstrap, the same resampled p
 the baseline are paired by seed and by prompt. A verdict requires both intervals to exclude 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@
 2. marks           runs to compare with caution
 """
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Renders a SweepReport: verdicts, then tables of tau, differences and positions per target."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

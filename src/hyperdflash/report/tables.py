@@ -3,8 +3,6 @@
 A cell ``**x**`` is bold.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

@@ -9,14 +9,13 @@ After a kill, at most two shards are captured again: the one in its forward and 
 over their leases.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 from tqdm import tqdm
@@ -59,7 +58,7 @@ class ShardWriter:
             self._written.result()
         self._written = self._thread.submit(lambda: self.after(shard, write_taps(self.store, shard, taps)))
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, *_) -> None:

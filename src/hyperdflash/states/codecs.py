@@ -8,8 +8,6 @@ N tokens, M paths, D hidden width. Every reader gets ``decode(encode(x))``; `rou
 a disk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -13,8 +13,6 @@ The states are not copied: the name of a shard, which is a digest of its documen
 datasets share the shards that they have in common, and a layer tap is added later without a new index.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence

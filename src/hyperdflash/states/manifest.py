@@ -3,8 +3,6 @@
 People read the file, so it also explains taps. A checksum covers every byte of it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass

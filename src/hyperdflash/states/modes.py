@@ -6,13 +6,11 @@ Off       computes states during the training and writes none
 Stream    keeps a byte budget on disk; the training, or capture processes beside it, capture shards when they are needed
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from hyperdflash.settings import boolean, natural_int, one_of, positive_int, positive_number
 from hyperdflash.states.capture import capture
@@ -22,9 +20,7 @@ from hyperdflash.states.manifest import NAME as MANIFEST
 from hyperdflash.states.readers import CachedStates, LiveStates, ShardedStates
 from hyperdflash.states.store import Shard, StateStore
 from hyperdflash.states.stream import StreamedStates, supply
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.producer import Producer
+from hyperdflash.targets.producer import Producer
 
 
 @dataclass(frozen=True, kw_only=True)

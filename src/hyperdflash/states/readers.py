@@ -6,22 +6,17 @@ prefetch(order)    announces the next shards in the order of use, window by wind
 release()          withdraws the announcement at the end of a pass
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from torch.utils.data import Dataset, get_worker_info
 
 from hyperdflash.contracts import Document, TargetStates
 from hyperdflash.states.codecs import Codec, rounded
 from hyperdflash.states.store import Shard, StateStore, states_of
-
-if TYPE_CHECKING:  # a training reads states without the target's modules
-    from hyperdflash.targets.producer import Producer
+from hyperdflash.targets.producer import Producer, finite_states
 
 
 class ShardedStates(Dataset):
@@ -98,8 +93,6 @@ class LiveStates(ShardedStates):
 
 def computed_states(producer: Producer, shard: Shard, layer_ids: Sequence[int], codec: Codec) -> list[TargetStates]:
     """Computes the states of each document of a shard, rounded as in a cache with ``codec``; touches no disk."""
-    from hyperdflash.targets.producer import finite_states  # imports the target's modules
-
     taps = finite_states(producer, shard.documents, layer_ids)
     split = [rounded(taps[tap], codec).split(shard.lengths) for tap in (None, *layer_ids)]
     rows = zip(shard.documents, *split, strict=True)

@@ -11,8 +11,6 @@ R records, N tokens. Together the checksums cover every byte. A file is mapped, 
 cache, and a check passes over its bytes once (XXH3 runs at memory speed). Any safetensors reader opens the file too.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import mmap

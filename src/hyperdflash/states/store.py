@@ -11,8 +11,6 @@ and a read checks every byte that it returns (states/shard_file.py). The documen
 captured in, so states never depend on what was cached before.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

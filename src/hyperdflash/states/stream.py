@@ -10,8 +10,6 @@ new shard: when nothing can be removed, producers wait. Readers and producers sh
 start, stop and are killed in any order.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import time

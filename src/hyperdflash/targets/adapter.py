@@ -4,8 +4,6 @@ A kind is the `model_type` of config.json. Its adapter is a module with the func
 a kind, write that module and add a line to ``ADAPTERS``. Shapes: see contracts.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType

@@ -5,8 +5,6 @@ covers the shortest prompt, then every step feeds each row its next prompt token
 the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -3,10 +3,8 @@
 Shapes: see contracts.py. Training and replay need nothing else of the target once the states are cached.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +39,7 @@ class TargetHeads(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> TargetHeads:
+    def of(cls, model: PreTrainedModel) -> Self:
         """Returns the heads of a loaded model, which share its tensors."""
         with torch.device("meta"):
             heads = cls(model.config)
@@ -57,7 +55,7 @@ class TargetHeads(nn.Module):
         own = self.lm_head.weight.dtype
         return own if self.computes_in is None else torch.promote_types(own, self.computes_in)
 
-    def train(self, mode: bool = True) -> TargetHeads:
+    def train(self, mode: bool = True) -> Self:
         """Stays in eval mode, since the heads are frozen."""
         return super().train(False)
 

@@ -4,8 +4,6 @@ Caches and checkpoints hold a fingerprint of the weights that every drafter depe
 weights has almost no accepted drafts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -71,10 +69,10 @@ def fingerprint(heads: TargetHeads, keep: bool = False) -> str:
 
 
 # heads -> (settings and address of its tables, digest of both)
-_of_tables: WeakKeyDictionary[TargetHeads, tuple[tuple, hashlib._Hash]] = WeakKeyDictionary()
+_of_tables: WeakKeyDictionary[TargetHeads, tuple] = WeakKeyDictionary()
 
 
-def _add(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> hashlib._Hash:
+def _add(digest: "hashlib._Hash", tensors: Iterable[Tensor]) -> "hashlib._Hash":
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy())

@@ -6,8 +6,6 @@ A tap is None for the residual (``pre_hc_head``) or a layer id. The caller group
 states bit for bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol

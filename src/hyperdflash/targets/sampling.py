@@ -1,7 +1,5 @@
 """Turns logits into the distribution for sampling: temperature, then nucleus; one rule for target and drafter."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

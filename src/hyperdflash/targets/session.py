@@ -3,11 +3,10 @@
 Shapes: see contracts.py; K here is the number of new tokens. The target's adapter provides the forward and the cache.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ class TargetSession:
         self._taps = tap_residual(model, layer_ids)
         self._close = weakref.finalize(self, self._taps.remove)
 
-    def __enter__(self) -> TargetSession:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

@@ -3,10 +3,9 @@
 Shapes: see contracts.py. transformers does not return that residual, so a hook reads the input of the collapse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
+from typing import Self
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -29,7 +28,7 @@ class Taps:
         for handle in self.handles:
             handle.remove()
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         return self
 
     __exit__ = remove

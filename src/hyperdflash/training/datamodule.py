@@ -9,8 +9,6 @@ rank knows the counts that divide the sums before the first forward and without 
 depend on the number of ranks and micro-batches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -123,7 +121,7 @@ class TargetStatesData(L.LightningDataModule):
         parts = [mine[i : i + VALIDATION_BATCH] for i in range(0, len(mine), VALIDATION_BATCH)]
         return self._loader(lambda: (collate([states[index] for index in own]) for own in parts), len(parts))
 
-    def _loader(self, batches: Callable[[], Iterator[T]], length: int) -> Loader[T]:
+    def _loader(self, batches: Callable[[], Iterator[T]], length: int) -> Iterable[T]:
         """Reads ahead while a GPU computes; on the CPU, reading ahead would slow the computation down."""
         device = self.trainer.strategy.root_device
         return ReadAhead(batches, length, device, self._reading) if device.type == "cuda" else Loader(batches, length)

@@ -6,10 +6,7 @@ W is the target's frozen LM head and embed its embedding. The correction has the
 head once per slot; head=markov reads it once per block and is limited to its rank.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +16,7 @@ from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.drafting.layers import linear
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.settings import positive_int
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +28,7 @@ class Correction:
     def __post_init__(self):
         positive_int("head.expansion", self.expansion)
 
-    def build(self, heads: TargetHeads) -> CorrectionHead:
+    def build(self, heads: TargetHeads) -> DraftHead:
         return CorrectionHead(heads.hidden_size, self.expansion * heads.hidden_size)
 
 

@@ -4,19 +4,15 @@ A head turns a drafter's features of all slots into logits. Training and replay 
 the loop drafts from left to right and gives it its own drafts.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hyperdflash.contracts import BlockLayout, Proposal, Slots
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
+from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.sampling import Sampler
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
 
 
 class DraftHead(nn.Module):

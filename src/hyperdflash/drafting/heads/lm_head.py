@@ -1,21 +1,16 @@
 """``lm_head``: the target's own frozen LM head, for all slots at once (DFlash); it has no parameters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hyperdflash.contracts import Slots
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMHead:
-    def build(self, heads: TargetHeads) -> LMDraftHead:
+    def build(self, heads: TargetHeads) -> DraftHead:
         return LMDraftHead()
 
 

@@ -10,11 +10,8 @@ One product with W serves all slots; only the bias is sequential when drafting. 
 acceptance of its drafts, c_k = sigmoid(Linear(D + r -> 1)[h_k; e_k]), which objectives/confidence.py trains.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +20,7 @@ from hyperdflash.contracts import Slots
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.settings import boolean, one_of, positive_int
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 KINDS = ("vanilla", "gated", "rnn")
 
@@ -43,7 +38,7 @@ class Markov:
         one_of("head.kind", self.kind, KINDS)
         boolean("head.confidence", self.confidence)
 
-    def build(self, heads: TargetHeads) -> MarkovHead:
+    def build(self, heads: TargetHeads) -> DraftHead:
         return MarkovHead(self, heads.config.vocab_size, heads.hidden_size)
 
 

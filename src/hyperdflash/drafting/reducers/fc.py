@@ -1,9 +1,6 @@
 """``fc``: DFlash's generic reducer, one dense projection of all streams side by side. It fits any source and any widths."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,16 +8,14 @@ from torch import Tensor
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.layers import linear
 from hyperdflash.drafting.reducers.reducer import Reducer, checked_num_streams
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fc:
     num_streams: int | None = None
 
-    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> FcReducer:
+    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> Reducer:
         num_streams = checked_num_streams(self.num_streams, conditioning, heads)
         return FcReducer(num_streams * heads.hidden_size, hidden_size)
 

@@ -8,10 +8,8 @@ The gate reads the raw residual. With ``path_norm: false`` this is the target's 
 order of operations follows transformers' hc_head.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +20,7 @@ from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.layers import RMSNorm
 from hyperdflash.drafting.reducers.reducer import Reducer, checked_num_streams
 from hyperdflash.settings import boolean, one_of
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 TOKENS = 1024  # tokens per document that are reduced in fp32 at a time
 
@@ -62,7 +58,7 @@ class HcGate:
             )
         checked_num_streams(self.num_streams, conditioning, heads)
 
-    def gate(self, heads: TargetHeads) -> HcGateReducer:
+    def gate(self, heads: TargetHeads) -> "HcGateReducer":
         return HcGateReducer(heads, path_norm=self.path_norm, init=self.init)
 
 

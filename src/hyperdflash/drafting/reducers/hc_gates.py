@@ -5,10 +5,8 @@
 A new reducer is therefore the paper's on the residual alone. Every gate starts from the target's own.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +14,7 @@ from torch import Tensor, nn
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.reducers.hc_gate import HcGate, HcGateReducer
 from hyperdflash.drafting.reducers.reducer import Reducer
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +24,7 @@ class HcGates(HcGate):
     name: ClassVar[str] = "hc_gates"
     conditioning: ClassVar[str] = "residual_and_layers"
 
-    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> HcGatesReducer:
+    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> Reducer:
         self.check(conditioning, heads, hidden_size)
         gates = [self.gate(heads) for _ in range(conditioning.num_streams(heads) // heads.num_paths)]
         return HcGatesReducer(gates, heads)

@@ -1,25 +1,20 @@
 """``mean``: the average of the streams. It has no parameters and needs a drafter as wide as the target."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.reducers.reducer import Reducer, checked_num_streams
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
     num_streams: int | None = None
 
-    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> MeanReducer:
+    def build(self, conditioning: Conditioning, heads: TargetHeads, hidden_size: int) -> Reducer:
         checked_num_streams(self.num_streams, conditioning, heads)
         if hidden_size != heads.hidden_size:
             raise ValueError(

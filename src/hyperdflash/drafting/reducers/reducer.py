@@ -3,18 +3,14 @@
 A reducer turns the N streams of a conditioning source into one vector per token: [B, T, N, D] -> [B, T, D'].
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.settings import positive_int
-
-if TYPE_CHECKING:
-    from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.heads import TargetHeads
 
 
 class Reducer(nn.Module):

@@ -6,8 +6,6 @@
 are on several devices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import lru_cache

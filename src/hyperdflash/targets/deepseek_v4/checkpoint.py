@@ -7,8 +7,6 @@ dequantizes DeepSeek-V4's two low-precision formats.
 A value is weight * scale. A scale is a power of two, so bf16 and fp32 hold weight, scale and product exactly.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

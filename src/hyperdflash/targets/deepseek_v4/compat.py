@@ -10,8 +10,6 @@ window keys, the compressors' (kv, gate), and the share of each closed window in
 compressed entries and does not compute them again.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@
 Both agree with transformers' own modules (tests/targets/test_target.py).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

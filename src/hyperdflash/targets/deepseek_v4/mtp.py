@@ -5,8 +5,6 @@ The block is one full V4 decoder layer (sliding attention, score-routed experts,
 projections and its own hyper-connection head; embedding and LM head are the target's.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import DeepseekV4Config

@@ -3,8 +3,6 @@
 transformers renames, merges and dequantizes the layers of the whole target.
 """
 
-from __future__ import annotations
-
 import re
 
 import torch

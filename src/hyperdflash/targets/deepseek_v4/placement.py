@@ -3,8 +3,6 @@
 The process that loads it owns all the devices, so it cannot be one of several training ranks.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 
