@@ -12,7 +12,7 @@ import ast
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -172,11 +172,11 @@ def read_definitions(file: SourceFile) -> list[Definition]:
     return [item for item in found if item is not None]
 
 
-def scan(files: Iterable[SourceFile], *, num_workers: int = 1) -> list[Definition]:
-    """Returns the definitions of all ``files`` in their order, for any number of processes."""
+def scan(files: Iterable[SourceFile], read: Callable[[SourceFile], list] = read_definitions, *, num_workers: int = 1) -> list:
+    """Returns what ``read`` finds in each of ``files``, in their order for any number of processes."""
     files = list(files)
     with ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext() as pool:
-        rows = pool.map(read_definitions, files, chunksize=32) if pool else map(read_definitions, files)
+        rows = pool.map(read, files, chunksize=32) if pool else map(read, files)
         bar = tqdm(rows, total=len(files), unit="file", desc="corpus: reading Python files")
         return [item for row in bar for item in row]
 

@@ -29,10 +29,10 @@ from hyperdflash.identity import runs_dir
 from hyperdflash.settings import natural_int
 from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
 from tiny_target.corpus.code_tasks import code_task
-from tiny_target.corpus.definitions import Definition, FunctionDefinition, default_workers, scan
+from tiny_target.corpus.definitions import Definition, FunctionDefinition, default_workers, read_definitions, scan
 from tiny_target.corpus.explanations import explain_function, explain_namespace, explain_topic
 from tiny_target.corpus.near_duplicates import first_of_each, fold_code
-from tiny_target.corpus.packages import corpus_files, installed_versions
+from tiny_target.corpus.packages import SourceFile, corpus_files, installed_versions
 from tiny_target.corpus.split import SPLITS, Split, is_heldout_module, is_heldout_text
 from tiny_target.corpus.word_problems import Template, as_conversation, problems, templates
 
@@ -81,6 +81,11 @@ def chat_candidates(definitions: Iterable[Definition], topics: Mapping[str, str]
     return found
 
 
+def _candidates_of(file: SourceFile) -> list[Candidate]:
+    definitions = read_definitions(file)
+    return code_candidates(definitions) + chat_candidates(definitions)
+
+
 def _is_heldout(module: str, text: str) -> bool:
     return is_heldout_module(module) or is_heldout_text(text)
 
@@ -124,12 +129,9 @@ def build() -> dict[str, list[Conversation]]:
     """Builds the whole corpus from this machine's files: conversations by split, domains mixed in a stable order."""
     from pydoc_data.topics import topics  # Python's own reference, a megabyte
 
-    definitions = scan(corpus_files(), num_workers=default_workers())
-    candidates = {
-        "math": math_candidates(templates()),
-        "code": code_candidates(definitions),
-        "chat": chat_candidates(definitions, dict(sorted(topics.items()))),
-    }
+    candidates = {"math": math_candidates(templates()), "code": [], "chat": chat_candidates((), dict(sorted(topics.items())))}
+    for candidate in scan(corpus_files(), _candidates_of, num_workers=default_workers()):
+        candidates[candidate.conversation.domain].append(candidate)
     result: dict[str, list[Conversation]] = {"train": [], "heldout": []}
     for domain, found in candidates.items():
         train, heldout = select(found, TRAIN_BYTES[domain], by_shingles=domain != "math")
