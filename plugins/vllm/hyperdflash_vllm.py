@@ -7,7 +7,8 @@ HYPERDFLASH_PRE_HC_HEAD=1 the model returns the M paths of that buffer in place 
     torch.stack(aux, dim=1)  ==  H                cat(aux, dim=-1)  ==  vec(H)                H [T, M, D]
 
 so `extract_hidden_states` with any M layer ids (any) writes H as ``hidden_states`` [T, M, D].
-This module imports nothing of vLLM: a string names the model class, and vLLM loads it when it builds the model.
+The same switch registers the draft class of this project's exports, which reads those paths.
+This module imports nothing of vLLM: strings name the classes, and vLLM loads them when it builds a model.
 """
 
 import os
@@ -15,15 +16,19 @@ import os
 import torch
 
 SWITCH = "HYPERDFLASH_PRE_HC_HEAD"
-ARCHITECTURE = "DeepseekV4ForCausalLM"
+CLASSES = {  # architecture -> class
+    "DeepseekV4ForCausalLM": "hyperdflash_vllm_model:DeepseekV4WithResidual",
+    "DFlashHyperDraftModel": "hyperdflash_vllm_draft:HyperDFlashForCausalLM",
+}
 
 
 def register() -> None:
-    """Registers the model class in every process of vLLM if the switch is set."""
+    """Registers target and draft class in every process of vLLM if the switch is set."""
     if os.environ.get(SWITCH) == "1":
         from vllm import ModelRegistry
 
-        ModelRegistry.register_model(ARCHITECTURE, "hyperdflash_vllm_model:DeepseekV4WithResidual")
+        for architecture, place in CLASSES.items():
+            ModelRegistry.register_model(architecture, place)
 
 
 def residual_as_layers(buffer: torch.Tensor, num_tokens: int, num_paths: int, width: int) -> list[torch.Tensor]:

@@ -90,7 +90,7 @@ def test_speculators_counts_taps_from_one_and_names_the_heads(exported):
         ("best", "dflash", "no engine serves lead=mtp, inputs.anchor_state, inputs.next_token; to=transformers keeps it"),
         ("best", "speculators", "no engine serves lead=mtp"),
         ("dspark", "dflash", "vLLM's method dspark serves head=markov, from to=speculators"),
-        ("hyperdflash", "speculators", "vLLM with a draft class registered as DFlashHyperDraftModel .*from to=dflash"),
+        ("hyperdflash", "speculators", "vLLM with plugins/vllm .* DFlashHyperDraftModel, from to=dflash"),
         ("causal", "speculators", "serve blocks.layout=causal, from to=dflash"),
     ],
 )

@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from hyperdflash.engines.producer import make_client
 from hyperdflash.engines.servers import BadAnswer, Unavailable
 from hyperdflash.engines.sglang import check_flags, rows_of, server_info
 from hyperdflash.engines.vllm import read_finished
+from hyperdflash.export.formats import PLUGIN as PLUGIN_ARCHITECTURE
 from hyperdflash.targets.load import ENGINE_KEYS, load_target
 from hyperdflash.targets.producer import InProcess
 from tests.targets.engine_server import SGLangServer, VLLMServer
@@ -263,19 +264,19 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
     vllm.ModelRegistry = type("Registry", (), {"register_model": staticmethod(registered.__setitem__)})
 
     class Model(torch.nn.Module):  # what vLLM's class has of what the plug-in touches
-        config = type("Config", (), {"hc_mult": 2})
+        config = SimpleNamespace(hc_mult=2, hidden_size=2)
 
-        def __init__(self):
+        def __init__(self, *, vllm_config, prefix):
             super().__init__()
-            self.buffer = torch.full((8, 4), float("nan"))  # as long as the longest step; stale from the step's end on
+            self.model = SimpleNamespace(hc_head_fn=torch.zeros(1), _mtp_hidden_buffer=None)  # as for extract_hidden_states
 
         def forward(self, rows):
-            self.buffer[: len(rows)] = rows
+            self.model._mtp_hidden_buffer[: len(rows)] = rows  # as long as the longest step; stale from the step's end on
             paths = rows.view(len(rows), 2, 2)
             return paths.sum(dim=1), [paths.mean(dim=1)] * 2
 
         def get_mtp_target_hidden_states(self):
-            return self.buffer
+            return self.model._mtp_hidden_buffer
 
     v4.DeepseekV4ForCausalLM = Model
     for name, stub in (("vllm", vllm), ("vllm.models", models), ("vllm.models.deepseek_v4", v4)):
@@ -284,9 +285,16 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
     assert not registered  # switched off, vLLM keeps its own model
     monkeypatch.setenv(plugin.SWITCH, "1")
     register()
-    assert list(registered) == ["DeepseekV4ForCausalLM"]
+    assert set(registered) == {"DeepseekV4ForCausalLM", PLUGIN_ARCHITECTURE}
     place, _, name = registered["DeepseekV4ForCausalLM"].partition(":")
-    model = getattr(import_module(place), name)()
+    settings = SimpleNamespace(
+        cache_config=SimpleNamespace(sliding_window=128),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=8),
+        model_config=SimpleNamespace(dtype=torch.float32),
+    )
+    model = getattr(import_module(place), name)(vllm_config=settings)
+    assert settings.cache_config.sliding_window is None  # which a draft's layers would take for their own
+    model.model._mtp_hidden_buffer.fill_(float("nan"))
 
     def written(states: torch.Tensor) -> torch.Tensor:
         """As vLLM's runner and connector do: padded to a graph's size, which is NaN here, and cut again."""
@@ -299,7 +307,7 @@ def test_the_plugin_registers_its_model_under_vllms_entry_point(plugin, monkeypa
     for num_tokens in (7, 3):  # the second step leaves rows of the first in the buffer
         states = torch.randn(num_tokens, 2, 2)
         assert torch.equal(residual_of(written(states), num_tokens, 2, 2), states)
-    whole = model.buffer.view(8, 2, 2)  # what must not go out: stale and padded rows
+    whole = model.model._mtp_hidden_buffer.view(8, 2, 2)  # what must not go out: stale and padded rows
     for wrong, sentence in ((whole, "states of 8 tokens where 3 were sent"), (whole[3:6], "NaN"), (states[:2], "of 2 tokens")):
         with pytest.raises(BadAnswer, match=sentence):
             residual_of(wrong, 3, 2, 2)

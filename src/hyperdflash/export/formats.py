@@ -65,7 +65,7 @@ def _unserved(to: str, groups: Groups, hidden_size: int) -> str | None:
     if groups["blocks"]["layout"] == "causal":
         return "its blocks see themselves whole, and z-lab's dflash and vLLM serve blocks.layout=causal, from to=dflash"
     if reducer["option"] != "fc" or head["option"] == "correction":
-        return f"vLLM with a draft class registered as {PLUGIN} serves its gate or head, from to=dflash"
+        return f"vLLM with plugins/vllm serves its gate or head as {PLUGIN}, from to=dflash"
     return None
 
 
@@ -84,7 +84,7 @@ def served_by(to: str, groups: Groups) -> str:
         return "This project's own loop decodes with it: `hyperdflash generate run=FOLDER`; no engine reads this format."
     name = architecture(to, groups)
     if name == PLUGIN:
-        return f"vLLM 0.32 to 0.33 serves it with a draft class registered as {PLUGIN}, which plugins/vllm does not have yet."
+        return f"vLLM 0.32 to 0.33 serves it (method dflash) with plugins/vllm and HYPERDFLASH_PRE_HC_HEAD=1, as {PLUGIN}."
     method = "dspark" if name.startswith("DSpark") else "dflash"
     if groups["conditioning"]["option"] == "layers":
         return f"vLLM 0.33 serves it (method {method}); its taps of DeepSeek-V4 are means over the paths, as in training."
