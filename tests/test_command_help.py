@@ -7,11 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from hyperdflash import commands
 from hyperdflash.command_help import command_help, read_comments
+from hyperdflash.identity import CONF
+from hyperdflash.report.sweep_runs import flat
+
+WHOLE_GROUPS = ("${loss}", "${kl}")  # as terms of an objective
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "generate", "parity"])
@@ -21,8 +27,32 @@ def test_every_group_and_option_of_the_help_has_a_meaning(command, run_command):
     sentence, groups, options = re.split(r"\n\n(?:groups|options) \(.*\n", done.stdout)
     assert re.match(r"[A-Z][a-z]+s .*\.\n", sentence) and f"python -m src.{command}" in sentence
     assert re.search(r"^  target +deep \| deepseek_v4_flash \| \[tiny\]", groups, re.M)
+    assert options.count("\n  ") > 8 and unexplained(options) == []
+
+
+def unexplained(options: str) -> list[str]:
     said = re.sub(r"\n {40,}", " ", options).splitlines()
-    assert len(said) > 8 and [line for line in said if not re.match(r"  [\w.]+=.*?  +\S", line)] == []
+    return [line for line in said if not re.match(r"  [\w.]+=.*?  +\S", line)]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(CONF).glob("*.yaml")))
+def test_every_option_of_every_command_has_a_meaning(name):
+    sentence, options = re.split(r"\noptions \(.*\n", command_help(name))
+    assert sentence[0].isupper() and unexplained(options) == []
+
+
+def test_every_choice_of_a_group_and_its_options_have_a_meaning():
+    files = [path for path in Path(CONF).glob("*/**/*.yaml") if path.parts[-3] != "hydra"]
+    assert len(files) > 60 and [path for path in files if not read_comments(path)[0]] == []
+    missing = []
+    for path in files:
+        if path.parent.name in ("method", "sweep", "experiment"):  # these set options of other groups
+            continue
+        known = {name for other in path.parent.glob("*.yaml") for name in read_comments(other)[1]}
+        for name, value in flat(OmegaConf.to_container(OmegaConf.load(path), resolve=False)).items():
+            own = "_" in (name[0], name.rpartition(".")[2][0]) or name == "defaults" or value in WHOLE_GROUPS
+            missing += [] if own or {name, name.rpartition(".")[0]} & known else [f"{path.parent.name}/{path.stem}: {name}"]
+    assert missing == []
 
 
 def test_the_help_names_the_groups_that_a_command_reads_and_no_other():

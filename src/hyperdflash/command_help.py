@@ -29,7 +29,7 @@ def command_help(config_name: str, words: Sequence[str] = ()) -> str:
     for group, choice in reversed(chosen.items()):
         names = [*choices[group], *(["null"] if choice is None else [])]
         lines += _entry(group, " | ".join(f"[{name}]" if name == str(choice or "null") else name for name in names))
-        about = [comments[group]] if group in comments else []
+        about = [comments.get(group, "null: without one" if choice is None else "")]
         own = Path(CONF) / group / f"{choice}.yaml"
         for path in sorted((Path(CONF) / group).rglob("*.yaml"), key=lambda path: path != own):  # a file may extend others
             found, options = read_comments(path)
