@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow test-transformers test-peers lint format wheel bench-step bench-cache demo pretrain card clean constraints
+.PHONY: help setup test test-slow test-transformers test-peers lint format wheel bench-step bench-cache demo pretrain card notebooks clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -89,6 +89,9 @@ pretrain: .venv/.done ## train the tiny target that ships in assets/tiny anew, i
 
 card: .venv/.done ## measure the tiny target, into runs/card/tiny
 	$(PY) -m src.card
+
+notebooks: .venv/.done ## run the notebooks and write their outputs into them
+	HYPERDFLASH_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 $(PY) notebooks/execute.py
 
 # A peer in an environment of its own: its pins are not this project's, and it must not see this project's code.
 .venv-peers/.done: constraints/peers.txt
