@@ -73,6 +73,15 @@ def test_its_options_compose(name, overrides, compose_config, shown_files):
     compose_config(CONFIG_OF[name], overrides)
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md"])
+def test_its_python_runs(document, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile("\n".join(blocks), document, "exec"), names)
+    assert names["answer"].text in capsys.readouterr().out and names["answer"].generation.tau > 1
+
+
 def test_its_module_exists():
     for name, _ in COMMANDS:
         path = ROOT / "src" / name.replace(".", "/")
