@@ -18,7 +18,7 @@ from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.generation import job as module
 from hyperdflash.generation.api import TextStream, generate, generate_stream, load_drafter, tokenizer_of
-from hyperdflash.generation.job import RoundPrinter, answer_prompt, quoted
+from hyperdflash.generation.job import RoundPrinter, answer_prompt, chat, quoted
 from hyperdflash.identity import decided_by
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.load import Target, load_target
@@ -156,6 +156,40 @@ def test_the_command_prints_the_answer_and_the_summary(target, compose_config):
     seconds = answer.generation.seconds
     speedup = answer.generation.tau * seconds.verify / (seconds.draft + seconds.verify + seconds.rest)
     assert f" {speedup:.2f} times as fast as" in last
+
+
+def test_a_chat_remembers_its_turns_changes_the_drafter_and_survives_mistakes(target, compose_config, tmp_path):
+    lines = ["Hi", "", "/drafter ar", "And then?", f"/drafter {tmp_path}/none", "/what", "word " * 3000]
+    asked, shown = [], io.StringIO()
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    config = compose_config("generate", [f"target.path={target.path}", "threads=1", "max_new_tokens=8"])
+    turns = chat(config, Console(file=shown, width=200), ask)
+    first = generate(target, load_drafter("mtp", target), "Hi", max_new_tokens=8)
+    asked_then = (Turn("user", "Hi"), Turn("assistant", first.text), Turn("user", "And then?"))
+    second = generate(target, load_drafter("ar", target), Conversation("c", "chat", asked_then), max_new_tokens=8)
+    assert turns == [*asked_then, Turn("assistant", second.text)]
+    rounds = first.generation.rounds + second.generation.rounds
+    assert asked[0] == "> " and asked[-1] == f"tau {sum(len(one.emitted) for one in rounds) / len(rounds):.2f} > "
+    text = shown.getvalue()
+    assert text.count("accepted draft") == 1 and "drafter ar, temperature 0" in text
+    assert [line.split(":")[0] for line in text.splitlines() if "error" in line or "no command" in line] == [
+        "error",
+        "/what is no command",
+        "error",
+    ]
+
+
+def test_a_chat_forgets_and_ends(target, compose_config):
+    lines = iter(["Hi", "/new", "/quit", "never asked"])
+    config = compose_config("generate", [f"target.path={target.path}", "threads=1", "max_new_tokens=4", "system=Be brief."])
+    assert chat(config, Console(file=io.StringIO()), lambda _: next(lines)) == [Turn("system", "Be brief.")]
+    assert next(lines) == "never asked"
 
 
 PROMPTS = [

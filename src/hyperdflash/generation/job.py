@@ -4,11 +4,14 @@ red and struck through, the target's own tokens plain. Without color (NO_COLOR, 
 python -m src.generate prompt="Write a function that adds two numbers."                       drafts of the native MTP block
 python -m src.generate prompt="..." run=runs/train/<run> temperature=1 max_new_tokens=256     a trained drafter
 python -m src.generate prompt="..." method=ar                                                 plain decoding
+python -m src.generate run=runs/train/<run>                                                   a chat on the terminal
 """
 
 import os
 import re
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -100,38 +103,97 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
     return max(fitting, key=lambda run: (run.decided["stage"], run.finished_s)).directory
 
 
-def answer_prompt(config: DictConfig, console: Console) -> Answer:
-    """Loads target and drafter, generates, and shows each round as it ends."""
-    from hyperdflash.options import instantiate
+class Decoder:
+    """A target with a drafter, both as ``config`` says; ``draft_with`` changes the drafter."""
 
-    method = config.drafted_by or ("hyperdflash" if config.run else "mtp")
-    if OmegaConf.is_missing(config, "prompt"):
-        raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
-    if config.run and method != "hyperdflash":
-        raise ValueError(f"run={config.run} brings its own drafter, method={method} another: leave one of them out")
+    def __init__(self, config: DictConfig, console: Console):
+        from hyperdflash.options import instantiate
+
+        method = config.drafted_by or ("hyperdflash" if config.run else "mtp")
+        self.config, self.console = config, console
+        self.generations: list[Generation] = []
+        torch.set_num_threads(config.threads)
+        self.target: Target = instantiate(config.target)
+        self.draft_with(config.run or method)
+
+    def draft_with(self, source: str) -> None:
+        """Loads a run's directory, an export, or the newest run of a method. ValueError if there is none."""
+        if source not in ("mtp", "ar") and os.sep not in source and not Path(source).is_dir():
+            source = str(newest_run(self.target, source))
+        self.drafter = load_drafter(source, self.target, num_slots=self.config.num_slots)
+        self.say(f"target {self.config.target.path}, drafter {source}, temperature {self.config.temperature}")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def answer(self, prompt: Conversation | list[int]) -> Answer:
+        """Generates, and shows each round as it ends."""
+        config = self.config
+        printer = RoundPrinter(tokenizer_of(self.target.path), self.console, show_rejected=config.show_rejected)
+        if not self.generations:
+            printer.legend()
+        settings = {name: config[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "mode")}
+        pieces = []
+        for piece in generate_stream(self.target, self.drafter, prompt, synchronize=True, **settings):
+            printer.show(piece.event)
+            pieces.append(piece)
+        printer.end()
+        answer = answer_of(pieces, self.target)
+        self.generations.append(answer.generation)
+        self.say(summary_line(answer.generation))
+        return answer
+
+
+def check_options(config: DictConfig) -> None:
+    """Raises ValueError, before anything is loaded, for options that contradict each other or have no sense."""
+    if config.run and config.drafted_by not in (None, "hyperdflash"):
+        raise ValueError(f"run={config.run} brings its own drafter, method={config.drafted_by} another: leave one of them out")
     for name in ("num_slots", "max_new_tokens", "threads"):
         positive_int(name, config[name])
     natural_int("seed", config.seed)
-    turns = ([Turn("system", str(config.system))] if config.system else []) + [Turn("user", str(config.prompt))]
-    prompt = Conversation("prompt", "chat", tuple(turns))
+
+
+def first_turns(config: DictConfig) -> tuple[Turn, ...]:
+    return (Turn("system", str(config.system)),) if config.system else ()
+
+
+def answer_prompt(config: DictConfig, console: Console) -> Answer:
+    """Loads target and drafter, and answers ``config.prompt``."""
+    if OmegaConf.is_missing(config, "prompt"):
+        raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
+    check_options(config)
+    prompt = Conversation("prompt", "chat", (*first_turns(config), Turn("user", str(config.prompt))))
     prompt_ids = ids_of_prompt(prompt, config.target.path, config.mode, config.max_new_tokens)
-    torch.set_num_threads(config.threads)
-    target: Target = instantiate(config.target)
-    source = config.run or (method if method in ("mtp", "ar") else newest_run(target, method))
-    drafter = load_drafter(source, target, num_slots=config.num_slots)
-    plain = dict(style="dim", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"target {config.target.path}, drafter {source}, temperature {config.temperature}", **plain)
-    printer = RoundPrinter(tokenizer_of(target.path), console, show_rejected=config.show_rejected)
-    printer.legend()
-    settings = {name: config[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "mode")}
-    pieces = []
-    for piece in generate_stream(target, drafter, prompt_ids, synchronize=True, **settings):
-        printer.show(piece.event)
-        pieces.append(piece)
-    printer.end()
-    answer = answer_of(pieces, target)
-    console.print(summary_line(answer.generation), **plain)
-    return answer
+    return Decoder(config, console).answer(prompt_ids)
+
+
+def chat(config: DictConfig, console: Console, ask: Callable[[str], str] = input) -> list[Turn]:
+    """Answers line by line, the earlier turns included, until /quit or the end of the input. Returns the turns."""
+    check_options(config)
+    decoder, turns = Decoder(config, console), list(first_turns(config))
+    decoder.say("/drafter NAME changes the drafter (mtp, ar, a method, a run's directory), /new forgets the turns, /quit ends")
+    while True:
+        rounds = [len(one.emitted) for generation in decoder.generations for one in generation.rounds]
+        try:
+            line = ask(f"tau {sum(rounds) / len(rounds):.2f} > " if rounds else "> ").strip()
+        except EOFError:
+            return turns
+        command, _, argument = line.partition(" ")
+        try:
+            if command == "/quit":
+                return turns
+            elif command == "/new":
+                turns = list(first_turns(config))
+            elif command == "/drafter":
+                decoder.draft_with(argument.strip())
+            elif command.startswith("/"):
+                decoder.say(f"{command} is no command: /drafter NAME, /new or /quit")
+            elif line:
+                asked = [*turns, Turn("user", line)]
+                answer = decoder.answer(Conversation("chat", "chat", tuple(asked)))
+                turns = [*asked, Turn("assistant", answer.text)]
+        except ValueError as error:
+            decoder.say(f"error: {error}")
 
 
 def quoted(argument: str) -> str:
@@ -146,7 +208,12 @@ def quoted(argument: str) -> str:
 
 @entry_point("generate")
 def run_command(config: DictConfig) -> None:
-    answer_prompt(config, Console())
+    if OmegaConf.is_missing(config, "prompt") and sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  input() then edits lines and recalls earlier ones
+        chat(config, Console())
+    else:
+        answer_prompt(config, Console())
 
 
 def main() -> None:
