@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from hyperdflash.record import environment_record, script_command
+from hyperdflash.record import environment_record
 
 if TYPE_CHECKING:
     from hyperdflash.report.tables import Block
@@ -81,7 +83,8 @@ def run_parts(
 
 def environment(name: str, arguments: Sequence[str] | None) -> dict:
     """Returns command, revision, versions and the load of the last minute; call it before the work."""
-    return {**environment_record(script_command(f"benchmarks.{name}", arguments)), "load_before": os.getloadavg()[0]}
+    command = shlex.join(["python", "-m", f"benchmarks.{name}", *(sys.argv[1:] if arguments is None else arguments)])
+    return {**environment_record(command), "load_before": os.getloadavg()[0]}
 
 
 def made_by(measured_in: dict) -> str:

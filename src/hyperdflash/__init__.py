@@ -1,7 +1,5 @@
-"""Speculative-decoding drafters for targets with hyper-connections: train, measure, generate.
-
-``hyperdflash.load_target``, ``load_drafter``, ``generate``, ``generate_stream`` and ``push_to_hub`` load torch at first use.
-"""
+"""Speculative-decoding drafters for targets with hyper-connections: train, measure, generate. ``hyperdflash.load_target``,
+``load_drafter``, ``generate``, ``generate_stream`` and ``push_to_hub`` load torch at first use."""
 
 from importlib import import_module
 

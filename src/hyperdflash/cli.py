@@ -43,10 +43,8 @@ REPEATED = (  # warnings about hardware and progress that Lightning gives at eve
 
 
 def entry_point(config_name: str) -> Callable:
-    """Returns a decorator like ``hydra.main``; a user's error becomes one sentence and exit code 1.
-
-    A multirun continues after a failed job; a journal records how each job ended, and the command prints it at the end.
-    """
+    """Returns a decorator like ``hydra.main``; a user's error becomes one sentence and exit code 1. A multirun continues after
+    a failed job; a journal records how each job ended, and the command prints it at the end."""
 
     def decorate(function: Callable[[DictConfig], object]) -> Callable:
         function.__module__ = f"hyperdflash.{config_name}"  # Hydra names the job by its last word
@@ -95,10 +93,8 @@ def entry_point(config_name: str) -> Callable:
 
 
 def ignore_leftovers() -> None:
-    """Removes variables of torchrun or srun, with one line, where no such launcher started this process.
-
-    torchrun is one of the processes above its ranks, and srun names a process of each task. Without /proc, all of them count.
-    """
+    """Removes variables of torchrun or srun, with one line, where no such launcher started this process. torchrun is one of the
+    processes above its ranks, and srun names a process of each task. Without /proc, all of them count."""
     above, pid = {}, str(os.getppid())
     with suppress(OSError):
         while pid != "0":

@@ -1,7 +1,5 @@
-"""The commands: `hyperdflash train ...` where the project is installed, `python -m src.train ...` in the repository.
-
-A command imports what it runs when it runs, so that help comes within a second.
-"""
+"""The commands: `hyperdflash train ...` where the project is installed, `python -m src.train ...` in the repository. A command
+imports what it runs when it runs, so that help comes within a second."""
 
 import os
 import re
@@ -39,10 +37,7 @@ COMMANDS = {
     "data": {
         "capture": ("hyperdflash.commands:capture", "write the target states that a training reads"),
         "regenerate": ("hyperdflash.commands:regenerate", "replace a corpus's answers by the target's own"),
-        "fetch_benchmarks": (
-            "hyperdflash.data.benchmark_rows:main",
-            "write the benchmarks' prompts into a folder",
-        ),
+        "fetch_benchmarks": ("hyperdflash.data.benchmark_rows:main", "write the benchmarks' prompts into a folder"),
     },
     "target": {
         "pretrain": ("tiny_target.commands:pretrain", "train a tiny DeepSeek-V4 target"),
@@ -89,7 +84,6 @@ def complete(names: list[str], words: list[str]) -> int:
 
 
 def overview() -> str:
-    """Returns one line per command, by task."""
     lines = ["usage: hyperdflash COMMAND [OPTION=VALUE ...]    hyperdflash COMMAND --help lists a command's options"]
     lines.append("""tab completion: eval "$(hyperdflash -sc install=bash)\"""")
     for task, group in COMMANDS.items():
@@ -98,7 +92,6 @@ def overview() -> str:
 
 
 def function_of(place: str) -> Callable:
-    """Imports the function at "module:function"."""
     module, _, function = place.partition(":")
     return getattr(import_module(module), function)
 

@@ -22,10 +22,8 @@ CURES = {
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """Opens a binary file that appears under ``path`` when the block ends, and leaves nothing behind when the block fails.
-
-    When several processes write ``path`` at once, the last wins and none fails. ``sync`` forces the bytes to the disk first.
-    """
+    """Opens a binary file that appears under ``path`` when the block ends, and leaves nothing behind when the block fails. When
+    several processes write ``path`` at once, the last wins and none fails. ``sync`` forces the bytes to the disk first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -73,7 +71,6 @@ def read_json(path: Path, remedy: str, *names: str) -> dict:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

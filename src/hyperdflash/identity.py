@@ -1,7 +1,5 @@
-"""The identity of a training run: the options that decide its result, and the name and directory that follow from them.
-
-A run's directory is a function of everything that decides its result, so the same command finds its own run again.
-"""
+"""The identity of a training run: the options that decide its result, and the name and directory that follow from them. A run's
+directory is a function of everything that decides its result, so the same command finds its own run again."""
 
 import hashlib
 import json
@@ -11,8 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.drafting.layer_ids import layer_ids_of
-from hyperdflash.files import asset, portable, resource, runs_dir
+from hyperdflash.files import REFETCH, asset, portable, read_json, resource, runs_dir
 from hyperdflash.options import check_targets
 
 CONF = str(resource("conf"))
@@ -32,6 +29,28 @@ NOT_DECIDING = {
     "drafter": ("gradient_checkpointing", "compile"),
     "trainer": ("accelerator", "strategy", "threads", "batch_size", *PERIODS),  # batch_size: optim.batch_size counts
 }
+
+
+def default_layer_ids(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
+    """Spreads ``num_taps`` layers evenly from 1 to num_target_layers - 3 (DFlash); puts a single tap in the middle. >>>
+    default_layer_ids(43, 5) (1, 11, 20, 30, 40)"""
+    if num_taps == 1:
+        return (num_target_layers // 2,)
+    first, last = 1, num_target_layers - 3
+    if not 1 < num_taps <= last - first + 1:
+        raise ValueError(
+            f"num_taps must be in 1..{max(last, 1)} for a target of {num_target_layers} layers "
+            f"(they are spread from layer 1 to {last}), got {num_taps}: give conditioning.layer_ids=[...]"
+        )
+    return tuple(round(first + i * (last - first) / (num_taps - 1)) for i in range(num_taps))
+
+
+def layer_ids_of(folder: str | Path, num_taps: int) -> list[int] | None:
+    """Applies the rule to the target in ``folder``; None without a config.json, which loading the target reports."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        return None
+    return list(default_layer_ids(read_json(path, REFETCH, "num_hidden_layers")["num_hidden_layers"], num_taps))
 
 
 def within_runs(path: str | Path) -> str:
@@ -69,10 +88,8 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
 
 
 def dataset_decided_by(config: DictConfig) -> dict:
-    """Returns the part of a training configuration that decides its documents and states, but for the target's fingerprint.
-
-    A run's name must be known without reading weights, so the fingerprint is in ``dataset_dir`` and in every checkpoint.
-    """
+    """Returns the part of a training configuration that decides its documents and states, but for the target's fingerprint. A
+    run's name must be known without reading weights, so the fingerprint is in ``dataset_dir`` and in every checkpoint."""
     decided = {name: value for name, value in decided_by(config).items() if name in ("target", "corpus", "mode")}
     decided["target"] = {**decided["target"], "engine": config.target.get("engine")}
     decided["cache"] = {name: config.cache[name] for name in ("dtype", "documents_per_shard")}
@@ -88,7 +105,6 @@ def dataset_name(config: DictConfig) -> str:
 
 
 def dataset_dir(name: str, target_fingerprint: str) -> Path:
-    """Returns the directory of the dataset ``name`` of a target."""
     return runs_dir() / "datasets" / f"{name}-{target_fingerprint[:8]}"
 
 

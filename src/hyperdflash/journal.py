@@ -54,22 +54,16 @@ class JobLoader(ConfigLoaderImpl):
             return config
 
 
-def typed_axes(words: Sequence[str]) -> list[str]:
-    """Returns the options that the words of a command line give several values; empty where Hydra cannot read them."""
-    with suppress(HydraException):
-        typed = OverridesParser.create().parse_overrides([word for word in words if "=" in word])
-        return [one.input_line.partition("=")[0] for one in typed if one.is_sweep_override()]
-    return []
-
-
 @contextmanager
 def sweep_journal(directory: Path) -> Iterator[None]:
     """Around a whole command: names the journal of its jobs, and prints the summary when the command ends, however it ends.
-
-    Hydra raises its errors here and prints none. Exits with code 1 when a job of its basic sweeper has failed.
-    """
+    Hydra raises its errors here and prints none. Exits with code 1 when a job of its basic sweeper has failed."""
     place = directory / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
-    os.environ |= {PLACE: str(place.resolve()), TYPED_AXES: " ".join(typed_axes(sys.argv[1:]))}
+    typed = []
+    with suppress(HydraException):  # the command itself says what Hydra cannot read
+        typed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if "=" in word])
+    axes = [one.input_line.partition("=")[0] for one in typed if one.is_sweep_override()]
+    os.environ |= {PLACE: str(place.resolve()), TYPED_AXES: " ".join(axes)}
     before = hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report
     hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = JobLoader, lambda function: function()
     try:
@@ -121,10 +115,8 @@ def journal_entry(directory_of: Callable[[], str | None]) -> Iterator[None]:
 
 
 def summary(place: Path, words: Sequence[str] = ()) -> str:
-    """Returns one line for all jobs, then the options, error and directory of each job that did not finish.
-
-    ``words`` of the command say how many jobs it asked for, begun or not.
-    """
+    """Returns one line for all jobs, then the options, error and directory of each job that did not finish. ``words`` of the
+    command say how many jobs it asked for, begun or not."""
     records = _records(place)
     others = [record for record in records if record["status"] != "finished"]
     total = len(records)
@@ -162,7 +154,6 @@ def cause_of(error: BaseException) -> str:
         return no_option(key_error.full_key[: -len(str(key_error.key))], str(key_error.key), key_error.parent_node)
     if isinstance(error, InstantiationException | OmegaConfBaseException):
         return str(error).splitlines()[0].split("while resolving interpolation: ")[-1]
-    lines = (
-        [line.strip() for line in str(error or key_error).splitlines()] if isinstance(error, HydraException) else [str(error)]
-    )
+    text = str(error or key_error)
+    lines = map(str.strip, text.splitlines()) if isinstance(error, HydraException) else [text]
     return "; ".join(filter(None, lines)).removeprefix("error: ")

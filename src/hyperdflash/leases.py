@@ -83,7 +83,6 @@ class Leases:
         return found
 
     def close(self) -> None:
-        """Removes the files of this process."""
         for path in list(self._owned):
             self.release(str(path.relative_to(self.directory).with_suffix("")))
 
@@ -103,10 +102,8 @@ os.register_at_fork(after_in_child=lambda: [leases.disown() for leases in _every
 
 @contextmanager
 def exclusive(directory: str | Path, name: str, *, wait_s: float = math.inf, busy: str = "") -> Iterator[None]:
-    """Runs a block in one process at a time; the others wait and print which process has it.
-
-    Raises ValueError with the sentence ``busy`` after ``wait_s`` seconds.
-    """
+    """Runs a block in one process at a time; the others wait and print which process has it. Raises ValueError with the
+    sentence ``busy`` after ``wait_s`` seconds."""
     with Leases(directory) as leases:
         started = reported = time.monotonic()
         while not leases.acquire(name):
@@ -128,9 +125,7 @@ def _lock(file: IO) -> bool:
         return False
     except OSError as error:
         where = Path(file.name).parent
-        raise ValueError(
-            f"{where} lies on a file system without file locks ({error.strerror}): use a folder on another"
-        ) from None
+        raise ValueError(f"{where} lies on a file system without file locks ({error.strerror}): use another folder") from None
     return True
 
 

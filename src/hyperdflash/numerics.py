@@ -25,9 +25,7 @@ def fast_fp32_products() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next step instead of returning it to the system and faulting it in again.
-
-    glibc keeps up to twice the size of the largest block under 32 MiB that was ever freed (mallopt(3), M_MMAP_THRESHOLD), so
-    this function allocates and frees one of 31 MiB, which is never written and costs no memory. Other C libraries ignore it.
-    """
+    """Makes glibc keep freed memory for the next step instead of returning it to the system and faulting it in again. glibc
+    keeps up to twice the size of the largest block under 32 MiB that was ever freed (mallopt(3), M_MMAP_THRESHOLD), so this
+    function allocates and frees one of 31 MiB, which is never written and costs no memory. Other C libraries ignore it."""
     torch.empty(31 << 20, dtype=torch.uint8)

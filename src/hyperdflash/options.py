@@ -109,11 +109,9 @@ def _named_in(folder: str) -> frozenset[str]:
 
 
 def check_keys(config: DictConfig, hydra: DictConfig) -> None:
-    """Raises ValueError for a key of a command's configuration, or of one of its groups, that nothing reads.
-
-    A group takes the keys of its option files in conf/ and the arguments of its class. ``hydra`` is the command's own; without
-    "+" and option files of the user's, Hydra itself has refused any other key.
-    """
+    """Raises ValueError for a key of a command's configuration, or of one of its groups, that nothing reads. A group takes the
+    keys of its option files in conf/ and the arguments of its class. ``hydra`` is the command's own; without "+" and option
+    files of the user's, Hydra itself has refused any other key."""
     if not own_folders(hydra) and not any(word.startswith("+") for word in hydra.overrides.task):
         return
     groups = {choice.partition("/")[0] for choice in hydra.runtime.choices if not choice.startswith("hydra/")}

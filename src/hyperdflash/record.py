@@ -4,11 +4,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from hyperdflash.files import read_json, write_text
@@ -20,11 +17,6 @@ PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", 
 def write_json(path: Path, record: dict) -> None:
     """Writes ``record`` as JSON; the file appears only when complete."""
     write_text(path, json.dumps(record, indent=2) + "\n")
-
-
-def script_command(module: str, arguments: Sequence[str] | None) -> str:
-    """Returns the command of a script whose ``main`` got ``arguments``; None stands for those of the process."""
-    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def training_code(source: Path) -> str:

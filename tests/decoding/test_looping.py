@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hyperdflash.decoding.repetition import ends_in_loop
+from hyperdflash.decoding.metrics import ends_in_loop
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hyperdflash.drafting.anchors import BlockSampler, all_anchors, coverage, make_blocks, sample_anchors
-from hyperdflash.drafting.visibility import context_mask
+from hyperdflash.drafting.attention import context_mask
 
 
 def rows(*patterns: str) -> tuple[torch.Tensor, torch.Tensor]:

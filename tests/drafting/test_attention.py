@@ -3,9 +3,15 @@ import torch
 
 from hyperdflash.contracts import BlockLayout
 from hyperdflash.drafting import attention
-from hyperdflash.drafting.attention import block_attention, flex_block_attention, flex_mask, reference_block_attention
+from hyperdflash.drafting.attention import (
+    block_attention,
+    context_mask,
+    flex_block_attention,
+    flex_mask,
+    own_mask,
+    reference_block_attention,
+)
 from hyperdflash.drafting.layers import rotary_angles, rotate
-from hyperdflash.drafting.visibility import context_mask, own_mask
 from tests.made_tensors import MadeTensors
 
 

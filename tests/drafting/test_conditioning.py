@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hyperdflash.drafting.conditioning import Layers, PostHcHead, PreHcHead
-from hyperdflash.drafting.layer_ids import default_layer_ids
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.taps_and_tokens import TapsAndTokens
+from hyperdflash.identity import default_layer_ids
 
 
 def test_pre_hc_head_is_the_cached_residual(states, heads):

@@ -109,7 +109,7 @@ def test_training_trains_every_weight_of_a_head(name, build, heads, states):
     drafter = build(head=SEQUENTIAL[name])
     filled(drafter.head)
     logits = drafter.head.logits(drafter.slots(states, heads, ANCHORS, MASK), heads).take(torch.arange(54))
-    loss = logits.cross_entropy(torch.arange(54)).sum()
+    loss = logits.values(torch.arange(54)).cross_entropy.sum()
     (loss if logits.confidence is None else loss + logits.confidence.sum()).backward()
     assert all(p.grad is not None and p.grad.any() for p in drafter.parameters())
     assert heads.lm_head.weight.grad is None

@@ -6,6 +6,7 @@ from transformers import DeepseekV4Config
 
 from hyperdflash.drafting import drafter as model
 from hyperdflash.drafting.anchors import all_anchors
+from hyperdflash.drafting.attention import context_mask
 from hyperdflash.drafting.conditioning import Layers, PostHcHead, PreHcHead
 from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
@@ -13,7 +14,6 @@ from hyperdflash.drafting.drafter import DraftLayer
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.drafting.reducers.mean import Mean
-from hyperdflash.drafting.visibility import context_mask
 from hyperdflash.targets.heads import TargetHeads
 
 LAYERS = Layers(layer_ids=[0, 5])

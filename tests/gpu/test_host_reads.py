@@ -23,8 +23,8 @@ from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.objectives.cross_entropy import PositionWeighted
 from hyperdflash.objectives.distillation import Distillation
-from hyperdflash.objectives.largest import first_largest, first_largest_on_host
 from hyperdflash.objectives.objective import Objective
+from hyperdflash.objectives.sweep import first_largest, first_largest_on_host
 from hyperdflash.targets.heads import TargetHeads
 
 KL = Distillation(alpha=0.15, positions=2, temperature=1.0, teacher="mean_pool")

@@ -10,6 +10,7 @@ from hyperdflash.objectives.sweep import sweep
 from tests.made_tensors import MadeTensors
 
 V, D, R = 700, 6, 3  # of vocabulary, states and the low-rank table
+BOTH = Against(kl=True, overlap=True)
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +84,10 @@ def test_a_table_of_zeros_changes_nothing(heads):
     more = plain.plus(embedded, torch.zeros(32, R))
     teacher = target_logits(torch.randn(9, 32, generator=draw), heads)
     assert torch.equal(plain.dense(), more.dense())
-    torch.testing.assert_close(more.cross_entropy(labels), plain.cross_entropy(labels))
-    torch.testing.assert_close(more.kl(teacher), plain.kl(teacher))
-    torch.testing.assert_close(more.overlap(teacher), plain.overlap(teacher))
+    found, wanted = (logits.values(labels, [(teacher, BOTH)]) for logits in (more, plain))
+    torch.testing.assert_close(found.cross_entropy, wanted.cross_entropy)
+    torch.testing.assert_close(found.against[0].kl, wanted.against[0].kl)
+    torch.testing.assert_close(found.against[0].overlap, wanted.against[0].overlap)
     assert torch.equal(more.argmax(), plain.argmax())
 
 
@@ -104,5 +106,6 @@ def test_every_answer_equals_that_of_whole_logits():
     torch.testing.assert_close(rows.token_probabilities(labels, 0.7, logits_bytes=1), p)
     teacher = FactoredLogits((torch.randn(2, D, generator=draw),), tables[:1], torch.float32)
     q, t = flat.softmax(dim=-1), teacher.dense().softmax(dim=-1)
-    torch.testing.assert_close(rows.overlap(teacher), torch.minimum(q, t).sum(dim=-1))
-    torch.testing.assert_close(rows.kl(teacher), (t * (t / q).log()).sum(dim=-1))
+    found = rows.values(labels, [(teacher, BOTH)]).against[0]
+    torch.testing.assert_close(found.overlap, torch.minimum(q, t).sum(dim=-1))
+    torch.testing.assert_close(found.kl, (t * (t / q).log()).sum(dim=-1))

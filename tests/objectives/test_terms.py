@@ -116,7 +116,7 @@ def test_losses_of_a_perfect_drafter_are_zero(batch, residual, heads):
 def test_confidence_is_trained_towards_acceptance_and_moves_nothing_else(batch, residual, heads):
     hidden, blocks = batch
     confidence = torch.randn(blocks.labels.shape, generator=torch.Generator().manual_seed(4), requires_grad=True)
-    logits = target_logits(hidden, heads).with_confidence(confidence)
+    logits = replace(target_logits(hidden, heads), confidence=confidence)
     objective = Objective({"confidence": Confidence(gamma=None)})
     loss = objective.loss(objective.sums(logits, blocks, residual, heads))
     rates = accepted(hidden.detach(), blocks, residual, heads)

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from hyperdflash.objectives import sweep as sweep_module
-from hyperdflash.objectives.largest import is_largest
 from hyperdflash.objectives.row_values import Against, reference_values
-from hyperdflash.objectives.sweep import _groups, sweep
+from hyperdflash.objectives.sweep import _groups, is_largest, sweep
 from tests.made_tensors import MadeTensors
 
 

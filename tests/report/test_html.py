@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hyperdflash.evaluation.report_job import make_report
 from hyperdflash.report import figures
 from hyperdflash.report.figures import save_figure
-from hyperdflash.report.html import write_page
+from hyperdflash.report.tables import write_page
 from tests.report.fake_runs import fake_sweep, noisy
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -15,10 +15,9 @@ import pytest
 
 from hyperdflash.report.bootstrap import MEAN, PromptCounts
 from hyperdflash.report.evaluation_tables import acceptance_blocks
-from hyperdflash.report.html import write_page
 from hyperdflash.report.measure import Sample, measure
 from hyperdflash.report.results import MINUS_BASELINE, Row
-from hyperdflash.report.tables import Table, jsonable, markdown, show
+from hyperdflash.report.tables import Table, jsonable, markdown, show, write_page
 
 
 @pytest.fixture(scope="module")

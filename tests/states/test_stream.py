@@ -198,10 +198,10 @@ def test_a_damaged_shard_is_not_waited_for(store, shards):
 
 def test_two_processes_may_remove_the_same_shard(store, shards, monkeypatch):
     write(store, shards[0])
-    files = store._files(shards[0])
-    monkeypatch.setattr(store, "_files", lambda _: files)
-    files[0].unlink()
-    rest = sum(path.stat().st_size for path in files[1:])
+    found = list(store.files(shards[0].name))
+    monkeypatch.setattr(store, "files", lambda _: found)
+    found[0][0].unlink()
+    rest = sum(path.stat().st_size for path, *_ in found[1:])
     assert store.remove(shards[0]) == rest and store.remove(shards[0]) == 0
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from hyperdflash.checks.engine_states import make_client
 from hyperdflash.engines import vllm as vllm_client
 from hyperdflash.engines.client import EngineSettings, residual_of
-from hyperdflash.engines.producer import make_client
 from hyperdflash.engines.servers import BadAnswer, Unavailable
 from hyperdflash.engines.sglang import check_flags, rows_of, server_info
 from hyperdflash.engines.vllm import read_finished

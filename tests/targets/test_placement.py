@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hyperdflash.targets.deepseek_v4.adapter import checked_device_map, even_device_map
 from hyperdflash.targets.deepseek_v4.compat import input_device
-from hyperdflash.targets.deepseek_v4.placement import checked_device_map, even_device_map
 from hyperdflash.targets.generate import generate_batch
 from hyperdflash.targets.load import load_target
 from hyperdflash.targets.producer import InProcess, forward_batches

@@ -22,15 +22,15 @@ from hyperdflash.contracts import TargetStates
 from hyperdflash.drafting.conditioning import Layers, PostHcHead, PreHcHead
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import Drafter
-from hyperdflash.drafting.layer_ids import default_layer_ids
 from hyperdflash.drafting.reducers.fc import Fc
 from hyperdflash.drafting.reducers.hc_gate import HcGate
 from hyperdflash.drafting.reducers.mean import Mean
 from hyperdflash.drafting.table1 import FLASH
+from hyperdflash.identity import default_layer_ids
 from hyperdflash.planning.v4_sizes import active_parameters, mtp_weights, read_sizes, total_parameters
 from hyperdflash.targets.adapter import Gate
+from hyperdflash.targets.deepseek_v4.adapter import even_device_map
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
-from hyperdflash.targets.deepseek_v4.placement import even_device_map
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import fingerprint, load_heads, read_config
 from hyperdflash.targets.taps import tap_residual

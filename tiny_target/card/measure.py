@@ -29,8 +29,7 @@ from hyperdflash.contracts import DOMAINS, Conversation, Document
 from hyperdflash.data.chat import encode
 from hyperdflash.data.prompts import HeldoutPrompts, eval_prompts_file
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
-from hyperdflash.decoding.metrics import AcceptanceMetrics
-from hyperdflash.decoding.repetition import ends_in_loop
+from hyperdflash.decoding.metrics import AcceptanceMetrics, ends_in_loop
 from hyperdflash.decoding.replay import replay
 from hyperdflash.drafting.mtp_chain import MTPChain
 from hyperdflash.identity import runs_dir

@@ -23,11 +23,8 @@ log = logging.getLogger(__name__)
 
 
 class AnswerFile:
-    """The answers in ``path``: ``documents`` by id.
-
-    A damaged line counts as no answer, as does the rest of its conversation, and the next conversation where it was the last
-    line of its own; a warning names it.
-    """
+    """The answers in ``path``: ``documents`` by id. A damaged line counts as no answer, as does the rest of its conversation,
+    and the next conversation where it was the last line of its own; a warning names it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -62,16 +59,13 @@ class AnswerFile:
         self.documents |= {document.id: document for document in documents}
 
     def missing(self, conversations: Sequence[Conversation]) -> list[Conversation]:
-        """Returns the conversations of which the file says nothing."""
         return [conversation for conversation in conversations if conversation.id not in self.documents]
 
     def ordered(
         self, conversations: Sequence[Conversation], settings: AnswerSettings, tokenizer: PreTrainedTokenizerBase
     ) -> list[Document]:
-        """Returns the documents in the order of ``conversations``.
-
-        Prints one line for prompts without an answer, and one for answers that a limit ended.
-        """
+        """Returns the documents in the order of ``conversations``. Prints one line for prompts without an answer, and one for
+        answers that a limit ended."""
         print(f"target answers: all {len(conversations):,} are in {self.path}", flush=True)
         found: dict[str, list[Document]] = {}
         for c in conversations:

@@ -1,8 +1,6 @@
-"""Answers one conversation turn by turn: returns the next prompt, takes its answer, and makes the documents.
-
-Each prompt holds the history with the earlier answers. In non_think all turns are one document. In think_high each turn is one,
-since reasoning leaves the history: the last has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ...
-"""
+"""Answers one conversation turn by turn: returns the next prompt, takes its answer, and makes the documents. Each prompt holds
+the history with the earlier answers. In non_think all turns are one document. In think_high each turn is one, since reasoning
+leaves the history: the last has the conversation's id, earlier ones ``<id>#1``, ``<id>#2``, ..."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.tokenizer import special_ids
 from hyperdflash.settings import positive_int
+from hyperdflash.targets.sampling import check_sampling
 
 _LEAST_ROOM = 2  # tokens behind a prompt: one supervised pair
 
@@ -33,10 +32,7 @@ class AnswerSettings:
 
     def __post_init__(self):
         positive_int("max_new_tokens", self.max_new_tokens)
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        check_sampling(self.temperature, self.top_p)
 
 
 class Exchange:

@@ -32,10 +32,8 @@ def answer_conversations(
     settings: AnswerSettings,
     directory: Path,
 ) -> list[Document]:
-    """Returns documents whose assistant turns the target writes, in the order of ``conversations``.
-
-    Calls ``target()`` only if an answer is missing; ValueError where its fingerprint differs from ``fingerprint``.
-    """
+    """Returns documents whose assistant turns the target writes, in the order of ``conversations``. Calls ``target()`` only if
+    an answer is missing; ValueError where its fingerprint differs from ``fingerprint``."""
 
     def cost(conversation: Conversation) -> tuple[int, int, str]:
         rounds = encode_rounds(conversation, tokenizer, settings.mode)

@@ -45,8 +45,7 @@ class AnswerServers(Servers):
     wanted: ClassVar[str] = "server must be http://host:port/v1, or a list of such addresses"
 
     def check(self, max_length: int) -> None:
-        """Raises ValueError where a server cannot be reached, does not serve ``model``, or takes fewer than ``max_length``
-        tokens."""
+        """Raises ValueError where a server is not reachable, serves no ``model``, or takes fewer than ``max_length`` tokens."""
         for server in self.servers:
             try:
                 models = served_models(server, self.timeout_s)
@@ -81,10 +80,8 @@ def ask_servers(
     settings: AnswerSettings,
     path: Path,
 ) -> None:
-    """Requests every conversation that ``path`` has no answer to, and appends the answers as they arrive.
-
-    ValueError names the failed conversations at the end, or as soon as several fail in a row.
-    """
+    """Requests every conversation that ``path`` has no answer to, and appends the answers as they arrive. ValueError names the
+    failed conversations at the end, or as soon as several fail in a row."""
     title = f"answers of {servers.model}"
     busy = f"another process is filling {path}: wait for it, or end it"
     failed: dict[str, Exception] = {}

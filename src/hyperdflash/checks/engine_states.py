@@ -22,12 +22,29 @@ from hyperdflash.contracts import DOMAINS
 from hyperdflash.data.chat import Mode, encode_prompt
 from hyperdflash.data.prompts import load_eval_prompts
 from hyperdflash.data.tokenizer import load_tokenizer
-from hyperdflash.engines.client import EngineClient
-from hyperdflash.engines.producer import make_client
+from hyperdflash.engines.client import EngineClient, EngineSettings
+from hyperdflash.engines.sglang import SGLang
+from hyperdflash.engines.vllm import VLLM
 from hyperdflash.options import instantiate
 from hyperdflash.settings import one_of, positive_int
 from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.targets.load import DTYPES, fingerprint, load_heads
 from hyperdflash.targets.producer import InProcess
+
+CLIENTS = {"sglang": SGLang, "vllm": VLLM}
+
+
+def make_client(target: Mapping[str, object]) -> tuple[EngineClient, TargetHeads]:
+    """Returns the client of a `target` group with an engine, and the heads of the checkpoint at ``target.path``, all that is
+    read of it; ValueError for a server that is not reachable, or whose settings corrupt states."""
+    settings = EngineSettings.of(target)
+    heads = load_heads(target["path"], str(target["dtype"]))
+    make = CLIENTS[settings.engine]
+    client = make(settings, fingerprint(heads), heads.num_paths, heads.hidden_size, DTYPES[target["dtype"]])
+    for server in settings.servers:
+        client.checked(server)
+    return client, heads
+
 
 COSINE = 0.98  # least mean over tokens, of every path
 RELATIVE_ERROR = 0.2  # most, ||engine - target|| / ||target||
@@ -118,8 +135,7 @@ def compare_servers(
 def compare(
     found: Tensor, own: Tensor | None, lengths: Sequence[int], next_tokens: Sequence[int], heads: TargetHeads
 ) -> Comparison:
-    """Compares the engine's states ``found`` [N, M, D] with the reference's ``own`` (or None); ``next_tokens`` has the engine's
-    next token of each prompt."""
+    """Compares the engine's states ``found`` [N, M, D] with ``own`` (or None); ``next_tokens`` are the engine's, per prompt."""
     predicted = best(heads, found[torch.tensor(lengths).cumsum(0) - 1])
     agreed = sum(a == b for a, b in zip(predicted.tolist(), next_tokens, strict=True)) / len(lengths)
     if own is None:

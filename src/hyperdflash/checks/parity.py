@@ -31,8 +31,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """Result of check ``name`` on one or two ``paths``: the number ``compared``, the ``largest`` difference, and the ``first``
-    finding beyond the tolerance."""
+    """Result of a check on one or two ``paths``; ``first`` is the first finding beyond the tolerance."""
 
     name: str
     paths: tuple[str, ...]
@@ -165,7 +164,6 @@ CHECKS: dict[str, tuple[int, Callable[..., Iterator[Finding]]]] = {
 
 
 def _anchors(view: View) -> Iterator[tuple[str, int, Drafting]]:
-    """Yields all anchors in the order of the text."""
     for name, draftings in view.draftings.items():
         for anchor in sorted(draftings):
             yield name, anchor, draftings[anchor]

@@ -31,11 +31,8 @@ from hyperdflash.targets.sampling import Sampler
 
 @dataclass
 class Drafting:
-    """One anchor of one path: ``logits()`` [n, V] fp32 of slots 1..n.
-
-    ``labels`` of slots 1.. in training, None in the other paths; ``accepted`` leading slots that the path accepts, None where
-    it does not visit the anchor.
-    """
+    """One anchor of one path: ``logits()`` [n, V] fp32 of slots 1..n. ``labels`` of slots 1.. in training, None in the other
+    paths; ``accepted`` leading slots that the path accepts, None where it does not visit the anchor."""
 
     logits: Callable[[], Tensor]
     labels: list[int] | None = None

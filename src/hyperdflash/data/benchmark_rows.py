@@ -45,7 +45,6 @@ class BenchmarkRows:
     after: str = ""
 
     def turns(self, row: Mapping) -> list[str]:
-        """Returns the user turns of a row."""
         asked = row[self.column]
         if isinstance(asked, list):
             return asked
@@ -131,9 +130,8 @@ def _from_file(file: Path) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m src.fetch_benchmarks", description="Writes the prompts of the paper's benchmarks from the hub."
-    )
+    about = "Writes the prompts of the paper's benchmarks from the hub."
+    parser = argparse.ArgumentParser(prog="python -m src.fetch_benchmarks", description=about)
     parser.add_argument("folder", type=Path, help="folder for the files <name>.jsonl")
     parser.add_argument("--names", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
     options = parser.parse_args(arguments)

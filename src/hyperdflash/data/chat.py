@@ -83,7 +83,7 @@ def _check(conversation: Conversation, mode: str) -> None:
             turn.content.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the {turn.role} turn of conversation {conversation.id} is not UTF-8 text at character {error.start}"
+                f"the {turn.role} turn of {conversation.id} is not UTF-8 text at character {error.start}"
             ) from None
 
 

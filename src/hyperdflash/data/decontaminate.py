@@ -24,7 +24,6 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Returns the words of ``text`` in lower case, in order."""
     return tuple(_WORD.findall(text.lower()))
 
 

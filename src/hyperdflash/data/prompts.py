@@ -33,8 +33,7 @@ _NAMED = 20  # ids in one line; the line counts the others
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The base of every option of ``benchmarks``: ``max_new_tokens`` per answer, ``max_length`` tokens per prompt with all its
-    answers."""
+    """An option of ``benchmarks``: ``max_new_tokens`` per answer, ``max_length`` tokens per prompt with all its answers."""
 
     max_new_tokens: int
     max_length: int
@@ -120,8 +119,7 @@ class HeldoutPrompts(Prompts):
 
 
 def benchmark_prompts(name: str, path: str | Path | None = None) -> list[Conversation]:
-    """Returns all prompts of one benchmark in file order, with ids ``name``/<hash of the turns>, the second of equal text with
-    ``...-2``."""
+    """Returns all prompts of one benchmark in file order, with ids ``name``/<hash of the turns>; equal texts get ``-2``, ..."""
     rows = load_turns(name, path)
     if len(rows) != BENCHMARKS[name].rows:
         log.warning("%s has %d prompts here, %d were published", BENCHMARKS[name].title, len(rows), BENCHMARKS[name].rows)

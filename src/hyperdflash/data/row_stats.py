@@ -25,7 +25,6 @@ class RowStats:
     places: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, place: str) -> None:
-        """Counts one dropped row."""
         self.dropped[reason] += 1
         if len(named := self.places.setdefault(reason, [])) < NAMED:
             named.append(place)

@@ -146,6 +146,5 @@ def to_row(conversation: Conversation, **more) -> dict:
 
 
 def from_row(row: dict) -> Conversation:
-    """Parses what ``to_row`` returns."""
     turns = tuple(Turn(turn["role"], turn["content"]) for turn in row["turns"])
     return Conversation(row["id"], row["domain"], turns)

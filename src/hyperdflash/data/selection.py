@@ -60,11 +60,6 @@ class Selection:
     heldout: list[Conversation]
 
 
-def _is_heldout(conversation: Conversation, share: float) -> bool:
-    first = next(turn.content for turn in conversation.turns if turn.role == "user")
-    return unit_interval(fold_text(_normalized(first)), salt="held-out row") < share
-
-
 def select(
     source: str | Path, domain: str | None, seed: int, heldout: float, *, num_train: int, num_heldout: int, directory: Path
 ) -> Selection:
@@ -115,12 +110,13 @@ def _write(path: Path, source, domain, seed: int, heldout: float, num_train: int
         for conversation in tqdm(found, desc=f"reading {source}", unit="row"):
             stats.taken += 1
             line = json.dumps(to_row(conversation), ensure_ascii=False)
+            first = next(turn.content for turn in conversation.turns if turn.role == "user")
             # a hash of 64 bits; SQLite's integers have a sign
             rank = int(content_hash(f"{seed}\x00{_asked_text(conversation)}"), 16) - 2**63
             rows.execute(
                 "INSERT INTO rows VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET id = excluded.id, line = excluded.line "
                 "WHERE excluded.id < rows.id",
-                (rank, _is_heldout(conversation, heldout), conversation.id, line),
+                (rank, unit_interval(fold_text(_normalized(first)), salt="held-out row") < heldout, conversation.id, line),
             )
         sides = dict(rows.execute("SELECT heldout, count(*) FROM rows GROUP BY heldout"))
         all_train, all_heldout = sides.get(0, 0), sides.get(1, 0)

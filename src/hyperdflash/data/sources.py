@@ -124,7 +124,6 @@ def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Yields the known columns of every row."""
     with pq.ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if name in COLUMNS]
         number = 0

@@ -87,9 +87,7 @@ class StreamedCorpus(Corpus):
         for entry in self._entries:
             selection = self._selection(entry)
             if not selection.heldout:
-                raise ValueError(
-                    f"{entry['source']} has no held-out row at corpus.heldout={self.heldout}: raise it (a share of all rows)"
-                )
+                raise ValueError(f"{entry['source']} has no held-out row at corpus.heldout={self.heldout}: raise it")
             found |= {asked_hash(c): c for c in selection.heldout[: self.validation]}
         return self._clean(list(found.values()), "validation")
 

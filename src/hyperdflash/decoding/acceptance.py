@@ -13,10 +13,8 @@ from hyperdflash.targets.sampling import draw
 
 
 def verify_greedy(draft_ids: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Verifies drafts [..., n] against the target's argmax after each token of the block [..., n + 1].
-
-    Returns the number of leading drafts that equal the target's tokens [...], and the target's token after them [...].
-    """
+    """Verifies drafts [..., n] against the target's argmax after each token of the block [..., n + 1]. Returns the number of
+    leading drafts that equal the target's tokens [...], and the target's token after them [...]."""
     accepted = _leading(draft_ids == target_ids[..., :-1])
     return accepted, target_ids.gather(-1, accepted.unsqueeze(-1)).squeeze(-1)
 

@@ -1,7 +1,5 @@
-"""Shows a drafter's proposals in the rounds of a replay within the text.
-
-Shapes: see contracts.py. Replay returns counts alone; this module recomputes the drafts of one document's rounds.
-"""
+"""Shows a drafter's proposals in the rounds of a replay within the text. Shapes: see contracts.py. Replay returns counts alone;
+this module recomputes the drafts of one document's rounds."""
 
 from collections.abc import Sequence
 from html import escape

@@ -58,10 +58,8 @@ class FirstToken:
 
 @dataclass(frozen=True)
 class Round:
-    """One round from position ``anchor``, which keeps ``accepted`` leading drafts and adds the tokens ``emitted``.
-
-    ``emitted`` holds the accepted drafts and, unless the text ends before it, the target's own token.
-    """
+    """One round from position ``anchor``, which keeps ``accepted`` leading drafts and adds the tokens ``emitted``. ``emitted``
+    holds the accepted drafts and, unless the text ends before it, the target's own token."""
 
     anchor: int
     drafted: tuple[int, ...]

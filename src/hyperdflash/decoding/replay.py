@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hyperdflash.contracts import Rounds, TargetStates
 from hyperdflash.decoding.acceptance import sampled_accept
+from hyperdflash.drafting.anchors import all_anchors, supervised
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.targets.heads import TargetHeads
@@ -28,7 +29,7 @@ from hyperdflash.targets.sampling import check_sampling, generator_for
 
 def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the maximal runs of supervised tokens: (document, start, end), int64 [N] each, ``end`` inclusive."""
-    mask = _answer_mask(states).to(torch.int8)
+    mask = supervised(states.loss_mask, states.lengths).to(torch.int8)
     edge = torch.diff(mask, dim=1, prepend=mask.new_zeros(len(mask), 1), append=mask.new_zeros(len(mask), 1))
     document, start = (edge == 1).nonzero(as_tuple=True)
     end = (edge == -1).nonzero(as_tuple=True)[1] - 1
@@ -95,7 +96,7 @@ def replay(
     if bool((start == end).all()):
         return walk(accept, start, end, document)
 
-    mask = _answer_mask(states)
+    mask = supervised(states.loss_mask, states.lengths)
     if temperature > 0:
         target_p = _target_probabilities(states, heads, mask, temperature, top_p, logits_bytes)  # [B, T] of x[i] at i
         uniform = torch.stack([position_uniforms(seed, id, length) for id in states.ids]).to(device)  # [B, T]
@@ -109,10 +110,11 @@ def replay(
         return sampled_accept(q, target_p[row, at], uniform[row, at])
 
     answered = torch.nn.functional.pad(mask, (0, num_slots))  # [B, T + S]
-    all_anchors, all_anchor_mask = _anchors(mask)
-    documents = max(1, hidden_bytes // (4 * all_anchors.shape[1] * num_slots * heads.hidden_size))
+    whole, whole_mask = all_anchors(states.loss_mask, states.lengths)  # [B, A]
+    whole = torch.where(whole_mask, whole, whole.amax(dim=1, keepdim=True).clamp(min=1))  # padding lies near the row's anchors
+    documents = max(1, hidden_bytes // (4 * whole.shape[1] * num_slots * heads.hidden_size))
     for first in range(0, batch, documents):
-        anchors, anchor_mask = (x[first : first + documents] for x in (all_anchors, all_anchor_mask))  # [b, A]
+        anchors, anchor_mask = whole[first : first + documents], whole_mask[first : first + documents]  # [b, A]
         slots = drafter.slots(states.rows(first, first + documents), heads, anchors, anchor_mask)
         assert slots.features.shape[:3] == (*anchors.shape, num_slots), tuple(slots.features.shape)
         logits = drafter.head.logits(slots, heads)  # [b, A, S]
@@ -137,25 +139,6 @@ def position_uniforms(seed: int, document_id: str, length: int) -> Tensor:
     same position, whatever its number of slots or its batch, which removes noise from paired differences.
     """
     return torch.rand(length, generator=generator_for(f"{seed}:{document_id}"))
-
-
-def _answer_mask(states: TargetStates) -> Tensor:
-    """Returns where tokens are supervised and inside the document: [B, T] bool."""
-    positions = torch.arange(states.loss_mask.shape[1], device=states.loss_mask.device)
-    return states.loss_mask & (positions < states.lengths.unsqueeze(1))
-
-
-def _anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns every position with a successor in its answer: [B, T] bool -> anchors [B, A] int64, anchor_mask [B, A].
-
-    Padding repeats the row's last anchor, which is a valid position near the others.
-    """
-    is_anchor = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    counts = is_anchor.sum(dim=1, keepdim=True)  # [B, 1]
-    order = (~is_anchor).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]  # anchors first, ascending
-    column = torch.arange(order.shape[1], device=mask.device).expand_as(order)
-    anchors = order.gather(1, torch.minimum(column, (counts - 1).clamp(min=0)))
-    return anchors.masked_fill(counts == 0, 1), column < counts
 
 
 def _target_probabilities(

@@ -12,6 +12,7 @@ never be the label of an early slot.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdflash.contracts import BlockLayout, Blocks
@@ -47,15 +48,13 @@ def supervised(loss_mask: Tensor, lengths: Tensor) -> Tensor:
 def eligible_anchors(loss_mask: Tensor, lengths: Tensor) -> Tensor:
     """Returns [B, T] bool: positions a with x[a] and x[a + 1] both supervised, so that slot 1 always has a label."""
     mask = supervised(loss_mask, lengths)
-    return mask & _shifted_left(mask)
+    return mask & F.pad(mask[:, 1:], (0, 1))
 
 
 def sample_anchors(loss_mask: Tensor, lengths: Tensor, num_anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Samples anchors uniformly without replacement per document, or takes all if there are fewer.
-
-    Returns ascending ``anchors`` [B, A] int64 and ``anchor_mask`` [B, A] bool with A = min(num_anchors, T), padded with
-    position 0 and False. A depends on shapes alone, so nothing waits for an accelerator.
-    """
+    """Samples anchors uniformly without replacement per document, or takes all if there are fewer. Returns ascending
+    ``anchors`` [B, A] int64 and ``anchor_mask`` [B, A] bool with A = min(num_anchors, T), padded with position 0 and False. A
+    depends on shapes alone, so nothing waits for an accelerator."""
     eligible = eligible_anchors(loss_mask, lengths)
     # The num_anchors largest of independent uniform keys are a uniform subset; float64 makes ties negligible.
     keys = torch.rand(eligible.shape, generator=generator, device=generator.device, dtype=torch.float64)
@@ -75,10 +74,8 @@ def all_anchors(loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 def make_blocks(
     input_ids: Tensor, loss_mask: Tensor, lengths: Tensor, anchors: Tensor, anchor_mask: Tensor, block_size: int
 ) -> Blocks:
-    """Returns blocks with ``labels[b, i, k - 1] = x[anchors[b, i] + k]`` for k = 1..block_size - 1; 0 where they are masked.
-
-    A slot is masked past the end of the anchor's own answer, even where a later answer starts within the block.
-    """
+    """Returns blocks with ``labels[b, i, k - 1] = x[anchors[b, i] + k]`` for k = 1..block_size - 1; 0 where they are masked. A
+    slot is masked past the end of the anchor's own answer, even where a later answer starts within the block."""
     offsets = torch.arange(1, block_size, device=anchors.device)
     positions = anchors[..., None] + offsets  # [B, A, S]
     inside = positions.clamp(max=input_ids.shape[1] - 1).flatten(1)  # [B, A * S]
@@ -90,10 +87,8 @@ def make_blocks(
 
 
 def previous_ids(input_ids: Tensor, anchors: Tensor, layout: BlockLayout) -> Tensor:
-    """Returns the token before each slot, x[a + parent of slot k]: [B, T] ids, [B, A] anchors -> [B, A, S] int64.
-
-    Values past the end of the text are arbitrary.
-    """
+    """Returns the token before each slot, x[a + parent of slot k]: [B, T] ids, [B, A] anchors -> [B, A, S] int64. Values past
+    the end of the text are arbitrary."""
     if layout.parents == tuple(range(layout.num_slots)):  # computed on the device, because a copy to it would wait
         parents = torch.arange(layout.num_slots, device=anchors.device)
     else:
@@ -117,7 +112,7 @@ def coverage(blocks: Blocks, loss_mask: Tensor, lengths: Tensor) -> tuple[Tensor
 
     within_reach = reached = eligible_anchors(loss_mask, lengths)
     for slot in range(num_slots):
-        reached = _shifted_right(reached)
+        reached = F.pad(reached[:, :-1], (1, 0))
         within_reach = reached if slot == 0 else within_reach | reached
     return (times_taught > 0).sum(), (within_reach & supervised(loss_mask, lengths)).sum()
 
@@ -126,11 +121,3 @@ def _sorted_and_padded(positions: Tensor, mask: Tensor, num_tokens: int) -> tupl
     anchors = positions.masked_fill(~mask, num_tokens).sort(dim=1).values
     anchor_mask = anchors < num_tokens
     return anchors.masked_fill(~anchor_mask, 0), anchor_mask
-
-
-def _shifted_left(mask: Tensor) -> Tensor:
-    return torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-
-
-def _shifted_right(mask: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)

@@ -19,7 +19,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from hyperdflash.contracts import BlockLayout
 from hyperdflash.drafting.layers import RMSNorm, linear, rotate
-from hyperdflash.drafting.visibility import own_mask
 from hyperdflash.numerics import fast_fp32_products
 
 if TYPE_CHECKING:
@@ -33,14 +32,35 @@ SHAPE_MULTIPLE = 64  # of lengths: oneDNN compiles half a megabyte of code per n
 UNSEEN = -1e30  # a score whose share of any softmax is 0; finite, because an anchor may see no context at all
 
 
+# A block may attend to the context strictly before its anchor and to what its layout shows of itself, never to another block.
+
+
+def own_mask(layout: BlockLayout, device: torch.device | str) -> Tensor | None:
+    """Returns [K, K] bool, True where own-block position i attends to j; None if every position sees the whole block."""
+    if layout.visible is None:
+        return None
+    if layout == BlockLayout.chain(layout.size, "causal"):  # computed on the device, because a copy to it would wait
+        return torch.ones(layout.size, layout.size, dtype=torch.bool, device=device).tril()
+    return torch.tensor(layout.visible, device=device)
+
+
+def context_mask(anchors: Tensor, context_positions: Tensor, window: int | None = None) -> Tensor:
+    """Returns which context states each block sees: [B, A] anchors, [T] or [B, T] positions of states -> [B, A, T] bool.
+
+    A block sees positions strictly before its anchor: in decoding the anchor is the newest token and has no target state yet.
+    Padding of a document lies after every anchor and is never seen. With ``window`` W a block sees only the W newest states, at
+    positions a - W to a - 1, so that a decoding loop may drop older ones.
+    """
+    distance = anchors[..., None] - context_positions[..., None, :]
+    return distance > 0 if window is None else (distance > 0) & (distance <= window)
+
+
 def block_attention(
     query: Tensor, context: KeyValue, block: KeyValue, visible: Tensor, own_visible: Tensor | None = None
 ) -> Tensor:
-    """Attends to visible context and own block by one softmax in fp32 -> [B, A, K, H * E].
-
-    ``query`` [B, A, K, H, E]; ``context`` keys and values [B, T, N, E]; ``block`` keys and values [B, A, K, N, E];
-    ``visible`` [B, A, T] bool and ``own_visible`` [K, K] bool, None for all (drafting/visibility.py).
-    """
+    """Attends to visible context and own block by one softmax in fp32 -> [B, A, K, H * E]. ``query`` [B, A, K, H, E];
+    ``context`` keys and values [B, T, N, E]; ``block`` keys and values [B, A, K, N, E]; ``visible`` [B, A, T] bool and
+    ``own_visible`` [K, K] bool, None for all."""
     if not torch.is_grad_enabled() and 4 * visible.numel() * query[0, 0, ..., 0].numel() <= _chunk_bytes(query):
         return reference_block_attention(query, context, block, visible, own_visible)  # a round of decoding is faster at once
     query = _by_kv_head(query * query.shape[-1] ** -0.5, block[0].shape[3]).contiguous()  # [B, N, A, R, E]
@@ -76,11 +96,9 @@ def attend(
     visible: Tensor,
     own_visible: Tensor | None = None,
 ) -> Tensor:
-    """Computes ``block_attention`` by key-value heads -> [B, A, K, H, E].
-
-    ``query`` [B, N, A, R, E], scaled, with R = G * K rows per anchor; ``key`` and ``value`` [B, N, T, E]; ``block_key`` and
-    ``block_value`` [B, N, A, K, E]; ``visible`` [B, A, T]; ``own_visible`` [K, K].
-    """
+    """Computes ``block_attention`` by key-value heads -> [B, A, K, H, E]. ``query`` [B, N, A, R, E], scaled, with R = G * K
+    rows per anchor; ``key`` and ``value`` [B, N, T, E]; ``block_key`` and ``block_value`` [B, N, A, K, E]; ``visible`` [B, A,
+    T]; ``own_visible`` [K, K]."""
     hidden = None if own_visible is None else ~own_visible.repeat(query.shape[3] // len(own_visible), 1)  # [R, K]
     return _Attention.apply(query, key, value, block_key, block_value, visible, hidden)
 

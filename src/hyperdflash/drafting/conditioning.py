@@ -1,8 +1,6 @@
-"""Conditioning sources, the target states that a drafter sees: TargetStates -> streams [B, T, N, D].
-
-A source names the layer taps that the cache must hold (``layer_ids``), states its number of streams of width D
-(``num_streams``) and selects them (``gather``). A reducer then turns the N streams into one vector per token.
-"""
+"""Conditioning sources, the target states that a drafter sees: TargetStates -> streams [B, T, N, D]. A source names the layer
+taps that the cache must hold (``layer_ids``), states its number of streams of width D (``num_streams``) and selects them
+(``gather``). A reducer then turns the N streams into one vector per token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -57,7 +57,6 @@ class DrafterConfig:
     reads_conditioning = True  # conditioning and reducer decide what the drafter sees
 
     def layer_ids(self, conditioning: Conditioning) -> tuple[int, ...]:
-        """Returns the target layers whose outputs the drafter reads."""
         return tuple(conditioning.layer_ids)
 
     def build(self, parts: DrafterParts, generator: torch.Generator | None = None) -> Drafter | MTPChain:
@@ -84,5 +83,4 @@ class DrafterConfig:
 
     @property
     def num_slots(self) -> int:
-        """S, the drafted tokens per round."""
         return self.block_size - 1

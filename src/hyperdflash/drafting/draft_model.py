@@ -1,7 +1,5 @@
 """The protocol of every drafter: settings that build it, and a module that training, replay, the loop and the checks call.
-
-Nothing outside this folder depends on the kind of a drafter.
-"""
+Nothing outside this folder depends on the kind of a drafter."""
 
 from __future__ import annotations
 
@@ -30,10 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class DrafterParts:
     """The parts beside its own settings from which a drafter is built; those that a kind of drafter does not need may be None.
-
     ``layout`` is full or causal; ``inputs`` are a block drafter's additional ones; ``lead`` drafts its first slots if it is not
-    None; ``load_mtp`` reads the target's MTP block, ``check_mtp`` raises ValueError if it has none.
-    """
+    None; ``load_mtp`` reads the target's MTP block, ``check_mtp`` raises ValueError if it has none."""
 
     conditioning: Conditioning | None
     reducer: ReducerConfig | None
@@ -62,11 +58,9 @@ class DrafterParts:
 
 
 class DraftModel(Protocol):
-    """A drafter's module, an ``nn.Module`` whose parameters train.
-
-    ``num_slots`` S; ``layer_ids``, the target layers it reads; ``context_window``, how many of the newest states a block sees
-    (None: all); ``layout`` of its blocks; ``head``, which turns its slots into logits; ``num_lead_slots`` that a lead drafts.
-    """
+    """A drafter's module, an ``nn.Module`` whose parameters train. ``num_slots`` S; ``layer_ids``, the target layers it reads;
+    ``context_window``, how many of the newest states a block sees (None: all); ``layout`` of its blocks; ``head``, which turns
+    its slots into logits; ``num_lead_slots`` that a lead drafts."""
 
     num_slots: int
     layer_ids: tuple[int, ...]
@@ -76,11 +70,9 @@ class DraftModel(Protocol):
     num_lead_slots: int
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
-        """Drafts from ``anchors`` [B, A] int64 on a known text; entries where ``anchor_mask`` [B, A] is False are ignored.
-
-        Slot k of anchor a may use the states H[0..a-1], the tokens x[0..a], and in a chain x[a+1..a+k-1]; nothing later.
-        A may cover all positions of a document, so a drafter processes a few anchors at a time.
-        """
+        """Drafts from ``anchors`` [B, A] int64 on a known text; entries where ``anchor_mask`` [B, A] is False are ignored. Slot
+        k of anchor a may use the states H[0..a-1], the tokens x[0..a], and in a chain x[a+1..a+k-1]; nothing later. A may cover
+        all positions of a document, so a drafter processes a few anchors at a time."""
         ...
 
     def proposer(self, heads: TargetHeads, codec: Codec = ...) -> Proposer:

@@ -23,11 +23,18 @@ from torch.utils.checkpoint import checkpoint
 
 from hyperdflash.contracts import BlockLayout, Slots, TargetStates
 from hyperdflash.drafting.anchors import previous_ids
-from hyperdflash.drafting.attention import SHAPE_MULTIPLE, Angles, BlockAttention, BlockMask, KeyValue, attention_mask
+from hyperdflash.drafting.attention import (
+    SHAPE_MULTIPLE,
+    Angles,
+    BlockAttention,
+    BlockMask,
+    KeyValue,
+    attention_mask,
+    context_mask,
+)
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.layers import RMSNorm, SwiGLU, linear, rotary_angles
 from hyperdflash.drafting.proposer import BlockProposer
-from hyperdflash.drafting.visibility import context_mask
 from hyperdflash.states.codecs import CODECS, Codec
 from hyperdflash.targets.heads import TargetHeads
 
@@ -63,8 +70,9 @@ class Drafter(nn.Module):
         vocab_size = heads.config.vocab_size
         if not 0 <= parts.mask_token_id < vocab_size:
             raise ValueError(f"mask_token_id must be in 0..{vocab_size - 1}, got {parts.mask_token_id}")
-        self.config = config
-        self.conditioning = parts.conditioning
+        self.config, self.conditioning = config, parts.conditioning
+        self.num_slots, self.context_window = config.num_slots, config.context_window
+        self.layer_ids = config.layer_ids(parts.conditioning)
         self.reads_next_token = parts.conditioning.reads_next_token or parts.inputs.next_token
         self.mask_token_id = parts.mask_token_id
         self.layout = BlockLayout.chain(config.block_size, parts.layout)
@@ -88,8 +96,7 @@ class Drafter(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
-        """Draws matrices from normal(0, initializer_range), sets norms to 1 and the projections of additional inputs to 0, then
-        applies the reducer's and head's rules."""
+        """Draws matrices from normal(0, initializer_range); norms are 1, additional projections 0; reducer and head differ."""
         own = [module for name, module in self.named_modules() if name.split(".")[0] not in ("head", *ADDITIONAL)]
         for module in own:
             if isinstance(module, nn.Linear):
@@ -103,27 +110,10 @@ class Drafter(nn.Module):
         self.head.reset_parameters(generator, self.config.initializer_range)
 
     @property
-    def num_slots(self) -> int:
-        """S, the drafted tokens per round."""
-        return self.config.num_slots
-
-    @property
     def num_lead_slots(self) -> int:
-        """n, the slots that the lead drafts."""
         return 0 if self.lead is None else self.lead.num_slots
 
-    @property
-    def layer_ids(self) -> tuple[int, ...]:
-        """The target layers whose outputs the drafter reads."""
-        return self.config.layer_ids(self.conditioning)
-
-    @property
-    def context_window(self) -> int | None:
-        """The number of newest states that a block sees; None for all."""
-        return self.config.context_window
-
     def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> BlockProposer:
-        """Returns the loop's form of this drafter, with the same weights."""
         return BlockProposer(self, heads, codec)
 
     @property
@@ -134,7 +124,10 @@ class Drafter(nn.Module):
         """Drafts all blocks of documents at ``anchors`` [B, A] int64; features are 0 where ``anchor_mask`` [B, A] is False."""
         previous = previous_ids(states.input_ids, anchors, self.layout)  # [B, A, S]
         lead = None if self.lead is None else self.lead.slots(states, heads, anchors, anchor_mask).features  # [B, A, n, D]
-        context = self.context(states, heads, _seen_length(anchors, states.input_ids.shape[1]))
+        length = states.input_ids.shape[1]  # of the context: on a CPU what some anchor sees; reading it on a device would wait
+        if anchors.device.type == "cpu":
+            length = -(-max(1, int(anchors.max())) // SHAPE_MULTIPLE) * SHAPE_MULTIPLE
+        context = self.context(states, heads, length)
         positions = torch.arange(context.shape[1], device=anchors.device)  # [T]
         context_kv = self.project_context(context, positions)
 
@@ -155,10 +148,8 @@ class Drafter(nn.Module):
         return Slots(features.masked_fill(~anchor_mask[..., None, None], 0.0), previous, self.layout)
 
     def context(self, states: TargetStates, heads: TargetHeads, length: int | None = None) -> Tensor:
-        """Returns the reduced and normed context [B, T, D'], shared by all layers; ``length`` truncates or pads T.
-
-        States stay in the cache's dtype until here: the reducer converts them once, to the drafter's dtype or to autocast's.
-        """
+        """Returns the reduced and normed context [B, T, D'], shared by all layers; ``length`` truncates or pads T. States stay
+        in the cache's dtype until here: the reducer converts them once, to the drafter's dtype or to autocast's."""
         streams = self.conditioning.gather(states, heads)[:, :length]
         padding = 0 if length is None else max(0, length - streams.shape[1])
         if padding:
@@ -171,9 +162,7 @@ class Drafter(nn.Module):
 
     def project_context(self, context: Tensor, positions: Tensor) -> list[KeyValue]:
         """Projects the context [B, T, D'] at ``positions`` [T] or [B, T] to each layer's keys and values [B, T, N, E].
-
-        Positions are independent, so a loop may project new states alone and append them.
-        """
+        Positions are independent, so a loop may project new states alone and append them."""
         angles = self._angles(positions)
         return [layer.self_attn.project(context, angles) for layer in self.layers]
 
@@ -211,8 +200,7 @@ class Drafter(nn.Module):
         return cos.to(self.dtype), sin.to(self.dtype)
 
     def embed_blocks(self, known_ids: Tensor, heads: TargetHeads, newest: Tensor | None, lead: Tensor | None) -> Tensor:
-        """Embeds [x_a, x_1..x_n, mask, ..., mask] by the target's frozen embedding, [B, A, 1 + n] -> [B, A, K, D'], and adds
-        the projections of the additional inputs."""
+        """Embeds [x_a, x_1..x_n, mask, ..., mask] and adds the additional inputs: [B, A, 1 + n] -> [B, A, K, D']."""
         num_masks = self.config.block_size - known_ids.shape[-1]
         masks = known_ids.new_full((*known_ids.shape[:-1], num_masks), self.mask_token_id)
         x = heads.embed(torch.cat([known_ids, masks], dim=-1)).to(self.dtype)
@@ -229,11 +217,3 @@ def _before(context: Tensor, anchors: Tensor) -> Tensor:
     """Returns the context state before each anchor, 0 where there is none: [B, T, D'], [B, A] -> [B, A, D']."""
     index = (anchors - 1).clamp(min=0)[..., None].expand(-1, -1, context.shape[2])
     return context.gather(1, index).masked_fill((anchors == 0)[..., None], 0.0)
-
-
-def _seen_length(anchors: Tensor, num_tokens: int) -> int:
-    """Returns how many leading context states some anchor may see, rounded up, since oneDNN compiles code per new shape.
-
-    On an accelerator it is all of them, because reading the anchors would wait for it.
-    """
-    return -(-max(1, int(anchors.max())) // SHAPE_MULTIPLE) * SHAPE_MULTIPLE if anchors.device.type == "cpu" else num_tokens

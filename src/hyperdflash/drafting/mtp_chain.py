@@ -75,10 +75,8 @@ def new_chain(
 
 class MTPChain(nn.Module):
     """Chains ``block`` over ``num_slots`` slots. ``trainable`` enables its gradients; the caller then passes a copy of its own.
-
     Shapes follow from the anchors' positions, so every pass waits for an accelerator. ``indices_per_pass`` bounds the positions
-    whose keys are computed together, ``rows_per_pass`` the anchors of a step.
-    """
+    whose keys are computed together, ``rows_per_pass`` the anchors of a step."""
 
     def __init__(
         self,
@@ -105,7 +103,6 @@ class MTPChain(nn.Module):
     num_lead_slots = 0
 
     def proposer(self, heads: TargetHeads, codec: Codec = CODECS["bf16"]) -> MTPProposer:
-        """Returns the loop's form of this chain, with the same weights."""
         return MTPProposer(self, heads, codec)
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
@@ -141,33 +138,27 @@ class MTPChain(nn.Module):
             keys.append(self.block.keys(states.residual[:, begin:end], embeds, index))
         return torch.cat(keys, dim=2).squeeze(1)
 
-    def _chain(
-        self, states: TargetStates, heads: TargetHeads, keys: Tensor, origin: int, row: Tensor, anchors: Tensor
-    ) -> Tensor:
-        """Runs slots 1..S of n groups: keys of the text [B, I, C], row [n], anchors [n, G] -> [n, G, S, D]."""
+    def _chain(self, states: TargetStates, heads: TargetHeads, keys: Tensor, origin: int, row: Tensor, at: Tensor) -> Tensor:
+        """Runs slots 1..S of n groups: keys of the text [B, I, C], row [n], anchors ``at`` [n, G] -> [n, G, S, D]."""
         window, length = self.block.sliding_window, states.input_ids.shape[1]
-        low = (anchors.amin(dim=1) - window).clamp(min=origin)  # the first key of a target state that a group can see
-        span = int((anchors.amax(dim=1) - low).max())
-        key_index = low[:, None] + torch.arange(span, device=anchors.device)  # [n, span]
+        low = (at.amin(dim=1) - window).clamp(min=origin)  # the first key of a target state that a group can see
+        span = int((at.amax(dim=1) - low).max())
+        key_index = low[:, None] + torch.arange(span, device=at.device)  # [n, span]
         in_text = key_index.clamp(max=origin + keys.shape[1] - 1) - origin
         prefix = keys[row[:, None], in_text].unsqueeze(1)  # [n, 1, span, C]
-        own = torch.eye(GROUP, dtype=torch.bool, device=anchors.device).expand(len(row), -1, -1)
+        own = torch.eye(GROUP, dtype=torch.bool, device=at.device).expand(len(row), -1, -1)
         none = torch.zeros_like(own)
-        residual, outputs = states.residual[row[:, None], anchors - 1], []  # [n, G, M, D]
+        residual, outputs = states.residual[row[:, None], at - 1], []  # [n, G, M, D]
         for slot in range(1, self.num_slots + 1):
-            index = anchors + slot - 2  # [n, G]
-            made = (key_index[:, None] < anchors[..., None]) & (key_index[:, None] > index[..., None] - window)
+            index = at + slot - 2  # [n, G]
+            made = (key_index[:, None] < at[..., None]) & (key_index[:, None] > index[..., None] - window)
             # slot 1 stands in the text, whose keys have its own one
             chained = [own if slot - earlier < window else none for earlier in range(2, slot + 1)] or [none]
             keep = torch.cat([made, *chained], dim=-1)  # [n, G, span + (slot - 1) G], or G more for slot 1
             embeds = heads.embed(states.input_ids[row[:, None], (index + 1).clamp(max=length - 1)])  # [n, G, D]
-            residual, new = self.block.run(residual, embeds, index, _additive(keep, embeds.dtype).unsqueeze(1), prefix)
+            mask = embeds.new_zeros(keep.shape).masked_fill(~keep, float("-inf")).unsqueeze(1)
+            residual, new = self.block.run(residual, embeds, index, mask, prefix)
             if slot > 1:
                 prefix = torch.cat([prefix, new], dim=2)
             outputs.append(self.block.head(residual))
         return torch.stack(outputs, dim=2)
-
-
-def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """Converts a bool mask (True = keep) to an additive one of 0 and -inf."""
-    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, float("-inf"))

@@ -1,7 +1,5 @@
-"""The native MTP block in the draft-verify loop, with one chained step per slot.
-
-Shapes: see contracts.py with B = 1; n <= S requested slots, P new states, C the width of the block's single key head.
-"""
+"""The native MTP block in the draft-verify loop, with one chained step per slot. Shapes: see contracts.py with B = 1; n <= S
+requested slots, P new states, C the width of the block's single key head."""
 
 from __future__ import annotations
 
@@ -21,11 +19,9 @@ if TYPE_CHECKING:
 
 
 class MTPProposer:
-    """Drafts what ``MTPChain`` drafts in replay, and caches keys from round to round.
-
-    An index needs the token after its own, so the newest state waits for the anchor. The first step of a round runs all
-    waiting states at once; its last row is slot 1. The cache keeps keys of target states and drops those of chained steps.
-    """
+    """Drafts what ``MTPChain`` drafts in replay, and caches keys from round to round. An index needs the token after its own,
+    so the newest state waits for the anchor. The first step of a round runs all waiting states at once; its last row is slot 1.
+    The cache keeps keys of target states and drops those of chained steps."""
 
     layer_ids = ()
 

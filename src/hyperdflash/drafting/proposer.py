@@ -31,11 +31,8 @@ if TYPE_CHECKING:
 
 
 class Proposer(Protocol):
-    """The loop's interface to a drafter, for one text at a time; ``begin`` starts the next text.
-
-    ``num_slots`` S, the most drafts per round; ``layer_ids``, the target layers it reads; ``codec``, which rounds its states as
-    the cache of its training did.
-    """
+    """The loop's interface to a drafter, for one text at a time; ``begin`` starts the next text. ``num_slots`` S, the most
+    drafts per round; ``layer_ids``, the layers it reads; ``codec`` rounds as its training's cache."""
 
     num_slots: int
     layer_ids: tuple[int, ...]
@@ -67,11 +64,8 @@ class Autoregressive:
 
 
 class BlockProposer:
-    """Drafts all slots in one pass over [x_a, mask, ...] and the context's cached keys and values (DFlash, HyperDFlash).
-
-    If the context joins a state with the token after it, the newest state waits for the anchor's token. A lead drafts the first
-    slots, one after another, before the pass.
-    """
+    """Drafts all slots in one pass over [x_a, mask, ...] and the context's cached keys and values (DFlash, HyperDFlash). If the
+    context joins a state with its next token, the newest state waits for the anchor. A lead drafts the first slots."""
 
     def __init__(self, drafter: Drafter, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
         self.drafter, self.heads, self.codec = drafter, heads, codec
@@ -115,17 +109,16 @@ class BlockProposer:
         context = self.drafter.context(states, self.heads)
         self._newest = context[:, -1:]
         new = self.drafter.project_context(context, positions)
-        self._make_room(new, num_new)
+        if not self._buffers or self._rows + num_new > self._buffers[0][0].shape[1]:
+            self._grow(new, num_new)
         for buffer, rows in zip(self._buffers, new, strict=True):
             for kept, added in zip(buffer, rows, strict=True):
                 kept[:, self._rows : self._rows + num_new] = added
         self._length += num_new
         self._rows += num_new
 
-    def _make_room(self, like: list[KeyValue], num_new: int) -> None:
+    def _grow(self, like: list[KeyValue], num_new: int) -> None:
         """Doubles full buffers, so that copying costs a constant per state."""
-        if self._buffers and self._rows + num_new <= self._buffers[0][0].shape[1]:
-            return
         seen = self._seen()
         kept = seen.stop - seen.start
         grown = [tuple(x.new_empty(x.shape[0], max(256, 2 * (kept + num_new)), *x.shape[2:]) for x in pair) for pair in like]
@@ -163,7 +156,6 @@ class BlockProposer:
 
 
 def positions_of(states: TargetStates, which: slice) -> TargetStates:
-    """Selects the positions ``which`` of every row."""
     along_text = ("input_ids", "loss_mask", "residual", "layers")
     values = {f.name: getattr(states, f.name) for f in fields(states) if f.name in along_text}
     return replace(states, **{name: value if value is None else value[:, which] for name, value in values.items()})

@@ -1,7 +1,4 @@
-"""Table 1 of the paper, counted from real modules of DeepSeek-V4-Flash's sizes on the meta device, without their memory.
-
-Command: python -m src.table1
-"""
+"""Table 1 of the paper, counted from real modules of DeepSeek-V4-Flash's sizes on the meta device, without their memory."""
 
 import torch
 from rich.console import Console
@@ -19,7 +16,6 @@ FLASH = resource("assets") / "deepseek_v4_flash"  # its config.json alone
 
 
 def num_parameters(reducer: ReducerConfig) -> int:
-    """Counts the trainable parameters of a reducer for DeepSeek-V4-Flash's residual."""
     with torch.device("meta"):
         heads = TargetHeads(read_config(FLASH))
         module = reducer.build(PreHcHead(), heads, heads.hidden_size)

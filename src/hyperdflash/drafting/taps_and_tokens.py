@@ -1,8 +1,6 @@
 """``taps_and_tokens``: outputs of several target layers beside the next token's embedding, as MTP pairs H[i] with x[i+1].
-
 Position i has the streams of its taps and one more, embed(x[i + 1]). A block with anchor a sees positions up to a - 1, so the
-newest pair includes the anchor's own token: in the loop the newest state waits until that token is known.
-"""
+newest pair includes the anchor's own token: in the loop the newest state waits until that token is known."""
 
 from dataclasses import dataclass
 

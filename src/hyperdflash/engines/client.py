@@ -1,7 +1,5 @@
 """What the clients of serving engines share: the options of ``target.engine``, the pool of servers, checks of every answer.
-
-Shapes: see contracts.py. The pool requests a failed answer again, from another server if there is one, and never caches it.
-"""
+Shapes: see contracts.py. The pool requests a failed answer again, from another server if there is one, and never caches it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,11 +19,8 @@ RMS_RANGE = (1e-6, 1e6)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings(Servers):
-    """``engine`` and its servers (conf/target/engine/none.yaml).
-
-    ``states_dir`` is the folder of vLLM's files on this machine (None: the path that the server names). ``timeout_s`` also
-    bounds the wait for a file.
-    """
+    """``engine`` and its servers (conf/target/engine/none.yaml). ``states_dir`` is the folder of vLLM's files here (None: the
+    server's path). ``timeout_s`` also bounds the wait for a file."""
 
     engine: str
     states_dir: Path | None = None
@@ -83,15 +78,10 @@ class EngineClient:
         return {None: torch.cat(self._pool.map(self._one, sequences))}
 
     def next_tokens(self, sequences: Sequence[Tensor]) -> list[int]:
-        """Returns the engine's own greedy next token of each sequence."""
         return self._pool.map(self._next_token, sequences)
 
-    def check_servers(self) -> None:
-        """Raises ValueError for the first server that is not reachable or not set up for states."""
-        for server in self.settings.servers:
-            self._checked(server)
-
-    def _checked(self, server: str) -> object:
+    def checked(self, server: str) -> object:
+        """Returns what `_check` found; ValueError for a server that is not reachable or not set up for states."""
         if server not in self._known:
             self._known[server] = self._check(server)
         return self._known[server]

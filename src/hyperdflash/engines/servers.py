@@ -1,8 +1,6 @@
-"""Requests to servers: JSON over HTTP, and a pool that retries and spreads requests over several servers.
-
-`Refused` means that a retry on this server gives the same (HTTP 4xx); `Unavailable` (5xx, 408, 429, no connection, too slow, no
-JSON) and `BadAnswer` mean that a retry can succeed.
-"""
+"""Requests to servers: JSON over HTTP, and a pool that retries and spreads requests over several servers. `Refused` means that
+a retry on this server gives the same (HTTP 4xx); `Unavailable` (5xx, 408, 429, no connection, too slow, no JSON) and
+`BadAnswer` mean that a retry can succeed."""
 
 import http.client
 import json
@@ -95,11 +93,9 @@ def _object(text: bytes, url: str) -> dict:
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """Base URLs ``servers``, with ``concurrency`` open requests each.
-
-    ``timeout_s`` is the longest silence of a request, ``attempts`` the tries per request, ``backoff_s`` the wait after the
-    first failure, which doubles with each further one. ``wanted`` and ``prefix`` say how a user gives the options.
-    """
+    """Base URLs ``servers``, with ``concurrency`` open requests each. ``timeout_s`` is the longest silence of a request,
+    ``attempts`` the tries per request, ``backoff_s`` the wait after the first failure, which doubles with each further one.
+    ``wanted`` and ``prefix`` say how a user gives the options."""
 
     servers: tuple[str, ...]
     concurrency: int = 4
@@ -133,10 +129,8 @@ class ServerPool:
             return list(threads.imap(lambda pair: self.ask(ask, pair[1], pair[0]), enumerate(requests)))
 
     def ask(self, ask: Callable[[str, Any], Any], request: Sequence, number: int = 0) -> Any:
-        """Sends one request; a refused one goes to each other server, which can have another limit of length.
-
-        `Refused` where all servers refuse it; ValueError with the last error after ``settings.attempts`` failures.
-        """
+        """Sends one request; a refused one goes to each other server, which can have another limit of length. `Refused` where
+        all servers refuse it; ValueError with the last error after ``settings.attempts`` failures."""
         failed: list[str] = []
         refused: set[str] = set()
         pause_s = 0.0

@@ -28,11 +28,9 @@ Chunk = tuple[list[int], str | None]  # new token ids, and the reason of the end
 
 @dataclass(frozen=True)
 class Served:
-    """One answer: token ``ids``; ``after_first`` tokens arrived behind the first chunk, in ``decode_s`` seconds.
-
-    ``rounds`` counts verification steps (0 without speculation) and ``accepted`` their accepted drafts; entry k of ``survived``
-    counts the rounds that accepted more than k drafts.
-    """
+    """One answer: token ``ids``; ``after_first`` tokens arrived behind the first chunk, in ``decode_s`` seconds. ``rounds``
+    counts verification steps (0 without speculation) and ``accepted`` their accepted drafts; entry k of ``survived`` counts the
+    rounds that accepted more than k drafts."""
 
     ids: list[int]
     ended_by: Literal["stop", "length"]
@@ -86,9 +84,7 @@ def _ask_sglang(server: str, body: dict, timeout_s: float) -> Served:
     if not rounds:
         return served
     if not histogram:
-        raise ValueError(
-            f"{server} drafts and reports no spec_accept_histogram: use an SGLang that counts accepted drafts by step"
-        )
+        raise ValueError(f"{server} drafts and reports no spec_accept_histogram: use an SGLang that counts accepted drafts")
     survived = tuple(sum(histogram[k:]) for k in range(1, len(histogram)))
     return replace(served, rounds=rounds, accepted=sum(survived), survived=survived)
 
@@ -125,8 +121,7 @@ def _ask_vllm(server: str, body: dict, timeout_s: float) -> Served:
 
 
 def counters(server: str, timeout_s: float) -> dict:
-    """Returns vLLM's speculation counters, summed over engines: ``drafts``, and ``accepted`` per draft slot ([] without
-    speculation)."""
+    """Returns vLLM's counters, summed over engines: ``drafts``, and ``accepted`` per slot ([] without speculation)."""
     drafts, accepted = 0.0, Counter()
     for found in SAMPLE.finditer(request_text(f"{server}/metrics", timeout_s).decode()):
         if found["name"] == "vllm:spec_decode_num_drafts_total":

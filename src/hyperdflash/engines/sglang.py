@@ -60,7 +60,7 @@ class SGLang(EngineClient):
         return int(self._generate(server, input_ids)["output_ids"][0])
 
     def _residual(self, server: str, input_ids: Tensor) -> tuple[Sequence[int] | None, Tensor]:
-        self._checked(server)
+        self.checked(server)
         meta = self._generate(server, input_ids, return_hidden_states=True).get("meta_info", {})
         if "prompt_tokens" in meta and meta["prompt_tokens"] != len(input_ids):
             raise BadAnswer(f"it ran {meta['prompt_tokens']} tokens where {len(input_ids)} were sent")

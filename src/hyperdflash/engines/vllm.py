@@ -37,13 +37,11 @@ class VLLM(EngineClient):
 
     def _files(self, server: str, input_ids: Tensor) -> tuple[dict, Path, dict[str, Tensor]]:
         """Returns the answer, the path of its file and the file's tensors; the file is gone then."""
-        body = {"model": self._checked(server), "prompt": input_ids.tolist(), "max_tokens": 1, "temperature": 0}
+        body = {"model": self.checked(server), "prompt": input_ids.tolist(), "max_tokens": 1, "temperature": 0}
         answer = request_json(f"{server}/v1/completions", self.settings.timeout_s, body | {"return_token_ids": True})
         path = (answer.get("kv_transfer_params") or {}).get("hidden_states_path")
         if not path:
-            raise BadAnswer(
-                "it names no file of states (start it with method extract_hidden_states and ExampleHiddenStatesConnector)"
-            )
+            raise BadAnswer("it names no file of states (start it with extract_hidden_states and ExampleHiddenStatesConnector)")
         path = self.settings.states_dir / Path(path).name if self.settings.states_dir else Path(path)
         return answer, path, read_finished(path, self.settings.timeout_s)
 
@@ -60,7 +58,6 @@ class VLLM(EngineClient):
 
 
 def served_model(server: str, timeout_s: float) -> str:
-    """Returns the name of the model that a server serves."""
     models = served_models(f"{server}/v1", timeout_s)
     if not models:
         raise Unavailable(f"{server} serves no model")

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.cli import command_of
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.prompts import Prompts
-from hyperdflash.decoding.repetition import ends_in_loop
+from hyperdflash.decoding.metrics import ends_in_loop
 from hyperdflash.files import reading
 from hyperdflash.record import environment_record, write_json
 from hyperdflash.report.bootstrap import PromptCounts
@@ -73,11 +73,9 @@ def answer_all(
     prepare: Callable[[list[int]], None] = lambda prompt_ids: None,
     complete: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
-    """Runs every method on every prompt, mode and temperature that rows.jsonl lacks; returns all its rows.
-
-    ``identity`` decides the rows, with the seed, the methods and the prompts. ``prepare`` takes the first prompt's ids
-    where any prompt is left; ``complete`` takes each row before it is written.
-    """
+    """Runs every method on every prompt, mode and temperature that rows.jsonl lacks; returns all its rows. ``identity`` decides
+    the rows, with the seed, the methods and the prompts. ``prepare`` takes the first prompt's ids where any prompt is left;
+    ``complete`` takes each row before it is written."""
     modes: list[Mode] = list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
     fitting = {mode: prompts.fitting(tokenizer, mode) for mode in modes}
     places = [(mode, float(t), prompt) for mode in modes for t in config.temperature for prompt in fitting[mode]]
@@ -112,10 +110,8 @@ def answer_all(
 def converse(
     answer: Callable[[list[int], int], dict], rounds: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mode: Mode
 ) -> list[dict]:
-    """Answers every user turn in order; ends early where an answer reaches its length limit.
-
-    ``answer`` takes the prompt's ids and the turn's number, and returns a row with ``ids`` and ``ended_by``.
-    """
+    """Answers every user turn in order; ends early where an answer reaches its length limit. ``answer`` takes the prompt's ids
+    and the turn's number, and returns a row with ``ids`` and ``ended_by``."""
     turns, before = [], []
     for number, added in enumerate(rounds):
         prompt_ids = [*before, *added]

@@ -132,11 +132,9 @@ def compare_greedy(
     got: Sequence[int],
     tolerance: float | None = None,
 ) -> dict | None:
-    """Finds the first difference of two greedy texts; None where they are equal.
-
-    Returns its ``position`` among the new tokens, both ids (None past a text's end), the ``gap`` from the target's best logit
-    to the lower of the two, and whether it is a ``tie``: a gap of at most ``tolerance``, by default ``TIE``.
-    """
+    """Finds the first difference of two greedy texts; None where they are equal. Returns its ``position`` among the new tokens,
+    both ids (None past a text's end), the ``gap`` from the target's best logit to the lower of the two, and whether it is a
+    ``tie``: a gap of at most ``tolerance``, by default ``TIE``."""
     if tuple(expected) == tuple(got):
         return None
     shared = zip(expected, got, strict=False)
@@ -152,10 +150,8 @@ def compare_greedy(
 
 
 def compare_texts(model: PreTrainedModel, rows: dict[str, list[dict]]) -> None:
-    """Adds ``differs`` to every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie.
-
-    Turns after a difference have another history, so ``compared`` is False there.
-    """
+    """Adds ``differs`` to every turn whose greedy text is not AR's: position, gap of the logits, and whether it is a tie. Turns
+    after a difference have another history, so ``compared`` is False there."""
     for turns in rows.values():
         parted = False
         for index, turn in enumerate(turns):

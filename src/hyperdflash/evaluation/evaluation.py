@@ -16,11 +16,9 @@ from tqdm import tqdm
 
 from hyperdflash.answers.exchange import AnswerSettings
 from hyperdflash.cli import command_of
-from hyperdflash.contracts import Document
 from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import special_ids
-from hyperdflash.decoding.metrics import document_counts
-from hyperdflash.decoding.repetition import ends_in_loop
+from hyperdflash.decoding.metrics import document_counts, ends_in_loop
 from hyperdflash.decoding.replay import replay
 from hyperdflash.evaluation.methods import baseline_of, data_note, make_methods
 from hyperdflash.options import instantiate
@@ -70,11 +68,10 @@ def evaluate_by_replay(config: DictConfig) -> dict:
         documents = with_supervised_pair(job.target_answers(prompts, store.key.target, settings))
         states = job.states(documents, store, layer_ids)
         ids, domains = tuple(document.id for document in documents), tuple(document.domain for document in documents)
-        looped = np.array([ends_in_loop(_last_answer(document), end_token_id=eos_id) for document in documents])
+        answers = [d.input_ids[len(d.loss_mask) - int(d.loss_mask.flip(0).int().cumprod(0).sum()) :] for d in documents]
+        looped = np.array([ends_in_loop(answer.tolist(), end_token_id=eos_id) for answer in answers])
         ended = np.mean([int(document.input_ids[-1]) == eos_id for document in documents])
-        print(
-            f"T = {temperature}: {len(documents)} answers, {ended:.0%} end by themselves, {looped.mean():.1%} loop", flush=True
-        )
+        print(f"T = {temperature}: {len(documents)} answers, {ended:.0%} end themselves, {looped.mean():.1%} loop", flush=True)
         row_of = {document.id: row for row, document in enumerate(d for shard in states.shards for d in shard.documents)}
         in_order = np.array([row_of[document.id] for document in documents])  # the store sorts by length
         batches = [range(i, min(i + BATCH, len(states))) for i in range(0, len(states), BATCH)]
@@ -110,9 +107,3 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not there:
         raise ValueError("device=cuda, and torch finds no CUDA device here: run with device=cpu")
     return torch.device("cuda" if there and name != "cpu" else "cpu")
-
-
-def _last_answer(document: Document) -> list[int]:
-    """Returns the trailing run of supervised tokens."""
-    others = (~document.loss_mask).nonzero()
-    return document.input_ids[int(others[-1]) + 1 if len(others) else 0 :].tolist()

@@ -1,8 +1,6 @@
-"""Finds the methods that an evaluation compares: the target's own MTP block, and drafters of finished training runs.
-
-An entry of ``methods`` is a method's name (conf/method), whose run the index finds; a run's directory; or a mapping that gives
-a row its own name: {name: ..., run: DIRECTORY} or {name: ..., native_steps: N}.
-"""
+"""Finds the methods that an evaluation compares: the target's own MTP block, and drafters of finished training runs. An entry
+of ``methods`` is a method's name (conf/method), whose run the index finds; a run's directory; or a mapping that gives a row its
+own name: {name: ..., run: DIRECTORY} or {name: ..., native_steps: N}."""
 
 import contextlib
 import shlex
@@ -69,8 +67,7 @@ class Method:
 
 
 def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, DictConfig]:
-    """Returns the method of a finished training run and the run's configuration, for which the run's folder and the target are
-    enough; ValueError where it is not finished."""
+    """Returns the method of a finished run and its configuration, from its folder alone; ValueError for an unfinished one."""
     found = finished_run(run)
     path = found.directory / "config.yaml"
     with reading(path, f"fetch it again, or remove {found.directory} and train the run again"):
@@ -107,9 +104,7 @@ def methods_of(entry: str | DictConfig, config: DictConfig) -> list[Method]:
             return [Method(entry.name, native_steps=positive_int("native_steps", entry.native_steps))]
         if set(entry) == {"name", "run"}:
             return [replace(method_of_run(entry.run, config.target.path)[0], name=entry.name)]
-        raise ValueError(
-            f"a method is a name, a run's directory, {{name, run}} or {{name, native_steps}}, got {entry}: mend `methods`"
-        )
+        raise ValueError(f"a method is a name, a run's directory, {{name, run}} or {{name, native_steps}}, got {entry}")
     if Path(entry).is_dir():
         return [method_of_run(entry, config.target.path)[0]]
     defined = compose_method(entry, config.training)
@@ -140,17 +135,14 @@ def training_words(name: str, words: str) -> list[str]:
 
 
 def stated_options(config: DictConfig) -> dict[str, object]:
-    """Returns the dotted options that decide a training, without interpolations, which follow from others, except those of
-    an objective's terms, which every record has."""
+    """Returns the options that decide a training, but for interpolations outside ``objective``, which follow from others."""
     decided = flat(decided_by(config, resolve=False))
     return {name: value for name, value in decided.items() if "${" not in str(value) or name.startswith("objective.")}
 
 
 def find_run(name: str, defined: DictConfig, config: DictConfig) -> FinishedRun:
-    """Finds the finished run of a method: same parts, stage, seed and target, and the nearest in all else.
-
-    Prints what else differs. ValueError, one sentence, where there is none, and where two are equally near.
-    """
+    """Finds the finished run of a method: same parts, stage, seed and target, and the nearest in all else. Prints what else
+    differs. ValueError, one sentence, where there is none, and where two are equally near."""
     defined.target, defined.cache.dtype = config.target, config.cache.dtype
     defined.target.path = str(config.target.path)  # stated, even where it follows from the environment
     stated = wanted = stated_options(defined)
@@ -195,5 +187,4 @@ def baseline_of(config: DictConfig, methods: Sequence[Method]) -> str:
 
 
 def _given(*names: str) -> list[str]:
-    """Returns this command's overrides that begin with one of ``names``."""
     return [override for override in given_overrides() if override.startswith(names)]

@@ -13,12 +13,11 @@ from pathlib import Path
 from hyperdflash.cli import sentence_of
 from hyperdflash.identity import runs_dir
 from hyperdflash.launch.sweep_plan import Job, plan_sweep
-from hyperdflash.report.html import write_page
 from hyperdflash.report.results import write_report
 from hyperdflash.report.sweep import SweepReport, label_of, summarize_sweep, verdict_lines
 from hyperdflash.report.sweep_runs import TrainedRun, read_run
 from hyperdflash.report.sweep_tables import sweep_blocks
-from hyperdflash.report.tables import markdown
+from hyperdflash.report.tables import markdown, write_page
 
 OWN = {"out": "", "html": "", "baseline": "", "num_resamples": "2000"}
 
@@ -34,9 +33,8 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
     members, left_out, missing = _read(plan.jobs)
     baseline = dict(part.partition("=")[::2] for part in own["baseline"].split(",") if part) or plan.baseline
     resamples = int(own["num_resamples"])
-    report = summarize_sweep(
-        plan.name, plan.axes, members, baseline, num_resamples=resamples, left_out=left_out, missing=missing
-    )
+    lists = {"left_out": left_out, "missing": missing}
+    report = summarize_sweep(plan.name, plan.axes, members, baseline, num_resamples=resamples, **lists)
     out = Path(own["out"]) if own["out"] else runs_dir() / "report" / plan.name
     text = markdown(sweep_blocks(report))
     write_report(out, {"sweep.md": text, "sweep.csv": report.results.csv_text()})

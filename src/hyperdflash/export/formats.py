@@ -26,9 +26,7 @@ Groups = Mapping[str, Any]  # group -> {"option": name, setting: value} or None
 
 def check_servable(to: str, groups: Groups, hidden_size: int) -> None:
     """Raises ValueError, which names the engine that serves the drafter if there is one, where ``to`` cannot hold it.
-
-    ``hidden_size`` is the target's. Every option must be one of this project's own, which the loader knows by name.
-    """
+    ``hidden_size`` is the target's. Every option must be one of this project's own, which the loader knows by name."""
     for name in GROUPS:
         if groups[name] is not None and "." in groups[name]["option"]:
             raise ValueError(
@@ -95,11 +93,9 @@ def served_by(to: str, groups: Groups) -> str:
 
 
 def config_of(to: str, description: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns config.json: the format's keys and, for this project's loader, ``description`` (see folder.py).
-
-    ``target`` has hidden_size, vocab_size, num_hidden_layers, hc_mult, rms_norm_eps, hc_eps and max_position_embeddings of the
-    target's configuration, and its architectures and name.
-    """
+    """Returns config.json: the format's keys and, for this project's loader, ``description`` (see folder.py). ``target`` has
+    hidden_size, vocab_size, num_hidden_layers, hc_mult, rms_norm_eps, hc_eps and max_position_embeddings of the target's
+    configuration, and its architectures and name."""
     groups, mask_id = description["groups"], description["mask_token_id"]
     own = {"dtype": description["dtype"], "hyperdflash": description}
     head = {"architectures": [architecture(to, groups)], "model_type": "hyperdflash"}

@@ -1,8 +1,4 @@
-"""Exports a finished run: checks, weights, files, the comparison of what was read again, and only then the folder.
-
-python -m src.export run=runs/train/<run> to=dflash out=exported
-hyperdflash.push_to_hub("exported", "me/my-drafter")
-"""
+"""Exports a finished run: checks, weights, files, the comparison of what was read again, and only then the folder."""
 
 from functools import partial
 from pathlib import Path
@@ -27,12 +23,11 @@ NUM_TOKENS = 24  # of the random text on which the drafter from the folder is co
 
 
 def export(config: DictConfig) -> Path:
-    """Writes the run's best weights as ``config.to``; returns the folder. ValueError before any weight is read where no engine
-    serves the drafter, or the folder exists."""
+    """Writes the run's best weights as ``config.to``; returns the folder. ValueError where it exists or no engine serves it."""
     for name in ("run", "to", "out"):
         if OmegaConf.is_missing(config, name):
             raise ValueError(
-                f"there is no {name}: run `python -m src.export run=DIR to=FORMAT out=DIR`, FORMAT {' or '.join(FORMATS)}"
+                f"there is no {name}: `python -m src.export run=DIR to=FORMAT out=DIR`, FORMAT {' or '.join(FORMATS)}"
             )
     one_of("to", config.to, FORMATS)
     out = Path(config.out)
@@ -89,9 +84,7 @@ def random_states(module: nn.Module, heads: TargetHeads) -> TargetStates:
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
     """Uploads an exported folder with its card as one commit to the model ``repo_id`` of the Hub; returns the commit's address.
-
-    ValueError for a folder that is cut or foreign; needs the extra ``hub``.
-    """
+    ValueError for a folder that is cut or foreign; needs the extra ``hub``."""
     described, _ = read_folder(folder)
     from huggingface_hub import HfApi
 

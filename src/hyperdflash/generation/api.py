@@ -1,12 +1,4 @@
-"""The Python interface: loads a target and a drafter, and generates losslessly.
-
-import hyperdflash
-
-target = hyperdflash.load_target("assets/tiny")
-drafter = hyperdflash.load_drafter("mtp", target)                          # or a run's directory, an exported folder, "ar"
-answer = hyperdflash.generate(target, drafter, "What is a closure?")       # answer.text, answer.generation.rounds
-for piece in hyperdflash.generate_stream(target, drafter, "..."): print(piece.text, end="")
-"""
+"""The Python interface: loads a target and a drafter, and generates losslessly (README.md has an example)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,17 +61,14 @@ class TextStream:
 def load_target(
     path: str | Path, *, dtype: str = "fp32", attention: str = "windowed", experts: str = "dense", **settings
 ) -> Target:
-    """Loads the whole frozen target from the directory ``path``, by default as conf/target/tiny.yaml does; ``settings`` as in
-    ``hyperdflash.targets.load.load_target``."""
+    """Loads the target in ``path``, by default as conf/target/tiny.yaml does; ``settings`` as in targets.load.load_target."""
     return load.load_target(path=path, dtype=dtype, attention=attention, experts=experts, **settings)
 
 
 def load_drafter(source: str | Path, target: Target | None = None, *, num_slots: int = 6) -> Proposer:
     """Loads ``"ar"``, ``"mtp"`` (the target's own block, ``num_slots`` steps), a finished training run, or an exported folder.
-
     Without ``target`` a run or a folder drafts with the heads of the target that it names. ValueError if a run is not finished,
-    if a folder is cut, changed or of another project, and for another target's weights.
-    """
+    if a folder is cut, changed or of another project, and for another target's weights."""
     from hyperdflash.evaluation.methods import method_of_run
     from hyperdflash.export.folder import build_drafter, is_exported, named_target, read_folder
 
@@ -129,11 +118,8 @@ def generate_stream(
     max_new_tokens: int = 128,
     synchronize: bool = False,
 ) -> Iterator[Piece]:
-    """Yields the answer to ``prompt``, one piece per round, until the end token or ``max_new_tokens``.
-
-    A string is one user turn in the chat encoding of ``mode``; token ids are used as they are. ``synchronize`` as in
-    ``speculate``.
-    """
+    """Yields the answer to ``prompt``, one piece per round, until the end token or ``max_new_tokens``. A string is one user
+    turn in the chat encoding of ``mode``. ``synchronize`` as in ``speculate``."""
     tokenizer, stop_ids = tokenizer_of(target.path), stop_ids_of(target)
     prompt_ids = ids_of_prompt(prompt, target.path, mode, max_new_tokens)
     sampler = Sampler(temperature, top_p, torch.Generator(target.model.device).manual_seed(seed))
@@ -158,5 +144,4 @@ def answer_of(pieces: Sequence[Piece], target: Target) -> Answer:
 
 
 def stop_ids_of(target: Target) -> set[int]:
-    """Returns the token ids that end an answer."""
     return {special_ids(tokenizer_of(target.path), mask_id=0).eos}

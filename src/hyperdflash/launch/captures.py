@@ -1,8 +1,6 @@
-"""The capture processes of one training (``cache=stream cache.captures=N``), which do the work of `python -m src.capture`.
-
-The process that starts the ranks also starts and watches them, and they end with the training, however that ends. When one
-fails, the run ends, and its own command resumes it; a failed request to a server was repeated before (``target.attempts``).
-"""
+"""The capture processes of one training (``cache=stream cache.captures=N``), which do the work of `python -m src.capture`. The
+process that starts the ranks also starts and watches them, and they end with the training, however that ends. When one fails,
+the run ends, and its own command resumes it; a failed request to a server was repeated before (``target.attempts``)."""
 
 import os
 import re

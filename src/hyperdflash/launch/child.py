@@ -50,8 +50,7 @@ def take_job(run: Path) -> DictConfig:
 
 
 def start_child(module: str, run: Path, log: Path | None, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Starts a child that writes to ``log``, or to this terminal (None). It gets its own session, so that Ctrl-C reaches
-    it once, through this process."""
+    """Starts a child that writes to ``log`` (None: this terminal), in its own session, so that Ctrl-C reaches it once."""
     with log.open("wb") if log else nullcontext() as output:
         streams = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
         command = [sys.executable, "-m", module, str(run)]
@@ -69,7 +68,6 @@ def end_child(process: subprocess.Popen) -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """Returns in words how a process with this exit code ended."""
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 

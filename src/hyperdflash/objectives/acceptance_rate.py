@@ -1,9 +1,6 @@
-"""Losses of the acceptance rate, alpha = sum_v min(p_v, q_v) at temperature 1, of the target's p and the drafter's q.
-
-tv           1 - alpha                                      total variation, the rejection rate; DSpark's L1 is twice it
-nla          -log alpha                                     its gradient is tv's times 1 / alpha
-lk_hybrid    lambda KL(p || q) + (1 - lambda) tv            lambda = exp(-eta alpha), detached (arXiv 2602.23881)
-"""
+"""Losses of the acceptance rate, alpha = sum_v min(p_v, q_v) at temperature 1, of the target's p and the drafter's q. tv 1 -
+alpha total variation, the rejection rate; DSpark's L1 is twice it nla -log alpha its gradient is tv's times 1 / alpha lk_hybrid
+lambda KL(p || q) + (1 - lambda) tv lambda = exp(-eta alpha), detached (arXiv 2602.23881)"""
 
 from dataclasses import dataclass
 

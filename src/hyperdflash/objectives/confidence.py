@@ -11,8 +11,7 @@ from hyperdflash.objectives.term import Reading, SlotBatch, SlotWeighted
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence(SlotWeighted):
-    """BCE(c_k, alpha_k) per slot; alpha_k = sum_v min(p_v, q_v) at temperature 1 is detached. The draft head must have a
-    confidence."""
+    """BCE(c_k, alpha_k) per slot, for a head with confidence; alpha_k = sum_v min(p_v, q_v) at temperature 1 is detached."""
 
     gamma: float | None = 4.0
 

@@ -1,7 +1,5 @@
-"""KL distillation of the first P slots from the target's LM head (paper, section 2.3, Eq. 2).
-
-Slot k predicts x[a + k]. The target predicts the same token from H[a + k - 1], which is therefore slot k's teacher.
-"""
+"""KL distillation of the first P slots from the target's LM head (paper, section 2.3, Eq. 2). Slot k predicts x[a + k]. The
+target predicts the same token from H[a + k - 1], which is therefore slot k's teacher."""
 
 import warnings
 from dataclasses import dataclass
@@ -19,10 +17,8 @@ TEACHERS = ("mean_pool", "hc_head")
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Term):
-    """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD; ``teacher`` says how the target's paths collapse.
-
-    mean_pool is the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed.
-    """
+    """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD; ``teacher`` says how the target's paths collapse. mean_pool is
+    the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed."""
 
     alpha: float
     positions: int
@@ -49,9 +45,7 @@ class Distillation(Term):
 
     def check(self, num_slots: int, has_confidence: bool = False) -> None:
         if self.positions > num_slots:
-            raise ValueError(
-                f"kl.positions must be in 0..{num_slots} (the drafter's slots, drafter.block_size - 1), got {self.positions}"
-            )
+            raise ValueError(f"kl.positions must be in 0..{num_slots} (drafter.block_size - 1), got {self.positions}")
 
     def count(self, slot_count: Tensor) -> Tensor:
         return slot_count[: self.positions]
@@ -67,9 +61,7 @@ class Distillation(Term):
 @torch.no_grad()
 def teacher_states(residual: Tensor, documents: Tensor, positions: Tensor, heads: TargetHeads, teacher: str) -> Tensor:
     """Returns what the LM head reads at ``residual[documents, positions]``: [B, T, M, D], two [...] index tensors -> [..., D].
-
-    Slot k's teacher stands at position a + k - 1.
-    """
+    Slot k's teacher stands at position a + k - 1."""
     rows = residual[documents, positions]  # [..., M, D]
     batch = rows.reshape(1, rows.shape[:-2].numel(), *rows.shape[-2:])  # hc_head takes [B, T, M, D] only
     return heads.collapse(batch, teacher).reshape(*rows.shape[:-2], rows.shape[-1])

@@ -12,23 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hyperdflash.objectives.largest import is_largest
 from hyperdflash.objectives.row_values import Against, RowValues
-from hyperdflash.objectives.sweep import sweep
-from hyperdflash.targets.heads import TargetHeads
+from hyperdflash.objectives.sweep import is_largest, joined, sweep
+from hyperdflash.targets.heads import TargetHeads, product
 from hyperdflash.targets.sampling import token_probabilities
 
-TABLE_ROWS = 1 << 14  # rows of a table that are converted to the products' dtype at a time
 LOGITS_BYTES = 64 << 20  # fp32 logits that exist at a time where argmax and token probabilities are read
 
 
 @dataclass(frozen=True)
 class FactoredLogits:
     """``features`` [..., F_f] and ``tables`` [V, F_f], one of each per factor; products are computed in ``dtype``.
-
     ``confidence`` [...] is the head's estimate, as a logit, that the draft of each row is accepted; None without an estimate.
     """
 
@@ -45,12 +41,7 @@ class FactoredLogits:
         """Leaves out the first factor, which is the LM head's."""
         return replace(self, features=self.features[1:], tables=self.tables[1:])
 
-    def with_confidence(self, confidence: Tensor | None) -> Self:
-        """Sets ``confidence`` [...] of every row."""
-        return replace(self, confidence=confidence)
-
     def __getitem__(self, index) -> Self:
-        """Selects rows by indexing the leading dimensions [...]."""
         confidence = None if self.confidence is None else self.confidence[index]
         return replace(self, features=tuple(x[index] for x in self.features), confidence=confidence)
 
@@ -61,36 +52,21 @@ class FactoredLogits:
         return replace(self, features=features, confidence=confidence)
 
     def joined(self, tables: Sequence[Tensor] | None = None) -> Tensor:
-        """Returns the features of all factors side by side, [R, F] in ``dtype``, in the order of ``tables``, with 0 for tables
-        that have no factor here."""
+        """Returns all factors' features side by side, [R, F] in ``dtype``, in the order of ``tables``; 0 for absent factors."""
         if tables is None or len(tables) == len(self.tables):
-            return _side_by_side([x.to(self.dtype) for x in self.features])
+            return joined([x.to(self.dtype) for x in self.features])
         own = {id(table): x for table, x in zip(self.tables, self.features, strict=True)}
         missing = [table for table in self.tables if not any(table is other for other in tables)]
         assert not missing, "a teacher's tables are among the student's"
         rows = self.features[0].shape[:-1]
         parts = [own[id(t)] if id(t) in own else t.new_zeros(*rows, t.shape[1]) for t in tables]
-        return _side_by_side([x.to(self.dtype) for x in parts])
+        return joined([x.to(self.dtype) for x in parts])
 
     def values(self, labels: Tensor, against: Sequence[tuple[Self, Against]] = ()) -> RowValues:
         """Returns cross-entropy and top-1 of R rows with ``labels`` [R], and divergences of the first E rows from teachers of E
         rows, by one sweep over the vocabulary. Features and trainable tables get gradients."""
         teachers = [replace(one, teacher=logits.joined(self.tables)) for logits, one in against]
         return sweep(self.joined(), labels, self.tables, teachers)
-
-    def cross_entropy(self, labels: Tensor) -> Tensor:
-        """Returns the cross-entropy with ``labels`` [R] int64: nats [R], at least fp32."""
-        return self.values(labels).cross_entropy
-
-    def kl(self, teacher: Self, temperature: float = 1.0) -> Tensor:
-        """Returns KL(teacher || self) of every row at ``temperature``: nats [R]. The teacher is detached."""
-        labels = torch.zeros(len(self.features[0]), dtype=torch.int64, device=self.features[0].device)
-        return self.values(labels, [(teacher, Against(temperature=temperature, kl=True))]).against[0].kl
-
-    def overlap(self, teacher: Self, temperature: float = 1.0) -> Tensor:
-        """Returns sum_v min(p_v, q_v), one minus total variation, of every row: [R]. The teacher is detached."""
-        labels = torch.zeros(len(self.features[0]), dtype=torch.int64, device=self.features[0].device)
-        return self.values(labels, [(teacher, Against(temperature=temperature, overlap=True))]).against[0].overlap
 
     @torch.no_grad()
     def is_argmax(self, labels: Tensor) -> Tensor:
@@ -119,20 +95,10 @@ class FactoredLogits:
 
     def dense(self) -> Tensor:
         """Returns whole logits [..., V] fp32: for a few rows."""
-        parts = [_product(x.to(self.dtype), table) for x, table in zip(self.features, self.tables, strict=True)]
+        parts = [product(x.to(self.dtype), table) for x, table in zip(self.features, self.tables, strict=True)]
         return sum(parts[1:], parts[0])
 
 
 def target_logits(hidden: Tensor, heads: TargetHeads) -> FactoredLogits:
     """Returns the logits of the target's frozen LM head for normed states [..., D]."""
     return FactoredLogits((hidden,), (heads.lm_head.weight,), heads.dtype)
-
-
-def _product(features: Tensor, table: Tensor) -> Tensor:
-    if table.dtype == features.dtype:
-        return F.linear(features, table).float()
-    return torch.cat([F.linear(features, rows.to(features.dtype)) for rows in table.split(TABLE_ROWS)], dim=-1).float()
-
-
-def _side_by_side(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -9,6 +9,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import add
 from typing import Self
 
 import torch
@@ -24,31 +25,25 @@ from hyperdflash.objectives.term import SlotBatch, SumCount, Term
 from hyperdflash.targets.heads import TargetHeads
 
 
-def _sum_of(one: object, other: object) -> object:
-    return tuple(a + b for a, b in zip(one, other, strict=True)) if isinstance(one, tuple) else one + other
-
-
 @dataclass(frozen=True)
 class LossCounts:
     """The divisors of the sums, known from the masks alone. Adding two gives the counts of both batches together.
-
-    ``slot_count`` [S] int64, supervised rows per slot; ``term_counts``, the divisors of each active term in order.
-    """
+    ``slot_count`` [S] int64, supervised rows per slot; ``term_counts``, the divisors of each active term in order."""
 
     slot_count: Tensor
     term_counts: tuple[Tensor, ...]
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(**{f.name: _sum_of(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        sums = {n: tuple(map(add, *pair)) if isinstance(pair[0], tuple) else add(*pair) for n, pair in pairs.items()}
+        return type(self)(**sums)
 
 
 @dataclass(frozen=True)
 class LossSums(LossCounts):
-    """Sums and their counts. Adding two gives the sums of both batches together.
-
-    ``term_sums``, with gradients, of each active term in order. For logging: ``slot_ce_sum`` [S], unweighted cross-entropy in
-    nats, and ``top1`` [S] int64, the number of labels that have the largest logit.
-    """
+    """Sums and their counts. Adding two gives the sums of both batches together. ``term_sums``, with gradients, of each active
+    term in order. For logging: ``slot_ce_sum`` [S], unweighted cross-entropy in nats, and ``top1`` [S] int64, the number of
+    labels that have the largest logit."""
 
     term_sums: tuple[Tensor, ...]
     slot_ce_sum: Tensor
@@ -87,10 +82,8 @@ class Objective:
 
     def sums(self, logits: FactoredLogits, blocks: Blocks, residual: Tensor, heads: TargetHeads) -> LossSums:
         """Computes all terms from ``logits`` [B, A, S] of the drafted slots and target residuals ``residual`` [B, T, M, D].
-
         Only supervised (anchor, slot) rows reach the vocabulary, and teacher states exist only for slots that a term reads.
-        Without any row every sum is 0 and still has a gradient.
-        """
+        Without any row every sum is 0 and still has a gradient."""
         num_anchors, num_slots = blocks.labels.shape[1:]
         readings = [term.reading for term in self.active if term.reading is not None]
         limits = {r.source: num_slots if r.positions is None else min(r.positions, num_slots) for r in readings}
@@ -124,21 +117,17 @@ class Objective:
         )
 
     def loss(self, sums: LossSums, counts: LossCounts | None = None) -> Tensor:
-        """Returns the weighted sum of the terms' means, a scalar; 0 for an empty batch.
-
-        ``counts`` are those of the whole step if ``sums`` are those of one of its micro-batches or ranks; else the sums' own.
-        """
+        """Returns the weighted sum of the terms' means, a scalar; 0 for an empty batch. ``counts`` are those of the whole step
+        if ``sums`` are those of one of its micro-batches or ranks; else the sums' own."""
         counts = counts or sums
         parts = zip(self.active, sums.term_sums, counts.term_counts, strict=True)
         return sum(term.weight * term.mean(SumCount(total, count)) for term, total, count in parts)
 
 
 def _rows(label_mask: Tensor, limits: Sequence[int], *, supervised_only: bool) -> tuple[Tensor, Tensor, dict[int, int]]:
-    """Selects the rows that reach the vocabulary, from ``label_mask`` [B, A, S] bool and ascending ``limits`` of slots.
-
-    Returns R flat indices into [B, A, S], whether each row counts [R] bool, and per limit how many leading rows belong to
-    slots up to it. Rows of slots up to the first limit come first, then those up to the next one, then the others.
-    """
+    """Selects the rows that reach the vocabulary, from ``label_mask`` [B, A, S] bool and ascending ``limits`` of slots. Returns
+    R flat indices into [B, A, S], whether each row counts [R] bool, and per limit how many leading rows belong to slots up to
+    it. Rows of slots up to the first limit come first, then those up to the next one, then the others."""
     index = torch.arange(label_mask.numel(), device=label_mask.device).view_as(label_mask)
     rows, counted, ends = [], [], {}
     for first, last in zip([0, *limits], [*limits, None], strict=True):

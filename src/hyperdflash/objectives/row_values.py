@@ -1,7 +1,5 @@
-"""The results of a sweep over the vocabulary per row, and a reference that computes them from whole logits.
-
-R rows, of which the first E have a teacher; shapes otherwise as in contracts.py.
-"""
+"""The results of a sweep over the vocabulary per row, and a reference that computes them from whole logits. R rows, of which
+the first E have a teacher; shapes otherwise as in contracts.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +34,7 @@ class Divergences:
 
 @dataclass(frozen=True)
 class RowValues:
-    """``cross_entropy`` [R] nats; ``top1`` [R] bool, whether the label has the largest logit (a tie counts); ``against`` in the
-    order of the request."""
+    """``cross_entropy`` [R] nats; ``top1`` [R] bool, the label has the largest logit (or a tie); ``against`` as requested."""
 
     cross_entropy: Tensor
     top1: Tensor

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdflash.numerics import fast_fp32_products
@@ -189,10 +190,9 @@ class _Softmax:
                     pair.mean_below += wide(below.to(table_rows.dtype) @ table_rows)
 
     def values_and_gradients(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns CE [R], top-1 [R] and every requested divergence [E]; then the gradients of all but top-1, [R, F] and [E, F],
-        in the states' dtype."""
+        """Returns CE [R], top-1 [R] and the divergences [E]; then the gradients of all but top-1, [R, F] and [E, F]."""
         mean, log_sum, dtype = self.mean, self.log_sum, self.states.dtype
-        at_label = _joined([table[self.labels].to(dtype) for table in tables])
+        at_label = joined([table[self.labels].to(dtype) for table in tables])
         values = [(log_sum[self.student] - self.label_logit).to(mean.dtype), self.label_logit == self.top[self.student]]
         gradients = [(mean[self.student] - at_label).to(dtype)]
         for pair in self.pairs:
@@ -251,11 +251,11 @@ def vocab_slices(tables: Sequence[Tensor], states: Tensor, num_rows: int) -> Ite
     width = -(-vocab_size // -(-vocab_size // most))
     width = -(-width // 16) * 16
     for start in range(0, vocab_size, width):
-        yield start, _joined([table[start : start + width].to(states.dtype) for table in tables])
+        yield start, joined([table[start : start + width].to(states.dtype) for table in tables])
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def rows_together(states: Tensor) -> int:
@@ -265,3 +265,41 @@ def rows_together(states: Tensor) -> int:
 def product_dtype(features: Tensor) -> torch.dtype:
     device = features.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+
+
+@torch.no_grad()
+def is_largest(features: Tensor, labels: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """Returns whether the label has its row's largest logit, as the first of equals: [R, F], int64 [R], [V, F_t] -> bool [R].
+    Products are computed as in ``sweep``."""
+    num_rows, padding = len(features), -len(features) % SHAPE_MULTIPLE
+    features, labels = F.pad(features.to(product_dtype(features)), (0, 0, 0, padding)), F.pad(labels, (0, padding))
+    top = wide(features.new_full((len(features),), float("-inf")))
+    hits = torch.zeros_like(labels, dtype=torch.bool)
+    size = rows_together(features)
+    first = first_largest_on_host if features.device.type == "cpu" else first_largest
+    with torch.autocast(features.device.type, enabled=False), fast_fp32_products():
+        for start, table_rows in vocab_slices(tables, features, min(size, len(features))):
+            for states, of_rows, best, hit in zip(*(x.split(size) for x in (features, labels, top, hits)), strict=True):
+                logits = wide(states @ table_rows.T)  # a maximum takes longer in bf16 than in fp32
+                largest = logits.amax(dim=-1)
+                first_here = first(logits, largest, of_rows - start)
+                torch.where(largest > best, first_here, hit, out=hit)
+                torch.maximum(best, largest, out=best)
+    return hits[:num_rows]
+
+
+def first_largest_on_host(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
+    """``first_largest`` with a second look at the few rows that need one, which an accelerator would be waited for."""
+    here = ((column >= 0) & (column < logits.shape[1])).nonzero().squeeze(1)
+    here = here[logits[here, column[here]] == largest[here]]
+    first = torch.zeros_like(column, dtype=torch.bool)
+    first[here] = logits[here].argmax(dim=-1) == column[here]
+    return first
+
+
+def first_largest(logits: Tensor, largest: Tensor, column: Tensor) -> Tensor:
+    """Returns whether ``column`` [R] is the first one of ``logits`` [R, V] equal to ``largest`` [R]; False outside [0, V)."""
+    inside, at = (column >= 0) & (column < logits.shape[1]), column.clamp(0, logits.shape[1] - 1)[:, None]
+    equal = logits == largest[:, None]
+    earlier = torch.arange(logits.shape[1], device=logits.device) < at
+    return inside & equal.gather(1, at).squeeze(1) & ~(equal & earlier).any(dim=1)

@@ -32,11 +32,9 @@ class SumCount:
 
 @dataclass(frozen=True)
 class Reading:
-    """The divergences from the target that a term reads, for all slots or for the first ``positions`` P.
-
-    ``teacher`` says how the target's paths collapse: mean_pool (the paper's) or hc_head (the target's exact distribution).
-    ``temperature`` applies to both distributions. ``kl`` requests KL(teacher || drafter), ``overlap`` sum_v min(p_v, q_v).
-    """
+    """The divergences from the target that a term reads, for all slots or for the first ``positions`` P. ``teacher`` says how
+    the target's paths collapse: mean_pool (the paper's) or hc_head (the target's exact distribution). ``temperature`` applies
+    to both distributions. ``kl`` requests KL(teacher || drafter), ``overlap`` sum_v min(p_v, q_v)."""
 
     teacher: str
     temperature: float = 1.0
@@ -52,12 +50,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class SlotBatch:
-    """R drafted slots of one micro-batch.
-
-    ``labels`` [R] int64; ``slot`` [R] int64, counted from 0; ``counted`` [R] bool (False: the row is padding);
-    ``slot_count`` [S] int64, supervised rows per slot; ``values`` of every row; ``block`` [R] int64, each row's block among
-    ``num_blocks``.
-    """
+    """R drafted slots of one micro-batch. ``labels`` [R] int64; ``slot`` [R] int64, counted from 0; ``counted`` [R] bool
+    (False: the row is padding); ``slot_count`` [S] int64, supervised rows per slot; ``values`` of every row; ``block`` [R]
+    int64 among ``num_blocks``."""
 
     labels: Tensor
     slot: Tensor
@@ -108,10 +103,8 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotWeighted(Term):
-    """sum w_k v / sum w_k over supervised slots, of a value v per row; ``gamma`` as in ``position_weights``.
-
-    ``option`` names the term's group in messages, by default ``objective.terms.<name>``.
-    """
+    """sum w_k v / sum w_k over supervised slots, of a value v per row; ``gamma`` as in ``position_weights``. ``option`` names
+    the term's group in messages, by default ``objective.terms.<name>``."""
 
     weight: float = 1.0
     gamma: float | None = None
@@ -138,8 +131,7 @@ class SlotWeighted(Term):
 
 
 def position_weights(num_slots: int, gamma: float | None, device: torch.device | str = "cpu") -> Tensor:
-    """Returns w_k = exp(-(k - 1) / gamma) for k = 1..S, [S] fp32 (DFlash): an early miss discards every later slot. None weighs
-    every slot equally."""
+    """Returns w_k = exp(-(k - 1) / gamma), [S] fp32 (DFlash): an early miss discards every later slot. None: all w_k are 1."""
     if gamma is None:
         return torch.ones(num_slots, device=device)
     return torch.exp(-torch.arange(num_slots, device=device) / gamma)

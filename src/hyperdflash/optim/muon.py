@@ -1,8 +1,6 @@
-"""Muon for models that stack expert weights in 3-D tensors, which torch.optim.Muon refuses.
-
-The formula is Keller Jordan's (2024). Updates are scaled to AdamW's RMS as in Moonlight (arXiv 2502.16982,
-0.2 * sqrt(max(rows, cols))), so that Muon and AdamW share one learning rate. DeepSeek-V4 was trained with Muon too.
-"""
+"""Muon for models that stack expert weights in 3-D tensors, which torch.optim.Muon refuses. The formula is Keller Jordan's
+(2024). Updates are scaled to AdamW's RMS as in Moonlight (arXiv 2502.16982, 0.2 * sqrt(max(rows, cols))), so that Muon and
+AdamW share one learning rate. DeepSeek-V4 was trained with Muon too."""
 
 from collections.abc import Collection, Iterable
 
@@ -12,9 +10,7 @@ from torch import Tensor
 
 def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
     """Approximates the nearest semi-orthogonal matrices by Newton-Schulz iteration: [n, rows, cols] -> same shape and dtype.
-
-    fp32 input is iterated in bf16, as in the original, if the device has bf16 instructions; other dtypes in their own.
-    """
+    fp32 input is iterated in bf16, as in the original, if the device has bf16 instructions; other dtypes in their own."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = update / (update.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     if x.dtype == torch.float32 and multiplies_bf16(x.device.type):

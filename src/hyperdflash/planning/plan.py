@@ -112,7 +112,6 @@ class Plan:
 
     @property
     def examples(self) -> int:
-        """Examples of all stages."""
         return sum(self.stages.values())
 
     @property
@@ -129,7 +128,6 @@ class Plan:
 
     @property
     def step_s(self) -> float:
-        """Seconds of computing in one step."""
         peak = self.machine.gpu_tflops * 1e12 * self.rates.drafter_utilization
         return max(self.rates.least_step_s, self.step_flops / peak)
 
@@ -140,7 +138,6 @@ class Plan:
 
     @property
     def read_gb_s(self) -> float:
-        """Reading rate that keeps the GPUs from waiting for states."""
         return self.step_read_bytes / self.step_s / 1e9
 
     @property
@@ -227,14 +224,12 @@ class Plan:
             yield Command(f"capture ({source}), {stage}", counted, self.capture_hours(n), size, own, asking)
         memory = sum(self.memory.values())
         for stage, n in self.stages.items():
-            slow = f" ({hours_text(self.training_hours(n, overlap=False))} without overlap)"
-            yield Command(
-                f"train, {stage}", f"{self.steps(n):,} steps", self.training_hours(n), self.checkpoint_bytes, memory, note=slow
-            )
+            note = f" ({hours_text(self.training_hours(n, overlap=False))} without overlap)"
+            steps, hours = f"{self.steps(n):,} steps", self.training_hours(n)
+            yield Command(f"train, {stage}", steps, hours, self.checkpoint_bytes, memory, note=note)
 
 
 def hours_text(hours: float) -> str:
-    """Minutes, hours or days."""
     if hours < 1 / 60:
         return "under 1 min"
     if hours < 2:

@@ -1,7 +1,5 @@
-"""Says what a training costs before anyone pays for it: reads the configuration, and renders the Plan.
-
-Takes every option of src.train and reads no weights: it counts parameters and FLOPs on the meta device.
-"""
+"""Says what a training costs before anyone pays for it: reads the configuration, and renders the Plan. Takes every option of
+src.train and reads no weights: it counts parameters and FLOPs on the meta device."""
 
 from dataclasses import replace
 
@@ -41,9 +39,7 @@ def make_plan(config: DictConfig) -> Plan:
         instantiate(config[name]) for name in ("conditioning", "reducer", "drafter", "blocks", "kl", "optim")
     )
     if not drafter.reads_conditioning:
-        raise ValueError(
-            "src.plan plans for a block drafter, got drafter=mtp: leave it out, its states and answers are the same"
-        )
+        raise ValueError("src.plan plans for a block drafter, got drafter=mtp: leave it out, its states and answers are equal")
     target, trainer, taps = config.target, config.trainer, len(conditioning.layer_ids)
     folder = config_folder(target.path)
     if folder != target.path:
@@ -121,7 +117,6 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def plan_record(plan: Plan) -> dict:
-    """Returns the plan's assumptions and counts, and each command's cost."""
     found = vars(plan) | {"machine": vars(plan.machine), "rates": vars(plan.rates)}
     found["cache_bytes"] = {codec: plan.cache_bytes(codec) for codec in CODECS}
     return found | {"commands": [command._asdict() for command in plan.commands()], "problems": plan.problems()}
@@ -163,7 +158,6 @@ def plan_markdown(plan: Plan) -> str:
 
 
 def write_plan(config: DictConfig) -> None:
-    """Writes plan.md and plan.json in ``config.out`` and prints the former."""
     plan = make_plan(config)
     text = plan_markdown(plan)
     write_report(config.out, {"plan.md": text + "\n", "plan.json": plan_record(plan)})

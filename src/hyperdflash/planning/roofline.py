@@ -57,7 +57,6 @@ class Work:
         return Work(self.part, self.bytes + other.bytes, fp8, bf16)
 
     def seconds(self, gpu: GPU) -> float:
-        """Returns the larger of the time to read and the time to compute."""
         compute_s = (self.fp8_flops / gpu.fp8_tflops + self.bf16_flops / gpu.bf16_tflops) / (1e12 * gpu.count)
         return max(self.bytes / (gpu.bandwidth_tb_s * 1e12 * gpu.count), compute_s)
 
@@ -69,11 +68,8 @@ def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A result to predict: ``drafter`` is a key of ``DRAFTING``, ``speedup`` the published one if there is one.
-
-    ``reducer`` and ``lead``, chained MTP steps before its pass, are a block drafter's. ``head`` is an option of conf/head with
-    its ``rank`` or ``expansion``.
-    """
+    """A result to predict: ``drafter`` is a key of ``DRAFTING``, ``speedup`` the published one if there is one. ``reducer`` and
+    ``lead`` (chained MTP steps) are a block drafter's; ``head`` has its ``rank`` or ``expansion``."""
 
     name: str
     drafter: str
@@ -113,9 +109,7 @@ class Setting:
         for batch in self.batches:
             positive_int("batch", batch)
         if not self.batches or not self.methods:
-            raise ValueError(
-                f"batch and methods need an entry each, got batch={list(self.batches)}, {len(self.methods)} methods"
-            )
+            raise ValueError(f"batch and methods need an entry each, got {list(self.batches)}, {len(self.methods)} methods")
         natural_int("context", self.context)
         positive_int("max_tokens", self.max_tokens)
 
@@ -148,9 +142,7 @@ class Setting:
 
 def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts: bool = False) -> list[Work]:
     """Returns the parts of one target forward over ``n`` tokens of each of ``batch`` rows with ``context`` tokens cached.
-
-    ``same_experts``: the tokens of a row share one draw of experts instead of each drawing its own.
-    """
+    ``same_experts``: the tokens of a row share one draw of experts instead of each drawing its own."""
     tokens = n * batch
     works = [_multiplied(w, tokens) for w in target_weights(sizes)]
     works += [_experts(sizes, tokens, batch if same_experts else tokens)] * len(sizes.layer_ratios)
@@ -159,10 +151,8 @@ def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts:
 
 
 def mtp_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int) -> list[Work]:
-    """Returns the parts of chained MTP steps; the first reads the ``tau`` tokens that the last round added per row.
-
-    Every step reads the whole block, a draw of experts and the LM head again, which computes logits of one token per row.
-    """
+    """Returns the parts of chained MTP steps; the first reads the ``tau`` tokens that the last round added per row. Every step
+    reads the whole block, a draw of experts and the LM head again, which computes logits of one token per row."""
     D, m = sizes.hidden_size, sizes.hc_mult
     works = []
     for step in range(method.slots):
@@ -175,8 +165,7 @@ def mtp_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: 
 
 
 def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
-    """Returns what the draft head adds to the LM head, slot by slot, in BF16: a table [V, r], or three matrices of the
-    correction."""
+    """Returns what the draft head adds per slot to the LM head, in BF16: a table [V, r], or the correction's matrices."""
     extra = {
         "lm_head": 0,
         "markov": sizes.vocab_size * method.rank,

@@ -1,9 +1,4 @@
-"""Writes the roofline of DeepSeek-V4-Flash: roofline.md and roofline.json.
-
-python -m src.roofline
-python -m src.roofline gpu=b200 context=65536 batch=[1,8,64]
-python -m src.roofline from=runs/demo batch=[1,8,32]       what an evaluation's measured tau would give on the real target
-"""
+"""Writes the roofline of DeepSeek-V4-Flash: roofline.md and roofline.json (conf/roofline.yaml has examples)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -64,10 +59,8 @@ def measured_methods(folder: Path) -> tuple[Method, ...]:
 
 
 def _with_parts(method: Method, path: Path) -> Method:
-    """Adds the draft head, the lead and the reducer of the run whose configuration is ``path``.
-
-    Any reducer but fc counts as the paper's gate.
-    """
+    """Adds the draft head, the lead and the reducer of the run whose configuration is ``path``. Any reducer but fc counts as
+    the paper's gate."""
     if not path.exists():
         raise ValueError(f"{method.name} was measured from a run that is gone, {path.parent}: evaluate again")
     config = OmegaConf.load(path)

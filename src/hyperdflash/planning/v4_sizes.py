@@ -53,7 +53,6 @@ class V4Sizes:
 
     @property
     def expert_weights(self) -> int:
-        """Weights of one routed expert: gate, up and down."""
         return 3 * self.hidden_size * self.moe_intermediate_size
 
     @property
@@ -69,9 +68,7 @@ class V4Sizes:
 
 def read_sizes(path: str | Path, **overrides) -> V4Sizes:
     """Sizes from the config.json of the target in folder ``path``, in either spelling; ``overrides`` replace single ones.
-
-    ValueError where the folder has no config.json. The MTP block attends to its window alone where the file names no ratio.
-    """
+    ValueError where the folder has no config.json. The MTP block attends to its window alone where the file names no ratio."""
     from hyperdflash.targets.load import read_config
 
     config = read_config(path)
@@ -117,7 +114,6 @@ def layer_weights(sizes: V4Sizes, ratio: int) -> list[Weights]:
 
 
 def head_weights(sizes: V4Sizes) -> list[Weights]:
-    """Returns the weights of hc_head, the final norm and the LM head."""
     D, m = sizes.hidden_size, sizes.hc_mult
     return [Weights("hyper-connections", m * m * D + m + 1, "fp32"), Weights("LM head", sizes.vocab_size * D + D, "bf16")]
 

@@ -14,9 +14,8 @@ import torch
 from omegaconf import DictConfig
 
 from hyperdflash.answers.served_answers import served_documents
-from hyperdflash.contracts import Conversation, Document
+from hyperdflash.contracts import Document
 from hyperdflash.data.chat import encode
-from hyperdflash.data.corpus import Corpus
 from hyperdflash.drafting.anchors import eligible_anchors
 from hyperdflash.identity import dataset_dir
 from hyperdflash.leases import exclusive
@@ -38,9 +37,7 @@ from hyperdflash.training.components import make_parts
 
 def prepare(job: PrepareJob, heads: TargetHeads, target: Callable[[], Target] | None = None) -> Dataset:
     """Opens the dataset of ``job``, and writes it first when it is missing. One process writes it and the others wait.
-
-    ValueError when a local file of the corpus was edited since the dataset was prepared, or while it is.
-    """
+    ValueError when a local file of the corpus was edited since the dataset was prepared, or while it is."""
     key = job.key(heads)
     directory = dataset_dir(job.name, key.target)
     with exclusive(directory.parent / "leases", directory.name):
@@ -82,14 +79,20 @@ def capture_states(config: DictConfig, *, stay: bool = False) -> None:
 def dataset_documents(
     job: PrepareJob, target_fingerprint: str, target: Callable[[], Target] | None = None
 ) -> tuple[dict[str, list[Document]], dict]:
-    """Returns the documents of each split and the row statistics; prints the latter. The target answers what has no answer.
-
-    Per split: conversations ``without_document``, and documents ``at_max_length``, most of them cut.
-    """
+    """Returns the documents of each split and the row statistics; prints the latter. The target answers what has no answer. Per
+    split: conversations ``without_document``, and documents ``at_max_length``, most of them cut."""
     documents, rows = {}, {}
     splits = [(name, corpus, conversations()) for name, (corpus, conversations) in job.splits().items()]  # before any answer
     for name, corpus, found in splits:
-        documents[name] = own = with_supervised_pair(_encoded(job, corpus, found, target_fingerprint, target))
+        settings = job.answer_settings(corpus)
+        if corpus.responses == "original":
+            encoded = [encode(c, job.tokenizer, job.mode, corpus.max_length) for c in found]
+        elif corpus.server_model is None:
+            encoded = job.target_answers(found, target_fingerprint, settings, target)
+        else:
+            path = job.served_file(corpus, target_fingerprint)
+            encoded = served_documents(found, path, job.tokenizer, settings, job.regenerate_command)
+        documents[name] = own = with_supervised_pair(encoded)
         given = {document.id.partition("#")[0] for document in own}
         rows[name] = {
             "conversations": len(found),
@@ -102,22 +105,6 @@ def dataset_documents(
     for stats in job.corpus.row_stats:
         print("\n".join(stats.lines()))
     return documents, {"sources": [stats.as_record() for stats in job.corpus.row_stats], **rows}
-
-
-def _encoded(
-    job: PrepareJob,
-    corpus: Corpus,
-    conversations: Sequence[Conversation],
-    target_fingerprint: str,
-    target: Callable[[], Target] | None,
-) -> list[Document]:
-    if corpus.responses == "original":
-        return [encode(c, job.tokenizer, job.mode, corpus.max_length) for c in conversations]
-    settings = job.answer_settings(corpus)
-    if corpus.server_model is None:
-        return job.target_answers(conversations, target_fingerprint, settings, target)
-    path = job.served_file(corpus, target_fingerprint)
-    return served_documents(conversations, path, job.tokenizer, settings, job.regenerate_command)
 
 
 def with_supervised_pair(documents: Sequence[Document]) -> list[Document]:

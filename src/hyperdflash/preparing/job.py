@@ -53,7 +53,7 @@ class StatesJob:
     def _loaded(self) -> Target:
         if not self.cache.loads_target:
             raise NoTarget(
-                f"cache={self.cache.name} loads no target here, and answers or states are missing: run `{self.capture_command}`"
+                f"cache={self.cache.name} loads no target, and answers or states are missing: run `{self.capture_command}`"
             )
         print(f"loading the target from {self.target['path']}", flush=True)
         return instantiate(self.target)
@@ -93,7 +93,6 @@ class StatesJob:
         )
 
     def open_store(self, heads: TargetHeads) -> StateStore:
-        """Opens the store of this target and dtype."""
         return self.cache.open(self.key(heads))
 
     def states(
@@ -114,8 +113,7 @@ class StatesJob:
         settings: AnswerSettings,
         target: Callable[[], Target] | None = None,
     ) -> list[Document]:
-        """Returns documents with the target's own answers, which one process computes and stores on disk. ``target`` None is
-        that of the job."""
+        """Returns documents with the target's answers, which one process computes and stores; ``target`` None: the job's."""
         wanted = repr((target_fingerprint, settings, [conversation.id for conversation in conversations]))
         given = (conversations, target or self.load, target_fingerprint, self.tokenizer, settings, answers_dir())
         if not self.cache.loads_target and not self.cache.writes:  # reads only
@@ -140,8 +138,7 @@ class PrepareJob(StatesJob):
         self.regenerate_command = command_of("src.regenerate") + server  # asks a server for missing answers
 
     def splits(self) -> dict[str, tuple[Corpus, Callable[[], list[Conversation]]]]:
-        """``train`` as configured; ``validation`` greedy: tau at temperature 0 is defined on the target's own greedy text,
-        whatever a run trains on."""
+        """``train`` as configured; ``validation`` greedy: tau at temperature 0 is defined on the target's own greedy text."""
         corpus = self.corpus
         responses = corpus.responses if corpus.server_model is not None else "target"
         greedy = replace(corpus, responses=responses, temperature=0.0, top_p=1.0)
@@ -159,7 +156,6 @@ class PrepareJob(StatesJob):
         )
 
     def served_file(self, corpus: Corpus, target_fingerprint: str) -> Path:
-        """Returns the file of the answers of ``corpus.responses=server:NAME``."""
         model, settings = corpus.server_model, self.answer_settings(corpus)
         return served_path(answers_dir(), target_fingerprint, model, self.tokenizer, settings)
 

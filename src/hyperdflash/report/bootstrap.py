@@ -21,10 +21,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class PromptCounts:
-    """Sums per prompt, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S].
-
-    ``survived`` rounds with accepted >= k; ``reached`` rounds with accepted >= k - 1 whose text has a slot k.
-    """
+    """Sums per prompt, int64: ``emitted``, ``accepted``, ``rounds`` [N]; ``survived``, ``reached`` [N, S]. ``survived`` rounds
+    with accepted >= k; ``reached`` rounds with accepted >= k - 1 whose text has a slot k."""
 
     emitted: np.ndarray
     accepted: np.ndarray
@@ -111,10 +109,8 @@ class Ratio:
 
 
 def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resamples) -> Ratio:
-    """Returns sum(numerator) / sum(denominator) per domain, and their plain mean; both arguments [N] or [N, S].
-
-    A domain whose denominator is 0 (one-token answers, a slot that no round reaches) is NaN, and so is the plain mean.
-    """
+    """Returns sum(numerator) / sum(denominator) per domain, and their plain mean; both arguments [N] or [N, S]. A domain whose
+    denominator is 0 (one-token answers, a slot that no round reaches) is NaN, and so is the plain mean."""
     assert len(numerator) == len(denominator) == sum(map(len, resamples.members.values()))
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     values, resampled = [], []
@@ -128,10 +124,8 @@ def pooled_ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: Resa
 
 
 def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the percentile interval over axis 0: [R, ...] -> (low [...], high [...]).
-
-    Leaves out resamples where the statistic is undefined; bounds are NaN where all are.
-    """
+    """Returns the percentile interval over axis 0: [R, ...] -> (low [...], high [...]). Leaves out resamples where the
+    statistic is undefined; bounds are NaN where all are."""
     tail = (1 - LEVEL) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a column of NaN

@@ -72,10 +72,8 @@ def columns_of(benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
 def write_paper_report(
     samples: Sequence[Sample], out: Path | str, target: str, num_resamples: int = 2000, seed: int = 0
 ) -> list[Path]:
-    """Writes paper.md, the record as paper.csv and a Figure 1 per mode; returns their paths.
-
-    ``target`` names the model that was measured: every table and figure says so. Modes without a sample are left out.
-    """
+    """Writes paper.md, the record as paper.csv and a Figure 1 per mode; returns their paths. ``target`` names the model that
+    was measured: every table and figure says so. Modes without a sample are left out."""
     columns = columns_of([name for s in samples for name in s.groups])
     texts, rows, details, pictures = [], [], {}, []
     for mode in MODES:
@@ -108,7 +106,10 @@ def paper_blocks(found: Results, mode: str, columns: dict[str, tuple[str, str]],
     for temperature, here in sections.items():
         rows.append([f"*Temperature = {temperature:g}*", *["*Speedup*", "*τ*"] * len(groups)])
         pairs = [(group, *pair) for group in titles for pair in (("speedup", "×"), ("tau", ""))]
-        cells = [_column([here.get(method, metric, group).value for method in methods], unit) for group, metric, unit in pairs]
+        cells = []
+        for group, metric, unit in pairs:
+            values = [here.get(method, metric, group).value for method in methods]
+            cells.append(bold_best(values, [GAP if math.isnan(v) else f"{number_text(v)}{unit}" for v in values]))
         rows += [list(row) for row in zip(methods, *cells, strict=True)]
     header = ["Method", *(text for group in groups for text in (group, ""))]
     blocks: list[Block] = [f"### Table {number}: {name} mode, target {target}", Table(header, rows)]
@@ -124,11 +125,6 @@ def paper_blocks(found: Results, mode: str, columns: dict[str, tuple[str, str]],
         f"answers that end in a loop. {found.brackets}"
     )
     return [*blocks, notes]
-
-
-def _column(values: Sequence[float], unit: str) -> list[str]:
-    """Writes the values of one column and temperature, the best in bold."""
-    return bold_best(values, [GAP if math.isnan(value) else f"{number_text(value)}{unit}" for value in values])
 
 
 def _details(here: Results, titles: dict[str, str]) -> Table:

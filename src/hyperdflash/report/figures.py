@@ -1,7 +1,5 @@
-"""Draws the paper's Figure 1 and a sweep's figures, without a display or pyplot's global state.
-
-The paper does not state whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both.
-"""
+"""Draws the paper's Figure 1 and a sweep's figures, without a display or pyplot's global state. The paper does not state
+whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both."""
 
 import textwrap
 from collections.abc import Sequence
@@ -75,15 +73,14 @@ def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
     """Writes acceptance.png and tau_by_axis.png."""
     axis = next(iter(report.axes), None)
     panels = [
-        (name, [Line(_name(axis, c), _index(report, axis, c), c.get("tau").value, c.rates()) for c in cells])
+        (name, [Line(c.choices.get(axis, c.label), _index(report, axis, c), c.get("tau").value, c.rates()) for c in cells])
         for name, cells in _facets(report.cells, axis)
     ]
     counts = sorted({len(cell.seeds) for cell in report.cells})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     more = ", over prompts where there is one seed" if 1 in counts else ""
-    heading = (
-        f"{seeds} seeds; bars: {LEVEL:.0%} over seeds{more}" if counts != [1] else f"one seed; bars: {LEVEL:.0%} over prompts"
-    )
+    over = f"over seeds{more}" if counts != [1] else "over prompts"
+    heading = f"{'one seed' if counts == [1] else f'{seeds} seeds'}; bars: {LEVEL:.0%} {over}"
     title = f"Per-position acceptance, sweep {report.name}"
     written = [acceptance_figure(panels, folder / "acceptance.png", title, [heading])]
     return [*written, _by_axis(report, folder / "tau_by_axis.png", heading)]
@@ -119,10 +116,6 @@ def _facets(cells: Sequence[Cell], axis: str | None) -> list[tuple[str, list[Cel
         others = {name: value for name, value in cell.choices.items() if value and name != axis}
         found.setdefault(" · ".join([f"target {cell.target}", *([label_of(others)] if others else [])]), []).append(cell)
     return list(found.items())
-
-
-def _name(axis: str | None, cell: Cell) -> str:
-    return cell.choices.get(axis, cell.label)
 
 
 def _index(report: SweepReport, axis: str | None, cell: Cell) -> int:

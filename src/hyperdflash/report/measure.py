@@ -22,11 +22,9 @@ AUTOREGRESSIVE = "AR"  # name in every record of the target's plain decoding in 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Counts of one method in one mode at one temperature, on N prompts.
-
-    ``prompt_ids``, ``groups`` (domain or benchmark) N entries; ``counts`` of its rounds, S = 0 for plain decoding; ``looped``
-    [N] bool, the answer ends in a loop; ``seconds`` [N] float64 of all rounds, without the prefill; ``run`` names what made it.
-    """
+    """Counts of one method in one mode at one temperature, on N prompts. ``prompt_ids``, ``groups`` (domain or benchmark) N
+    entries; ``counts`` of its rounds, S = 0 for plain decoding; ``looped`` [N] bool, the answer ends in a loop; ``seconds`` [N]
+    float64 of all rounds, without the prefill; ``run`` names what made it."""
 
     method: str
     temperature: float
@@ -42,19 +40,15 @@ class Sample:
         timed = self.groups if self.seconds is None else self.seconds
         sizes = [len(own) for own in (self.prompt_ids, self.groups, self.looped, self.counts.rounds, timed)]
         if len(set(sizes)) > 1:
-            raise ValueError(
-                f"{self.method}: {sizes} prompt ids, groups, loops, counts, times; each needs one entry per prompt"
-            )
+            raise ValueError(f"{self.method}: {sizes} ids, groups, loops, counts, times; each needs one entry per prompt")
 
 
 def measure(
     samples: Sequence[Sample], baseline: str = "", groups: Sequence[str] = (), num_resamples: int = 2000, seed: int = 0
 ) -> Results:
     """Returns the rows of ``samples``, one per method, mode and temperature; ValueError where methods differ in their prompts.
-
     Without MEAN where the prompts lack one of ``groups``. Intervals: ``num_resamples`` bootstrap samples of the prompts, drawn
-    with ``seed`` and shared by all methods. With ``baseline`` the paired difference of tau to that method.
-    """
+    with ``seed`` and shared by all methods. With ``baseline`` the paired difference of tau to that method."""
     keys = [(s.method, s.mode, s.temperature) for s in samples]
     assert keys and len(set(keys)) == len(keys), f"samples, one per method, mode and temperature: {keys}"
     rows: list[Row] = []
@@ -99,7 +93,6 @@ def ratios(counts: PromptCounts, resamples: Resamples) -> dict[str, Ratio]:
 
 
 def _numbers(own: Sample) -> Iterator[Row]:
-    """Yields the numbers of prompts and of rounds per group, and their sums at MEAN."""
     for group in (*dict.fromkeys(own.groups), MEAN):
         mine = np.array([group in (name, MEAN) for name in own.groups])
         for metric, number in (("prompts", mine.sum()), ("rounds", own.counts.rounds[mine].sum())):
@@ -107,7 +100,6 @@ def _numbers(own: Sample) -> Iterator[Row]:
 
 
 def _rows(found: dict[str, Ratio], own: Sample) -> Iterator[Row]:
-    """Yields a row per group, metric and slot."""
     sizes = {name: own.groups.count(name) for name in own.groups} | {MEAN: len(own.groups)}
     for metric, ratio in found.items():
         for group, estimates in ratio.estimates().items():

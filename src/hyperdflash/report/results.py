@@ -54,12 +54,10 @@ class Results:
     interval: dict[str, object] = field(default_factory=dict)
 
     def at(self, **keys) -> Self:
-        """Selects the rows whose columns equal ``keys``."""
         places = [(Row._fields.index(name), value) for name, value in keys.items()]
         return Results(tuple(r for r in self.rows if all(r[i] == value for i, value in places)), self.details, self.interval)
 
     def distinct(self, column: str) -> tuple:
-        """Returns the values of ``column`` in order of appearance."""
         return tuple(dict.fromkeys(getattr(row, column) for row in self.rows))
 
     @property
@@ -69,7 +67,6 @@ class Results:
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The runs behind the methods, where they are known."""
         return tuple(dict.fromkeys(str(own["run"]) for own in self.details.values() if own.get("run")))
 
     @property
@@ -114,8 +111,7 @@ class Results:
         return out.getvalue()
 
     def to_json(self) -> dict:
-        """Returns the interval and a dict per row; ``hyperdflash.report.tables.jsonable`` turns NaN, which JSON lacks, into
-        None."""
+        """Returns the interval and a dict per row, with NaN, which `jsonable` turns into None."""
         return {"interval": self.interval, "rows": [row._asdict() for row in self.rows]}
 
 

@@ -51,7 +51,6 @@ class Cell:
 
     @property
     def facts(self) -> dict[str, object]:
-        """Its choices, seeds, optimizer steps and trainable parameters, for the record."""
         runs = list(self.seeds.values())
         sizes = {"steps": max(run.steps for run in runs), "parameters": runs[0].parameters}
         return {**self.choices, "seeds": " ".join(map(str, self.seeds)), **sizes}
@@ -61,7 +60,6 @@ class Cell:
         return self.results.get(self.label, metric, group, None, over or self.over)
 
     def rates(self) -> dict[str, tuple[Estimate, ...]]:
-        """Returns survival and conditional acceptance per slot."""
         return self.results.rates(self.label, self.over)
 
     @property
@@ -117,7 +115,7 @@ def summarize_sweep(
     resamples: dict[str, Resamples] = {}
     for target in dict.fromkeys(run.target for run in members):
         here = sorted((run for run in members if run.target == target), key=lambda run: run.seed)
-        _check_pairing(here, target)
+        _check_pairing(*here)
         resamples[target] = resample_prompts(here[0].domains, num_resamples)
         runs: dict[tuple, dict[int, TrainedRun]] = {}
         for run in here:
@@ -127,9 +125,8 @@ def summarize_sweep(
         bases = {k: tuple(map(wanted.get, axes, k)) if wanted else order[0] for k in order}
         if not set(bases.values()) & set(order):
             have = ", ".join(label_of(dict(zip(axes, key, strict=True))) for key in order)
-            raise ValueError(
-                f"the baseline {label_of(wanted)} has no finished run on {target}: give baseline=AXIS=VALUE of {have}"
-            )
+            none = f"the baseline {label_of(wanted)} has no finished run on {target}"
+            raise ValueError(f"{none}: give baseline=AXIS=VALUE of {have}")
         for key in order:
             choices, seeds = dict(zip(axes, key, strict=True)), runs[key]
             own = tuple(f"seed {s}: {cautions[r.directory]}" for s, r in seeds.items() if r.directory in cautions)
@@ -178,18 +175,15 @@ def verdict_lines(report: SweepReport) -> list[str]:
     return lines
 
 
-def _check_pairing(runs: Sequence[TrainedRun], target: str) -> None:
-    first = runs[0]
-    for run in runs[1:]:
+def _check_pairing(first: TrainedRun, *others: TrainedRun) -> None:
+    for run in others:
         pair = f"{run.directory.name} and {first.directory.name}"
         if run.fingerprint != first.fingerprint:
             raise ValueError(
-                f"{pair} were trained on different weights of {target}: remove the older one and run its command again"
+                f"{pair} were trained on different weights of {run.target}: remove the older and run its command again"
             )
         if (run.prompt_ids, run.domains, run.counts.num_slots) != (first.prompt_ids, first.domains, first.counts.num_slots):
-            raise ValueError(
-                f"{pair} were validated on different prompts or slots: remove the older one and run its command again"
-            )
+            raise ValueError(f"{pair} were validated on different prompts or slots: remove the older and run its command again")
 
 
 def _rows(cell: Cell, resamples: Resamples) -> Iterator[Row]:

@@ -1,8 +1,5 @@
-"""Reads finished training runs for a sweep's report: their options, counts per validation prompt, and tau by step.
-
-1. run directory   result.json, validation.json, metrics.csv, run.json  ->  TrainedRun
-2. marks           runs to compare with caution
-"""
+"""Reads finished training runs for a sweep's report: their options, counts per validation prompt, and tau by step. 1. run
+directory result.json, validation.json, metrics.csv, run.json -> TrainedRun 2. marks runs to compare with caution"""
 
 import csv
 from collections import Counter

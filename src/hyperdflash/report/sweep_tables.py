@@ -26,9 +26,7 @@ def sweep_blocks(report: SweepReport) -> list[Block]:
         "Marked runs": [f"- {cell.label} on {cell.target}: {mark}" for cell in report.cells for mark in cell.marks],
         "Left out": [f"- {run}: {why}" for run, why in report.left_out.items()],
         "Not finished, or not found": [f"- {label}" for label in report.missing],
-        "Runs": [
-            f"- {c.label} on {c.target}: {', '.join(run.directory.name for run in c.seeds.values())}" for c in report.cells
-        ],
+        "Runs": [f"- {c.label} on {c.target}: {', '.join(r.directory.name for r in c.seeds.values())}" for c in report.cells],
     }
     for title, entries in lists.items():
         blocks += [f"## {title}", "\n".join(entries)] if entries else []

@@ -1,13 +1,14 @@
-"""Renders a report's paragraphs and tables as Markdown and on the terminal, and formats its numbers.
-
-A cell ``**x**`` is bold.
-"""
+"""Renders paragraphs and tables as Markdown and on the terminal, and formats numbers. A cell ``**x**`` is bold."""
 
 import math
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 
+from hyperdflash.files import resource, write_text
 from hyperdflash.report.bootstrap import Estimate
 
 GAP = "-"  # not measured
@@ -87,3 +88,18 @@ def jsonable(value):
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_page(title: str, text: str, pictures: Iterable[Path], path: Path) -> Path:
+    """Writes Markdown ``text`` as a page, which replaces ``path`` when complete; pictures follow the first ``##`` section."""
+    from markdown_it import MarkdownIt
+
+    first, *sections = MarkdownIt("js-default").render(text).split("<h2>")
+    images = [
+        f'<img alt="{escape(picture.stem)}" src="data:image/png;base64,{b64encode(picture.read_bytes()).decode()}">\n'
+        for picture in pictures
+    ]
+    body = "<h2>".join([first, *(sections[:1])]) + "".join(images) + "".join(f"<h2>{own}" for own in sections[1:])
+    page = (resource("assets") / "report.html").read_text()
+    write_text(path, page.replace("<!--title-->", escape(title)).replace("<!--body-->", body))
+    return path

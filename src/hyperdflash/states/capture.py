@@ -69,7 +69,6 @@ class ShardWriter:
 
 
 def lease_of(shard: Shard) -> str:
-    """Returns the name of the lease on a shard."""
     return f"leases/{shard.name}"
 
 
@@ -109,8 +108,7 @@ def capturing(
 def capture(
     shards: Sequence[Shard], store: StateStore, producer: Callable[[], Producer], *, layer_ids: Sequence[int] = ()
 ) -> None:
-    """Captures missing taps and returns when ``store`` holds every tap of every shard, from this process or from others. Calls
-    ``producer()`` only when a tap is missing."""
+    """Captures missing taps; returns when ``store`` holds all. Calls ``producer()`` only when a tap is missing."""
     missing = store.missing_of(shards, layer_ids)
     waiting = deque(shard for shard in shards if missing[shard.name])
     if not waiting:

@@ -97,7 +97,6 @@ class Dataset:
 
     @cached_property
     def key(self) -> CacheKey:
-        """The key of the states of all documents."""
         return CacheKey.of(self.record["states"])
 
     @property
@@ -159,9 +158,7 @@ def read_record(directory: Path) -> dict:
     for name, wanted in (("encoding_version", ENCODING_VERSION), ("format_version", CACHE_FORMAT)):
         if record["states"][name] != wanted:
             made = f"{name}={record['states'][name]}"
-            raise ValueError(
-                f"dataset {directory} was captured with {made} and this version of the code has {wanted}: {REMEDY}"
-            )
+            raise ValueError(f"dataset {directory} was captured with {made} and this version of code has {wanted}: {REMEDY}")
     return record
 
 
@@ -218,9 +215,7 @@ def record_files(paths: Iterable[str | Path]) -> dict[str, dict]:
 
 def check_files(recorded: Mapping[str, Mapping], remedy: str) -> None:
     """Raises ValueError, which ends with ``remedy``, when a file has another content than recorded; accepts a missing file.
-
-    Reads a file only when its size or modification time differs.
-    """
+    Reads a file only when its size or modification time differs."""
     for name, before in recorded.items():
         path = Path(name)
         if not path.exists() or _status(path).items() <= before.items():
@@ -230,8 +225,7 @@ def check_files(recorded: Mapping[str, Mapping], remedy: str) -> None:
 
 
 def check_tokenizer(target_path: str, recorded: str, owner: Path, remedy: str) -> None:
-    """Raises ValueError, which ends with ``remedy``, when the target's tokenizer is not the ``recorded`` one of ``owner``;
-    accepts a target without tokenizer."""
+    """Raises ValueError, which ends with ``remedy``, where the target's tokenizer is not ``owner``'s ``recorded`` one."""
     tokenizer = Path(target_path) / "tokenizer.json"
     if tokenizer.exists() and sha256_of(tokenizer)[:16] != recorded:
         raise ValueError(f"{tokenizer} is not the tokenizer of {owner}: {remedy}")

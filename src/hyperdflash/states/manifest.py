@@ -1,7 +1,5 @@
-"""manifest.json: what the states of a cache depend on, written beside the shards and compared with what a run needs.
-
-People read the file, so it also explains taps. A checksum covers every byte of it.
-"""
+"""manifest.json: what the states of a cache depend on, written beside the shards and compared with what a run needs. People
+read the file, so it also explains taps. A checksum covers every byte of it."""
 
 import hashlib
 import json
@@ -56,7 +54,6 @@ class CacheKey:
 
     @property
     def digest(self) -> str:
-        """16 hex digits that every file of the cache carries."""
         return json_digest(self.content)
 
 

@@ -25,8 +25,7 @@ from hyperdflash.targets.producer import Producer
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMode:
-    """``directory`` holds one folder per target, dtype, chat mode and engine; ``documents_per_shard`` documents share one
-    forward and one file per tap."""
+    """``directory`` has a folder per target, dtype, chat mode and engine; a shard's documents share a forward and files."""
 
     directory: str
     dtype: str
@@ -120,11 +119,8 @@ class Off(CacheMode):
 
 @dataclass(frozen=True, kw_only=True)
 class Stream(CacheMode):
-    """Keeps at most ``budget_gb`` (1e9 bytes) on disk; a reader waits at most ``wait_s`` seconds for a shard.
-
-    ``in_process``: the training captures shards itself while no capture process runs. ``captures``: capture processes that it
-    starts instead (launch/captures.py).
-    """
+    """Keeps at most ``budget_gb`` (1e9 bytes) on disk; a reader waits at most ``wait_s`` seconds for a shard. ``in_process``:
+    the training captures shards while no capture process runs; ``captures``: processes that it starts instead."""
 
     budget_gb: float
     wait_s: float

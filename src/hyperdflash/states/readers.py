@@ -1,10 +1,6 @@
-"""Documents with their target states, read from a store or computed on access.
-
-data[index]        TargetStates of one document, the same bits from every class
-place(index)       (shard, row) of a document
-prefetch(order)    announces the next shards in the order of use, window by window
-release()          withdraws the announcement at the end of a pass
-"""
+"""Documents with their target states, read from a store or computed on access. data[index] TargetStates of one document, the
+same bits from every class place(index) (shard, row) of a document prefetch(order) announces the next shards in the order of
+use, window by window release() withdraws the announcement at the end of a pass"""
 
 from bisect import bisect_right
 from collections import OrderedDict
@@ -20,8 +16,7 @@ from hyperdflash.targets.producer import Producer, finite_states
 
 
 class ShardedStates(Dataset):
-    """Maps the index of a document, counted through all ``shards``, to TargetStates of batch size 1; ``lengths[shard][row]`` is
-    the number of its tokens."""
+    """Maps a document's index through all ``shards`` to TargetStates of batch size 1; ``lengths[shard][row]`` counts tokens."""
 
     def __init__(self, shards: Sequence[Shard], layer_ids: Sequence[int] = ()):
         self.shards = list(shards)

@@ -55,10 +55,8 @@ def write_shard_file(
     identity: Mapping[str, str],
     others: Mapping[str, Tensor] | None = None,
 ) -> int:
-    """Writes ``rows``, each [N, ...] with N = sum of ``lengths``, whole or not at all; returns the number of bytes.
-
-    `ShardFile` compares ``identity``; ``others`` are tensors of any shape whose size in bytes is a multiple of 8.
-    """
+    """Writes ``rows``, each [N, ...] with N = sum of ``lengths``, whole or not at all; returns the number of bytes. `ShardFile`
+    compares ``identity``; ``others`` are tensors of any shape whose size in bytes is a multiple of 8."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
     views = {name: _bytes(tensor) for name, tensor in rows.items()}
     widths = {name: len(view) // int(offsets[-1]) for name, view in views.items()}
@@ -70,7 +68,14 @@ def write_shard_file(
         checksums[record] = digest.intdigest()
     index = {"offsets": torch.from_numpy(offsets), **(others or {}), "checksums": torch.from_numpy(checksums)}
     parts = [_bytes(tensor) for tensor in index.values()]  # a view: the last checksum is filled in below
-    head = _header({**index, **rows}, identity, before_rows=sum(map(len, parts)))
+    entries, place = {"__metadata__": dict(identity)}, 0
+    for name, tensor in {**index, **rows}.items():
+        end = place + tensor.nbytes
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-(8 + len(head) + sum(map(len, parts))) % ALIGNMENT)  # aligns the rows
+    head = len(head).to_bytes(8, "little") + head
     checksums[-1] = xxh3_64_intdigest(b"".join([head, *parts])[:-8])
     with whole_file(path) as file:
         for part in (head, *parts, *views.values()):
@@ -161,7 +166,9 @@ class OpenFiles:
     def get(self, path: Path, identity: Mapping[str, str]) -> ShardFile:
         if path not in self._files:
             self._files[path] = ShardFile(path, identity)
-            while len(self._files) > 1 and (len(self) > self.most_files or self._num_bytes() > self.most_bytes):
+            while len(self._files) > 1 and (
+                len(self) > self.most_files or sum(f.size for f in self._files.values()) > self.most_bytes
+            ):
                 self._files.popitem(last=False)
         self._files.move_to_end(path)
         return self._files[path]
@@ -170,21 +177,6 @@ class OpenFiles:
         """Forgets a file; records that were read from it stay readable."""
         self._files.pop(path, None)
 
-    def _num_bytes(self) -> int:
-        return sum(file.size for file in self._files.values())
-
 
 def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-
-
-def _header(tensors: Mapping[str, Tensor], identity: Mapping[str, str], before_rows: int) -> bytes:
-    """Returns the header's length and JSON, padded with spaces to align the rows."""
-    entries, place = {"__metadata__": dict(identity)}, 0
-    for name, tensor in tensors.items():
-        end = place + tensor.nbytes
-        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text) + before_rows) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text

@@ -43,7 +43,6 @@ class Shard:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each document."""
         return [len(document.input_ids) for document in self.documents]
 
     @property
@@ -54,17 +53,13 @@ class Shard:
 def make_shards(documents: Sequence[Document], documents_per_shard: int) -> list[Shard]:
     """Groups documents of similar length; the result does not depend on the order of ``documents``."""
     ordered = sorted(documents, key=lambda document: (len(document.input_ids), document.id))
-    groups = [tuple(ordered[start : start + documents_per_shard]) for start in range(0, len(ordered), documents_per_shard)]
-    return [Shard(_shard_name(group), group) for group in groups]
-
-
-def _shard_name(documents: Sequence[Document]) -> str:
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.id.encode())
-        digest.update(document.input_ids.numpy().tobytes())
-        digest.update(document.loss_mask.numpy().tobytes())
-    return digest.hexdigest()[:20]
+    shards = []
+    for start in range(0, len(ordered), documents_per_shard):
+        group, digest = tuple(ordered[start : start + documents_per_shard]), hashlib.sha256()
+        for d in group:
+            digest.update(d.id.encode() + d.input_ids.numpy().tobytes() + d.loss_mask.numpy().tobytes())
+        shards.append(Shard(digest.hexdigest()[:20], group))
+    return shards
 
 
 class StateStore:
@@ -86,7 +81,6 @@ class StateStore:
         return {**self.__dict__, "_opened": OpenFiles()}
 
     def path(self, shard: Shard, layer_id: int | None = None) -> Path:
-        """Returns the file of a tap: the residual (None), or the output of one layer."""
         return self.directory / shard.name[:2] / f"{shard.name}.{_tap(layer_id)}.safetensors"
 
     def missing(self, shard: Shard, layer_ids: Sequence[int]) -> list[int | None]:
@@ -126,7 +120,8 @@ class StateStore:
         """Deletes all taps of ``shard`` and returns the number of bytes freed. The residual goes first and every read
         opens it first, so a reader gets all taps or MissingShard."""
         freed = 0
-        for path in sorted(self._files(shard), key=lambda path: path != self.path(shard)):
+        whole = (path for path, _, is_partial in self.files(shard.name) if not is_partial)
+        for path in sorted(whole, key=lambda path: path != self.path(shard)):
             with suppress(FileNotFoundError):  # another process removed it
                 size = path.stat().st_size
                 path.unlink()
@@ -135,11 +130,9 @@ class StateStore:
         return freed
 
     def read(self, shard: Shard, index: int, layer_ids: Sequence[int] = ()) -> TargetStates:
-        """Reads one document of a shard, and nothing else of it, as a batch of one row in the cache's dtype.
-
-        MissingShard when a tap is not on disk; DamagedShard when a byte of the record, the header or the index is wrong, with
-        the damaged record and its file. The next read opens that file again.
-        """
+        """Reads one document of a shard, and nothing else of it, as a batch of one row in the cache's dtype. MissingShard when
+        a tap is not on disk; DamagedShard when a byte of the record, the header or the index is wrong, with the damaged record
+        and its file. The next read opens that file again."""
         document, places = shard.documents[index], (None, *layer_ids)
         files, records = {}, []
         try:
@@ -162,12 +155,8 @@ class StateStore:
     def _identity(self, shard: Shard, layer_id: int | None) -> dict[str, str]:
         return {"cache": self._digest, "codec": self.key.dtype, "shard": shard.name, "tap": _tap(layer_id)}
 
-    def _files(self, shard: Shard) -> list[Path]:
-        return [path for path, _, is_partial in self.files(shard.name) if not is_partial]
-
     def files(self, shard: str = "??*") -> Iterator[tuple[Path, str, bool]]:
-        """Yields path, name of the shard and whether it is partial, of each file that a capture wrote for ``shard``, or for any
-        shard; leaves out every other file."""
+        """Yields path, shard's name and whether it is partial, of each file that a capture wrote for ``shard``, or for any."""
         for path in self.directory.glob(f"{shard[:2]}/{shard}.*"):
             if found := re.fullmatch(r"([0-9a-f]+)\.(?:residual|layer\d+)\.safetensors(\.\d+\.partial)?", path.name):
                 yield path, found[1], found[2] is not None

@@ -95,10 +95,8 @@ def make_room(store: StateStore, leases: Leases, shard: Shard, budget_bytes: int
 
 class StreamedStates(ShardedStates):
     """Reads documents of a store that holds some of their shards at a time; ``name`` tells the demands of one process apart.
-
     Captures a missing shard with ``producer`` when no capture process runs; with ``producer`` None it only waits. ValueError
-    when a shard does not appear within ``wait_s`` seconds.
-    """
+    when a shard does not appear within ``wait_s`` seconds."""
 
     def __init__(
         self,
@@ -218,8 +216,7 @@ def supply(
     wait_s: float,
     linger_s: float = 30.0,
 ) -> int:
-    """Captures the shards that readers demand and returns their number: ``linger_s`` seconds after the last demand, or after
-    ``wait_s`` seconds without any."""
+    """Captures demanded shards until ``linger_s`` after the last demand, or ``wait_s`` without any; returns their number."""
     known = {shard.name: shard for shard in shards}
     made = 0
     with Leases(store.directory) as leases:

@@ -1,8 +1,6 @@
-"""The interface of one kind of target; no other room names a class of transformers' model files.
-
-A kind is the `model_type` of config.json. Its adapter is a module with the functions of targets/deepseek_v4/adapter.py. To add
-a kind, write that module and add a line to ``ADAPTERS``. Shapes: see contracts.py.
-"""
+"""The interface of one kind of target; no other room names a class of transformers' model files. A kind is the `model_type` of
+config.json. Its adapter is a module with the functions of targets/deepseek_v4/adapter.py. To add a kind, write that module and
+add a line to ``ADAPTERS``. Shapes: see contracts.py."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,11 +38,8 @@ class Gate:
 
 
 class NativeMTP(nn.Module):
-    """The target's own multi-token-prediction block.
-
-    Index i consumes H[i] and embed(x[i+1]) at position i and predicts x[i+2]. Index i sees the
-    ``sliding_window`` keys j with i - sliding_window < j <= i.
-    """
+    """The target's own multi-token-prediction block. Index i consumes H[i] and embed(x[i+1]) at position i and predicts x[i+2].
+    Index i sees the ``sliding_window`` keys j with i - sliding_window < j <= i."""
 
     sliding_window: int
 

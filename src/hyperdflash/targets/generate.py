@@ -1,9 +1,6 @@
-"""Decodes the target's own answers in batches, greedily or by sampling.
-
-A target's cache has neither ragged rows nor left padding, so all rows of a batch advance together from position 0: one forward
-covers the shortest prompt, then every step feeds each row its next prompt token or the token chosen last. Finished rows leave
-the batch.
-"""
+"""Decodes the target's own answers in batches, greedily or by sampling. A target's cache has neither ragged rows nor left
+padding, so all rows of a batch advance together from position 0: one forward covers the shortest prompt, then every step feeds
+each row its next prompt token or the token chosen last. Finished rows leave the batch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,11 +25,9 @@ def generate_batch(
     generator: torch.Generator | None = None,
     names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yields (row, token ids of the answer with any end token) as rows end; prompts can have different lengths.
-
-    ``names`` stand for the prompts in the ValueError of a target that gives NaN or infinity.
-    Steps on the cache run transformers' eager attention whatever implementation is set.
-    """
+    """Yields (row, token ids of the answer with any end token) as rows end; prompts can have different lengths. ``names`` stand
+    for the prompts in the ValueError of a target that gives NaN or infinity. Steps on the cache run transformers' eager
+    attention whatever implementation is set."""
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens: encode it with its chat header first")
     sampler = Sampler(temperature, top_p, generator)

@@ -1,7 +1,5 @@
-"""The modules of a target that a drafter shares: embedding, collapse of the paths, final norm, LM head.
-
-Shapes: see contracts.py. Training and replay need nothing else of the target once the states are cached.
-"""
+"""The modules of a target that a drafter shares: embedding, collapse of the paths, final norm, LM head. Shapes: see
+contracts.py. Training and replay need nothing else of the target once the states are cached."""
 
 from collections.abc import Callable
 from typing import Literal, Self
@@ -64,18 +62,20 @@ class TargetHeads(nn.Module):
         return self.embed_tokens(input_ids).to(self.dtype)
 
     def collapse(self, residual: Tensor, teacher: Teacher = "hc_head") -> Tensor:
-        """Returns the normed state that the LM head reads: [B, T, M, D] -> [B, T, D].
-
-        ``hc_head`` is the target's own collapse, which gives the target's logits; ``mean_pool`` is the paper's KL teacher,
-        lm_head(norm(mean_j H_j)) (section 2.3). ValueError for another ``teacher``.
-        """
+        """Returns the normed state that the LM head reads: [B, T, M, D] -> [B, T, D]. ``hc_head`` is the target's own collapse,
+        which gives the target's logits; ``mean_pool`` is the paper's KL teacher, lm_head(norm(mean_j H_j)) (section 2.3).
+        ValueError for another ``teacher``."""
         one_of("kl.teacher", teacher, ("mean_pool", "hc_head"))
         residual = residual.to(self.dtype)
         return self.norm(self.hc_head(residual) if teacher == "hc_head" else residual.mean(dim=-2))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] in fp32 for states [..., D]."""
-        hidden, table = hidden.to(self.dtype), self.lm_head.weight
-        if table.dtype == self.dtype:
-            return self.lm_head(hidden).float()
-        return torch.cat([F.linear(hidden, rows.to(self.dtype)) for rows in table.split(TOKENS)], dim=-1).float()
+        return product(hidden.to(self.dtype), self.lm_head.weight)
+
+
+def product(states: Tensor, table: Tensor) -> Tensor:
+    """Returns states [..., D] times ``table`` [V, D] in the states' dtype, [..., V] fp32; widens a narrower table in parts."""
+    if table.dtype == states.dtype:
+        return F.linear(states, table).float()
+    return torch.cat([F.linear(states, rows.to(states.dtype)) for rows in table.split(TOKENS)], dim=-1).float()

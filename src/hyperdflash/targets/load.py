@@ -1,8 +1,5 @@
-"""Loads a target from its directory: all of it, its heads, or its MTP block.
-
-Caches and checkpoints hold a fingerprint of the weights that every drafter depends on, because a drafter trained on other
-weights has almost no accepted drafts.
-"""
+"""Loads a target from its directory: all of it, its heads, or its MTP block. Caches and checkpoints hold a fingerprint of the
+weights that every drafter depends on, because a drafter trained on other weights has almost no accepted drafts."""
 
 import hashlib
 import json

@@ -46,8 +46,7 @@ class InProcess:
 
     @torch.no_grad()  # no inference mode: a cache without rounding passes these tensors to training
     def states(self, sequences: Sequence[Tensor], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-        """Runs one forward per batch of `forward_batches`, padded on the right to whole attention windows, which is exact for
-        V4 (left padding is not)."""
+        """Runs a forward per batch, padded on the right to whole windows, which is exact for V4 (left padding is not)."""
         model, window = self.target.model, self.target.model.config.sliding_window
         device = adapter_of(model.config.model_type).input_device(model)
         parts: dict[int | None, list[Tensor]] = {tap: [] for tap in (None, *layer_ids)}
@@ -65,8 +64,7 @@ class InProcess:
 
 
 def finite_states(producer: Producer, documents: Sequence[Document], layer_ids: Sequence[int] = ()) -> dict[int | None, Tensor]:
-    """Returns what ``producer.states`` gives for ``documents``. ValueError, with document, position and layer, at the first
-    state that is not finite in bf16."""
+    """Returns ``producer.states`` of ``documents``; ValueError with the place of the first state that is not finite in bf16."""
     states = producer.states([document.input_ids for document in documents], layer_ids)
     lengths = [len(document.input_ids) for document in documents]
     for tap in (*layer_ids, None):

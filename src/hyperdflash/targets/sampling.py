@@ -16,11 +16,8 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
-    """Returns fp32 probabilities [..., V] of logits [..., V] at ``temperature`` > 0.
-
-    ``top_p`` keeps the smallest set of most probable tokens whose mass reaches it, at least one token, and renormalizes, as
-    transformers' ``TopPLogitsWarper`` does.
-    """
+    """Returns fp32 probabilities [..., V] of logits [..., V] at ``temperature`` > 0. ``top_p`` keeps the fewest most probable
+    tokens whose mass reaches it and renormalizes, as transformers' TopPLogitsWarper."""
     check_sampling(temperature, top_p)
     assert temperature > 0, "greedy decoding has no distribution; compare argmax instead"
     probs = torch.softmax(logits.float() / temperature, dim=-1)

@@ -1,7 +1,5 @@
-"""Runs a text through the target some tokens at a time, and takes back the tokens of rejected drafts.
-
-Shapes: see contracts.py; K here is the number of new tokens. The target's adapter provides the forward and the cache.
-"""
+"""Runs a text through the target some tokens at a time, and takes back the tokens of rejected drafts. Shapes: see contracts.py;
+K here is the number of new tokens. The target's adapter provides the forward and the cache."""
 
 import weakref
 from collections.abc import Sequence
@@ -18,12 +16,9 @@ from hyperdflash.targets.taps import check_finite, tap_residual
 
 @dataclass(frozen=True)
 class TargetStep:
-    """The result of one forward over K new tokens, in the target's dtype.
-
-    ``logits`` [B, K, V] fp32; a prefill gives [B, 1, V] of the last token alone. ``residual`` [B, K, M, D] is the one
-    before `hc_head`, ``layers`` [B, K, L, M, D] are the outputs of the session's ``layer_ids`` in their order; None if there
-    are none.
-    """
+    """The result of one forward over K new tokens, in the target's dtype. ``logits`` [B, K, V] fp32; a prefill gives [B, 1, V]
+    of the last token alone. ``residual`` [B, K, M, D] is the one before `hc_head`, ``layers`` [B, K, L, M, D] are the outputs
+    of the session's ``layer_ids`` in their order; None if there are none."""
 
     logits: Tensor
     residual: Tensor
@@ -31,11 +26,9 @@ class TargetStep:
 
 
 class TargetSession:
-    """Runs one text, or B texts of one length, through a target step by step, with exact rollback.
-
-    The rows of a batch grow by the same K and share one ``keep``, since a cache has one length. No result can enter a
-    differentiated graph. `close`, the end of the `with` block, or the end of the object removes the hooks that read the states.
-    """
+    """Runs one text, or B texts of one length, through a target step by step, with exact rollback. The rows of a batch grow by
+    the same K and share one ``keep``, since a cache has one length. No result can enter a differentiated graph. `close`, the
+    end of the `with` block, or the end of the object removes the hooks that read the states."""
 
     def __init__(self, model: PreTrainedModel, layer_ids: Sequence[int] = ()):
         self.model = model
@@ -61,9 +54,7 @@ class TargetSession:
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor) -> TargetStep:
         """Runs the first tokens, [B, T] int64 with T >= 1, ``PREFILL`` at a time; ``logits`` of the last token alone.
-
-        ValueError unless the session is empty, or where the logits are not finite.
-        """
+        ValueError unless the session is empty, or where the logits are not finite."""
         if self.length:
             raise ValueError(f"prefill wants an empty session, this holds {self.length} tokens: extend it or make a new one")
         self._check(input_ids)
@@ -89,8 +80,7 @@ class TargetSession:
 
     @torch.inference_mode()
     def rollback(self, keep: int) -> None:
-        """Keeps the first ``keep`` of the last extend's K tokens, 0..K, in every row, without a forward; ValueError unless it
-        directly follows an extend."""
+        """Keeps ``keep`` of the last extend's K tokens in every row without a forward; ValueError unless after an extend."""
         if self._extended is None:
             raise ValueError("rollback takes tokens of the last extend back, and there is none before this call: extend first")
         num_tokens = self._extended.shape[1]

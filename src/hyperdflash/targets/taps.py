@@ -1,7 +1,5 @@
-"""Reads a target's hidden states while it runs: the residual before the collapse, and the outputs of chosen layers.
-
-Shapes: see contracts.py. transformers does not return that residual, so a hook reads the input of the collapse.
-"""
+"""Reads a target's hidden states while it runs: the residual before the collapse, and the outputs of chosen layers. Shapes: see
+contracts.py. transformers does not return that residual, so a hook reads the input of the collapse."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -126,11 +126,9 @@ def check_same_run(path: Path, found: Mapping, wanted: Mapping) -> None:
 
 
 class Checkpoints(L.Callback):
-    """Saves every ``every_steps`` steps and ``every_s`` seconds (None: never), at the best tau, and on SIGTERM or SIGINT.
-
-    It saves before a step, when everything of the previous step is done, validation included. All ranks save and stop at the
-    same step: in every step they exchange requests on the CPU, while the step computes. ``command`` continues a stopped run.
-    """
+    """Saves every ``every_steps`` steps and ``every_s`` seconds (None: never), at the best tau, and on SIGTERM or SIGINT. It
+    saves before a step, when everything of the previous step is done, validation included. All ranks save and stop at the same
+    step: in every step they exchange requests on the CPU, while the step computes. ``command`` continues a stopped run."""
 
     def __init__(self, run: Path, *, every_steps: int | None, every_s: float | None, command: str):
         self.run, self.directory = run, run / "checkpoints"

@@ -26,8 +26,7 @@ from hyperdflash.training.module import OptimSettings
 
 @dataclass(frozen=True)
 class Parts:
-    """The instantiated, checked groups of a training configuration; making them reads no weight and no text. A drafter that is
-    only used has no ``objective`` and no ``optim``."""
+    """The checked groups of a training, made without weights or text; only a training has ``objective`` and ``optim``."""
 
     target_config: TargetConfig
     mask_token_id: int | None  # None: that of the tokenizer
@@ -67,10 +66,8 @@ class Parts:
 
 
 def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
-    """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second.
-
-    Without ``trains``, reads no option that only a training needs; objective and optimizer are None.
-    """
+    """Instantiates every cheap group and builds the drafter on the meta device; ValueError within a second. Without ``trains``,
+    reads no option that only a training needs; objective and optimizer are None."""
     target_config = read_config(config.target.path)
     source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
     groups = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "blocks")

@@ -17,8 +17,7 @@ def acceptance_metric(kind: str, domain: str | None = None) -> str:
 
 
 def acceptance_rows(record: dict) -> list[dict[str, float]]:
-    """Returns a row per drafted position of validation.json: ``position``, and every ``acceptance_metric``; a rate without a
-    round is left out."""
+    """Returns a row per drafted position of validation.json: ``position``, and every ``acceptance_metric`` that has a round."""
     prompts = record["prompts"]
     rows: list[dict[str, float]] = [{"position": k + 1} for k in range(len(prompts[0]["survived"]))]
     for domain in (None, *sorted({prompt["domain"] for prompt in prompts})):

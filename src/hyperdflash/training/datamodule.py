@@ -51,8 +51,7 @@ class StepBatch:
 
 
 class TargetStatesData(L.LightningDataModule):
-    """Loaders of ``train`` and ``validation`` documents. A step has ``accumulate`` micro-batches per rank; training starts at
-    step ``first_step``."""
+    """Loaders of both splits. A step has ``accumulate`` micro-batches per rank; training starts at step ``first_step``."""
 
     def __init__(
         self,
@@ -72,11 +71,9 @@ class TargetStatesData(L.LightningDataModule):
         self._reading = Lock()
 
     def ids(self, step: int) -> tuple[str, ...]:
-        """Returns the ids of the documents in the global batch of ``step``."""
         return tuple(self.train_states.document(index).id for index in self.order.batch(step))
 
     def batch(self, step: int, rank: int, world_size: int) -> StepBatch:
-        """Returns what one rank computes in ``step``."""
         members, num_parts = self.order.batch(step), world_size * self.accumulate
         blocks = {index: self._blocks(step, self.train_states.document(index)) for index in members}
         counts = reduce(add, map(self.count, blocks.values()))
@@ -188,7 +185,6 @@ def stack_blocks(rows: list[Blocks]) -> Blocks:
 
 
 def unsupervised(states: TargetStates) -> TargetStates:
-    """Returns ``states`` with no position supervised."""
     return replace(states, loss_mask=torch.zeros_like(states.loss_mask))
 
 

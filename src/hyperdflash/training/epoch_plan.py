@@ -20,9 +20,7 @@ WINDOW = 16
 
 class TrainingOrder:
     """The global batches of all epochs. Documents are numbered through all shards; ``lengths[shard][row]`` counts tokens.
-
-    ``max_steps`` ends the order before the last epoch does; ValueError where it lies behind it.
-    """
+    ``max_steps`` ends the order before the last epoch does; ValueError where it lies behind it."""
 
     def __init__(
         self, lengths: Sequence[Sequence[int]], *, batch_size: int, epochs: int, seed: int, max_steps: int | None = None
@@ -43,7 +41,6 @@ class TrainingOrder:
             )
 
     def __len__(self) -> int:
-        """Returns the number of steps."""
         return self.max_steps
 
     def epoch_of(self, step: int) -> int:
@@ -76,8 +73,7 @@ class TrainingOrder:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
 
     def _make_windows(self, epoch: int) -> list[list[int]]:
-        """Returns the shards of each window. The last shard, which may be short, has the same place in every epoch, so that all
-        epochs have equally many steps."""
+        """Returns each window's shards. The last, perhaps short, keeps its place, so that epochs have equally many steps."""
         order = torch.randperm(len(self.shards) - 1, generator=self._generator(epoch)).tolist()
         order.insert(self.seed % len(self.shards), len(self.shards) - 1)
         return [order[start : start + self.window] for start in range(0, len(order), self.window)]

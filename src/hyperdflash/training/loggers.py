@@ -35,8 +35,7 @@ STEP_METRICS = {"trainer/global_step": ("train/*", "val/*"), "position": ("accep
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's bar over the run's steps instead of an epoch's batches, so that a resumed run's ETA is right; shows loss, tau
-    of the last validation and learning rate."""
+    """Lightning's bar over the run's steps, so that a resumed run's ETA is right; shows loss, last tau and learning rate."""
 
     def init_train_tqdm(self) -> tqdm:
         steps, done = int(self.trainer.estimated_stepping_batches), self.trainer.global_step
@@ -66,9 +65,7 @@ class StepBar(TQDMProgressBar):
 
 class MetricsCSV(Logger):
     """Writes one row of ``run``/metrics.csv per call, before the call returns; a new metric rewrites the file with its column.
-
-    Columns are ``step`` (the number of steps before, so the first is 0), ``epoch``, then metrics by first appearance.
-    """
+    Columns are ``step`` (the number of steps before, so the first is 0), ``epoch``, then metrics by first appearance."""
 
     name = version = ""
 
@@ -144,10 +141,8 @@ def logged_in() -> bool:
 
 
 def wandb_mode(option: str) -> str:
-    """Returns online, offline or off, from ``logger.wandb`` and the environment in any spelling.
-
-    Leaves the environment in W&B's own spelling, since W&B refuses every other.
-    """
+    """Returns online, offline or off, from ``logger.wandb`` and the environment in any spelling. Leaves the environment in
+    W&B's own spelling, since W&B refuses every other."""
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
     if os.environ.pop("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off", "n", "f", "none"):
         mode = "disabled"
@@ -220,25 +215,20 @@ def within(text: str, limit: int) -> str:
 
 
 def wandb_axes(config: DictConfig) -> dict[str, object]:
-    """Returns a training's choices as flat keys of the W&B configuration, since panels read no nested ones.
-
-    ``axes`` is the label that runs are grouped by: the swept axes, then every other word of the command that decides the
-    result, without the seed, so that no two settings share a label. ``axis_<option>`` are the options AXES and the swept ones.
-    """
-    swept, words = swept_here(), dict(word.split("=", 1) for word in given_overrides() if "=" in word)
-    label = {key: words[key] for key in sorted(words, key=lambda key: (key not in swept, key)) if _is_choice(key)}
+    """Returns a training's choices as flat keys of the W&B configuration, since panels read no nested ones. ``axes`` is the
+    label that runs are grouped by: the swept axes, then every other word of the command that decides the result, without the
+    seed, so that no two settings share a label. ``axis_<option>`` are the options AXES and the swept ones."""
+    swept, words, label = swept_here(), dict(word.split("=", 1) for word in given_overrides() if "=" in word), {}
+    for key in sorted(words, key=lambda key: (key not in swept, key)):
+        group, _, option = key.lstrip("+").partition(".")
+        decides = group in ("experiment", "method", *DECIDING) or key == "cache.dtype"
+        if decides and group != "seed" and option not in NOT_DECIDING.get(group, ()):
+            label[key] = words[key]
     values = {option: OmegaConf.select(config, option) for option in (*AXES, *swept)}
     values |= {option: swept.get(option) or class_name(group) for option, group in values.items() if OmegaConf.is_config(group)}
     flat = {axis_key(option): value for option, value in values.items() if value is not None}
     axes = " ".join(f"{key}={value}" for key, value in label.items()) or f"stage{config.stage}"
     return {"axes": axes, "method": method_name(config), **flat}
-
-
-def _is_choice(key: str) -> bool:
-    """Returns whether an option of the command line, but for the seed, decides a training's result."""
-    group, _, option = key.lstrip("+").partition(".")
-    decides = group in ("experiment", "method", *DECIDING) or key == "cache.dtype"
-    return decides and group != "seed" and option not in NOT_DECIDING.get(group, ())
 
 
 def axis_key(option: str) -> str:

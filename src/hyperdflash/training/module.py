@@ -9,7 +9,7 @@ It optimizes ``drafter.parameters()`` and saves nothing of the target.
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,6 @@ class OptimSettings:
 
 class DraftingModule(L.LightningModule):
     """``drafter`` is a ``DraftModel``; ``clip``, the largest gradient norm, or None; ``meta`` describes the run in checkpoints.
-
     A step runs its own backward passes and update (Lightning's manual optimization), so one division serves all micro-batches.
     """
 
@@ -102,7 +101,9 @@ class DraftingModule(L.LightningModule):
         losses, sums = [], []
         for number, micro in enumerate(batch.micro, start=1):
             blocks = micro.blocks
-            with self._local_gradients(number < len(batch.micro)), fast_fp32_products():
+            # ranks exchange gradients only with the last micro-batch
+            local = getattr(self.trainer.strategy.model, "no_sync", nullcontext) if number < len(batch.micro) else nullcontext
+            with local(), fast_fp32_products():
                 slots = self.drafter.slots(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
                 logits = self.drafter.head.logits(slots, self.target_heads)
                 part = self.objective.sums(logits, blocks, micro.states.residual, self.target_heads)
@@ -121,10 +122,6 @@ class DraftingModule(L.LightningModule):
         self.lr_schedulers().step()
         if (step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_step(step, batch, loss, {"train/lr": lr, "train/grad_norm": float(norm)}, sums)
-
-    def _local_gradients(self, local: bool) -> AbstractContextManager:
-        """Keeps gradients local, if ``local``: ranks exchange them only with the last micro-batch."""
-        return getattr(self.trainer.strategy.model, "no_sync", nullcontext)() if local else nullcontext()
 
     def check_finite(self) -> None:
         """Raises ValueError when the loss or gradient of any step so far is not finite; waits for the device."""

@@ -1,8 +1,6 @@
 """Finds finished training runs by the options that decide their results, and starts other runs from their weights.
-
-runs/train/<run>/result.json      exists when the run is finished: the deciding options, the target's fingerprint, its parent
-runs/train/<run>/parent.json      the run that this one started from, and its data, as found at its first start
-"""
+runs/train/<run>/result.json exists when the run is finished: the deciding options, the target's fingerprint, its parent
+runs/train/<run>/parent.json the run that this one started from, and its data, as found at its first start"""
 
 import json
 import shlex
@@ -60,7 +58,6 @@ class FinishedRun:
         return self.directory.absolute().parents[1] / self.record["init_from"] if self.record["init_from"] else None
 
     def agrees(self, options: Mapping[str, object]) -> bool:
-        """Returns whether the run has all ``options``; it may have others."""
         return options.items() <= self.decided.items()
 
     def differences(self, wanted: Mapping[str, object], ignored: Collection[str] = ()) -> dict[str, tuple]:
@@ -81,12 +78,6 @@ def finished_run(directory: str | Path) -> FinishedRun:
     return run
 
 
-def _read(path: Path) -> FinishedRun:
-    """Reads what may be the result of something else, as long as it is JSON."""
-    with reading(path, REMEDY):
-        return FinishedRun(path.parent, json.loads(path.read_bytes()))
-
-
 class RunIndex:
     """The finished runs below ``folder`` (None: ``runs/train``); reads only result.json files."""
 
@@ -96,8 +87,12 @@ class RunIndex:
     def __iter__(self) -> Iterator[FinishedRun]:
         """Yields runs of this version of the code; prints how many of other versions are left out. A copy beside its original
         is no run, and neither is the result of something else."""
-        runs = [_read(path) for path in sorted(self.folder.glob("*/result.json"))]
-        runs = [run for run in runs if isinstance(run.record, dict) and "decided_by" in run.record]
+        runs = []
+        for path in sorted(self.folder.glob("*/result.json")):
+            with reading(path, REMEDY):
+                record = json.loads(path.read_bytes())
+            if isinstance(record, dict) and "decided_by" in record:
+                runs.append(FinishedRun(path.parent, record))
         there = {run.directory.name for run in runs}
         runs = [run for run in runs if run.record.get("name") not in there - {run.directory.name}]
         current = [run for run in runs if run.is_current]

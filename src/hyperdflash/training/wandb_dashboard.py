@@ -36,20 +36,18 @@ def make_dashboard(config: DictConfig) -> None:
 def build_workspace(
     entity: str, project: str, *, sweep: str | None, axes: Sequence[str], domains: Sequence[str]
 ) -> ws.Workspace:
-    """Builds the workspace and sends nothing.
-
-    Runs are grouped by their swept axes: the mean over seeds, and a band from the lowest to the highest. ``sweep`` limits the
-    workspace to the runs of that group; ``axes`` get a bar of tau each, ``domains`` a plot of acceptance by position each.
-    """
+    """Builds the workspace and sends nothing. Runs are grouped by their swept axes: the mean over seeds, and a band from the
+    lowest to the highest. ``sweep`` limits the workspace to the runs of that group; ``axes`` get a bar of tau each, ``domains``
+    a plot of acceptance by position each."""
     label, tau = wr.Config("axes"), wr.SummaryMetric("best/tau_mean")
 
+    over_seeds = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+
     def lines(title: str, x: str, metric: str) -> wr.LinePlot:
-        grouped = {"groupby": label, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-        return wr.LinePlot(title=title, x=x, y=[metric], **grouped)
+        return wr.LinePlot(title=title, x=x, y=[metric], groupby=label, **over_seeds)
 
     def bars(title: str, groupby: wr.Config) -> wr.BarPlot:
-        grouped = {"groupby": groupby, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-        return wr.BarPlot(title=title, metrics=[tau], **grouped, orientation="h")
+        return wr.BarPlot(title=title, metrics=[tau], groupby=groupby, **over_seeds, orientation="h")
 
     acceptance = [
         lines(f"{kind} by position, {domain or 'all domains'}", "position", acceptance_metric(kind, domain))
@@ -63,9 +61,7 @@ def build_workspace(
         name=f"Drafters, sweep {sweep}" if sweep else "Drafters",
         sections=[
             ws.Section(name="Acceptance by position, best checkpoint", panels=acceptance, is_open=True),
-            ws.Section(
-                name="Training", panels=[lines(f"{name} by step", STEP, key) for key, name in STEPS.items()], is_open=True
-            ),
+            ws.Section(name="Training", panels=[lines(f"{n} by step", STEP, key) for key, n in STEPS.items()], is_open=True),
             ws.Section(name="Accepted length by swept axis, best checkpoint", panels=taus, is_open=True),
             ws.Section(name="Runs", panels=[wr.RunComparer(diff_only="split")], is_open=True),
             ws.Section(name="Drafted and accepted", panels=[wr.MediaBrowser(title="drafts", media_keys=["val/drafts"])]),

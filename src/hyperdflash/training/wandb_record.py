@@ -118,8 +118,7 @@ class WandbRecord(L.Callback):
 
 
 def best_summary(record: dict) -> dict[str, float]:
-    """Returns of validation.json: best/tau of all rounds, best/tau_<domain>, their plain mean, and best/survival_k and
-    best/conditional_k per slot."""
+    """Returns best/tau of all rounds, best/tau_<domain>, their plain mean, best/survival_k and best/conditional_k per slot."""
     by_domain: dict[str, list[dict]] = {}
     for prompt in record["prompts"]:
         by_domain.setdefault(prompt["domain"], []).append(prompt)

@@ -1,8 +1,6 @@
-"""The interface of every draft head, and the walk that drafts a block with it.
-
-A head turns a drafter's features of all slots into logits. Training and replay give it the text's own token before each slot;
-the loop drafts from left to right and gives it its own drafts.
-"""
+"""The interface of every draft head, and the walk that drafts a block with it. A head turns a drafter's features of all slots
+into logits. Training and replay give it the text's own token before each slot; the loop drafts from left to right and gives it
+its own drafts."""
 
 from typing import Protocol
 
@@ -75,7 +73,6 @@ class BlockDraft:
         self._confidence.append(confidence)
 
     def proposal(self) -> Proposal:
-        """Returns all drafts so far."""
         probs, confidence = _joined(self._probs), _joined(self._confidence)
         return Proposal(torch.cat(self.ids[1:]), probs, None if confidence is None else confidence.float().sigmoid())
 

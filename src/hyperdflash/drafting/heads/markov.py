@@ -11,7 +11,7 @@ acceptance of its drafts, c_k = sigmoid(Linear(D + r -> 1)[h_k; e_k]), which obj
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class MarkovHead(DraftHead):
         logits = target_logits(slots.features, heads).plus(bias, self.markov_w2.weight)
         if self.confidence_proj is None:
             return logits
-        return logits.with_confidence(self.confidence_proj(torch.cat([features, embedded], dim=-1)).squeeze(-1))
+        return replace(logits, confidence=self.confidence_proj(torch.cat([features, embedded], dim=-1)).squeeze(-1))
 
     def _bias(self, features: Tensor, embedded: Tensor, parents: Sequence[int]) -> Tensor:
         """Returns b [B, A, S, r] from the states [B, A, S, D] and e [B, A, S, r]; slot k follows ``parents[k - 1]``."""

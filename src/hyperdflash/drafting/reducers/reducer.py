@@ -1,7 +1,5 @@
-"""The interface of every reducer: settings that check themselves, and a module built once the target is known.
-
-A reducer turns the N streams of a conditioning source into one vector per token: [B, T, N, D] -> [B, T, D'].
-"""
+"""The interface of every reducer: settings that check themselves, and a module built once the target is known. A reducer turns
+the N streams of a conditioning source into one vector per token: [B, T, N, D] -> [B, T, D']."""
 
 from typing import Protocol
 

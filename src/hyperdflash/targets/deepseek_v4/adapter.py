@@ -6,14 +6,16 @@
 are on several devices.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, PreTrainedModel
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
     DeepseekV4HyperHead,
     DeepseekV4RMSNorm,
@@ -28,7 +30,6 @@ from hyperdflash.targets.deepseek_v4.checkpoint import Checkpoint, dtype_of
 from hyperdflash.targets.deepseek_v4.compat import RewindableCache, input_device, is_spread
 from hyperdflash.targets.deepseek_v4.mtp import MTPBlock, window_mask
 from hyperdflash.targets.deepseek_v4.official import check_native_mtp, head_names, layer_names, mtp_state
-from hyperdflash.targets.deepseek_v4.placement import checked_device_map
 
 __all__ = ["input_device", "is_spread"]
 
@@ -44,8 +45,6 @@ TABLES = ("embed_tokens.weight", "lm_head.weight")  # of TargetHeads, [V, D]
 
 
 class HcHead(DeepseekV4HyperHead):
-    """DeepSeek-V4's ``hc_head``."""
-
     def gate(self) -> Gate:
         return Gate(self.hc_fn, self.hc_base, self.hc_scale)
 
@@ -58,8 +57,7 @@ def read_config(path: Path) -> DeepseekV4Config:
 
 
 def layer_settings(config: DeepseekV4Config) -> list[tuple[str, object]]:
-    """Returns the settings that change the layers' results, each in one spelling, for the fingerprint; YaRN's values only where
-    YaRN is used."""
+    """Returns the settings that change the layers' results, each in one spelling, for the fingerprint; YaRN's only if used."""
     values = {name: getattr(config, name, None) for name in LAYER_SETTINGS.split()}
     settings = [(name, dict(sorted(v.items())) if isinstance(v, dict) else v) for name, v in values.items()]
     rope = config.rope_parameters["compress"]
@@ -130,7 +128,6 @@ def load_model(
 
 
 def check_mtp(path: Path) -> None:
-    """Raises ValueError where the checkpoint has no native MTP block."""
     check_native_mtp(Checkpoint(path))
 
 
@@ -149,17 +146,50 @@ def parts(model: DeepseekV4ForCausalLM) -> tuple[nn.ModuleList, nn.Module, nn.Mo
     return model.model.layers, model.model.hc_head, model.model.norm
 
 
-def step(
-    model: DeepseekV4ForCausalLM, input_ids: Tensor, cache: RewindableCache, length: int, last_only: bool = False
-) -> Tensor:
-    """Runs the next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens.
-
-    Returns logits [B, K, V], or [B, 1, V] of the last token. On a filled cache transformers' forward gets our window mask,
-    which depends on K and the window only.
-    """
+def step(model: PreTrainedModel, input_ids: Tensor, cache: RewindableCache, length: int, last_only: bool = False) -> Tensor:
+    """Runs the next tokens [B, K] of texts of which ``cache`` holds ``length`` tokens. Returns logits [B, K, V], or [B, 1, V]
+    of the last token. On a filled cache transformers' forward gets our window mask."""
     options = compat.with_cache(cache)
     if length:
         window, dtype = model.config.sliding_window, model.model.embed_tokens.weight.dtype
         mask = _window_mask(min(length, window - 1), input_ids.shape[1], window, dtype, input_device(model))
         options["attention_mask"] = {"sliding_attention": mask.expand(len(input_ids), -1, -1, -1)}
     return model(input_ids, use_cache=True, logits_to_keep=int(last_only), **options).logits
+
+
+def checked_device_map(device_map: str | Mapping[str, str | int] | None, num_layers: int) -> str | dict[str, str | int] | None:
+    """Returns a device map for transformers, also for "even"; ValueError in a rank of a distributed run."""
+    if device_map is None:
+        return None
+    if not isinstance(device_map, str | Mapping):
+        raise ValueError(f"target.device_map must be even, auto or a mapping of modules to devices, got {device_map!r}")
+    joined = dist.is_available() and dist.is_initialized()  # Slurm's ranks have no WORLD_SIZE
+    ranks = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ValueError(
+            f"target.device_map={device_map} spreads the target over this machine's devices, and this process is one of "
+            f"{ranks} training ranks that need them: run `python -m src.capture ...` with the same options first, as one "
+            "process, and train from the cache"
+        )
+    if device_map == "even":
+        return even_device_map(num_layers, torch.cuda.device_count())
+    return device_map if isinstance(device_map, str) else dict(device_map)
+
+
+def even_device_map(num_layers: int, num_gpus: int) -> dict[str, str | int]:
+    """Places runs of neighboring layers of nearly equal length, the longer ones on the inner GPUs: the first GPU also has the
+    embedding, the last the norm and the heads. transformers' "auto" reserves a tenth of every GPU and fills them in turn, which
+    leaves layers of a target that barely fits (DeepSeek-V4-Flash in bf16 on 8 x 80 GB) on the CPU."""
+    if num_gpus < 2:
+        return {"": 0 if num_gpus else "cpu"}
+    counts = [num_layers // num_gpus] * num_gpus
+    for gpu in [*range(1, num_gpus - 1), 0, num_gpus - 1][: num_layers % num_gpus]:
+        counts[gpu] += 1
+    placed = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
+    first, last = 0, num_gpus - 1
+    around = {"embed_tokens": first, "rotary_emb": first, "hc_head": last, "norm": last}
+    return {
+        **{f"model.{name}": gpu for name, gpu in around.items()},
+        **{f"model.layers.{layer}": gpu for layer, gpu in enumerate(placed)},
+        "lm_head": last,
+    }

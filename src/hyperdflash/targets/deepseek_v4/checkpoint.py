@@ -54,8 +54,7 @@ class Checkpoint:
         return self._file(self.shards[name]).get_tensor(name)
 
     def weight(self, name: str, dtype: torch.dtype, columns: int | None = None) -> Tensor:
-        """Returns a copy in ``dtype``, dequantized if the checkpoint has its scale; of a matrix, the first ``columns`` columns,
-        a multiple of 128 (None: all)."""
+        """Returns a copy in ``dtype``, dequantized if it has a scale; of a matrix ``columns`` columns, 128 n (None: all)."""
         found, scale = self.tensor(name), name.removesuffix("weight") + "scale"
         if not name.endswith(".weight") or scale not in self.shards:
             return found[..., : columns if found.ndim > 1 else None].to(dtype, copy=True)
@@ -83,9 +82,7 @@ class Checkpoint:
     def _file(self, shard: str) -> safe_open:
         if shard not in self._files:
             if not (self.path / shard).exists():
-                raise ValueError(
-                    f"target.path={self.path} has no {shard}: run `python -m src.pretrain` or complete the checkpoint"
-                )
+                raise ValueError(f"target.path={self.path} has no {shard}: run `python -m src.pretrain` or complete it")
             with reading(self.path / shard, REFETCH):
                 self._files[shard] = safe_open(self.path / shard, framework="pt")  # compares the size with the header's
         return self._files[shard]
@@ -101,14 +98,12 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     wanted = (math.ceil(rows / height), math.ceil(columns / width))
     if tuple(scale.shape) != wanted:
         raise ValueError(f"a {weight.dtype} weight of {rows} x {columns} wants a scale {list(wanted)}, got {list(scale.shape)}")
-    values = unpack_fp4(weight, dtype) if packed else weight.to(dtype)
+    if packed:
+        codes = torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=dtype)
+        pairs = torch.stack([codes.repeat(16), codes.repeat_interleave(16)], dim=1)  # [256, 2], the low four bits first
+        values = F.embedding(weight.view(torch.uint8).int(), pairs).flatten(1)
+    else:
+        values = weight.to(dtype)
     by_row = scale.to(dtype).repeat_interleave(height, dim=0)[:rows]  # [R, C / width]
     groups = F.pad(values, (0, -columns % width)).unflatten(1, (-1, width))  # [R, C / width, width]
     return (groups * by_row[..., None]).flatten(1)[:, :columns]
-
-
-def unpack_fp4(packed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Unpacks int8 [R, C / 2] into [R, C] by a table of the two values per byte."""
-    codes = torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=dtype)
-    pairs = torch.stack([codes.repeat(16), codes.repeat_interleave(16)], dim=1)  # [256, 2], the low four bits first
-    return F.embedding(packed.view(torch.uint8).int(), pairs).flatten(1)

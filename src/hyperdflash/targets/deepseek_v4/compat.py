@@ -66,7 +66,6 @@ def check_implementations(attention: object, experts: object) -> None:
 
 
 def implementations(config: DeepseekV4Config) -> dict[str, str]:
-    """Returns the arguments of `set_implementations`."""
     return {"attention": config._attn_implementation, "experts": config._experts_implementation}
 
 

@@ -26,10 +26,8 @@ def windowed_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
-    """V4 attention with sinks over [window | compressed entries]; ``query`` [B, H, T, d], ``key`` [B, 1, T + C, d].
-
-    Returns [B, T, H, d] and None (no attention weights are formed).
-    """
+    """V4 attention with sinks over [window | compressed entries]; ``query`` [B, H, T, d], ``key`` [B, 1, T + C, d]. Returns [B,
+    T, H, d] and None (no attention weights are formed)."""
     batch, heads, length, width = query.shape
     window = module.sliding_window
     rate = module.compressor.compress_rate if module.compressor is not None else None

@@ -19,20 +19,14 @@ from hyperdflash.targets.adapter import NativeMTP
 from hyperdflash.targets.deepseek_v4 import compat
 
 
-def mtp_config(config: DeepseekV4Config) -> DeepseekV4Config:
-    """Returns the target's configuration with one layer: sliding attention, score-routed experts."""
-    one = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "mlp_layer_types": ["moe"]}
-    single = DeepseekV4Config(**(config.to_dict() | one))
-    compat.set_implementations(single, **compat.implementations(config))
-    return single
-
-
 class MTPBlock(NativeMTP):
     """X = e_proj(enorm(embed(x[i+1]))) on every path + h_proj(hnorm(H[i])) on each path -> layer -> own head."""
 
     def __init__(self, config: DeepseekV4Config):
         super().__init__()
-        self.config = mtp_config(config)
+        one = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "mlp_layer_types": ["moe"]}
+        self.config = DeepseekV4Config(**(config.to_dict() | one))
+        compat.set_implementations(self.config, **compat.implementations(config))
         self.sliding_window = config.sliding_window
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.enorm, self.hnorm = DeepseekV4RMSNorm(hidden, eps=eps), DeepseekV4RMSNorm(hidden, eps=eps)
@@ -53,14 +47,7 @@ class MTPBlock(NativeMTP):
 
     def run(self, residual, next_embeds, position_ids, mask, keys=None) -> tuple[Tensor, Tensor]:
         cache = compat.LayerKeys(keys)
-        return self._layer(residual, next_embeds, position_ids, mask, cache), cache.new
-
-    def keys(self, residual: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        x = self.combine(residual, next_embeds)
-        return compat.sliding_keys(self.layer, x, self.rotary(next_embeds, position_ids))
-
-    def _layer(self, residual, next_embeds, position_ids, mask, cache: compat.LayerKeys | None = None) -> Tensor:
-        return self.layer(
+        residual = self.layer(
             self.combine(residual, next_embeds),
             position_embeddings=self.rotary(next_embeds, position_ids),
             position_ids=position_ids,
@@ -68,18 +55,22 @@ class MTPBlock(NativeMTP):
             input_ids=None,
             **compat.with_cache(cache),
         )
+        return residual, cache.new
+
+    def keys(self, residual: Tensor, next_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.combine(residual, next_embeds)
+        return compat.sliding_keys(self.layer, x, self.rotary(next_embeds, position_ids))
 
     def head(self, residual: Tensor) -> Tensor:
         return self.norm(self.hc_head(residual))
 
     def forward(self, residual: Tensor, next_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Runs one step over a whole text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2]. The default mask is
-        the causal one of the sliding window."""
+        """Runs one step over a text: [B, T, M, D], [B, T, D] -> normed states [B, T, D] for x[i+2]; by default window mask."""
         length = residual.shape[1]
         position_ids = torch.arange(length, device=residual.device).unsqueeze(0)
         if mask is None:
             mask = window_mask(0, length, self.sliding_window, next_embeds.dtype, residual.device)
-        return self.head(self._layer(residual, next_embeds, position_ids, mask))
+        return self.head(self.run(residual, next_embeds, position_ids, mask)[0])
 
 
 def window_mask(cached: int, num_new: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

@@ -1,7 +1,5 @@
-"""DeepSeek's own names of the tensors that this project reads itself: the heads and the native MTP block.
-
-transformers renames, merges and dequantizes the layers of the whole target.
-"""
+"""DeepSeek's own names of the tensors that this project reads itself: the heads and the native MTP block. transformers renames,
+merges and dequantizes the layers of the whole target."""
 
 import re
 
@@ -56,9 +54,7 @@ def check_native_mtp(checkpoint: Checkpoint) -> None:
     """Raises ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases store under the same names."""
     names = checkpoint.names("mtp.")
     if not names:
-        raise ValueError(
-            f"target.path={checkpoint.path} has no {MTP_PREFIX}* tensors, so no native MTP block: leave MTP methods out"
-        )
+        raise ValueError(f"target.path={checkpoint.path} has no {MTP_PREFIX}*, so no native MTP block: leave MTP methods out")
     native = f"{MTP_PREFIX}enorm.weight"
     foreign = next((name for name in names if NOT_NATIVE.match(name)), None)
     if foreign or native not in checkpoint:
