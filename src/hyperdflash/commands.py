@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from hyperdflash.cli import CONSOLE, entry_point, sentence_of
 from hyperdflash.files import resource
 from hyperdflash.identity import class_name
-from hyperdflash.settings import one_of
+from hyperdflash.settings import one_of, positive_int
 
 # task -> command -> (module:function, what it does)
 COMMANDS = {
@@ -115,6 +115,9 @@ def evaluate(config: DictConfig) -> None:
     one_of("by", config.by, ("replay", "decoding", None))
     if not OmegaConf.is_list(config.temperature):
         raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
+    for temperature in config.temperature:
+        function_of("hyperdflash.targets.sampling:check_sampling")(temperature, config.top_p)
+    positive_int("num_resamples", config.num_resamples)
     if config.engine.name is not None:
         if config.by is not None:
             raise ValueError(f"engine={config.engine.name} asks running servers: leave by={config.by} out, or engine")

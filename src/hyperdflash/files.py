@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).resolve().parent
 REFETCH = "fetch it again from where the target came"
 POINTER = b"version https://git-lfs"  # begins what Git LFS leaves in the place of a file that it did not fetch
 ELSEWHERE = "or set HYPERDFLASH_RUNS to another folder"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: beyond the limit of `ulimit -f`
 CURES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {ELSEWHERE}, then run the same command again"),
+    **dict.fromkeys(FULL, f"free some space, {ELSEWHERE}, then run the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"let this user write there, {ELSEWHERE}"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), f"a file stands where a folder is wanted, so move it, {ELSEWHERE}"),
 }  # errno -> what the user can do

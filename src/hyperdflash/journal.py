@@ -63,7 +63,7 @@ def sweep_journal(directory: Path) -> Iterator[None]:
     with suppress(HydraException):  # the command itself says what Hydra cannot read
         typed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if "=" in word])
     axes = [one.input_line.partition("=")[0] for one in typed if one.is_sweep_override()]
-    os.environ |= {PLACE: str(place.resolve()), TYPED_AXES: " ".join(axes)}
+    os.environ |= {PLACE: str(place.absolute()), TYPED_AXES: " ".join(axes)}
     before = hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report
     hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = JobLoader, lambda function: function()
     try:
@@ -143,9 +143,8 @@ def _records(place: Path) -> list[dict]:
 
 def cause_of(error: BaseException) -> str:
     """Returns one sentence without the words that Hydra and OmegaConf put around it."""
-    if isinstance(error, InstantiationException):
-        while error.__cause__ is not None:
-            error = error.__cause__
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return no_option(f"{group}=", option, error.options)

@@ -42,6 +42,9 @@ def own_folders(hydra: DictConfig) -> list[str]:
 def instantiate(group: DictConfig | dict | None, **others: object) -> Any:
     """Returns the object that ``group`` describes (None: None); ValueError as `check_targets`, before anything is called."""
     is_config = OmegaConf.is_config(group)
+    if group is not None and "_target_" not in group:
+        name = group._key() if is_config else "a part"
+        raise ValueError(f"{name}={group} names no class: choose an option of conf/{name} first, as in {name}=NAME")
     check_targets(OmegaConf.to_container(group, resolve=True) if is_config else group, str(group._key()) if is_config else "")
     return utils.instantiate(group, **others)
 
@@ -112,6 +115,8 @@ def check_keys(config: DictConfig, hydra: DictConfig) -> None:
     """Raises ValueError for a key of a command's configuration, or of one of its groups, that nothing reads. A group takes the
     keys of its option files in conf/ and the arguments of its class. ``hydra`` is the command's own; without "+" and option
     files of the user's, Hydra itself has refused any other key."""
+    if absent := [folder for folder in own_folders(hydra) if not Path(folder).is_dir()]:
+        raise ValueError(f"hydra.searchpath names {absent[0]}, and no folder of option files is there: give its path")
     if not own_folders(hydra) and not any(word.startswith("+") for word in hydra.overrides.task):
         return
     groups = {choice.partition("/")[0] for choice in hydra.runtime.choices if not choice.startswith("hydra/")}

@@ -4,7 +4,8 @@
 
 Each case runs in a folder of its own, which holds ``target`` (random weights), ``rows.jsonl`` (60 rows) and, where commands of
 ``after`` have run, ``runs``. Paths in a command are relative to this folder. ``$mini`` stands for the options of a training
-that takes a second, ``$run`` for the directory of the finished run of the last stage, ``source:FILE`` for 20 rows of that file.
+that takes a second, ``$run`` for the directory of the finished run of the last stage, ``$long`` for 2,100 words,
+``source:FILE`` for 20 rows of that file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +58,7 @@ class Case:
     environment: Mapping[str, str | None] = field(default_factory=dict)  # None: the variable is not set
     apart: bool = False  # whether the command needs a process of its own; else it runs in this one, which is faster
     check: Change | None = None  # asserts what globs cannot
+    within: Callable[[], AbstractContextManager] = nullcontext  # a limit of the system under which ``command`` runs
 
 
 def words_of(command: str) -> list[str]:
@@ -64,6 +67,7 @@ def words_of(command: str) -> list[str]:
     for word in shlex.split(command):
         if word.startswith("source:"):
             word = f"corpus.stage1=[{{source: {word.removeprefix('source:')}, domain: code, count: 20}}]"
+        word = word.replace("$long", "word " * 2100)
         words += MINI if word == "$mini" else [word.replace("$run", str(last_run())) if "$run" in word else word]
     return words
 

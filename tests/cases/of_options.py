@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 from tests.cases.harness import CAPTURED, Case
@@ -41,6 +42,17 @@ CASES = [
     Case("a key of a logger", "train $mini +logger.tags=1", 1, ["logger.tags is no option: logger takes artifacts"]),
     Case("a key of a group with a class", "train $mini +target.foo=1", 1, ["target.foo is no option"], absent=["runs/train/*"]),
     Case("a key of another command", "evaluate +trainer.max_steps=1", 1, ["trainer is no option"]),
+    Case("a key within a term", "train $mini +objective.terms.kl.beta=1", 1, ["objective.terms.kl names no term"], absent=["runs/train/*"]),
+    Case("a key of a group without an option", "train $mini +lead.steps=3", 1, ["names no class", "lead=NAME"], absent=["runs/train/*"]),
+    Case("option files that are not there", "train $mini hydra.searchpath=[file://nowhere]", 1, ["nowhere"], absent=["runs/train/*"]),
+    Case("a key of a report", "report $mini kl=off,paper +foo=1", 1, ["foo is no option"]),
+    Case("a temperature that is text", "generate target.path=target prompt=Hi temperature=hot", 1, ["temperature must be 0 (greedy) or positive, got 'hot'"]),
+    Case("temperatures that are text", "evaluate target.path=target methods=[mtp] temperature=[hot]", 1, ["temperature must be", "'hot'"], absent=["runs/responses"]),
+    Case("no resamples", "evaluate target.path=target methods=[mtp] num_resamples=0", 1, ["num_resamples must be a positive integer"], absent=["runs/responses"]),
+    Case("a job whose name cannot be resolved", "train -m $mini conditioning=layers reducer=fc drafter.num_layers=7,1", 1, ["2 jobs: 1 finished, 1 not", "got 7"], after=[CAPTURED], exist=["runs/train/*/result.json"], check=statuses("failed", "finished")),
+    Case("tasks of Slurm left over", "train $mini kl.alpha=2", 1, ["ignoring SLURM_PROCID, SLURM_NTASKS", "got 2"], environment={"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}),
+    Case("more tasks of srun than devices", "train $mini", 1, ["2 rank(s) were started"], environment={"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0", "SLURM_TASK_PID": str(os.getpid())}, absent=["runs/datasets"]),
+    Case("tasks of srun that are not per node", "train $mini", 1, ["--ntasks-per-node=2"], environment={"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_TASK_PID": str(os.getpid())}, absent=["runs/datasets"]),
     Case("a rank left over", "train $mini", 0, ["ignoring RANK"], after=[CAPTURED], environment={"RANK": "1"}, exist=["runs/train/*/metrics.csv", "runs/train/*/corpus.json"], apart=True),
     Case("ranks left over", "train $mini kl.alpha=2 trainer=ddp_cpu", 1, ["neither torchrun nor srun", "got 2"], environment={"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}),
     Case("an empty folder of runs", "train $mini", 1, ["HYPERDFLASH_RUNS='' names no folder"], environment={"HYPERDFLASH_RUNS": ""}, absent=["train", "cache", "sweeps"]),

@@ -60,7 +60,8 @@ def test_case(case: Case, folder, run_command, monkeypatch):
         change(here)
     for name, value in case.environment.items():
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
-    done = (run_apart if case.apart else run_command)(*words_of(case.command))
+    with case.within():
+        done = (run_apart if case.apart else run_command)(*words_of(case.command))
     output = done.stdout + done.stderr
     assert done.returncode == case.code, output
     assert "Traceback" not in output, output

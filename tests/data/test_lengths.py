@@ -41,6 +41,8 @@ def test_long_prompts_are_left_out_whole_and_named(tokenizer, mode, caplog):
     line = caplog.messages[0]
     assert line.startswith("benchmark gsm8k: 1 of 2 prompts left out: longer than max_length=")
     assert prompts[1].id in line and f"needs {needed[1]}" in line
+    kept = Given(rows=prompts, max_length=needed[1], max_new_tokens=8).fitting(tokenizer, mode, context=needed[1] - 1)
+    assert kept == [prompts[0], prompts[2]] and f"longer than the target's context of {needed[1] - 1}" in caplog.messages[1]
 
 
 def test_a_benchmark_without_any_fitting_prompt_is_an_error(tokenizer):

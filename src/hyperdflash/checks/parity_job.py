@@ -44,7 +44,8 @@ def check_parity(config: DictConfig) -> dict[str, Parity]:
         positive_number("tolerance", config.tolerance)
     benchmark, target = instantiate(config.benchmarks), instantiate(config.target)
     tokenizer = load_tokenizer(config.target.path)
-    conversations = [user_rounds(prompt)[0] for prompt in benchmark.fitting(tokenizer, config.mode)]
+    fitting = benchmark.fitting(tokenizer, config.mode, target.heads.config.max_position_embeddings)
+    conversations = [user_rounds(prompt)[0] for prompt in fitting]
     found = {}
     for method in tqdm(methods, desc="parity", unit="method"):
         module = method.drafter(config, target.heads)

@@ -86,6 +86,8 @@ def load_turns(name: str, path: str | Path | None = None) -> list[list[str]]:
     ValueError where the source cannot be read or a row has no turns.
     """
     turns = _from_hub(name) if path is None else _from_file(Path(path) / f"{name}.jsonl")
+    if not turns:
+        raise ValueError(f"{name} has no prompt in {path or 'the hub'}: fetch it again, or leave it out of benchmarks.names")
     for number, row in enumerate(turns, start=1):
         if not (isinstance(row, list) and row and all(isinstance(turn, str) and turn.strip() for turn in row)):
             raise ValueError(f"row {number} of {name} has turns {str(row)[:60]!r}: wanted a list of texts, one per user turn")

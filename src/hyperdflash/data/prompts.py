@@ -3,7 +3,7 @@
 A prompt is a conversation that ends at a user turn; the target writes all answers in it. It fits if its own tokens and all its
 answers, each of the largest length, stay within ``max_length``:
 
-    tokens of its user turns with their headers + user turns * max_new_tokens <= max_length
+    tokens of its user turns with their headers + user turns * max_new_tokens <= max_length, and <= the target's context
 
 So no prompt is cut, no answer ever ends at ``max_length``, and the choice depends on neither the target nor the temperature. A
 prompt that does not fit is left out as a whole; the log counts and names it.
@@ -46,13 +46,15 @@ class Prompts:
         """Returns the prompts, each ending at a user turn; the target replaces any answers in them."""
         raise NotImplementedError
 
-    def fitting(self, tokenizer: PreTrainedTokenizerBase, mode: Mode) -> list[Conversation]:
-        """Returns the ``conversations()`` that fit; logs those left out per domain, ValueError where it loses all."""
-        prompts = self.conversations()
+    def fitting(self, tokenizer: PreTrainedTokenizerBase, mode: Mode, context: int | None = None) -> list[Conversation]:
+        """Returns the ``conversations()`` that fit, within the target's ``context`` too; logs those left out per domain,
+        ValueError where it loses all."""
+        prompts, longest = self.conversations(), min(self.max_length, context or self.max_length)
         needed = {c.id: needed_tokens(encode_rounds(c, tokenizer, mode), self.max_new_tokens) for c in prompts}
-        limits = f"max_length={self.max_length} with max_new_tokens={self.max_new_tokens} per answer"
+        bound = f"max_length={longest}" if longest == self.max_length else f"the target's context of {longest:,}"
+        limits = f"{bound} with max_new_tokens={self.max_new_tokens} per answer"
         for domain, asked in Counter(c.domain for c in prompts).items():
-            left_out = [c.id for c in prompts if c.domain == domain and needed[c.id] > self.max_length]
+            left_out = [c.id for c in prompts if c.domain == domain and needed[c.id] > longest]
             most = max((needed[name] for name in left_out), default=0)
             if len(left_out) == asked:
                 raise ValueError(
@@ -62,7 +64,7 @@ class Prompts:
             if left_out:
                 counts = f"benchmark {domain}: {len(left_out)} of {asked} prompts left out"
                 log.warning("%s: longer than %s (the longest needs %d): %s", counts, limits, most, named(left_out))
-        return [prompt for prompt in prompts if needed[prompt.id] <= self.max_length]
+        return [prompt for prompt in prompts if needed[prompt.id] <= longest]
 
 
 def needed_tokens(rounds: Sequence[Sequence[int]], max_new_tokens: int) -> int:
@@ -82,18 +84,18 @@ def eval_prompts_file() -> Path:
 
 
 @lru_cache(maxsize=4)
-def _rows(path: Path) -> tuple[dict, ...]:
+def _rows(path: Path) -> tuple[Conversation, ...]:
     if not path.is_file():
         raise ValueError(f"no evaluation prompts at {path}; make them with `python -m tiny_target.corpus --write-prompts`")
     with reading(path, "fetch it again"):
-        return tuple(json.loads(line) for line in path.read_bytes().splitlines())
+        return tuple(from_row(json.loads(line)) for line in path.read_bytes().splitlines())
 
 
 def load_eval_prompts(domain: str | None = None, path: Path | None = None) -> list[Conversation]:
     """Returns held-out prompts of one domain or of all, each ending at a user turn."""
     if domain is not None and domain not in DOMAINS:
         raise ValueError(f"domain must be one of {', '.join(DOMAINS)} or None, got {domain!r}")
-    return [from_row(row) for row in _rows(path or eval_prompts_file()) if domain in (None, row["domain"])]
+    return [prompt for prompt in _rows(path or eval_prompts_file()) if domain in (None, prompt.domain)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,15 @@
                       messages, conversations     [{role, content}] or [{from, value}], or one list per field
                       instruction, output         with ``input`` on the line behind the instruction (Alpaca)
                       turns                       a benchmark's user turns: the first
-2. messages       [{role, content}]; a ``system`` field comes first; an assistant's ``reasoning_content`` (or ``reasoning``)
-                  becomes <think>{reasoning}</think> before its content
+2. messages       [{role, content}]; a ``system`` (or ``system_prompt``) field comes first; an assistant's
+                  ``reasoning_content`` (``reasoning``, ``thinking``) becomes <think>{reasoning}</think> before its content
 3. conversation   an optional system turn, then user and assistant in turn; the id is the hash of the turns
 
 Any other row raises `MalformedRow`, whose message is the reason that the statistics count: it names the field that is not read.
-Fields beside these (ids, categories, sources) do not change what a conversation says and are ignored.
+Fields beside these (ids, categories, sources) do not change what a conversation says; `unread` names them for the statistics.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hyperdflash.contracts import Conversation, Turn
@@ -19,11 +20,18 @@ from hyperdflash.stable_hash import content_hash
 
 FORMS = ("messages", "conversations", "instruction", "turns")
 _INSTRUCTION = ("input", "output")  # fields of the form ``instruction``
-_REASONING = ("reasoning_content", "reasoning")
-# Fields of a row or a message that change what an answer answers.
-_NOT_READ = ("history", "context", "tools", "functions", "tool_calls", "function_call", "images")
-COLUMNS = (*FORMS, *_INSTRUCTION, "system", *_REASONING, *_NOT_READ)  # everything that ``parse_row`` reads
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_SYSTEM = ("system", "system_prompt")
+# Fields of a row or a message that change what an answer answers, or whether it is a good one.
+_NOT_READ = (
+    *("history", "context", "documents", "knowledge", "tools", "functions", "tool_calls", "function_call", "developer"),
+    *("image", "images", "audio", "audios", "video", "videos", "rationale", "analysis", "chosen", "rejected"),
+)
+_SAID = ("role", "from", "content", "value")
+_FLAGS = ("weight", "train", "label")  # 0 or false: not to train on
+COLUMNS = (*FORMS, *_INSTRUCTION, *_SYSTEM, *_REASONING, *_NOT_READ, *_FLAGS)  # everything that ``parse_row`` reads
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_ROLES["developer"] = "system"  # OpenAI's later name
 
 
 class MalformedRow(Exception):
@@ -41,6 +49,14 @@ def parse_row(row: object, domain: str) -> Conversation:
         raise MalformedRow("roles do not alternate")
     whole = "\x00".join(f"{turn.role}\x01{turn.content}" for turn in turns)
     return Conversation(f"{domain}/{content_hash(whole)}", domain, tuple(turns))
+
+
+def unread(row: Mapping) -> set[str]:
+    """Returns the names of the fields of a row and its messages that ``parse_row`` ignores."""
+    messages = next((row[form] for form in FORMS[:2] if isinstance(row.get(form), list)), ())
+    found = {f"{name} of messages" for message in messages for name in message if name not in (*COLUMNS, *_SAID)}
+    later = {"turns behind the first"} if isinstance(row.get("turns"), list) and len(row["turns"]) > 1 else set()
+    return found | later | {name for name in row if name not in COLUMNS}
 
 
 def alternate(turns: Sequence[Turn]) -> bool:
@@ -69,10 +85,11 @@ def _messages(row: Mapping) -> list[Mapping]:
     else:
         _refuse(row, (*_INSTRUCTION, *_REASONING))
         messages = _turns(row[form]) if form == "turns" else _chat(row[form], form)
-    if _is_filled(row.get("system")):
-        messages = [{"role": "system", "content": _text(row["system"], "system")}, *messages]
-        if len(messages) > 1 and messages[1].get("role", messages[1].get("from")) == "system":
-            raise MalformedRow("system beside a system message")
+    for name in _SYSTEM:
+        if _is_filled(row.get(name)):
+            if messages and _ROLES.get(messages[0].get("role", messages[0].get("from"))) == "system":
+                raise MalformedRow(f"{name} beside a system message")
+            messages = [{"role": "system", "content": _text(row[name], name)}, *messages]
     return messages
 
 
@@ -80,6 +97,9 @@ def _refuse(fields: Mapping, names: Sequence[str]) -> None:
     for name in names:
         if _is_filled(fields.get(name)):
             raise MalformedRow(f"{name} is not read")
+    for name in _FLAGS:
+        if fields.get(name) is False or (name == "weight" and fields.get(name) == 0):
+            raise MalformedRow(f"{name}={fields[name]} is not read")
 
 
 def _is_filled(value: object) -> bool:
@@ -110,12 +130,17 @@ def _turn(message: Mapping) -> Turn:
     if not isinstance(role, str) or role not in _ROLES:
         raise MalformedRow("missing or unknown role")
     role = _ROLES[role]
-    content = message.get("content")
-    content = _text(message.get("value") if content is None else content, "content")
-    if role == "assistant" and content.lstrip().startswith("<think>"):
+    content, value = message.get("content"), message.get("value")
+    if _is_filled(content) and _is_filled(value) and content != value:
+        raise MalformedRow("value beside content")
+    content = _text(value if content is None else content, "content")
+    if role == "assistant" and re.search("</?think>", content):
         content = content.lstrip()
-        if "</think>" not in content:
+        *before, answer = re.split("(</?think>)", content)
+        if before[-1] == "<think>":
             raise MalformedRow("<think> is not closed")
+        if before[:2] + before[3:] != ["", "<think>", "</think>"] or not answer.strip():
+            raise MalformedRow("<think> or </think> inside an answer, or no answer behind it")
     for name in _REASONING:
         if _is_filled(message.get(name)):
             reasoning = _text(message[name], name)

@@ -33,7 +33,7 @@ from hyperdflash.stable_hash import content_hash, fold_text, unit_interval
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 5  # of the selection file, of the rules above and of those of hyperdflash.data.rows
+_FORMAT = 6  # of the selection file, of the rules above and of those of hyperdflash.data.rows
 
 
 def _asked_text(conversation: Conversation) -> str:

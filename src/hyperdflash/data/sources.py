@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from hyperdflash.contracts import DOMAINS, Conversation
 from hyperdflash.data.row_stats import RowStats
-from hyperdflash.data.rows import COLUMNS, MalformedRow, parse_row
+from hyperdflash.data.rows import COLUMNS, MalformedRow, parse_row, unread
+from hyperdflash.files import POINTER
 
 # hub id -> domain
 HUB_DATASETS = {"zhaode/EagleChat": "chat", "theblackcat102/evol-codealpaca-v1": "code"}
@@ -34,8 +35,11 @@ def check_source(source: str | Path, domain: str | None) -> str:
     if not is_row_file(source) and str(source) not in HUB_DATASETS:
         wanted = f"a {', '.join(SUFFIXES)} file or one of {', '.join(HUB_DATASETS)}"
         raise ValueError(f"source must be {wanted}, got {str(source)!r}")
-    if is_row_file(source) and not Path(source).is_file():
+    path = Path(source)
+    if is_row_file(source) and not path.is_file():
         raise ValueError(f"no file at {source}; pass the path of a {', '.join(SUFFIXES)} file, one row per line")
+    if is_row_file(source) and path.open("rb").read(len(POINTER)) == POINTER:
+        raise ValueError(f"{source} is a pointer of Git LFS: fetch the file, by `git lfs pull`")
     domain = domain or HUB_DATASETS.get(str(source))
     if domain not in DOMAINS:
         raise ValueError(f"domain of {source} must be one of {', '.join(DOMAINS)}, got {domain!r}; pass domain=")
@@ -45,8 +49,8 @@ def check_source(source: str | Path, domain: str | None) -> str:
 def read_source(source: str | Path, domain: str | None, stats: RowStats) -> Iterator[Conversation]:
     """Yields the conversations of a hub data set (an id in ``HUB_DATASETS``) or of a local file, in the source's order.
 
-    A file needs its ``domain``; ``stats`` receives the number of rows read and of malformed rows by reason. One row is in
-    memory at a time (256 rows of a Parquet file).
+    A file needs its ``domain``; ``stats`` receives the number of rows read, of malformed rows by reason, and ``unread``. One
+    row is in memory at a time (256 rows of a Parquet file).
     """
     domain = check_source(source, domain)
     for place, row in _rows(source):
@@ -54,7 +58,9 @@ def read_source(source: str | Path, domain: str | None, stats: RowStats) -> Iter
         try:
             if isinstance(row, MalformedRow):
                 raise row
-            yield parse_row(row, domain)
+            conversation = parse_row(row, domain)
+            stats.unread = sorted(unread(row).union(stats.unread))
+            yield conversation
         except MalformedRow as reason:
             stats.drop(str(reason), place)
 
@@ -124,13 +130,15 @@ def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """Yields the known columns of every row, and the names of the others."""
     with pq.ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if name in COLUMNS]
+        others = dict.fromkeys(file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             for row in _batch_rows(batch):
                 number += 1
-                yield f"{path.name}:{number}", row
+                yield f"{path.name}:{number}", {**others, **row} if isinstance(row, dict) else row
 
 
 def _batch_rows(batch: pa.RecordBatch) -> list[object]:

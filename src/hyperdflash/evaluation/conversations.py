@@ -29,6 +29,7 @@ from hyperdflash.report.evaluation_tables import write_paper_report
 from hyperdflash.report.measure import Sample
 from hyperdflash.report.results import write_report
 from hyperdflash.report.tables import show
+from hyperdflash.targets.load import read_config
 
 Answer = Callable[[str, list[int], float, str], dict]  # method, prompt ids, temperature, name of its draws -> a turn's row
 # A method and the turns of each of N prompts -> its counts and the seconds of decoding of each prompt.
@@ -46,8 +47,9 @@ class Rows(list):
         lines = data[: data.rfind(b"\n") + 1].splitlines()
         with reading(path, "remove it, or give another out="):
             header, *rows = map(json.loads, lines or [json.dumps(self.header)])
+            found = header["identity"]
         if header != self.header:
-            here, found = self.header["identity"], header.get("identity", {})
+            here = self.header["identity"]
             other = sorted(name for name in here.keys() | found.keys() if found.get(name) != here.get(name))
             raise ValueError(f"{path} was measured with another {', '.join(other)}: give another out=, or remove the file")
         super().__init__(rows)
@@ -77,7 +79,8 @@ def answer_all(
     the rows, with the seed, the methods and the prompts. ``prepare`` takes the first prompt's ids where any prompt is left;
     ``complete`` takes each row before it is written."""
     modes: list[Mode] = list(config.mode) if OmegaConf.is_list(config.mode) else [config.mode]
-    fitting = {mode: prompts.fitting(tokenizer, mode) for mode in modes}
+    context = read_config(config.target.path).max_position_embeddings
+    fitting = {mode: prompts.fitting(tokenizer, mode, context) for mode in modes}
     places = [(mode, float(t), prompt) for mode in modes for t in config.temperature for prompt in fitting[mode]]
     shared = {"benchmarks": OmegaConf.to_container(config.benchmarks, resolve=True), "top_p": config.top_p, "seed": config.seed}
     rows = Rows(Path(config.out) / "rows.jsonl", {**identity, **shared})

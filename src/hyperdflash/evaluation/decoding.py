@@ -39,7 +39,6 @@ TIE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 def evaluate_by_decoding(config: DictConfig) -> Path:
     """Decodes, then writes the report; returns the folder."""
     natural_int("seed", config.seed)
-    positive_int("num_resamples", config.num_resamples)
     if config.threads:
         torch.set_num_threads(positive_int("threads", config.threads))
     methods = make_methods(config)

@@ -64,7 +64,7 @@ def evaluate_by_replay(config: DictConfig) -> dict:
         sampled = {"top_p": config.top_p, "seed": config.seed} if temperature else {"top_p": 1.0, "seed": 0}
         limits = {"max_new_tokens": benchmark.max_new_tokens, "max_length": benchmark.max_length}
         settings = AnswerSettings(temperature=temperature, mode=config.mode, dtype=config.target.dtype, **limits, **sampled)
-        prompts = benchmark.fitting(tokenizer, config.mode)
+        prompts = benchmark.fitting(tokenizer, config.mode, heads.config.max_position_embeddings)
         documents = with_supervised_pair(job.target_answers(prompts, store.key.target, settings))
         states = job.states(documents, store, layer_ids)
         ids, domains = tuple(document.id for document in documents), tuple(document.domain for document in documents)

@@ -41,7 +41,10 @@ def cluster_environment() -> LightningEnvironment | SLURMEnvironment | TorchElas
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
-        return SLURMEnvironment(auto_requeue=False)
+        try:
+            return SLURMEnvironment(auto_requeue=False)
+        except RuntimeError as error:
+            raise ValueError(error) from None
     return LightningEnvironment()
 
 

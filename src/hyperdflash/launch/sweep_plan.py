@@ -51,6 +51,7 @@ def _plan(words: Sequence[str]) -> SweepPlan:
     rest = [word for word in words if word not in shared]
     head = compose("train", overrides=shared, return_hydra_config=True)
     accept(*own_folders(head.hydra))
+    head.hydra.overrides.task = rest  # for `check_keys`
     params = [f"{key}={value}" for key, value in (head.hydra.sweeper.get("params") or {}).items()]
     jobs = jobs_of([*params, *rest], GlobalHydra.instance().config_loader())
     table = [dict(word.split("=", 1) for word in overrides) for overrides in jobs]

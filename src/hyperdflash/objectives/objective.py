@@ -58,6 +58,9 @@ class Objective:
 
     def __post_init__(self):
         object.__setattr__(self, "terms", {name: term for name, term in self.terms.items() if term is not None})
+        for name, term in self.terms.items():
+            if not hasattr(term, "weight") and not (isinstance(term, dict) and "_target_" in term):  # not yet made
+                raise ValueError(f"objective.terms.{name} names no term: write a term's keys with its _target_, or null")
         if not self.active:
             raise ValueError("an objective needs a term with a weight above 0: run with objective=paper")
 

@@ -27,7 +27,7 @@ from hyperdflash.states.modes import CacheMode
 from hyperdflash.states.readers import ShardedStates
 from hyperdflash.states.store import StateStore, make_shards
 from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.load import DTYPES, Target, fingerprint
+from hyperdflash.targets.load import DTYPES, Target, fingerprint, read_config
 from hyperdflash.targets.producer import InProcess, Producer
 
 
@@ -132,6 +132,9 @@ class PrepareJob(StatesJob):
         super().__init__(config)
         self.name, self.decided_by = dataset_name(config), dataset_decided_by(config)
         self.corpus: Corpus = instantiate(config.corpus)
+        if self.corpus.max_length > (context := read_config(self.target["path"]).max_position_embeddings):
+            given = f"corpus.max_length={self.corpus.max_length}"
+            raise ValueError(f"{given} exceeds the target's context of {context:,}: give {context} or less")
         self.seed, self.threads, self.layer_ids = config.seed, config.trainer.threads, tuple(layer_ids)
         self.mask_token_id = special_ids(self.tokenizer, config.target.mask_token_id).mask
         server = "" if config_name() == "regenerate" else " server=http://host:port/v1"

@@ -48,7 +48,7 @@ def read_run(directory: Path, choices: dict[str, str] | None = None) -> TrainedR
     result = _json(directory / "result.json", "is not finished: run its command again")
     if "dataset" not in result:
         raise ValueError(f"{directory} names no dataset, so earlier code made it: remove it and run its command again")
-    kept = _json(directory / "validation.json", "keeps no counts per prompt: remove it and run its command again")
+    kept = _json(directory / "validation.json", "keeps no counts per prompt: remove it and run its command again", "prompts")
     prompts = sorted(kept["prompts"], key=lambda row: row["id"])
     # one that was resumed under other code names both
     codes = [f"code {start['training_code']}, torch {start['packages']['torch']}" for start in read_starts(directory)]
@@ -101,7 +101,7 @@ def marks(runs: Sequence[TrainedRun]) -> dict[Path, str]:
     return {directory: "; ".join(reasons) for directory, reasons in found.items()}
 
 
-def _json(path: Path, otherwise: str) -> dict:
+def _json(path: Path, otherwise: str, *names: str) -> dict:
     if not path.exists():
         raise ValueError(f"{path.parent} {otherwise}")
-    return read_json(path, "remove the run's directory and run its command again")
+    return read_json(path, "remove the run's directory and run its command again", *names)

@@ -11,7 +11,6 @@ and a read checks every byte that it returns (states/shard_file.py). The documen
 captured in, so states never depend on what was cached before.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hyperdflash.contracts import Document, TargetStates
+from hyperdflash.files import FULL
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.states.manifest import NAME as MANIFEST
 from hyperdflash.states.manifest import CacheKey, check_manifest, write_manifest
@@ -108,7 +108,7 @@ class StateStore:
         try:
             return write_shard_file(path, rows, shard.lengths, self._identity(shard, layer_id))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             size = sum(tensor.nbytes for tensor in rows.values())
             raise NoSpace(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 def check_sampling(temperature: float, top_p: float) -> None:
     """Raises ValueError where the values give no sampling rule; temperature 0 is greedy."""
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if not (isinstance(temperature, int | float) and temperature >= 0):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature!r}")
+    if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:

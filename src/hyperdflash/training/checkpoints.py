@@ -71,6 +71,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         with whole_file(Path(path), sync=True) as file:
             torch.save(checkpoint, file)
 
+    def load_checkpoint(self, path: str | Path, *args, **options) -> dict:
+        with reading(Path(path), "remove it, and the same command goes on from the one before"):
+            found = super().load_checkpoint(path, *args, **options)
+            return found | {"run": found["run"]}
+
 
 def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step{step:08d}.ckpt"

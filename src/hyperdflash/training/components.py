@@ -70,8 +70,8 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
     reads no option that only a training needs; objective and optimizer are None."""
     target_config = read_config(config.target.path)
     source_names(config)  # ValueError when a drafter lacks the conditioning or the reducer that it reads
-    groups = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "blocks")
-    parts = {name: instantiate(config.get(name)) for name in groups}  # None for a group that the method does not read
+    parts = {name: instantiate(config.get(name)) for name in ("conditioning", "reducer", "inputs", "lead")}  # None: not read
+    parts |= {name: instantiate(config[name]) for name in ("drafter", "head", "blocks")}
     parts |= {name: instantiate(config[name]) if trains else None for name in ("objective", "optim")}
     made = Parts(target_config=target_config, mask_token_id=config.target.mask_token_id, **parts)
     last = target_config.num_hidden_layers - 1

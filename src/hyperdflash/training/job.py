@@ -35,7 +35,7 @@ from hyperdflash.training.curves import draw_curves
 from hyperdflash.training.datamodule import TargetStatesData
 from hyperdflash.training.dataset import check_dataset, check_trained_on, training_data
 from hyperdflash.training.epoch_plan import TrainingOrder
-from hyperdflash.training.loggers import MetricsCSV, StepBar, make_loggers, wandb_labels
+from hyperdflash.training.loggers import MetricsCSV, StepBar, check_wandb, make_loggers, wandb_labels
 from hyperdflash.training.module import DraftingModule
 from hyperdflash.training.run_index import PARENT, check_target, data_of, finished_run, load_drafter_weights, parent_of
 
@@ -48,12 +48,13 @@ def train(config: DictConfig) -> dict:
     parts = make_parts(config)
     run = train_run_dir(config)
     if (run / "result.json").exists():
-        record = finished_run(run).record
+        record = finished_run(run, "dataset", "val_tau").record
         check_target(record["target"], fingerprint(load_heads(config.target.path, config.target.dtype)), run)
         check_trained_on(record, run, config.target.path)
         print(f"{run} is finished (validation tau {record['val_tau']:.3f}): nothing to do")
         return record
     check_devices(config.trainer)
+    check_wandb(config.logger)
     check_dataset(config)
     if must_launch(config.trainer, config.cache.get("captures", 0)):
         parent_of(config, run)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -24,6 +26,7 @@ from hyperdflash.identity import DECIDING, NOT_DECIDING, class_name, source_name
 from hyperdflash.launch.sweep_plan import swept_here
 from hyperdflash.stable_hash import content_hash
 
+REACH_S = 5.0  # time in which W&B's server must answer
 WANDB_MODES = ("auto", "online", "offline", "off")
 # Options that a sweep often changes; conf/dashboard.yaml draws a bar of tau for each.
 AXES = (
@@ -98,7 +101,10 @@ class MetricsCSV(Logger):
         """Returns the columns and the complete rows on disk."""
         text = self.path.read_text() if self.path.exists() else ""
         reader = csv.DictReader([line for line in text.splitlines(keepends=True) if line.endswith("\n")])
-        return list(reader.fieldnames or ["step", "epoch"]), list(reader)
+        columns = list(reader.fieldnames or ["step", "epoch"])
+        if "step" not in columns:
+            raise ValueError(f"{self.path} is no table of this run's metrics: remove it, and it begins with the next step")
+        return columns, list(reader)
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -119,12 +125,12 @@ class StepWandb(WandbLogger):
 
 
 @contextmanager
-def harmless() -> Iterator[None]:
+def harmless(then: str = "the training goes on without") -> Iterator[None]:
     """Around what talks to W&B: its fault costs a part of W&B's log, never the training; each fault is printed once."""
     try:
         yield
     except Exception as error:
-        _told(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; the training goes on without")
+        _told(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; {then}")
 
 
 @cache
@@ -159,6 +165,23 @@ def wandb_mode(option: str) -> str:
     if "offline" in (option, mode):
         return "offline"
     return "online" if option == "online" or logged_in() else "offline"
+
+
+@rank_zero_only
+def check_wandb(logger: DictConfig) -> None:
+    """Sets ``logger.wandb`` to offline, with one line, where the key in the environment is malformed or W&B's server cannot be
+    reached; W&B itself finds out behind the states, after two minutes."""
+    if wandb_mode(logger.wandb) == "online" and logged_in():
+        import wandb
+
+        online, logger.wandb = logger.wandb, "offline"
+        with harmless("this run logs offline"):
+            settings = wandb.setup(wandb.Settings(silent=True)).settings
+            if "WANDB_API_KEY" in os.environ:
+                wandb.login(verify=False)  # checks the key's form
+            with suppress(HTTPError):  # the server answers
+                urlopen(settings.base_url, timeout=REACH_S).close()
+            logger.wandb = online
 
 
 def make_loggers(config: DictConfig, run: Path, name: str, **labels) -> list[Logger]:

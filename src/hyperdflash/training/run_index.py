@@ -66,8 +66,9 @@ class FinishedRun:
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in ignored}
 
 
-def finished_run(directory: str | Path) -> FinishedRun:
-    """Reads the record of a finished run; ValueError when the run is missing, unfinished, damaged or of another version."""
+def finished_run(directory: str | Path, *names: str) -> FinishedRun:
+    """Reads the record of a finished run, which has ``names`` too; ValueError when the run is missing, unfinished, damaged or
+    of another version."""
     path = Path(directory) / "result.json"
     if not path.exists():
         raise ValueError(f"{directory} is not a finished run (no result.json): run its `python -m src.train ...` command first")
@@ -75,6 +76,7 @@ def finished_run(directory: str | Path) -> FinishedRun:
     if not run.is_current:
         told = run.record.get("command", "no command")
         raise ValueError(f"{directory} was trained by another version of the code: train it again (its record says: {told})")
+    read_json(path, REMEDY, "target", "best_checkpoint", "init_from", *names)
     return run
 
 
