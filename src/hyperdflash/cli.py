@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperdflash.command_help import command_help
-from hyperdflash.files import fault_of
 from hyperdflash.identity import CONF, runs_dir, train_run_dir
 from hyperdflash.journal import NOT_COMPOSED, cause_of, journal_entry, sweep_journal
 from hyperdflash.options import check_keys, check_values
@@ -30,7 +29,7 @@ EXTRAS |= {"datasets": "hub"}
 TORCHRUN = r"(^|[/\0])torch(run|[./]distributed[./]\w+(\.py)?)(\0|$)"  # in a command line, whose words end with \0
 RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK")
 SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}  # as for one task, which changes nothing
-MISTAKES = (ValueError, HydraException, OmegaConfBaseException)  # of a user
+MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of a user, or faults of the file system
 CONSOLE = "HYPERDFLASH_CONSOLE"  # set in the environment of what the console script starts
 REPEATED = (  # warnings about hardware and progress that Lightning gives at every start
     ".*LeafSpec.*",
@@ -151,7 +150,7 @@ def sentence_of(error: Exception) -> str | None:
         return None
     if isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException":  # Lightning's
         return as_started(cause_of(error))
-    return fault_of(error) if isinstance(error, OSError) else None
+    return None
 
 
 def command_of(module: str) -> str:

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperdflash.files import write_text
+from hyperdflash.files import fault_of, write_text
 from hyperdflash.settings import no_option
 
 PLACE = "HYPERDFLASH_SWEEP"
@@ -145,6 +145,8 @@ def cause_of(error: BaseException) -> str:
     """Returns one sentence without the words that Hydra and OmegaConf put around it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError):
+        return fault_of(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return no_option(f"{group}=", option, error.options)
