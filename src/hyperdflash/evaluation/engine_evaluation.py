@@ -1,6 +1,6 @@
-"""Measures AR and native MTP in running servers of a serving engine: the same prompts, the same tables.
+"""Measures methods in running servers of a serving engine: the same prompts, the same tables.
 
-1. servers      one per method: ``AR``, ``MTP3``, ...; an untimed request to each first
+1. servers      one per method: ``AR``, ``MTP3``, ``HyperDFlash6``, ...; an untimed request to each first
 2. ask          evaluation.conversations, each turn by a request to the method's server, one at a time: batch size 1
 3. report       the paper's tables and engine.md: throughput, latency, acceptance by the engine's counters
 """
@@ -28,7 +28,7 @@ from hyperdflash.report.tables import GAP, Table, markdown
 from hyperdflash.settings import one_of, positive_number
 from hyperdflash.targets.load import fingerprint, load_heads
 
-MTP = re.compile(r"MTP *\(?(\d+)\)?")
+METHOD = re.compile(r"([A-Za-z][\w .+-]*?) *\(?(\d+)\)?")  # its name, and its drafts per round
 
 
 def evaluate_in_engine(config: DictConfig) -> Path:
@@ -78,15 +78,14 @@ def servers_of(engine: DictConfig) -> dict[str, str]:
         )
     found = {}
     for name, url in engine.servers.items():
-        steps = MTP.fullmatch(str(name))
-        if name != AUTOREGRESSIVE and not steps:
+        method = METHOD.fullmatch(str(name))
+        if name != AUTOREGRESSIVE and not method:
             raise ValueError(
-                f"engine.servers names {name!r}, but a stock engine serves AR and the native MTP block only: name the servers "
-                "AR, MTP3, MTP6, ... by what each was started with"
+                f"engine.servers names {name!r}: name a server AR, or by its method and drafts per round, as MTP3 or HyperDFlash6"
             )
         if not str(url).startswith(("http://", "https://")):
             raise ValueError(f"engine.servers.{name} must be a URL such as http://localhost:8000, got {url!r}")
-        found[f"MTP ({steps[1]})" if steps else AUTOREGRESSIVE] = str(url).rstrip("/")
+        found[f"{method[1]} ({method[2]})" if method else AUTOREGRESSIVE] = str(url).rstrip("/")
     if AUTOREGRESSIVE not in found:
         raise ValueError(f"engine.servers has no AR, which speedups are relative to; it has {', '.join(found)}")
     return {AUTOREGRESSIVE: found.pop(AUTOREGRESSIVE), **found}
@@ -94,7 +93,7 @@ def servers_of(engine: DictConfig) -> dict[str, str]:
 
 def num_slots(method: str) -> int:
     """Returns drafts per round, 0 for AR."""
-    return 0 if method == AUTOREGRESSIVE else int(MTP.fullmatch(method)[1])
+    return 0 if method == AUTOREGRESSIVE else int(METHOD.fullmatch(method)[2])
 
 
 def check_method(method: str, server: str, answer: Served) -> None:
@@ -103,7 +102,7 @@ def check_method(method: str, server: str, answer: Served) -> None:
     if method == AUTOREGRESSIVE:
         wrong = "drafts: start it without speculation, or name it by its method" if answer.rounds else ""
     elif answer.after_first and not answer.rounds:
-        wrong = "drafts nothing: start it with its MTP block, or name it AR"
+        wrong = "drafts nothing: start it with its drafter or MTP block, or name it AR"
     elif answer.survived and len(answer.survived) != num_slots(method):
         wrong = f"drafts {len(answer.survived)} tokens per round: name it by what it runs"
     if wrong:
