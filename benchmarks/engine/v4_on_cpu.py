@@ -4,6 +4,7 @@ Each function names the gap that it closes. Nothing here belongs on a GPU, and n
 """
 
 import fcntl
+import inspect
 import os
 from functools import partial
 
@@ -41,6 +42,7 @@ def install() -> None:
     write_states_without_cuda()
     norm_every_draft_layer_by_its_own_weight()
     attention_in_block_major_pages()
+    let_a_draft_keep_its_own_cache_type()
     mla = "vllm.v1.attention.backends.mla."
     register_kernels(
         {
@@ -69,6 +71,18 @@ def attention_in_block_major_pages() -> None:
     from vllm.v1.kv_cache_layout import KVCacheLayout
 
     CPUAttentionBackend.supported_kv_cache_layouts = classmethod(lambda cls: (KVCacheLayout.LBHNC, KVCacheLayout.BLHNC))
+
+
+def let_a_draft_keep_its_own_cache_type() -> None:
+    """The CPU's builder looks at the target's cache, fp8_ds_mla, where the draft's is bf16, and refuses it without AVX-512."""
+    from vllm.v1.attention.backends import cpu_attn
+
+    choose, signature = cpu_attn._get_attn_isa, inspect.signature(cpu_attn._get_attn_isa)
+
+    def of_bf16(*args, **kwargs):
+        return choose(**(signature.bind(*args, **kwargs).arguments | {"kv_cache_dtype": None}))
+
+    cpu_attn._get_attn_isa = of_bf16
 
 
 def zero_new_pages_of_every_group() -> None:

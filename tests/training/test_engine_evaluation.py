@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,14 +85,21 @@ def test_the_tables_of_a_served_target(config, servers, tmp_path):
     assert f"| {total} of {total} |" in engine and "| AR | 0 |" in engine
     assert "docs/serving.md says which engine serves which drafter" in engine
     assert list(json.loads((out / "evaluation.json").read_text())["servers"]) == ["AR", "MTP (2)"]
+    assert "| MTP (2) | 0 | engine |" in engine and "| replay |" not in engine
     record = csv.DictReader((out / "paper.csv").read_text().splitlines())
     turns = [turn for row in rows for turn in row["methods"]["MTP (2)"] if row["benchmark"] == "math"]
     tau = sum(t["after_first"] for t in turns) / sum(t["rounds"] for t in turns)
     place = {"method": "MTP (2)", "group": "math", "metric": "tau"}
     assert [float(row["value"]) for row in record if place.items() <= row.items()] == pytest.approx([tau], abs=1e-6)
     asked = len(servers["AR"].bodies)
-    evaluate_in_engine(config(servers))  # all rows are there: nothing is asked again
+    place = {"method": "MTP (2)", "group": "mean", "temperature": 0.0}
+    replayed = [place | {"metric": "tau", "slot": None, "value": 1.25}, place | {"metric": "survival", "slot": 1, "value": 0.2}]
+    (tmp_path / "metrics.json").write_text(json.dumps({"rows": replayed}))
+    evaluate_in_engine(config(servers, f"engine.replay={tmp_path}"))  # all rows are there: nothing is asked again
     assert len(servers["AR"].bodies) == asked
+    assert re.search(r"\| MTP \(2\) \| 0 \| replay \| 1\.250 \| 0\.200 \| \S+ \|", (out / "engine.md").read_text())
+    with pytest.raises(ValueError, match="by=replay out="):
+        evaluate_in_engine(config(servers, f"engine.replay={tmp_path}/none"))
 
 
 def test_a_broken_evaluation_goes_on(config, servers, kind, tmp_path):
@@ -113,7 +121,8 @@ def test_a_server_must_run_what_it_is_named_for(config, servers):
         ({"AR": plain, "MTP2": plain}, "drafts nothing"),
         ({"AR": plain, "MTP6": drafting}, r"named MTP \(6\) but drafts 2 tokens per round"),
         ({"MTP2": drafting}, "has no AR"),
-        ({"AR": plain, "HyperDFlash": drafting}, "a stock engine serves AR and the native MTP block only"),
+        ({"AR": plain, "HyperDFlash": drafting}, "by its method and drafts per round, as MTP3 or HyperDFlash6"),
+        ({"AR": plain, "HyperDFlash6": drafting}, r"named HyperDFlash \(6\) but drafts 2 tokens per round"),
         ({"AR": "localhost"}, "must be a URL"),
     ]:
         with pytest.raises(ValueError, match=sentence):

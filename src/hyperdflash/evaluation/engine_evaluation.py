@@ -21,8 +21,9 @@ from hyperdflash.data.prompts import Prompts
 from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.engines.serving import Served, ask
 from hyperdflash.evaluation.conversations import answer_all, samples_of, write_evaluation
+from hyperdflash.files import read_json
 from hyperdflash.options import instantiate
-from hyperdflash.report.bootstrap import PromptCounts
+from hyperdflash.report.bootstrap import MEAN, PromptCounts
 from hyperdflash.report.measure import AUTOREGRESSIVE
 from hyperdflash.report.tables import GAP, Table, markdown
 from hyperdflash.settings import one_of, positive_number
@@ -36,6 +37,7 @@ def evaluate_in_engine(config: DictConfig) -> Path:
     engine = one_of("engine.name", config.engine.name, ENGINES)
     servers = servers_of(config.engine)
     timeout_s = positive_number("engine.timeout_s", config.engine.timeout_s)
+    replayed = None if config.engine.replay is None else replayed_rows(config.engine.replay)
     benchmark: Prompts = instantiate(config.benchmarks)
     tokenizer = load_tokenizer(config.target.path)
     eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
@@ -63,7 +65,7 @@ def evaluate_in_engine(config: DictConfig) -> Path:
     rows = answer_all(config, identity, benchmark, tokenizer, list(servers), answer, prepare=warm_up)
     title = f"{config.target.path} ({target}) served by {engine}, batch size 1"
     samples = samples_of(rows, eos_id, dict.fromkeys(servers, f"{engine}'s own"), count)
-    texts = {"engine.md": engine_markdown(rows, title)}
+    texts = {"engine.md": markdown([engine_markdown(rows, title), *by_position(rows, replayed)])}
     record = {"target": {"path": str(config.target.path), "fingerprint": target}, "prompts": len(rows)}
     record |= {"engine": engine, "servers": servers}
     write_evaluation(samples, config, title, texts, record)
@@ -81,7 +83,8 @@ def servers_of(engine: DictConfig) -> dict[str, str]:
         method = METHOD.fullmatch(str(name))
         if name != AUTOREGRESSIVE and not method:
             raise ValueError(
-                f"engine.servers names {name!r}: name a server AR, or by its method and drafts per round, as MTP3 or HyperDFlash6"
+                f"engine.servers names {name!r}: name a server AR, or "
+                "by its method and drafts per round, as MTP3 or HyperDFlash6"
             )
         if not str(url).startswith(("http://", "https://")):
             raise ValueError(f"engine.servers.{name} must be a URL such as http://localhost:8000, got {url!r}")
@@ -157,3 +160,38 @@ def engine_markdown(rows: Sequence[dict], target: str) -> str:
         "docs/serving.md says which engine serves which drafter; `python -m src.evaluate by=decoding` measures any of them."
     )
     return markdown([f"### In the engine: target {target}", Table(header, lines), notes])
+
+
+def replayed_rows(folder: str) -> list[dict]:
+    """Reads the rows of an evaluation by replay; ValueError where there is none."""
+    path = Path(folder) / "metrics.json"
+    return read_json(path, f"run `python -m src.evaluate by=replay out={folder}` first")["rows"]
+
+
+def by_position(rows: Sequence[dict], replayed: Sequence[dict] | None) -> list[str | Table]:
+    """Returns tau and the share of rounds that accept at least k drafts, by the engine's counters and by ``replayed`` rows
+    of the same method, both as means over domains."""
+    methods = [name for name in rows[0]["methods"] if name != AUTOREGRESSIVE]
+    most, lines = max(map(num_slots, methods), default=0), []
+    for temperature in sorted({row["temperature"] for row in rows}):
+        for name in methods:
+            domains = {row["benchmark"] for row in rows}
+            found = []
+            for domain in domains:
+                part = [r["methods"][name] for r in rows if (r["temperature"], r["benchmark"]) == (temperature, domain)]
+                counts = prompt_counts(part, num_slots(name))
+                found.append(np.array([counts.emitted.sum(), *counts.survived.sum(axis=0)]) / max(counts.rounds.sum(), 1))
+            lines.append([name, f"{temperature:g}", "engine", *(f"{value:.3f}" for value in np.mean(found, axis=0))])
+            own = {
+                (r["metric"], r["slot"]): r["value"]
+                for r in replayed or ()
+                if r["method"] in (name, name.rpartition(" (")[0]) and (r["temperature"], r["group"]) == (temperature, MEAN)
+            }
+            places = [("tau", None), *(("survival", slot) for slot in range(1, num_slots(name) + 1))]
+            if own:
+                values = [own.get(place) for place in places]
+                lines.append([name, f"{temperature:g}", "replay", *(GAP if v is None else f"{v:.3f}" for v in values)])
+    if not lines:
+        return []
+    header = ["Method", "T", "by", "τ", *(f"≥ {k}" for k in range(1, most + 1))]
+    return ["### Accepted by drafted position", Table(header, [line + [""] * (len(header) - len(line)) for line in lines])]
