@@ -145,11 +145,11 @@ def cause_of(error: BaseException) -> str:
     """Returns one sentence without the words that Hydra and OmegaConf put around it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, OSError):
-        return fault_of(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return no_option(f"{group}=", option, error.options)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing option is both
+        return fault_of(error)
     key_error = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(key_error, AttributeError | KeyError) and getattr(key_error, "parent_node", None) is not None:
         return no_option(key_error.full_key[: -len(str(key_error.key))], str(key_error.key), key_error.parent_node)

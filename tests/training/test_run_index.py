@@ -85,7 +85,7 @@ def test_a_moved_runs_folder_keeps_its_parents(finish, compose_config, mini_targ
     run = runs_dir() / "train" / "child"
     assert parent_of(config, run) == find_stage1(config) == parent
     assert json.loads((run / "parent.json").read_text()) == {"init_from": "train/parent"}
-    child = finish("grown", init_from="train/parent")
+    child = finish("grown", init_from="train/parent", best_checkpoint="x")
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.move(parent.parent, moved / "train")

@@ -54,7 +54,7 @@ def check_native_mtp(checkpoint: Checkpoint) -> None:
     """Raises ValueError where `mtp.*` is absent, or is the DSpark drafter that later releases store under the same names."""
     names = checkpoint.names("mtp.")
     if not names:
-        raise ValueError(f"target.path={checkpoint.path} has no {MTP_PREFIX}*, so no native MTP block: leave MTP methods out")
+        raise ValueError(f"target.path={checkpoint.path} has no {MTP_PREFIX}* tensors: leave MTP methods out")
     native = f"{MTP_PREFIX}enorm.weight"
     foreign = next((name for name in names if NOT_NATIVE.match(name)), None)
     if foreign or native not in checkpoint:
