@@ -152,7 +152,7 @@ def generate(runs: Path, served: Path, draft: Path | None, prompts: list[list[in
         words = [ENGINE, HERE / "worker.py", runs / "job.json"]
         if subprocess.run(words, stdout=log, stderr=log, env=environment(runs), cwd=runs).returncode:
             raise SystemExit(f"vLLM failed: {(runs / 'worker.log').read_text()[-2000:]}")
-    return torch.load(out, weights_only=False)
+    return torch.load(out)
 
 
 def check_texts(prompts: list, plain: dict, drafted: dict, record: Record) -> None:
