@@ -56,6 +56,12 @@ def test_a_mistake_exits_with_one_sentence(overrides, sentence, run_command, run
     assert not list((runs / "train").glob("*"))
 
 
+def test_hydra_full_error_gives_the_traceback(runs, mini_target, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    done = run("src.train", f"target.path={mini_target}", "kl.alpha=much")
+    assert done.returncode != 0 and "Traceback (most recent call last)" in done.stderr and "got 'much'" in done.stderr
+
+
 def test_training_from_the_shell_and_again(runs, mini_overrides, monkeypatch, run_command):
     monkeypatch.setenv("MPLCONFIGDIR", str(runs / "matplotlib"))  # no font cache yet
     overrides = [*mini_overrides, "logger=default", "trainer.max_epochs=1"]
