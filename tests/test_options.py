@@ -20,6 +20,7 @@ from hyperdflash.evaluation.methods import method_of_run
 from hyperdflash.identity import RECIPE
 from hyperdflash.options import check_values
 from hyperdflash.states.dataset import Index, open_dataset
+from hyperdflash.states.manifest import FORMAT_VERSION, read_checked
 from hyperdflash.states.shard_file import ShardFile
 from hyperdflash.training.checkpoints import AtomicCheckpoints
 from hyperdflash.training.run_index import load_drafter_weights
@@ -107,6 +108,7 @@ READERS = {
     "states": lambda path: ShardFile(path, {}),
     "index of a dataset": lambda path: Index(path, {}),
     "record of a dataset": lambda path: open_dataset(directory_of(path)),
+    "manifest of a cache": lambda path: read_checked(path, FORMAT_VERSION, "cache", "capture again"),
     "file of an engine": lambda path: read_finished(path, 0.1),
 }
 
