@@ -113,7 +113,7 @@ test-peers: .venv/.done .venv-peers/.done ## compare exported drafters with z-la
 	touch $@
 
 engine: .venv/.done .venv-engine/.done ## train for, capture from and serve in a real vLLM on this CPU, and compare every draft
-	$(PY) -m benchmarks.engine.run out=experiments/2026-11-28-engine
+	$(PY) -m benchmarks.engine.run
 
 bench-step: .venv/.done .venv-peers/.done ## the training step's speed and memory beside the speculators library's
 	$(PY) -m benchmarks.step

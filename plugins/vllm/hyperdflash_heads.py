@@ -1,6 +1,7 @@
 """The parts of this project's drafters that no engine has, in plain torch: the gate over the paths, and the draft heads.
 
 Each computes what its counterpart in src/hyperdflash/drafting computes, from the export's tensors under the same names.
+plugins/sglang links to this file.
 B requests, K drafted slots, M paths, D the target's width, V its vocabulary.
 """
 

@@ -148,9 +148,8 @@ def sentence_of(error: Exception) -> str | None:
         return f"{error.name} is not installed: run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
     if os.environ.get("HYDRA_FULL_ERROR"):
         return None
-    if isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException":  # Lightning's
-        return as_started(cause_of(error))
-    return None
+    told = isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException"  # Lightning's
+    return as_started(cause_of(error)) if told else None
 
 
 def command_of(module: str) -> str:

@@ -3,28 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from hyperdflash_heads import HcGate
 from sglang.srt.models.dflash import DFlashDraftModel
-from torch import nn
-
-
-class HcGate(nn.Module):
-    """``hc_gate``, [N, M * D] -> [N, D] in fp32: the gate reads the raw residual, the sum takes the normed paths."""
-
-    def __init__(self, width: int, num_paths: int, norm_eps: float, hc_eps: float, path_norm: bool):
-        super().__init__()
-        self.norm_eps, self.hc_eps = norm_eps, hc_eps
-        self.hc_fn, self.hc_base, self.hc_scale = parameter(num_paths, num_paths * width), parameter(num_paths), parameter(1)
-        self.path_norm = nn.ParameterDict({"weight": parameter(num_paths, width)}) if path_norm else None
-
-    def forward(self, residual: torch.Tensor) -> torch.Tensor:
-        flat = residual.float()
-        unit = flat * torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + self.norm_eps)
-        alpha = torch.sigmoid(F.linear(unit, self.hc_fn) * self.hc_scale + self.hc_base) + self.hc_eps  # [N, M]
-        paths = flat.unflatten(-1, (alpha.shape[-1], -1))
-        if self.path_norm is not None:
-            paths = paths * torch.rsqrt(paths.square().mean(dim=-1, keepdim=True) + self.norm_eps) * self.path_norm["weight"]
-        return (alpha[..., None] * paths).sum(dim=-2).to(residual.dtype)
 
 
 class DFlashHyperDraftModel(DFlashDraftModel):
@@ -57,10 +37,6 @@ class DFlashHyperDraftModel(DFlashDraftModel):
         if missing := {f"reducer.{name}" for name, _ in self.reducer.named_parameters()} - weights.keys():
             raise ValueError(f"the export lacks {min(missing)}: export the run again with to=dflash")
         return super().load_weights(weights.items())
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(*shape, dtype=torch.float32), requires_grad=False)
 
 
 EntryClass = DFlashHyperDraftModel

@@ -1,0 +1,1 @@
+../vllm/hyperdflash_heads.py
