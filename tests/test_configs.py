@@ -35,6 +35,7 @@ PARTNERS = {
     ("head", "markov_confidence"): ["objective=confidence"],
     ("objective", "confidence"): ["head=markov_confidence"],
     ("objective", "dspark"): ["head=markov_confidence"],
+    ("objective", "domino"): ["head=domino"],
 }
 
 

@@ -15,6 +15,7 @@ from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import ADDITIONAL
 from hyperdflash.drafting.heads.correction import Correction
+from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
 from hyperdflash.drafting.inputs import Inputs
@@ -139,6 +140,7 @@ VARIANTS = {
     "gated": dict(head=Markov(rank=8, kind="gated")),
     "rnn": dict(head=Markov(rank=8, kind="rnn")),
     "correction": dict(head=Correction()),
+    "domino": dict(head=Domino(state=8, rank=8)),
     "anchor state": dict(inputs=Inputs(anchor_state=True)),
     "next token": dict(inputs=Inputs(next_token=True)),
     "lead": dict(lead=MTPLead(steps=1)),

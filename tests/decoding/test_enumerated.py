@@ -12,6 +12,7 @@ import torch
 from hyperdflash.contracts import BlockLayout, Slots
 from hyperdflash.decoding.acceptance import residual, sampled_accept
 from hyperdflash.drafting.heads.correction import Correction
+from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.drafting.heads.markov import KINDS, Markov
 from hyperdflash.targets.sampling import Sampler, probabilities
@@ -25,7 +26,8 @@ HEADS = SimpleNamespace(
     config=SimpleNamespace(vocab_size=V),
     embed=torch.eye(V).__getitem__,
 )
-CONFIGS = {kind: Markov(rank=3, kind=kind) for kind in KINDS} | {"correction": Correction()}
+CONFIGS = {kind: Markov(rank=3, kind=kind) for kind in KINDS}
+CONFIGS |= {"correction": Correction(), "domino": Domino(state=3, rank=3)}
 
 
 @dataclass(frozen=True)

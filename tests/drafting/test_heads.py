@@ -11,6 +11,7 @@ import torch
 from hyperdflash.contracts import BlockLayout, Slots
 from hyperdflash.drafting.anchors import previous_ids
 from hyperdflash.drafting.heads.correction import Correction
+from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
 from hyperdflash.optim.muon import MuonWithAdamW
@@ -23,6 +24,7 @@ SEQUENTIAL = {
     "gated": Markov(rank=5, kind="gated"),
     "rnn": Markov(rank=5, kind="rnn"),
     "correction": Correction(),
+    "domino": Domino(state=6, rank=5),
 }
 ANCHORS = torch.tensor([[9, 10, 20], [9, 16, 29], [8, 20, 22]])
 MASK = torch.ones(3, 3, dtype=torch.bool)
@@ -77,6 +79,13 @@ def expected_logits(name, head, slots, heads) -> torch.Tensor:
         if name == "correction":
             inner = h @ head.state_proj.weight.T + heads.embed_tokens.weight[token] @ head.token_proj.weight.T
             found.append((h + torch.nn.functional.silu(inner) @ head.down_proj.weight.T) @ w.T)
+            continue
+        if name == "domino":
+            gru = torch.nn.GRU(32, 6, bias=False, batch_first=True)
+            gru.load_state_dict({f"{key}_l0": value for key, value in head.gru.state_dict().items()})
+            state = gru(heads.embed_tokens.weight[slots.previous[:, :, : slot + 1]].flatten(0, 1))[1].view(2, 3, 6)
+            bias = torch.nn.functional.silu(torch.cat([h, state], -1) @ head.joint_proj.weight.T)
+            found.append(h @ w.T + bias @ head.token_table.weight.T)
             continue
         e = bias = head.markov_w1.weight[token]
         if name == "gated":
@@ -156,6 +165,7 @@ def test_tables_of_a_head_are_tables_for_the_optimizer(build):
         (lambda: Markov(rank=0), r"head\.rank must be a positive integer, got 0"),
         (lambda: Markov(kind="lstm"), r"head\.kind must be vanilla or gated or rnn"),
         (lambda: Correction(expansion=0), r"head\.expansion must be a positive integer"),
+        (lambda: Domino(state=0), r"head\.state must be a positive integer"),
     ],
 )
 def test_wrong_options_are_refused(make, message):

@@ -118,6 +118,7 @@ def changed(groups: dict, **values) -> dict:
         ({"reducer": {"option": "mean"}}, "dflash", "no engine serves reducer=mean"),
         ({"head": {"option": "markov", "kind": "gated"}}, "speculators", "no engine serves gated"),
         ({"head": {"option": "markov", "kind": "rnn"}}, "dflash", "no engine serves rnn"),
+        ({"head": {"option": "domino"}}, "dflash", "no engine serves head=domino"),
         ({"head": {"option": "my_heads.Mine"}}, "transformers", "a part of your own"),
     ],
 )

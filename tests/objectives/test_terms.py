@@ -101,6 +101,28 @@ def test_dpace_weighs_a_slot_by_the_drafts_that_hang_on_it(batch, residual, head
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
+def test_a_term_reads_its_view_with_the_weight_of_the_moment(batch, residual, heads):
+    """Domino's two cross-entropies, of all factors and of the LM head alone, and their weights at four moments."""
+    hidden, blocks = batch
+    draw = torch.Generator().manual_seed(7)
+    bias, table = torch.randn(*hidden.shape[:-1], 3, generator=draw), torch.randn(32, 3, generator=draw, requires_grad=True)
+    terms = {"one": PositionWeighted(start=0.0), "other": PositionWeighted(view="lm_head", weight=0.0, start=1.0)}
+    objective = Objective(terms)
+    assert [term.metric for term in objective.active] == ["cross_entropy", "lm_head_cross_entropy"]
+    sums = objective.sums(target_logits(hidden, heads).plus(bias, table), blocks, residual, heads)
+    mask, labels = blocks.label_mask, blocks.labels[blocks.label_mask]
+    base = heads.logits(hidden)
+    own, of_base = (torch.nn.functional.cross_entropy(z[mask], labels) for z in (base + bias @ table.T, base))
+    torch.testing.assert_close(sums.slot_ce_sum.sum() / len(labels), own.detach())
+    for progress, share in ((0.0, 1.0), (0.25, 0.5), (0.5, 0.0), (1.0, 0.0)):
+        loss, expected = objective.loss(sums, progress=progress), (1 - share) * own + share * of_base
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(x, [hidden, table], retain_graph=True) for x in (loss, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="have no view lm_head"):
+        objective.check(6, views=("head",))
+
+
 def test_losses_of_a_perfect_drafter_are_zero(batch, residual, heads):
     """Where the drafter is the target, alpha is 1: tv, nla and lk_hybrid vanish."""
     _, blocks = batch

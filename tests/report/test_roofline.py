@@ -228,9 +228,13 @@ def test_refuses(setting, overrides, sentence):
 def test_a_markov_head_reads_its_table_per_slot_and_the_lm_head_once(setting):
     sizes, drafter = setting().sizes, setting().drafter
     plain = replace(BLOCK, slots=6)
-    read = {m.head: parts(block_drafting(sizes, drafter, m, 1, 100)) for m in (plain, replace(plain, head="markov", rank=64))}
+    heads = plain, replace(plain, head="markov", rank=64), replace(plain, head="domino", rank=64, state=8)
+    read = {m.head: parts(block_drafting(sizes, drafter, m, 1, 100)) for m in heads}
     assert read["markov"]["LM head"].bytes == read["lm_head"]["LM head"].bytes
     assert read["markov"]["draft head"].bytes == 6 * sizes.vocab_size * 64 * 2 and "draft head" not in read["lm_head"]
+    more = 3 * 8 * (sizes.hidden_size + 8) + (sizes.hidden_size + 8) * 64
+    assert read["domino"]["draft head"].bytes == read["markov"]["draft head"].bytes + 6 * 2 * more
+    assert read["domino"]["LM head"].bytes == read["lm_head"]["LM head"].bytes
 
 
 def test_a_correction_reads_the_lm_head_per_slot(setting):

@@ -52,6 +52,7 @@ def _unserved(to: str, groups: Groups, hidden_size: int) -> str | None:
         f"conditioning={taps['option']}": taps["option"] not in ("layers", "pre_hc_head"),
         "conditioning.paths=flat": taps.get("paths") == "flat",
         f"reducer={reducer['option']}": reducer["option"] not in ("fc", "hc_gate"),
+        f"head={head['option']}": head["option"] not in ("lm_head", "markov", "correction"),
     }
     if found := [name for name, wrong in unknown.items() if wrong]:
         return f"no engine serves {', '.join(found)}; {KEEPS}"

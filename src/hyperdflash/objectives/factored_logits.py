@@ -37,6 +37,10 @@ class FactoredLogits:
         """Adds a factor: ``features`` [..., F], ``table`` [V, F]."""
         return replace(self, features=(*self.features, features), tables=(*self.tables, table))
 
+    def view(self, name: str) -> Self:
+        """Returns the logits of a term's ``view`` (term.py): all factors, or the first one, which is the LM head's."""
+        return self if name == "head" else replace(self, features=self.features[:1], tables=self.tables[:1])
+
     def without_first(self) -> Self:
         """Leaves out the first factor, which is the LM head's."""
         return replace(self, features=self.features[1:], tables=self.tables[1:])

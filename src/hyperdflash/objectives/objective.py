@@ -7,7 +7,7 @@
             counts of all of them, and the gradients add up to those of the whole step
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import add
 from typing import Self
@@ -21,7 +21,7 @@ from hyperdflash.objectives.distillation import teacher_states
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.objectives.row_values import Against
 from hyperdflash.objectives.sweep import SHAPE_MULTIPLE
-from hyperdflash.objectives.term import SlotBatch, SumCount, Term
+from hyperdflash.objectives.term import VIEWS, SlotBatch, SumCount, Term
 from hyperdflash.targets.heads import TargetHeads
 
 
@@ -42,8 +42,8 @@ class LossCounts:
 @dataclass(frozen=True)
 class LossSums(LossCounts):
     """Sums and their counts. Adding two gives the sums of both batches together. ``term_sums``, with gradients, of each active
-    term in order. For logging: ``slot_ce_sum`` [S], unweighted cross-entropy in nats, and ``top1`` [S] int64, the number of
-    labels that have the largest logit."""
+    term in order. For logging, from the first term's view: ``slot_ce_sum`` [S], unweighted cross-entropy in nats, and ``top1``
+    [S] int64, the number of labels that have the largest logit."""
 
     term_sums: tuple[Tensor, ...]
     slot_ce_sum: Tensor
@@ -66,12 +66,18 @@ class Objective:
 
     @property
     def active(self) -> tuple[Term, ...]:
-        return tuple(term for term in self.terms.values() if term.weight > 0)
+        return tuple(term for term in self.terms.values() if term.weight > 0 or term.start)
 
-    def check(self, num_slots: int, has_confidence: bool = False) -> None:
-        """Raises ValueError if a term does not fit the drafter, or if no term trains the head's confidence."""
+    def check(self, num_slots: int, has_confidence: bool = False, views: Collection[str] = VIEWS) -> None:
+        """Raises ValueError if a term does not fit the drafter, whose logits have ``views``, or if no term trains the head's
+        confidence."""
         for term in self.terms.values():
             term.check(num_slots, has_confidence)
+            if term.view not in views:
+                raise ValueError(
+                    f"objective.terms has {term.metric}, and the draft head's logits have no view {term.view}: run with the "
+                    "head of the method that has this objective, such as method=domino, or with objective=paper"
+                )
         if has_confidence and not any(term.name == "confidence" for term in self.active):
             raise ValueError(
                 "the draft head has a confidence and no term of the objective trains it: run with objective=dspark, or with "
@@ -97,34 +103,39 @@ class Objective:
         before = blocks.anchors.flatten()[block] + slot  # a + k - 1, with slots counted from 0
         before = before.clamp(max=residual.shape[1] - 1)  # rows that do not count may lie past the end
         logits, labels = logits.take(rows), blocks.labels.flatten()[rows]
-        against = []
-        for source, limit in limits.items():
-            teacher, temperature, _ = source
-            own = slice(0, ends[limit])
-            states = teacher_states(residual, block[own] // num_anchors, before[own], heads, teacher)
-            shared = [r for r in readings if r.source == source]
-            request = Against(temperature=temperature, kl=any(r.kl for r in shared), overlap=any(r.overlap for r in shared))
-            against.append((target_logits(states, heads), request))
-        values = logits.values(labels, against)
         slot_count = blocks.label_mask.sum(dim=(0, 1))
-        read = dict(zip(limits, values.against, strict=True))
-        batch = SlotBatch(labels, slot, counted, slot_count, values, read, block, blocks.anchors.numel())
-        results = [term(logits, batch) for term in self.active]
-        top1 = values.top1 & counted
+        teachers, batches = {}, {}
+        for source, limit in limits.items():
+            own = slice(0, ends[limit])
+            states = teacher_states(residual, block[own] // num_anchors, before[own], heads, source[0])
+            teachers[source] = target_logits(states, heads)
+        for view in dict.fromkeys(term.view for term in self.active):
+            own = [term.reading for term in self.active if term.view == view and term.reading is not None]
+            requests = {}
+            for source in dict.fromkeys(r.source for r in own):
+                shared = [r for r in own if r.source == source]
+                kl, overlap = any(r.kl for r in shared), any(r.overlap for r in shared)
+                requests[source] = Against(temperature=source[1], kl=kl, overlap=overlap)
+            values = logits.view(view).values(labels, [(teachers[source], request) for source, request in requests.items()])
+            read = dict(zip(requests, values.against, strict=True))
+            batches[view] = SlotBatch(labels, slot, counted, slot_count, values, read, block, blocks.anchors.numel())
+        results = [term(logits, batches[term.view]) for term in self.active]
+        batch = batches[self.active[0].view]
         return LossSums(
             slot_count=slot_count,
             term_counts=tuple(one.count for one in results),
             term_sums=tuple(one.sum for one in results),
-            slot_ce_sum=batch.per_slot(values.cross_entropy.detach()),
-            top1=torch.zeros_like(slot_count).index_add(0, slot, top1.long()),
+            slot_ce_sum=batch.per_slot(batch.values.cross_entropy.detach()),
+            top1=torch.zeros_like(slot_count).index_add(0, slot, (batch.values.top1 & counted).long()),
         )
 
-    def loss(self, sums: LossSums, counts: LossCounts | None = None) -> Tensor:
+    def loss(self, sums: LossSums, counts: LossCounts | None = None, progress: float = 1.0) -> Tensor:
         """Returns the weighted sum of the terms' means, a scalar; 0 for an empty batch. ``counts`` are those of the whole step
-        if ``sums`` are those of one of its micro-batches or ranks; else the sums' own."""
+        if ``sums`` are those of one of its micro-batches or ranks; else the sums' own. ``progress``: the share of the training
+        that is done."""
         counts = counts or sums
         parts = zip(self.active, sums.term_sums, counts.term_counts, strict=True)
-        return sum(term.weight * term.mean(SumCount(total, count)) for term, total, count in parts)
+        return sum(term.weight_at(progress) * term.mean(SumCount(total, count)) for term, total, count in parts)
 
 
 def _rows(label_mask: Tensor, limits: Sequence[int], *, supervised_only: bool) -> tuple[Tensor, Tensor, dict[int, int]]:

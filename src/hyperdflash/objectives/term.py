@@ -16,7 +16,9 @@ from torch import Tensor
 
 from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.objectives.row_values import Divergences, RowValues
-from hyperdflash.settings import number_between, positive_number
+from hyperdflash.settings import number_between, one_of, positive_number
+
+VIEWS = ("head", "lm_head")  # of a term
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,23 @@ class SlotBatch:
 
 
 class Term:
-    """``name`` of its metric ``train/<name>``; ``weight`` of its mean in the loss. A term of weight 0 is not computed."""
+    """``name``; ``weight`` of its mean in the loss: a term of weight 0 is not computed. If there is a ``start``, the weight
+    goes from it to ``weight`` over the first half of the training, linearly. ``view``: the logits that it reads, those of the
+    draft head, or those of the LM head alone on the same features."""
 
     name: str
     weight: float
+    start: float | None = None
+    view: str = "head"
+
+    @property
+    def metric(self) -> str:
+        """Its name in the log, below ``train/``."""
+        return self.name if self.view == "head" else f"{self.view}_{self.name}"
+
+    def weight_at(self, progress: float) -> float:
+        """Returns its weight where a share ``progress`` of the training is done, 0 to 1."""
+        return self.weight if self.start is None else self.weight + (self.start - self.weight) * max(0.0, 1 - 2 * progress)
 
     @property
     def reading(self) -> Reading | None:
@@ -108,12 +123,16 @@ class SlotWeighted(Term):
 
     weight: float = 1.0
     gamma: float | None = None
+    start: float | None = None
+    view: str = "head"
 
     option: ClassVar[str | None] = None
 
     def __post_init__(self):
         option = self.option or f"objective.terms.{self.name}"
-        number_between(f"{option}.weight", self.weight, 0.0, float("inf"))
+        for name in ("weight", *(["start"] if self.start is not None else [])):
+            number_between(f"{option}.{name}", getattr(self, name), 0.0, float("inf"))
+        one_of(f"{option}.view", self.view, VIEWS)
         if self.gamma is not None:
             positive_number(f"{option}.gamma", self.gamma)
 

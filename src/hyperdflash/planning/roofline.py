@@ -23,7 +23,7 @@ from hyperdflash.drafting.config import DrafterConfig
 from hyperdflash.planning.v4_sizes import BYTES, SPARSE_RATIO, V4Sizes, Weights, mtp_weights, target_weights
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
 
-HEADS = ("lm_head", "markov", "correction")
+HEADS = ("lm_head", "markov", "correction", "domino")
 FP8_RATE = ("fp4", "fp8")  # formats multiplied at the FP8 rate; activations are FP8 beside FP4 weights
 
 
@@ -69,7 +69,7 @@ def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A result to predict: ``drafter`` is a key of ``DRAFTING``, ``speedup`` the published one if there is one. ``reducer`` and
-    ``lead`` (chained MTP steps) are a block drafter's; ``head`` has its ``rank`` or ``expansion``."""
+    ``lead`` (chained MTP steps) are a block drafter's; ``head`` has its ``rank``, ``expansion`` or ``state``."""
 
     name: str
     drafter: str
@@ -81,6 +81,7 @@ class Method:
     head: str = "lm_head"
     rank: int = 256
     expansion: int = 2
+    state: int = 256
 
     def __post_init__(self):
         one_of(f"{self.name}: drafter", self.drafter, tuple(DRAFTING))
@@ -165,11 +166,13 @@ def mtp_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: 
 
 
 def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
-    """Returns what the draft head adds per slot to the LM head, in BF16: a table [V, r], or the correction's matrices."""
+    """Returns what the draft head adds per slot to the LM head, in BF16: a table [V, r], and matrices."""
+    recurrent = 3 * method.state * (sizes.hidden_size + method.state) + (sizes.hidden_size + method.state) * method.rank
     extra = {
         "lm_head": 0,
         "markov": sizes.vocab_size * method.rank,
         "correction": 3 * method.expansion * sizes.hidden_size**2,
+        "domino": sizes.vocab_size * method.rank + recurrent,
     }[method.head]
     return [_multiplied(Weights("draft head", extra, "bf16"), batch)] * method.slots if extra else []
 

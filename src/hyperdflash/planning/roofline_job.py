@@ -65,7 +65,7 @@ def _with_parts(method: Method, path: Path) -> Method:
         raise ValueError(f"{method.name} was measured from a run that is gone, {path.parent}: evaluate again")
     config = OmegaConf.load(path)
     head = class_name(config.head)
-    sizes = {name: config.head[name] for name in ("rank", "expansion") if name in config.head}
+    sizes = {name: config.head[name] for name in ("rank", "expansion", "state") if name in config.head}
     if not reads_conditioning(config.drafter):
         return replace(method, head=head, **sizes)
     lead = config.lead.steps if config.get("lead") else 0

@@ -90,7 +90,7 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
         heads = TargetHeads(target_config)
     drafter = made.build(heads, config.target, config.seed, mask_token_id=0)
     if trains:
-        made.objective.check(drafter.num_slots, drafter.head.has_confidence)
+        made.objective.check(drafter.num_slots, drafter.head.has_confidence, drafter.head.views)
     return made
 
 

@@ -107,7 +107,7 @@ class DraftingModule(L.LightningModule):
                 slots = self.drafter.slots(micro.states, self.target_heads, blocks.anchors, blocks.anchor_mask)
                 logits = self.drafter.head.logits(slots, self.target_heads)
                 part = self.objective.sums(logits, blocks, micro.states.residual, self.target_heads)
-                loss = self.objective.loss(part, batch.counts)
+                loss = self.objective.loss(part, batch.counts, step / self.total_steps)
                 self.manual_backward(loss * self.trainer.world_size)  # DDP averages over ranks; this makes it a sum
             losses.append(loss.detach())
             sums.append(part)
@@ -153,7 +153,7 @@ class DraftingModule(L.LightningModule):
         for term, term_counts in zip(self.objective.active, batch.counts.term_counts, strict=True):
             own, rest = rest[: term_counts.numel()], rest[term_counts.numel() :]
             total = torch.tensor(own, dtype=torch.float64).view(term_counts.shape)
-            logged[f"train/{term.name}"] = float(term.mean(SumCount(total, term_counts.cpu())))
+            logged[f"train/{term.metric}"] = float(term.mean(SumCount(total, term_counts.cpu())))
         self.check_finite()
         self._write(logged, step)
         self.on_train_start()
@@ -191,8 +191,8 @@ class DraftingModule(L.LightningModule):
         else:
             tables = [module.weight for module in self.drafter.modules() if isinstance(module, nn.Embedding)]
             optimizer = MuonWithAdamW(self.drafter.named_parameters(), tables=tables, **shared)
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optim.factor(step, total))
+        self.total_steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optim.factor(step, self.total_steps))
         return [optimizer], [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -2,6 +2,7 @@
 into logits. Training and replay give it the text's own token before each slot; the loop drafts from left to right and gives it
 its own drafts."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -25,12 +26,30 @@ class DraftHead(nn.Module):
     reads_previous = True
     adds_to_lm_head = False
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views of its logits that a term of the objective may read (objectives/term.py)."""
+        return ("head", "lm_head") if self.adds_to_lm_head else ("head",)
+
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
         """Returns the logits of every slot, [B, A, S]; slot k may read ``slots.previous`` of slots 1..k."""
         raise NotImplementedError
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         """Draws initial weights; ``std`` is the standard deviation of the drafter's new weights. Does nothing by default."""
+
+
+def along_block(
+    step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], memory: Tensor, inputs: Tensor, parents: Sequence[int]
+) -> Tensor:
+    """Runs a recurrence over the slots of each block: ``step`` turns the memory of slot k's parent (``memory`` [..., G] before
+    the first) and ``inputs`` [..., k, F] into the memory and output of slot k -> outputs [..., S, O]."""
+    memories, outputs = [memory], []
+    for slot in range(inputs.shape[-2]):
+        memory, output = step(memories[parents[slot]], inputs[..., slot, :])
+        memories.append(memory)
+        outputs.append(output)
+    return torch.stack(outputs, dim=-2)
 
 
 class HeadConfig(Protocol):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperdflash.contracts import Slots
-from hyperdflash.drafting.heads.head import DraftHead
+from hyperdflash.drafting.heads.head import DraftHead, along_block
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
 from hyperdflash.settings import boolean, one_of, positive_int
 from hyperdflash.targets.heads import TargetHeads
@@ -83,12 +83,11 @@ class MarkovHead(DraftHead):
             return self.gate_proj(torch.cat([features, embedded], dim=-1)).sigmoid() * embedded
         if self.joint_proj is None:
             return embedded
-        memories, biases = [torch.zeros_like(embedded[:, :, 0])], []  # [B, A, r] per own-block position
-        for slot in range(embedded.shape[2]):
-            memory = memories[parents[slot]]
-            joined = torch.cat([memory, embedded[:, :, slot], features[:, :, slot]], dim=-1)
-            gate, candidate, output = self.joint_proj(joined).chunk(3, dim=-1)
+
+        def step(memory: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            gate, candidate, output = self.joint_proj(torch.cat([memory, inputs], dim=-1)).chunk(3, dim=-1)
             gate = gate.sigmoid()
-            memories.append(gate * memory + (1 - gate) * candidate.tanh())
-            biases.append(output.tanh())
-        return torch.stack(biases, dim=2)
+            return gate * memory + (1 - gate) * candidate.tanh(), output.tanh()
+
+        start = torch.zeros_like(embedded[:, :, 0])
+        return along_block(step, start, torch.cat([embedded, features], dim=-1), parents)
