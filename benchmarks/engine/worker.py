@@ -1,6 +1,7 @@
 """Generates in vLLM, in its own environment and this process: python worker.py JOB, a JSON file.
 
-JOB has model, draft (or null), num_slots, prompts (token ids), max_tokens, temperature, out. One prompt at a time, then four.
+JOB has model, draft (or null), num_slots, prompts (token ids), max_tokens, temperature, out. One prompt at a time, then, at
+temperature 0, four. A text is a list of pairs: the token, and the log-probabilities of the likeliest ones there by token id.
 With a draft the first pass records what the drafter was given and what it drafted, round by round.
 """
 
@@ -19,28 +20,28 @@ def main(job: dict) -> None:
     settings = {"max_model_len": 1024, "max_num_batched_tokens": 4096, "max_num_seqs": 4, "enable_prefix_caching": False}
     if job["draft"]:
         draft = {"method": "dflash", "model": job["draft"], "num_speculative_tokens": job["num_slots"]}
+        draft |= {"draft_sample_method": "probabilistic"} if job["temperature"] else {}
         settings["speculative_config"] = draft | {"kv_cache_dtype": "bfloat16"}
     llm = LLM(job["model"], dtype="bfloat16", enforce_eager=True, seed=0, disable_log_stats=False, **settings)
     rounds = record(llm) if job["draft"] else []
-    sampling = [
-        SamplingParams(temperature=job["temperature"], max_tokens=job["max_tokens"], detokenize=False, ignore_eos=True, seed=i)
-        for i in range(len(job["prompts"]))
-    ]
+    settings = {"max_tokens": job["max_tokens"], "detokenize": False, "ignore_eos": True, "logprobs": 8}
+    sampling = [SamplingParams(temperature=job["temperature"], seed=i, **settings) for i in range(len(job["prompts"]))]
     result = {"alone": [], "rounds": [], "batched": []}
     for prompt, one in zip(job["prompts"], sampling, strict=True):
         rounds.clear()
         result["alone"] += generate(llm, [prompt], [one])
         result["rounds"].append(list(rounds))
     result["counters"] = counters(llm)
-    for start in range(0, len(job["prompts"]), 4):
+    for start in range(0, len(job["prompts"]) if job["temperature"] == 0 else 0, 4):
         part = slice(start, start + 4)
         result["batched"] += generate(llm, job["prompts"][part], sampling[part])
     torch.save(result, job["out"])
 
 
-def generate(llm, prompts: list[list[int]], sampling: list) -> list[list[int]]:
-    answers = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
-    return [list(answer.outputs[0].token_ids) for answer in answers]
+def generate(llm, prompts: list[list[int]], sampling: list) -> list[list[tuple[int, dict[int, float]]]]:
+    texts = [answer.outputs[0] for answer in llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)]
+    ranked = [[{token: float(found.logprob) for token, found in place.items()} for place in text.logprobs] for text in texts]
+    return [list(zip(text.token_ids, places, strict=True)) for text, places in zip(texts, ranked, strict=True)]
 
 
 def record(llm) -> list[dict]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from benchmarks.engine import v4_kernels
-from benchmarks.engine.run import accepted, next_anchor
+from benchmarks.engine.run import accepted, engine_rounds, moves
 
 BLOCK = 4
 
@@ -51,7 +53,36 @@ def test_a_rotation_turns_back():
     torch.testing.assert_close(v4_kernels.rotated(turned, at, table, sign=-1), rows)
 
 
-def test_the_walk_finds_the_anchor_of_each_round():
-    text = [9, 9, 1, 2, 3, 4, 5]
-    assert accepted([2, 3, 7], text, 2) == 2 and accepted([5], text, 6) == 0 and accepted([5, 6], text, 5) == 1
-    assert next_anchor([2], [2, 3, 7], text) == 5 and next_anchor([2, 5], [0], text) == 6
+def test_the_walk_finds_the_rounds_of_a_text():
+    prompt, answer = [9, 9], [1, 2, 3, 4, 5]
+    drafts = {2: [2, 3, 7], 5: [5, 6, 6]}  # two accepted, one accepted at the text's end
+    given = [
+        {"positions": torch.tensor([0, 1]), "states": torch.zeros(2, 6).bfloat16(), "anchor_id": 1, "drafts": drafts[2]},
+        {
+            "positions": torch.tensor([2, 3, 4, 5]),
+            "states": torch.full((4, 6), 1.0).bfloat16(),
+            "anchor_id": 4,
+            "drafts": drafts[5],
+        },
+        {
+            "positions": torch.tensor([5, 6, 7]),
+            "states": torch.full((3, 6), 2.0).bfloat16(),
+            "anchor_id": 8,
+            "drafts": [0, 0, 0],
+        },
+    ]
+    heads = SimpleNamespace(num_paths=2, hidden_size=3)
+    drafted = {"alone": [[(token, {}) for token in answer]], "rounds": [given]}
+    ((document, rounds),) = engine_rounds(heads, [prompt], drafted)
+    assert rounds == [*drafts.items()]  # the third starts behind the text
+    assert document.input_ids[0].tolist() == prompt + answer and document.loss_mask[0].tolist() == [False] * 2 + [True] * 5
+    assert document.residual[0, :, 0, 0].tolist() == [0, 0, 1, 1, 1, 2, 2]  # of a position's newest forward
+    assert accepted([5, 6, 6], prompt + answer, 5) == 1 and accepted([0], prompt + answer, 6) == 0
+
+
+def test_texts_part_at_a_tie_where_rounding_moves_a_gap_as_far():
+    plain = [(7, {7: -1.0, 8: -2.0, 9: -4.0}), (8, {8: -1.0, 7: -1.25, 9: -4.0}), (7, {7: -1.0, 9: -5.0})]
+    drafted = [(7, {7: -1.0, 8: -2.5}), (7, {7: -1.0, 8: -1.125}), (9, {9: -1.0, 8: -2.0})]
+    assert moves(plain, drafted) == ([0.5, 0.375], 0.375)
+    assert moves(plain, plain) == ([0.0] * 3, None)
+    assert moves(plain[2:], drafted[2:]) == ([float("inf")], float("inf"))  # 7 is not among the best of the other run
