@@ -7,6 +7,9 @@ import math
 import pytest
 import torch
 
+from hyperdflash.contracts import Conversation, Turn
+from hyperdflash.targets.load import load_target
+from tiny_target import pretrain_job
 from tiny_target.build import build_target, tiny_config
 from tiny_target.pretraining import (
     LONGEST_LOOP,
@@ -160,3 +163,17 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, tiny_sizes):
         pretrain(model, mtp, documents(), settings(3), tmp_path / "c.pt", "id", ())
     with pytest.raises(ValueError, match="another corpus, tokenizer or model"):
         pretrain(model, mtp, documents(), settings(2), tmp_path / "c.pt", "other", ())
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "engine"])
+def test_the_command_writes_a_target_of_its_recipe(recipe, compose_config, tmp_path, monkeypatch):
+    said = [Turn("user", "Count."), Turn("assistant", "one two three four five six seven")]
+    monkeypatch.setattr(pretrain_job, "load_embedded", lambda *_, **__: [Conversation("a", "chat", said)] * 8)
+    small = ["tokens=64", "context=32", "batch_rows=2", "bf16=false", "compile=false"]
+    words = [f"recipe={recipe}", "recipe.vocab_size=280", *(f"settings.{word}" for word in small)]
+    config = compose_config("pretrain", words)
+    pretrain_job.pretrain_target(config)
+    made = load_target(path=tmp_path / "targets" / recipe, dtype="fp32", attention="eager", experts="dense").model.config
+    assert made.vocab_size == 280
+    for name in {"head_dim", "n_routed_experts", "layer_types"} & set(config.recipe.model):
+        assert getattr(made, name) == config.recipe.model[name]

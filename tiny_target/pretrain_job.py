@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.data.chat import encode
 from hyperdflash.identity import runs_dir
@@ -29,8 +29,8 @@ def pretrain_target(config: DictConfig) -> None:
     tokenizer = train_tokenizer(texts, vocab_size=recipe.vocab_size)
     documents = [encode(conversation, tokenizer).input_ids for conversation in conversations]
     tokens = sum(map(len, documents))
-    overrides = instantiate(recipe.model, _convert_="all")
-    model, mtp = build_target(tiny_config(vocab_size=len(tokenizer), **overrides), seed=recipe.seed)
+    fields = OmegaConf.to_container(recipe.model, resolve=True)
+    model, mtp = build_target(tiny_config(vocab_size=len(tokenizer), **fields), seed=recipe.seed)
     print(
         f"pretrain {recipe.name}: {len(documents):,} documents, {tokens:,} tokens, "
         f"{count_parameters(model, mtp):,} parameters with the MTP block, {settings.steps:,} steps"
