@@ -130,6 +130,32 @@ def test_captured_states_are_those_of_the_target(target, config, compose_config,
             assert torch.equal(found[name][key], tensors[key]), (name, key)
 
 
+def test_a_capture_whose_server_dies_goes_on_with_the_next_one(target, compose_config, mini_overrides, tmp_path):
+    given = [*mini_overrides, "corpus.responses=original", "cache.documents_per_shard=4", "corpus.max_length=24"]
+    given += [f"cache.directory={tmp_path}/cache", "target.engine=vllm", "target.attempts=2", "target.backoff_s=0.01"]
+
+    def shards() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.residual.safetensors")}
+
+    with VLLMServer(target, folder=tmp_path) as first:
+
+        def die_later(states):
+            if len(shards()) > 1:
+                first.http.server_close()  # new requests are refused; this one gets no answer
+                first.http.shutdown()
+                raise ConnectionError
+            return states
+
+        first.spoil = die_later
+        with pytest.raises(ValueError, match=r"cannot be reached .*repair the server and run the same command again$"):
+            capture_states(compose_config("train", [*given, f"target.servers=[{first.url}]"]))
+    kept = shards()
+    assert len(kept) > 1 and not list((tmp_path / "cache").rglob("leases/*"))
+    with VLLMServer(target, folder=tmp_path) as server:
+        capture_states(compose_config("train", [*given, f"target.servers=[{server.url}]"]))
+    assert kept.items() < shards().items()  # what was there is not captured again
+
+
 def test_limits_decide(target):
     good = Comparison(9, 1.0, (0.99, 0.99), 0.1, 0.95)
     assert good.complaint is None
