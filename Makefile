@@ -69,18 +69,19 @@ STATES := stage1 stage2
 
 # Two jobs at a time, since small products gain little from a second thread. Each line carries the name of its job.
 NAMED = 2>&1 | stdbuf -oL tr '\r' '\n' | sed -u 's/^/$(1): /'
-demo: .venv/.done ## the whole job: answers, states, both stages of each method, table, picture, predicted speed
+demo: .venv/.done ## the whole job: answers, states, both stages of each method, table, picture, measured and predicted speed
 	$(PY) -m tiny_target.corpus
 	TQDM_MININTERVAL=20 $(MAKE) --no-print-directory -j2 $(STATES:%=demo-states-%) $(RUNS)/demo-mtp $(METHODS:%=demo-%)
-	$(PY) -m src.evaluate out=$(RUNS)/demo
-	$(PY) -m src.roofline from=$(RUNS)/demo out=$(RUNS)/demo batch=[1,8,32]
+	$(PY) -m src.evaluate temperature=[0] out=$(RUNS)/demo
+	$(PY) -m src.evaluate temperature=[0] by=decoding benchmarks.per_domain=4 out=$(RUNS)/demo/decoding
+	$(PY) -m src.roofline from=$(RUNS)/demo measured=$(RUNS)/demo/decoding out=$(RUNS)/demo batch=[1,8,32]
 
 # Vanilla DFlash reads what all others read, and layers besides.
 $(STATES:%=demo-states-%): demo-states-%:
 	$(PY) -m src.capture method=dflash experiment=$* $(call NAMED,states of $*)
 # The MTP block as shipped needs no training; its evaluation makes the answers that the last one measures all methods on.
 $(RUNS)/demo-mtp:
-	$(PY) -m src.evaluate methods=[mtp] out=$@ $(call NAMED,mtp)
+	$(PY) -m src.evaluate methods=[mtp] temperature=[0] out=$@ $(call NAMED,mtp)
 $(METHODS:%=demo-%): demo-%: $(STATES:%=demo-states-%)
 	$(PY) -m src.train -m method=$* experiment=stage1,stage2 $(call NAMED,$*)
 

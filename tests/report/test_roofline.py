@@ -21,6 +21,7 @@ from hyperdflash.planning.roofline import (
 )
 from hyperdflash.planning.roofline_job import roofline_blocks, roofline_record, setting_of, write_roofline
 from hyperdflash.planning.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
+from hyperdflash.report.results import Results, Row
 from hyperdflash.report.tables import markdown
 
 FP4, FP8 = 0.5 + 1 / 32, 1 + 1 / 128**2
@@ -188,12 +189,13 @@ def test_trends_on_flash(setting):
 def test_report(setting, compose_config, tmp_path, capsys):
     overrides = ["batch=[1,8]", "max_tokens=4", "gpu=h200"]
     found = setting(overrides)
-    text = markdown(roofline_blocks(found, roofline_record(found)))
+    text = markdown(roofline_blocks(found, roofline_record(found), {}))
     assert "4 x H200 (4.8 TB/s" in text and "284.3B parameters, 13.3B active per token, 159.6 GB" in text
     assert "| HyperDFlash (6) | 3.69 | 2.80× | 1 |" in text and "Table 2 (Non-thinking)" in text
     for block in text.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
     write_roofline(compose_config("roofline", [*overrides, f"out={tmp_path}"]))
+    assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "roofline.md").read_text() == text and text in capsys.readouterr().out
     data = json.loads((tmp_path / "roofline.json").read_text())
     rows = data["verification"]
@@ -255,6 +257,36 @@ def test_a_lead_adds_its_steps_and_leaves_fewer_slots_to_the_block(setting):
     assert led["routed experts"] == steps["routed experts"] and led["draft layers"] == block["draft layers"]
     assert led["LM head"].bytes == steps["LM head"].bytes + block["LM head"].bytes
     assert led["LM head"].bf16_flops == pytest.approx(block["LM head"].bf16_flops * 4 / 6 + steps["LM head"].bf16_flops)
+
+
+def test_a_lead_of_every_slot_leaves_the_block_nothing_to_do(setting):
+    """Passes: the chain's steps, one for a block, a lead's steps and the block's one."""
+    sizes, drafter = setting().sizes, setting().drafter
+    chain = replace(MTP, slots=6, tau=BLOCK.tau)
+    led = [replace(BLOCK, slots=6, lead=lead, head="correction") for lead in (0, 1, 5, 6)]
+    assert block_drafting(sizes, drafter, led[-1], 8, 100) == mtp_drafting(sizes, drafter, chain, 8, 100)
+    assert [method.passes for method in (chain, *led)] == [6, 1, 2, 6, 6]
+
+
+def test_the_picture_and_the_table_have_each_batch_and_what_was_measured(compose_config, setting, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("hyperdflash.report.figures.save_figure", lambda figure, path: drawn.append(figure) or path)
+    decoded = [("AR", 0, "mean", "speedup", 1), ("MTP (3)", 0, "mean", "speedup", 1.7), ("MTP (6)", 1, "mean", "speedup", 3)]
+    rows = [
+        Row("", name, "non_think", temperature, group, metric, None, value)
+        for name, group, temperature, metric, value in decoded
+    ]
+    (tmp_path / "paper.csv").write_text(Results((*rows, rows[1]._replace(group="math", value=2.5))).csv_text())
+    found = setting(["batch=[1,8]"])
+    write_roofline(compose_config("roofline", ["batch=[1,8]", f"measured={tmp_path}", f"out={tmp_path}"]))
+    assert "| MTP (3) | 2.93 | 1.70× | 1 |" in (tmp_path / "roofline.md").read_text()
+    axes = [axis for part in drawn[0].subfigs[1:] for axis in part.axes]
+    predicted = [[found.round(method, batch)["speedup"] for method in found.methods] for batch in (1, 8)]
+    for axis, values in zip(axes, ([method.tau for method in found.methods], [1.7], *predicted), strict=True):
+        points = [bars.lines[0].get_xydata()[0] for bars in axis.containers]
+        assert [round(x) for x, _ in points] == [3, 6, 1, 1][: len(values)] and [y for _, y in points] == pytest.approx(values)
+    with pytest.raises(ValueError, match="by=decoding"):
+        write_roofline(compose_config("roofline", [f"measured={tmp_path}/no", f"out={tmp_path}"]))
 
 
 def test_an_evaluation_gives_methods_with_the_parts_of_their_runs(setting, compose_config, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: str, class_n
     node = _Plainer().visit(node)
     if not node.body:
         return None
-    source = ast.unparse(ast.fix_missing_locations(node))
+    source = ast.unparse(node)
     if len(source) > _MAX_SOURCE_CHARS:
         return None
     arguments = tuple(_split_arguments(node.args))

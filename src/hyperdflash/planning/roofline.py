@@ -91,6 +91,11 @@ class Method:
             if name == "tau" or self.speedup is not None:
                 positive_number(f"{self.name}: {name}", getattr(self, name))
 
+    @property
+    def passes(self) -> int:
+        """Sequential forwards of one round's drafting: chained steps, then the block's pass unless they draft every slot."""
+        return self.slots if self.drafter == "mtp" else min(self.lead + 1, self.slots)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -182,7 +187,7 @@ def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch
 
     Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
     projections. Attention over ``context``, or the drafter's window of it. A lead's MTP steps come first and draft their slots
-    themselves; head=correction reads the LM head once per other slot.
+    themselves, and no pass follows where they draft every slot; head=correction reads the LM head once per other slot.
     """
     one_of("reducer", method.reducer, ("hc_gate", "fc"))
     if method.slots != drafter.num_slots:
@@ -200,6 +205,8 @@ def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch
     block, new, left = drafter.block_size * batch, method.tau * batch, drafter.num_slots - method.lead
     steps = replace(method, slots=method.lead, head="lm_head") if method.lead else None
     lead = mtp_drafting(sizes, drafter, steps, batch, context) if steps else []
+    if not left:
+        return lead
     reads = left if method.head == "correction" else 1
     seen = min(context, drafter.context_window or context)
     attended = drafter.num_layers * (seen + drafter.block_size)

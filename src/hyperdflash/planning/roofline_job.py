@@ -1,6 +1,7 @@
-"""Writes the roofline of DeepSeek-V4-Flash: roofline.md and roofline.json (conf/roofline.yaml has examples)."""
+"""Writes the roofline of DeepSeek-V4-Flash: roofline.md, roofline.json and roofline.png (conf/roofline.yaml has examples)."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hyperdflash.identity import class_name, reads_conditioning, runs_dir
 from hyperdflash.options import instantiate
 from hyperdflash.planning.roofline import GPU, Method, Setting, total_seconds, verification
 from hyperdflash.planning.v4_sizes import active_parameters, checkpoint_bytes, total_parameters
-from hyperdflash.report.bootstrap import MEAN
+from hyperdflash.report.bootstrap import MEAN, Estimate
+from hyperdflash.report.figures import passes_figure
 from hyperdflash.report.results import AS_SHIPPED, write_report
 from hyperdflash.report.tables import Block, Table, markdown, number_text
 from hyperdflash.settings import one_of
@@ -73,6 +75,18 @@ def _with_parts(method: Method, path: Path) -> Method:
     return replace(method, drafter="block", reducer=reducer, lead=lead, head=head, **sizes)
 
 
+def measured_speedups(folder: Path) -> dict[str, Estimate]:
+    """Returns method -> mean speedup at temperature 0 of the evaluation by decoding in ``folder``; ValueError without one."""
+    path = folder / "paper.csv"
+    if not path.exists():
+        raise ValueError(
+            f"measured={folder} has no paper.csv: run `python -m src.evaluate by=decoding temperature=[0] out={folder}`"
+        )
+    with path.open(newline="") as lines:
+        rows = [r for r in csv.DictReader(lines) if (r["metric"], r["group"], float(r["temperature"])) == ("speedup", MEAN, 0)]
+    return {row["method"]: Estimate(*(float(row[name] or "nan") for name in ("value", "low", "high"))) for row in rows}
+
+
 def roofline_record(setting: Setting) -> dict:
     """Returns JSON values: bytes, FLOPs and least time of every verification, and a round of every published method."""
     sizes, counts, rounds = setting.sizes, [], []
@@ -93,8 +107,8 @@ def roofline_record(setting: Setting) -> dict:
     return {"setting": asdict(setting), **totals, "verification": counts, "rounds": rounds}
 
 
-def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
-    """Returns two tables, cost of n tokens and predicted speedups, and what they assume."""
+def roofline_blocks(setting: Setting, record: dict, measured: Mapping[str, Estimate]) -> list[Block]:
+    """Returns two tables, cost of n tokens and predicted speedups (beside ``measured`` ones), and what they assume."""
     first = setting.batches[0]
     return [
         f"### Roofline: {setting}",
@@ -103,7 +117,7 @@ def roofline_blocks(setting: Setting, record: dict) -> list[Block]:
         f"Verifying n tokens per row; first columns at batch size {first}, then the time relative to n = 1:",
         _counts(setting, record["verification"]),
         "Speedup that τ · T_ar / (T_draft + T_verify) predicts:",
-        _methods(setting, record["rounds"]),
+        _methods(setting, record["rounds"], measured),
         "Time of a part: max(bytes / bandwidth, FLOPs / dense peak); parts one after the other, divided evenly over the GPUs. "
         "Weights in the checkpoint's formats (FP4 experts, FP8, BF16 and FP32 exceptions), read once per forward; routed "
         "experts: the expected distinct ones when every token draws its own uniformly; same experts: the tokens of a row "
@@ -125,27 +139,51 @@ def _counts(setting: Setting, verification: Sequence[dict]) -> Table:
     return Table([*header, f"b = {first}, same experts"], rows)
 
 
-def _methods(setting: Setting, rounds: Sequence[dict]) -> Table:
-    header = ["Method", "τ", "published speedup", "batch", "T_draft, ms", "T_verify, ms", "T_ar, ms", "drafter's share"]
+def _methods(setting: Setting, rounds: Sequence[dict], measured: Mapping[str, Estimate]) -> Table:
+    header = [
+        "Method",
+        "τ",
+        "measured here" if measured else "published speedup",
+        "batch",
+        "T_draft, ms",
+        "T_verify, ms",
+        "T_ar, ms",
+        "drafter's share",
+    ]
     rows, methods = [], {method.name: method for method in setting.methods}
 
-    def published(method: Method) -> str:
-        return "" if method.speedup is None else f"{number_text(method.speedup)}×"
+    def speedup(method: Method) -> str:
+        known = measured[method.name].value if method.name in measured else method.speedup
+        return "" if known is None else f"{number_text(known)}×"
 
     for own, same in zip(rounds[::2], rounds[1::2], strict=True):
         method = methods.pop(own["method"], None)  # named in the first of its rows
-        shown = [method.name, number_text(method.tau), published(method)] if method else ["", "", ""]
+        shown = [method.name, number_text(method.tau), speedup(method)] if method else ["", "", ""]
         times = (number_text(1e3 * own[part], 3) for part in ("draft_s", "verify_s", "ar_s"))
         speedups = (f"{number_text(row['speedup'])}×" for row in (own, same))
         rows.append([*shown, str(own["batch"]), *times, f"{own['drafter_share']:.0%}", *speedups])
-    return Table([*header, "predicted", "predicted, same experts"], rows)
+    return Table(header, rows)
+
+
+def roofline_figure(setting: Setting, rounds: Sequence[dict], measured: Mapping[str, Estimate], path: Path) -> Path:
+    """Draws tau, ``measured`` and predicted speed against sequential passes."""
+    speedups: dict[str, dict[str, Estimate]] = {"Measured here, batch 1": dict(measured)} if measured else {}
+    for own, same in zip(rounds[::2], rounds[1::2], strict=True):
+        panel = speedups.setdefault(f"Predicted, batch {own['batch']}", {})
+        panel[own["method"]] = Estimate(own["speedup"], own["speedup"], same["speedup"])
+    points = "predicted: every token draws its own experts; bars end where the tokens of a row share one draw"
+    taus = {method.name: (method.passes, method.tau) for method in setting.methods}
+    title = f"Drafting passes, tau and predicted speed, {setting.model}"
+    return passes_figure(taus, speedups, path, title, [f"{setting}; tau: {setting.source}", points])
 
 
 def write_roofline(config: DictConfig) -> None:
-    """Writes roofline.md and roofline.json in ``config.out`` and prints the former; with ``from`` the speedups alone."""
+    """Writes roofline.md, .json and .png in ``config.out`` and prints the first; with ``from`` the speedups alone."""
     setting = setting_of(config)
-    record = roofline_record(setting)
-    blocks = roofline_blocks(setting, record)
+    measured = measured_speedups(Path(config.measured)) if config.measured else {}
+    record = roofline_record(setting) | {"measured": {name: own.value for name, own in measured.items()}}
+    blocks = roofline_blocks(setting, record, measured)
     text = markdown([blocks[0], *blocks[-3:]] if config["from"] else blocks)
     written = write_report(config.out, {"roofline.md": text, "roofline.json": record})
+    written.append(roofline_figure(setting, record["rounds"], measured, Path(config.out) / "roofline.png"))
     print(f"{text}\nwrote {', '.join(map(str, written))}")

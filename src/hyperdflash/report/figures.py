@@ -1,6 +1,7 @@
 """Draws the paper's Figure 1 and a sweep's figures, without a display or pyplot's global state. The paper does not state
 whether its per-position rates are survival or conditional: ``acceptance_figure`` shows both."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,30 @@ def results_figure(found: Results, path: Path | str, title: str) -> Path:
     prompts = ", ".join(f"{here.count(methods[0], 'prompts', group)} {group}" for group in here.groups if group != MEAN)
     heading = [f"{prompts} prompts; plain mean over domains; bars: {LEVEL:.0%} bootstrap over prompts"]
     return acceptance_figure(panels, path, title, [*heading, *(["runs: " + ", ".join(found.runs)] if found.runs else [])])
+
+
+def passes_figure(
+    taus: dict[str, tuple[int, float]], speedups: dict[str, dict[str, Estimate]], path: Path, title: str, heading: Sequence[str]
+) -> Path:
+    """Writes a PNG: tau, then speedups, against sequential drafting passes. ``taus``: method -> passes and tau; ``speedups``:
+    title of a panel -> method -> speedup, where it is known."""
+    panels = [("Accepted length", "τ", {name: Estimate(tau, tau, tau) for name, (_, tau) in taus.items()})]
+    panels += [(panel, "speed, times plain decoding", own) for panel, own in speedups.items()]
+    figure, parts = headed_figure(title, heading, [PANEL_IN] * math.ceil(len(panels) / 2))
+    axes = [axis for part in parts for axis in part.subplots(1, 2)]
+    for axis, (panel, ylabel, own) in zip(axes, panels, strict=False):
+        for index, (name, (passes, _)) in enumerate(taus.items()):
+            if name in own:
+                error_bars(axis, [passes + 0.07 * (index - (len(taus) - 1) / 2)], [own[name]], index)
+        dress(axis, panel, "sequential drafting passes per round")
+        axis.set(ylabel=ylabel, xlim=(0.5, 0.5 + max(passes for passes, _ in taus.values())))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.axhline(1, color="#8C8C8C", linewidth=0.8)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes[1::2]:
+        label_lines(axis, [(0, tau, name, *look(i)) for i, (name, (_, tau)) in enumerate(taus.items())])
+    return save_figure(figure, path)
 
 
 def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
