@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import re
 import warnings
@@ -175,7 +176,8 @@ def read_definitions(file: SourceFile) -> list[Definition]:
 def scan(files: Iterable[SourceFile], read: Callable[[SourceFile], list] = read_definitions, *, num_workers: int = 1) -> list:
     """Returns what ``read`` finds in each of ``files``, in their order for any number of processes."""
     files = list(files)
-    with ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext() as pool:
+    # syntax trees have no cycles: the collector would walk them in vain
+    with ProcessPoolExecutor(num_workers, initializer=gc.disable) if num_workers > 1 else nullcontext() as pool:
         rows = pool.map(read, files, chunksize=32) if pool else map(read, files)
         bar = tqdm(rows, total=len(files), unit="file", desc="corpus: reading Python files")
         return [item for row in bar for item in row]
