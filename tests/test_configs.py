@@ -36,6 +36,7 @@ PARTNERS = {
     ("objective", "confidence"): ["head=markov_confidence"],
     ("objective", "dspark"): ["head=markov_confidence"],
     ("objective", "domino"): ["head=domino"],
+    ("objective", "dflash2"): ["head=selector"],
 }
 
 

@@ -22,6 +22,7 @@ METHOD = ("conditioning", "reducer", "inputs", "lead", "drafter", "head", "kl", 
 DECIDING = ("stage", "target", "corpus", "blocks", *METHOD, "optim", "trainer", "mode", "seed", "init_from", "cache.dtype")
 # a dataset's identity adds engine
 ENGINE = ("engine", "servers", "states_dir", "concurrency", "timeout_s", "attempts", "backoff_s")
+ABSENT = (("max_steps", None), ("convolution", 0))  # settings that are as if the option did not exist
 PERIODS = ("log_every_n_steps", "checkpoint_every_steps", "checkpoint_every_s")
 NOT_DECIDING = {
     "target": ("device_map", "tokens_per_forward", *ENGINE),
@@ -73,7 +74,7 @@ def decided_by(config: DictConfig, *, resolve: bool = True) -> dict:
         value = OmegaConf.select(config, name, throw_on_missing=True)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=resolve)
-            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ()) and (k, v) != ("max_steps", None)}
+            value = {k: v for k, v in value.items() if k not in NOT_DECIDING.get(name, ()) and (k, v) not in ABSENT}
         if name == "target":
             value["path"] = portable(value["path"])
         values[name] = _plain(value)

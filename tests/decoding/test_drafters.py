@@ -18,6 +18,7 @@ from hyperdflash.drafting.heads.correction import Correction
 from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
+from hyperdflash.drafting.heads.selector import Selector
 from hyperdflash.drafting.inputs import Inputs
 from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.mtp_chain import MTPChain
@@ -59,7 +60,7 @@ def block_drafter(target: Target, conditioning=None, reducer=None, head=None, la
     drafter = DrafterConfig(**SIZES, **changes).build(parts, torch.Generator().manual_seed(0)).eval()
     draw = torch.Generator().manual_seed(1)
     for name, parameter in drafter.named_parameters():
-        if name.split(".")[0] in ("head", *ADDITIONAL):
+        if name.split(".")[0] in ("head", *ADDITIONAL) or "_conv." in name:
             parameter.data.normal_(0.0, 0.3, generator=draw)
     return drafter
 
@@ -141,6 +142,7 @@ VARIANTS = {
     "rnn": dict(head=Markov(rank=8, kind="rnn")),
     "correction": dict(head=Correction()),
     "domino": dict(head=Domino(state=8, rank=8)),
+    "dflash2": dict(head=Selector(rank=8, top_k=5), convolution=2),
     "anchor state": dict(inputs=Inputs(anchor_state=True)),
     "next token": dict(inputs=Inputs(next_token=True)),
     "lead": dict(lead=MTPLead(steps=1)),

@@ -15,6 +15,7 @@ from hyperdflash.drafting.heads.correction import Correction
 from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.drafting.heads.markov import KINDS, Markov
+from hyperdflash.drafting.heads.selector import Selector
 from hyperdflash.targets.sampling import Sampler, probabilities
 from tests.proposed_block import propose
 
@@ -27,7 +28,7 @@ HEADS = SimpleNamespace(
     embed=torch.eye(V).__getitem__,
 )
 CONFIGS = {kind: Markov(rank=3, kind=kind) for kind in KINDS}
-CONFIGS |= {"correction": Correction(), "domino": Domino(state=3, rank=3)}
+CONFIGS |= {"correction": Correction(), "domino": Domino(state=3, rank=3), "selector": Selector(rank=3, top_k=3)}
 
 
 @dataclass(frozen=True)

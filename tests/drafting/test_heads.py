@@ -14,6 +14,7 @@ from hyperdflash.drafting.heads.correction import Correction
 from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
+from hyperdflash.drafting.heads.selector import Selector
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.targets.sampling import Sampler
 from tests.proposed_block import propose
@@ -25,6 +26,7 @@ SEQUENTIAL = {
     "rnn": Markov(rank=5, kind="rnn"),
     "correction": Correction(),
     "domino": Domino(state=6, rank=5),
+    "selector": Selector(rank=5, top_k=7),
 }
 ANCHORS = torch.tensor([[9, 10, 20], [9, 16, 29], [8, 20, 22]])
 MASK = torch.ones(3, 3, dtype=torch.bool)
@@ -62,7 +64,9 @@ def test_a_new_head_is_the_lm_head(name, build, heads, states):
     for name, value in plain.state_dict().items():
         assert torch.equal(value, drafter.state_dict()[name]), name
     slots = drafter.slots(states, heads, ANCHORS, MASK)
-    assert torch.equal(drafter.head.logits(slots, heads).dense(), plain.head.logits(slots, heads).dense())
+    new, old = (module.head.logits(slots, heads).dense() for module in (drafter, plain))
+    drafted = new > float("-inf")  # of a selector, the best tokens
+    assert torch.equal(new[drafted], old[drafted]) and torch.equal(new.argmax(dim=-1), old.argmax(dim=-1))
     block, anchor_id = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout), states.input_ids[0, 9:10]
     drafts = [propose(module.head, block, heads, anchor_id, Sampler()) for module in (plain, drafter)]
     assert torch.equal(drafts[0].ids, drafts[1].ids)
@@ -86,6 +90,12 @@ def expected_logits(name, head, slots, heads) -> torch.Tensor:
             state = gru(heads.embed_tokens.weight[slots.previous[:, :, : slot + 1]].flatten(0, 1))[1].view(2, 3, 6)
             bias = torch.nn.functional.silu(torch.cat([h, state], -1) @ head.joint_proj.weight.T)
             found.append(h @ w.T + bias @ head.token_table.weight.T)
+            continue
+        if name == "selector":
+            context = head.predecessor_codebook.weight[token] * (h @ head.hidden_projection.weight.T)
+            unary = h @ w.T
+            worse = unary < unary.sort(dim=-1, descending=True).values[..., 6:7]
+            found.append((unary + context @ head.successor_codebook.weight.T).masked_fill(worse, float("-inf")))
             continue
         e = bias = head.markov_w1.weight[token]
         if name == "gated":
@@ -159,12 +169,18 @@ def test_tables_of_a_head_are_tables_for_the_optimizer(build):
     assert kinds[id(drafter.layers[0].mlp.up_proj.weight)] == (True, 0.1)
 
 
+def test_a_selector_s_candidates_are_a_few_of_the_vocabulary(heads):
+    with pytest.raises(ValueError, match=r"head\.top_k must be in 1\.\.64 \(the vocabulary\), got 65"):
+        Selector(top_k=65).build(heads)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Markov(rank=0), r"head\.rank must be a positive integer, got 0"),
         (lambda: Markov(kind="lstm"), r"head\.kind must be vanilla or gated or rnn"),
         (lambda: Correction(expansion=0), r"head\.expansion must be a positive integer"),
+        (lambda: Selector(top_k=0), r"head\.top_k must be a positive integer"),
         (lambda: Domino(state=0), r"head\.state must be a positive integer"),
     ],
 )

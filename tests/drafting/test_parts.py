@@ -32,7 +32,7 @@ def mtp(mini_target):
 def filled(drafter):
     draw = torch.Generator().manual_seed(3)
     for name, parameter in drafter.named_parameters():
-        if name.split(".")[0] in ADDITIONAL:
+        if name.split(".")[0] in ADDITIONAL or "_conv." in name:
             parameter.data.normal_(0.0, 0.3, generator=draw)
     return drafter
 
@@ -41,9 +41,13 @@ def features(drafter, states, heads):
     return drafter.slots(states, heads, ANCHORS, MASK).features
 
 
-@pytest.mark.parametrize("inputs", [Inputs(anchor_state=True), Inputs(next_token=True), BOTH], ids=str)
-def test_a_new_drafter_with_more_inputs_is_the_one_without(inputs, build, heads, states):
-    plain, more = build(), build(inputs=inputs)
+@pytest.mark.parametrize(
+    "changes",
+    [*(dict(inputs=one) for one in (Inputs(anchor_state=True), Inputs(next_token=True), BOTH)), dict(convolution=2)],
+    ids=str,
+)
+def test_a_new_drafter_with_more_parts_is_the_one_without(changes, build, heads, states):
+    plain, more = build(), build(**changes)
     assert torch.equal(features(plain, states, heads), features(more, states, heads))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, more.state_dict()[name]), name
@@ -58,7 +62,7 @@ def test_new_gates_are_the_papers_gate_on_the_residual(build, heads, states):
     assert not torch.equal(features(gated, states, heads), features(gated, moved, heads))
 
 
-@pytest.mark.parametrize("changes", [dict(inputs=BOTH), GATED], ids=["inputs", "gates"])
+@pytest.mark.parametrize("changes", [dict(inputs=BOTH), GATED, dict(convolution=2)], ids=["inputs", "gates", "convolution"])
 def test_every_weight_of_a_part_learns(changes, build, heads, states):
     drafter = filled(build(**changes))
     if "reducer" in changes:

@@ -16,6 +16,7 @@ METHODS = {
     "dflash": ["method=dflash", "conditioning.layer_ids=[0,2]"],
     "dspark": ["method=dspark", "conditioning.layer_ids=[0,2]", "head.rank=8"],
     "best": ["method=best"],
+    "dflash2": ["method=dflash2", "conditioning.layer_ids=[0,2]", "head.rank=8", "head.top_k=6"],
     "fc": ["reducer=fc"],
     "frozen": ["lead=mtp", "lead.trainable=false", "head=markov", "head.rank=4", "head.kind=rnn"],
     "gate_markov": ["head=markov", "head.rank=4", "head.kind=gated"],

@@ -5,6 +5,7 @@ argv: zlab | speculators, the folder, a file of inputs, the file to write logits
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 
 def zlab(folder: Path, given: dict[str, Tensor]) -> Tensor:
-    """z-lab's ``DFlashDraftModel``, one block after the other, as its ``dflash_generate`` calls it."""
-    from dflash.model import DFlashDraftModel
+    """z-lab's ``DFlashDraftModel`` or ``DFlash2DraftModel``, one block after the other, as its ``dflash_generate`` calls it."""
+    from dflash import model as dflash
 
-    model = DFlashDraftModel.from_pretrained(folder).eval()
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = getattr(dflash, name).from_pretrained(folder).eval()
     rows = []
     for anchor in given["anchors"].tolist():
         ids = torch.tensor([given["input_ids"][anchor], *[model.mask_token_id] * (model.block_size - 1)])
@@ -26,12 +28,19 @@ def zlab(folder: Path, given: dict[str, Tensor]) -> Tensor:
             noise_embedding=given["embedding"][ids][None],
             position_ids=torch.arange(anchor + model.block_size)[None],
         )
-        rows.append(model.compute_logits(hidden[0, 1:], lambda states: states @ given["lm_head"].T))
+        logits = model.compute_logits(hidden[0, 1:], lambda states: states @ given["lm_head"].T)
+        if name == "DFlash2DraftModel":  # the distribution that each slot's draft comes from, after the text's token
+            previous = given["input_ids"][anchor : anchor + len(logits)].split(1)
+            for slot, token in enumerate(previous):
+                states = hidden[:, slot + 1 : slot + 2]
+                _, candidates, probs = model.candidate_selector.select(states, logits[None, slot : slot + 1], token, 1.0)
+                logits[slot] = torch.full_like(logits[slot], -torch.inf).scatter(0, candidates[0, 0], probs[0, 0].log())
+        rows.append(logits)
     return torch.stack(rows)
 
 
 def speculators(folder: Path, given: dict[str, Tensor]) -> Tensor:
-    """The draft class that speculators finds for the folder: DFlash's logits, or DSpark's with the tokens of the text."""
+    """The draft class that speculators finds for the folder: DFlash's logits, or those after the text's tokens."""
     from speculators import SpeculatorModel
     from speculators.config import SpeculatorModelConfig
     from speculators.losses import resolve_loss_config
@@ -44,7 +53,11 @@ def speculators(folder: Path, given: dict[str, Tensor]) -> Tensor:
     core.select_anchors = lambda *arguments: (anchors, torch.ones_like(anchors, dtype=torch.bool))
     metrics = sys.modules[type(model).__module__]
     measured = metrics.compute_metrics  # the only function that sees the logits of all heads
-    metrics.compute_metrics = lambda logits, *rest, **options: seen.append(logits) or measured(logits, *rest, **options)
+    if second := config.speculators_model_type == "dflash2":
+        selector, scored = model.candidate_selector, model.candidate_selector.score_candidates
+        selector.score_candidates = lambda *given: seen.append(given) or scored(*given)
+    else:
+        metrics.compute_metrics = lambda logits, *rest, **options: seen.append(logits) or measured(logits, *rest, **options)
     length = len(given["input_ids"])
     model(
         given["hidden"][None],
@@ -56,6 +69,9 @@ def speculators(folder: Path, given: dict[str, Tensor]) -> Tensor:
         max_anchors=len(anchors),
         **({"tv_loss_fn": resolve_loss_config("tv", "eager")["tv"][0]} if config.speculators_model_type == "dspark" else {}),
     )
+    if second:
+        candidates, scores = selector.select(*seen[0][:3])
+        seen = [torch.full_like(seen[0][0], -torch.inf).scatter(-1, candidates, scores)]
     return seen[0].view(len(anchors), model.block_size, -1)[:, 1:]
 
 

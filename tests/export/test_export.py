@@ -119,6 +119,8 @@ def changed(groups: dict, **values) -> dict:
         ({"head": {"option": "markov", "kind": "gated"}}, "speculators", "no engine serves gated"),
         ({"head": {"option": "markov", "kind": "rnn"}}, "dflash", "no engine serves rnn"),
         ({"head": {"option": "domino"}}, "dflash", "no engine serves head=domino"),
+        ({"head": {"option": "selector"}}, "speculators", "no engine serves head=selector"),
+        ({"drafter": {"convolution": 2}}, "dflash", "no engine serves drafter.convolution"),
         ({"head": {"option": "my_heads.Mine"}}, "transformers", "a part of your own"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from hyperdflash.drafting.anchors import all_anchors, make_blocks
 from hyperdflash.objectives.acceptance_rate import LKHybrid, LogAcceptance, TotalVariation
 from hyperdflash.objectives.confidence import Confidence
-from hyperdflash.objectives.cross_entropy import DPace, PositionWeighted
+from hyperdflash.objectives.cross_entropy import Candidates, DPace, PositionWeighted
 from hyperdflash.objectives.distillation import Distillation
 from hyperdflash.objectives.factored_logits import target_logits
 from hyperdflash.objectives.objective import Objective
@@ -121,6 +121,33 @@ def test_a_term_reads_its_view_with_the_weight_of_the_moment(batch, residual, he
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="have no view lm_head"):
         objective.check(6, views=("head",))
+
+
+@pytest.mark.parametrize("missing", ["last", "drop"])
+def test_candidates_are_the_lm_head_s_best_tokens(batch, residual, heads, missing):
+    """Row by row: a label that is no candidate replaces the last one, or its row adds nothing; the divisor counts every row."""
+    hidden, blocks = batch
+    draw = torch.Generator().manual_seed(7)
+    bias, table = torch.randn(*hidden.shape[:-1], 3, generator=draw), torch.randn(32, 3, generator=draw, requires_grad=True)
+    logits = replace(target_logits(hidden, heads).plus(bias, table), top_k=6)
+    objective = Objective({"one": Candidates(gamma=4.0, missing=missing)})
+    sums = objective.sums(logits, blocks, residual, heads)
+    loss, weights, expected, total, recalled = objective.loss(sums), position_weights(6, 4.0), 0.0, 0.0, []
+    for b, i, k in blocks.label_mask.nonzero().tolist():
+        unary, label = heads.logits(hidden[b, i, k]), int(blocks.labels[b, i, k])
+        ids = unary.topk(6).indices.tolist()
+        recalled.append(label in ids)
+        ids = ids if label in ids else [*ids[:-1], label]
+        if recalled[-1] or missing == "last":
+            scores = (unary + table @ bias[b, i, k])[ids]
+            expected = expected - weights[k] * scores.log_softmax(-1)[ids.index(label)]
+        total += weights[k]
+    assert 0 < sum(recalled) < len(recalled)
+    torch.testing.assert_close(loss, expected / total)
+    gradients = [torch.autograd.grad(x, [hidden, table], retain_graph=True) for x in (loss, expected / total)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="have no view candidates"):
+        objective.check(6)
 
 
 def test_losses_of_a_perfect_drafter_are_zero(batch, residual, heads):

@@ -7,8 +7,9 @@ import torch
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import Drafter
+from hyperdflash.drafting.layers import CHANNELS
 from hyperdflash.drafting.mtp_chain import MTPChain, new_chain
-from hyperdflash.settings import boolean, positive_int, positive_number
+from hyperdflash.settings import boolean, natural_int, positive_int, positive_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class DrafterConfig:
     ``hidden_size`` null is the target's width; ``block_size`` K = 1 anchor + S draft slots;
     ``context_window`` W limits a block to the W newest states before its anchor, null shows it all of them;
     ``rms_norm_eps`` applies to every norm of the drafter; ``initializer_range`` is the standard deviation of new weights;
+    ``convolution`` is the number of taps of DFlash 2's convolutions around attention and MLP, 0 without them;
     ``gradient_checkpointing`` recomputes each layer's activations in the backward pass; ``compile`` compiles the layers.
     """
 
@@ -32,6 +34,7 @@ class DrafterConfig:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     context_window: int | None = None
+    convolution: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
 
@@ -41,6 +44,7 @@ class DrafterConfig:
         for name in ("hidden_size", "context_window"):
             if getattr(self, name) is not None:
                 positive_int(f"drafter.{name}", getattr(self, name))
+        natural_int("drafter.convolution", self.convolution)
         for name in ("gradient_checkpointing", "compile"):
             boolean(f"drafter.{name}", getattr(self, name))
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
@@ -70,6 +74,10 @@ class DrafterConfig:
             parts.lead.check(self.num_slots)
             if parts.lead.steps == self.num_slots:
                 return new_chain(parts, self.num_slots, generator, trainable=parts.lead.trainable)
+        if self.convolution and (width := self.hidden_size or parts.heads.hidden_size) % CHANNELS:
+            raise ValueError(
+                f"drafter.convolution needs a width in multiples of {CHANNELS}, got {width}: run with drafter.convolution=0"
+            )
         with torch.device("meta"):
             module = Drafter(self, parts)
         if not parts.on_meta:

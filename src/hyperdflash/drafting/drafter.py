@@ -33,7 +33,7 @@ from hyperdflash.drafting.attention import (
     context_mask,
 )
 from hyperdflash.drafting.draft_model import DrafterParts
-from hyperdflash.drafting.layers import RMSNorm, SwiGLU, linear, rotary_angles
+from hyperdflash.drafting.layers import BlockConvolution, RMSNorm, SwiGLU, linear, rotary_angles
 from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.states.codecs import CODECS, Codec
 from hyperdflash.targets.heads import TargetHeads
@@ -54,10 +54,15 @@ class DraftLayer(nn.Module):
         self.self_attn = BlockAttention(config, hidden_size, layout)
         self.post_attention_layernorm = RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(hidden_size, config.intermediate_size)
+        taps = config.convolution
+        self.attention_conv, self.mlp_conv = (BlockConvolution(hidden_size, taps) if taps else None for _ in range(2))
 
     def forward(self, x: Tensor, angles: Angles, context: KeyValue, mask: Tensor | BlockMask) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, context, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        def around(convolution: BlockConvolution | None, x: Tensor, sublayer: nn.Module, *others) -> Tensor:
+            return sublayer(x, *others) if convolution is None else convolution(x, lambda x: sublayer(x, *others))
+
+        x = x + around(self.attention_conv, self.input_layernorm(x), self.self_attn, angles, context, mask)
+        return x + around(self.mlp_conv, self.post_attention_layernorm(x), self.mlp)
 
 
 class Drafter(nn.Module):
@@ -97,12 +102,14 @@ class Drafter(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
         """Draws matrices from normal(0, initializer_range); norms are 1, additional projections 0; reducer and head differ."""
-        own = [module for name, module in self.named_modules() if name.split(".")[0] not in ("head", *ADDITIONAL)]
-        for module in own:
+        own = [(name, module) for name, module in self.named_modules() if name.split(".")[0] not in ("head", *ADDITIONAL)]
+        for module in [module for name, module in own if not name.endswith("kernel_projection")]:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
+            elif isinstance(module, BlockConvolution):
+                module.reset_parameters()
         for name in ADDITIONAL:
             if getattr(self, name) is not None:
                 getattr(self, name).weight.fill_(1.0 if name.endswith("norm") else 0.0)

@@ -17,6 +17,7 @@ Recomputed products count once, and rows that the loss masks do not count.
 from dataclasses import astuple, dataclass
 
 from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.layers import CHANNELS
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def step_flops(
     layers, rows, slots = config.num_layers, num_anchors * config.block_size, num_anchors * config.num_slots
     heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim
     seen = (num_tokens / 2 if mean_visible is None else mean_visible) + config.block_size
-    blocks = 3 * layers * rows * hidden * (2 * heads + keys + 3 * config.intermediate_size)
+    convolution = 4 * config.convolution * hidden // CHANNELS  # their kernels
+    blocks = 3 * layers * rows * hidden * (2 * heads + keys + 3 * config.intermediate_size + convolution)
     if hidden != target_width:
         blocks += (2 * rows + 3 * slots) * hidden * target_width
     return StepFlops(

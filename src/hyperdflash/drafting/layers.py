@@ -1,8 +1,12 @@
-"""The parts of a Qwen3-style draft layer: RMSNorm, rotary positions, SwiGLU."""
+"""The parts of a Qwen3-style draft layer: RMSNorm, rotary positions, SwiGLU, and DFlash 2's convolution around a sublayer."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+CHANNELS = 16  # that share a dynamic kernel of the convolution, as in DFlash 2
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -80,6 +84,37 @@ class _GatedDown(torch.autograd.Function):
         d_gate = d_product.mul_(up)
         torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
         return d_gate, d_up, None if d_weight is None else d_weight.to(weight.dtype)
+
+
+class BlockConvolution(nn.Module):
+    """Causal convolutions over the positions of a block around a sublayer (DFlash 2; z-lab/dflash, MIT).
+
+        y[t] = sum_j (base[j] + d[t, j]) x[t - j],  j < ``taps``,    [d_in; d_out] = ``kernel_projection`` x
+
+    in front of the sublayer with ``base_kernel[0]`` and d_in, behind it with ``base_kernel[1]`` and d_out of the same x. It
+    starts as the identity."""
+
+    def __init__(self, hidden_size: int, taps: int):
+        super().__init__()
+        self.base_kernel = nn.Parameter(torch.empty(2, taps, hidden_size))
+        self.kernel_projection = linear(hidden_size, 2 * taps * (hidden_size // CHANNELS))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.kernel_projection.weight.zero_()
+        self.base_kernel.zero_()[:, 0] = 1.0
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """[..., K, D] -> [..., K, D]."""
+        d_in, d_out = self.kernel_projection(x).unflatten(-1, (*self.base_kernel.shape[:2], -1)).unbind(-3)
+        return _convolved(sublayer(_convolved(x, self.base_kernel[0], d_in)), self.base_kernel[1], d_out)
+
+
+def _convolved(x: Tensor, base: Tensor, change: Tensor) -> Tensor:
+    """x [..., K, D], base [taps, D], change [..., K, taps, D / CHANNELS] -> [..., K, D]."""
+    kernels = base.to(x.dtype) + change.repeat_interleave(CHANNELS, dim=-1)  # [..., K, taps, D]
+    shifted = [F.pad(x, (0, 0, tap, 0))[..., : x.shape[-2], :] for tap in range(len(base))]
+    return (kernels * torch.stack(shifted, dim=-2)).sum(dim=-2)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ def _unserved(to: str, groups: Groups, hidden_size: int) -> str | None:
         "conditioning.paths=flat": taps.get("paths") == "flat",
         f"reducer={reducer['option']}": reducer["option"] not in ("fc", "hc_gate"),
         f"head={head['option']}": head["option"] not in ("lm_head", "markov", "correction"),
+        "drafter.convolution": drafter.get("convolution"),
     }
     if found := [name for name, wrong in unknown.items() if wrong]:
         return f"no engine serves {', '.join(found)}; {KEEPS}"

@@ -1,13 +1,13 @@
 """Cross-entropy of draft slots against the text, weighted by position or by the drafter's own confidence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.objectives.term import SlotBatch, SlotWeighted
-from hyperdflash.settings import number_between
+from hyperdflash.settings import number_between, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +52,32 @@ class DPace(SlotWeighted):
         expected = factors.cumprod(dim=1) * exists  # of each slot: the probability that the block is right up to it
         weights = expected.flip(1).cumsum(dim=1).flip(1).flatten()
         return weights[place.clamp(max=last - 1)] * ce
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates(SlotWeighted):
+    """Cross-entropy over the candidates of a slot alone (DFlash 2). A label that is none of them takes the last one's place
+    (``missing`` last, as in speculators), or its slot adds nothing (drop, as in NeMo); the divisor counts it either way, since
+    it must be known before any forward pass."""
+
+    missing: str = "last"
+    view: str = "lm_head"
+
+    name = metric = "candidates"
+    needs = ("candidates",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("objective.terms.candidates.missing", self.missing, ("last", "drop"))
+
+    def of_rows(self, logits: FactoredLogits, batch: SlotBatch) -> Tensor:
+        def loss(rows: FactoredLogits, part: slice) -> Tensor:
+            labels, first = batch.labels[part, None], rows.view("lm_head").dense()
+            ids = first.topk(rows.top_k, dim=-1).indices
+            found = (ids == labels).any(dim=-1)
+            ids[:, -1:] = torch.where(found[:, None], ids[:, -1:], labels)
+            scores = replace(rows, top_k=None).dense(first).gather(1, ids)
+            ce = scores.logsumexp(dim=-1) - scores.masked_fill(ids != labels, 0.0).sum(dim=-1)
+            return ce if self.missing == "last" else ce.masked_fill(~found, 0.0)
+
+        return logits.by_rows(loss)

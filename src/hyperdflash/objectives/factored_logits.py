@@ -7,12 +7,13 @@ this module and targets/ name the LM head's weight: losses, replay, the loop and
 head, and the teacher's from ``target_logits``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hyperdflash.objectives.row_values import Against, RowValues
 from hyperdflash.objectives.sweep import is_largest, joined, sweep
@@ -26,12 +27,15 @@ LOGITS_BYTES = 64 << 20  # fp32 logits that exist at a time where argmax and tok
 class FactoredLogits:
     """``features`` [..., F_f] and ``tables`` [V, F_f], one of each per factor; products are computed in ``dtype``.
     ``confidence`` [...] is the head's estimate, as a logit, that the draft of each row is accepted; None without an estimate.
+    With ``top_k`` only that many candidates are drafted, those with the largest logits of the first factor; ``values`` still
+    reads all logits.
     """
 
     features: tuple[Tensor, ...]
     tables: tuple[Tensor, ...]
     dtype: torch.dtype
     confidence: Tensor | None = None
+    top_k: int | None = None
 
     def plus(self, features: Tensor, table: Tensor) -> Self:
         """Adds a factor: ``features`` [..., F], ``table`` [V, F]."""
@@ -39,11 +43,7 @@ class FactoredLogits:
 
     def view(self, name: str) -> Self:
         """Returns the logits of a term's ``view`` (term.py): all factors, or the first one, which is the LM head's."""
-        return self if name == "head" else replace(self, features=self.features[:1], tables=self.tables[:1])
-
-    def without_first(self) -> Self:
-        """Leaves out the first factor, which is the LM head's."""
-        return replace(self, features=self.features[1:], tables=self.tables[1:])
+        return self if name == "head" else replace(self, features=self.features[:1], tables=self.tables[:1], top_k=None)
 
     def __getitem__(self, index) -> Self:
         confidence = None if self.confidence is None else self.confidence[index]
@@ -75,32 +75,41 @@ class FactoredLogits:
     @torch.no_grad()
     def is_argmax(self, labels: Tensor) -> Tensor:
         """Returns whether ``argmax`` of each row is its label: ``labels`` [R] int64 -> bool [R], without [R, V] logits."""
-        return is_largest(self.joined(), labels, self.tables)
+        return is_largest(self.joined(), labels, self.tables) if self.top_k is None else self.argmax() == labels
 
     @torch.no_grad()
     def argmax(self) -> Tensor:
         """Returns the token with the largest logit of each row, the first of equals: int64 [R], from a few rows at a time."""
-        size = max(1, LOGITS_BYTES // (4 * len(self.tables[0])))
-        starts = range(0, len(self.features[0]), size)
-        parts = [self[start : start + size].dense().argmax(dim=-1) for start in starts]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self.features[0].device)
+        return self.by_rows(lambda rows, _: rows.dense().argmax(dim=-1))
 
     @torch.no_grad()
     def token_probabilities(
         self, token_ids: Tensor, temperature: float, top_p: float = 1.0, logits_bytes: int = LOGITS_BYTES
     ) -> Tensor:
         """Returns the probability of one token per row, int64 [R] -> fp32 [R], from ``logits_bytes`` of logits at a time."""
-        size = max(1, logits_bytes // (4 * len(self.tables[0])))
-        parts = [
-            token_probabilities(self[start : start + size].dense(), ids, temperature, top_p)
-            for start, ids in zip(range(0, len(token_ids), size), token_ids.split(size), strict=False)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, device=token_ids.device)
 
-    def dense(self) -> Tensor:
-        """Returns whole logits [..., V] fp32: for a few rows."""
-        parts = [product(x.to(self.dtype), table) for x, table in zip(self.features, self.tables, strict=True)]
-        return sum(parts[1:], parts[0])
+        def read(rows: Self, part: slice) -> Tensor:
+            return token_probabilities(rows.dense(), token_ids[part], temperature, top_p)
+
+        return self.by_rows(read, logits_bytes)
+
+    def by_rows(self, read: Callable[[Self, slice], Tensor], logits_bytes: int = LOGITS_BYTES) -> Tensor:
+        """Joins what ``read`` gives [n, ...] for a few rows at a time, whose whole logits take ``logits_bytes``. The backward
+        pass computes them again."""
+        size = max(1, logits_bytes // (4 * len(self.tables[0])))
+        parts = [slice(start, start + size) for start in range(0, max(1, len(self.features[0])), size)]
+        return torch.cat([checkpoint(read, self[part], part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    def dense(self, first: Tensor | None = None) -> Tensor:
+        """Returns whole logits [..., V] fp32, -inf where nothing is drafted: for a few rows. ``first`` is the product of the
+        first factor, if it is known."""
+        others = [product(x.to(self.dtype), table) for x, table in zip(self.features[1:], self.tables[1:], strict=True)]
+        first = product(self.features[0].to(self.dtype), self.tables[0]) if first is None else first
+        logits = sum(others, first)
+        if self.top_k is None:
+            return logits
+        kept = first.topk(self.top_k, dim=-1).indices
+        return torch.full_like(logits, float("-inf")).scatter(-1, kept, logits.gather(-1, kept))
 
 
 def target_logits(hidden: Tensor, heads: TargetHeads) -> FactoredLogits:

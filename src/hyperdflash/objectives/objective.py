@@ -73,9 +73,9 @@ class Objective:
         confidence."""
         for term in self.terms.values():
             term.check(num_slots, has_confidence)
-            if term.view not in views:
+            if missing := {term.view, *term.needs} - set(views):
                 raise ValueError(
-                    f"objective.terms has {term.metric}, and the draft head's logits have no view {term.view}: run with the "
+                    f"objective.terms has {term.metric}, and the draft head's logits have no view {min(missing)}: run with the "
                     "head of the method that has this objective, such as method=domino, or with objective=paper"
                 )
         if has_confidence and not any(term.name == "confidence" for term in self.active):

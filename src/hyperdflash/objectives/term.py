@@ -78,12 +78,13 @@ class SlotBatch:
 class Term:
     """``name``; ``weight`` of its mean in the loss: a term of weight 0 is not computed. If there is a ``start``, the weight
     goes from it to ``weight`` over the first half of the training, linearly. ``view``: the logits that it reads, those of the
-    draft head, or those of the LM head alone on the same features."""
+    draft head, or those of the LM head alone on the same features. ``needs``: other views that a head must have for it."""
 
     name: str
     weight: float
     start: float | None = None
     view: str = "head"
+    needs: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from hyperdflash.drafting.config import DrafterConfig
+from hyperdflash.drafting.layers import CHANNELS
 from hyperdflash.planning.v4_sizes import BYTES, SPARSE_RATIO, V4Sizes, Weights, mtp_weights, target_weights
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
 
-HEADS = ("lm_head", "markov", "correction", "domino")
+HEADS = ("lm_head", "markov", "correction", "domino", "selector")
 FP8_RATE = ("fp4", "fp8")  # formats multiplied at the FP8 rate; activations are FP8 beside FP4 weights
 
 
@@ -178,6 +179,7 @@ def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
         "markov": sizes.vocab_size * method.rank,
         "correction": 3 * method.expansion * sizes.hidden_size**2,
         "domino": sizes.vocab_size * method.rank + recurrent,
+        "selector": sizes.hidden_size * method.rank,
     }[method.head]
     return [_multiplied(Weights("draft head", extra, "bf16"), batch)] * method.slots if extra else []
 
@@ -200,6 +202,7 @@ def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch
     keys = drafter.num_kv_heads * drafter.head_dim
     queries = drafter.num_heads * drafter.head_dim
     per_layer = 2 * width * queries + 2 * width * keys + 3 * width * drafter.intermediate_size
+    per_layer += 4 * drafter.convolution * width * (width // CHANNELS + 1)
     reducing = m * D * width if method.reducer == "fc" else m * m * D + m + 1 + m * D  # Eq. 1 with its per-path norm
     resize = 0 if width == D else 2 * D * width
     block, new, left = drafter.block_size * batch, method.tau * batch, drafter.num_slots - method.lead

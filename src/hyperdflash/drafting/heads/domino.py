@@ -38,7 +38,7 @@ class Domino:
 class DominoHead(DraftHead):
     """``gru`` without biases, ``joint_proj`` L1 and ``token_table.weight`` L2, which starts at 0: the plain LM head."""
 
-    adds_to_lm_head = True
+    views = ("head", "lm_head")
 
     def __init__(self, config: Domino, vocab_size: int, width: int):
         super().__init__()

@@ -18,18 +18,14 @@ class DraftHead(nn.Module):
     """Holds trainable parameters only. Tables of the vocabulary are ``nn.Embedding``, by which optimizers recognize them.
 
     ``has_confidence``: its logits carry a confidence, which a term of the objective trains. ``reads_previous``: the logits of a
-    slot depend on the tokens before it; if False, the loop drafts a block at once. ``adds_to_lm_head``: the first factor of its
-    logits is the LM head on the features as they are, so that one product with the LM head serves all slots of a block.
+    slot depend on the tokens before it; if False, the loop drafts a block at once. ``views`` of its logits that terms of the
+    objective may read: with lm_head, the first factor is the LM head on the features as they are, so that one product with it
+    serves all slots of a block.
     """
 
     has_confidence = False
     reads_previous = True
-    adds_to_lm_head = False
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The views of its logits that a term of the objective may read (objectives/term.py)."""
-        return ("head", "lm_head") if self.adds_to_lm_head else ("head",)
+    views: tuple[str, ...] = ("head",)
 
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
         """Returns the logits of every slot, [B, A, S]; slot k may read ``slots.previous`` of slots 1..k."""
@@ -74,11 +70,11 @@ class BlockDraft:
             logits = self.head.logits(self._slots(first + num_new), self.heads)[0, 0, first:]
             self._choose(logits.dense(), logits.confidence)
             return
-        of_states = target_logits(features[0, 0], self.heads).dense() if self.head.adds_to_lm_head else None  # [n, V]
+        of_states = target_logits(features[0, 0], self.heads).dense() if "lm_head" in self.head.views else None  # [n, V]
         for slot in range(num_new):
             logits = self.head.logits(self._slots(first + slot + 1), self.heads)[0, 0, first + slot :]
-            dense = logits.dense() if of_states is None else of_states[slot : slot + 1] + logits.without_first().dense()
-            self._choose(dense, logits.confidence)
+            first_product = None if of_states is None else of_states[slot : slot + 1]
+            self._choose(logits.dense(first_product), logits.confidence)
 
     def _slots(self, num_slots: int) -> Slots:
         """Returns the first slots, with the drafts before them as far as they are known."""

@@ -47,7 +47,7 @@ class MarkovHead(DraftHead):
     ``confidence_proj`` [1, D + r], each with a bias. W2 starts at 0, which makes this the plain LM head, and so does the
     confidence's layer, where every confidence is 1/2."""
 
-    adds_to_lm_head = True
+    views = ("head", "lm_head")
 
     def __init__(self, config: Markov, vocab_size: int, width: int):
         super().__init__()
