@@ -17,11 +17,11 @@ TEACHERS = ("mean_pool", "hc_head")
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Term):
-    """``alpha`` of Eq. 3, ``positions`` P, ``temperature`` T_KD; ``teacher`` says how the target's paths collapse. mean_pool is
-    the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed."""
+    """``alpha`` of Eq. 3, ``positions`` P (None: all slots), ``temperature`` T_KD; ``teacher`` says how the target's paths
+    collapse. mean_pool is the paper's teacher, hc_head the target's exact distribution. With alpha 0 nothing is computed."""
 
     alpha: float
-    positions: int
+    positions: int | None
     temperature: float
     teacher: str
 
@@ -29,7 +29,8 @@ class Distillation(Term):
 
     def __post_init__(self):
         number_between("kl.alpha", self.alpha, 0.0, 1.0)
-        natural_int("kl.positions", self.positions)
+        if self.positions is not None:
+            natural_int("kl.positions", self.positions)
         positive_number("kl.temperature", self.temperature)
         one_of("kl.teacher", self.teacher, TEACHERS)
         if self.alpha > 0 and self.positions == 0:
@@ -44,7 +45,7 @@ class Distillation(Term):
         return Reading(self.teacher, self.temperature, self.positions, kl=True)
 
     def check(self, num_slots: int, has_confidence: bool = False) -> None:
-        if self.positions > num_slots:
+        if self.positions is not None and self.positions > num_slots:
             raise ValueError(f"kl.positions must be in 0..{num_slots} (drafter.block_size - 1), got {self.positions}")
 
     def count(self, slot_count: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def make_plan(config: DictConfig) -> Plan:
     module = drafter.build(DrafterParts(conditioning=conditioning, reducer=reducer, heads=heads, mask_token_id=0))
     trainable = sum(p.numel() for p in module.parameters())
     accumulated = trainer.get("accumulate_grad_batches", 1)
-    documents, num_taught = optim.batch_size * accumulated, kl.positions if kl.alpha > 0 else 0
+    documents = optim.batch_size * accumulated
+    num_taught = (drafter.num_slots if kl.positions is None else kl.positions) if kl.alpha > 0 else 0
     weight_bytes = 2 if target.dtype == "bf16" else 4
 
     step = StepSizes(
