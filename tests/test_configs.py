@@ -37,6 +37,7 @@ PARTNERS = {
     ("objective", "dspark"): ["head=markov_confidence"],
     ("objective", "domino"): ["head=domino"],
     ("objective", "dflash2"): ["head=selector"],
+    ("objective", "xpress"): ["head=xpress"],
 }
 
 

@@ -19,6 +19,7 @@ from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
 from hyperdflash.drafting.heads.selector import Selector
+from hyperdflash.drafting.heads.xpress import XPress
 from hyperdflash.drafting.inputs import Inputs
 from hyperdflash.drafting.lead import MTPLead
 from hyperdflash.drafting.mtp_chain import MTPChain
@@ -143,6 +144,7 @@ VARIANTS = {
     "correction": dict(head=Correction()),
     "domino": dict(head=Domino(state=8, rank=8)),
     "dflash2": dict(head=Selector(rank=8, top_k=5), convolution=2),
+    "xpress": dict(head=XPress(rank=8, passes=3)),
     "anchor state": dict(inputs=Inputs(anchor_state=True)),
     "next token": dict(inputs=Inputs(next_token=True)),
     "lead": dict(lead=MTPLead(steps=1)),
@@ -165,7 +167,7 @@ def walk_drafter(drafter, module, states: TargetStates, heads, start: int, steps
         with_drafts = TargetStates(**{**vars(states), "input_ids": ids})
         at = torch.tensor([[anchor]])
         slots = module.slots(with_drafts, heads, at, torch.ones_like(at, dtype=torch.bool))
-        expected = module.head.logits(slots, heads)[0, 0, :num_slots].dense()
+        expected = module.head.drafted(slots, heads)[0, 0, :num_slots].dense()
         got = torch.cat(recorder.logits)
         assert torch.allclose(got, expected, atol=1e-4), (anchor, float((got - expected).abs().max()))
         assert torch.equal(draft.ids, expected.argmax(-1))
@@ -268,7 +270,7 @@ METHODS = ["autoregressive", "mtp", "hyperdflash", "markov mtp", *VARIANTS]
 def trained_module(method: str, target: Target, greedy):
     plain = [Generation(tuple(ids), "length", None, ()) for ids in greedy]
     if method in ("mtp", "markov mtp"):
-        head = Markov(rank=8).build(target.heads) if method == "markov mtp" else None
+        head = Markov(rank=8).build(target.heads, 3) if method == "markov mtp" else None
         chain = MTPChain(copy.deepcopy(target.mtp), 3, head=head, trainable=True)
         return learnt(chain, target, captured(target, PROMPTS, plain), steps=12)
     drafter = block_drafter(target, **VARIANTS.get(method, {}))

@@ -16,6 +16,7 @@ from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.head import DraftHead
 from hyperdflash.drafting.heads.markov import KINDS, Markov
 from hyperdflash.drafting.heads.selector import Selector
+from hyperdflash.drafting.heads.xpress import XPress
 from hyperdflash.targets.sampling import Sampler, probabilities
 from tests.proposed_block import propose
 
@@ -29,21 +30,22 @@ HEADS = SimpleNamespace(
 )
 CONFIGS = {kind: Markov(rank=3, kind=kind) for kind in KINDS}
 CONFIGS |= {"correction": Correction(), "domino": Domino(state=3, rank=3), "selector": Selector(rank=3, top_k=3)}
+CONFIGS |= {f"xpress {passes}": XPress(rank=3, passes=passes) for passes in (1, 2)}
 
 
 @dataclass(frozen=True)
 class Forced(Sampler):
-    """Draws given tokens, one per call, from the distribution that the head asks it to draw from."""
+    """Draws given tokens, one per row of logits, from the distributions that the head asks it to draw from."""
 
     tokens: list[int] = field(default_factory=list)
 
     def choose(self, logits):
-        return torch.tensor([self.tokens.pop(0)]), self.probabilities(logits)
+        return torch.tensor([self.tokens.pop(0) for _ in logits]), self.probabilities(logits)
 
 
 def block(kind: str, num_slots: int = 2) -> tuple[DraftHead, Slots]:
     draw = torch.Generator().manual_seed(0)
-    head = CONFIGS[kind].build(HEADS)
+    head = CONFIGS[kind].build(HEADS, num_slots)
     for table in head.parameters():
         table.data.normal_(0.0, 1.5, generator=draw)
     features = torch.randn(1, 1, num_slots, V, generator=draw)
@@ -83,7 +85,7 @@ def test_replay_accepts_with_the_probability_that_the_loop_does(kind):
     p = probabilities(torch.randn(V, V, generator=torch.Generator().manual_seed(5)), 1.0).double()
     for first in range(V):
         forced = Slots(slots.features, torch.tensor([1, first]).view(1, 1, 2), slots.layout)
-        q = head.logits(forced, HEADS)[0, 0, 1].dense().double().softmax(-1)
+        q = head.drafted(forced, HEADS)[0, 0, 1].dense().double().softmax(-1)
         sampler = Forced(1.0, 1.0, None, [first, 0])
         loop_q = propose(head, slots, HEADS, torch.tensor([1]), sampler).probs[1].double()
         torch.testing.assert_close(q, loop_q, rtol=1e-5, atol=1e-7)

@@ -14,7 +14,7 @@ from hyperdflash.objectives.objective import Objective
 from hyperdflash.objectives.row_values import reference_values
 
 
-@pytest.mark.parametrize("changes", [{}, {"hidden_size": 48, "num_heads": 6, "head_dim": 10}], ids=["same width", "own width"])
+@pytest.mark.parametrize("changes", [{}, {"hidden_size": 48, "num_heads": 6, "head_dim": 10}, {"convolution": 2}], ids=str)
 @pytest.mark.parametrize("alpha", [0.15, 0.0], ids=["with KL", "without"])
 def test_the_formula_counts_what_the_reference_multiplies(build, heads, monkeypatch, changes, alpha):
     """torch's own counter over the formulas without slices or spans; every slot supervised, all context seen."""

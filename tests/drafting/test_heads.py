@@ -15,6 +15,9 @@ from hyperdflash.drafting.heads.domino import Domino
 from hyperdflash.drafting.heads.lm_head import LMHead
 from hyperdflash.drafting.heads.markov import Markov
 from hyperdflash.drafting.heads.selector import Selector
+from hyperdflash.drafting.heads.xpress import XPress
+from hyperdflash.drafting.lead import MTPLead
+from hyperdflash.objectives import factored_logits
 from hyperdflash.optim.muon import MuonWithAdamW
 from hyperdflash.targets.sampling import Sampler
 from tests.proposed_block import propose
@@ -27,6 +30,7 @@ SEQUENTIAL = {
     "correction": Correction(),
     "domino": Domino(state=6, rank=5),
     "selector": Selector(rank=5, top_k=7),
+    "xpress": XPress(rank=5, passes=2),
 }
 ANCHORS = torch.tensor([[9, 10, 20], [9, 16, 29], [8, 20, 22]])
 MASK = torch.ones(3, 3, dtype=torch.bool)
@@ -78,6 +82,14 @@ def test_a_new_head_is_the_lm_head(name, build, heads, states):
 def expected_logits(name, head, slots, heads) -> torch.Tensor:
     """The formulas of the heads' modules, slot by slot, with whole tables: [B, A, S, V]."""
     w, memory, found = heads.lm_head.weight, torch.zeros(2, 3, 5), []
+    if name == "xpress":
+        h, tokens = slots.features, head.token_embed.weight[slots.previous]
+        mean = torch.stack([h.mean(dim=2) @ head.down_g.weight.T] * 6, dim=2)
+        a = torch.cat([h @ head.down_h.weight.T, mean, tokens], -1) @ head.in_proj.weight.T
+        mixed = [sum(head.mixing[:, k, j] * a[:, :, j] for j in range(k + 1)) for k in range(6)]
+        a = a + torch.stack(mixed, dim=2)
+        gate, up, down = (getattr(head.mlp, f"{part}_proj").weight.T for part in ("gate", "up", "down"))
+        return h @ w.T + (a + (torch.nn.functional.silu(a @ gate) * (a @ up)) @ down) @ head.readout.weight.T
     for slot in range(slots.features.shape[2]):
         h, token = slots.features[:, :, slot], slots.previous[:, :, slot]
         if name == "correction":
@@ -110,7 +122,7 @@ def expected_logits(name, head, slots, heads) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
 def test_teacher_forced_logits_are_the_formula(name, heads):
-    head, slots = filled(SEQUENTIAL[name].build(heads)), slots_of(heads)
+    head, slots = filled(SEQUENTIAL[name].build(heads, 6)), slots_of(heads)
     expected = expected_logits(name, head, slots, heads)
     logits = head.logits(slots, heads)
     torch.testing.assert_close(logits.dense(), expected, rtol=1e-4, atol=1e-4)
@@ -138,12 +150,12 @@ def test_training_trains_every_weight_of_a_head(name, build, heads, states):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_proposal_has_the_teacher_forced_logits_of_its_own_drafts(name, temperature, heads):
     """Slot by slot after its own drafts, the head gives the probabilities that training computes for that text."""
-    head, slots = filled((SEQUENTIAL | {"lm_head": LMHead()})[name].build(heads)), slots_of(heads)
+    head, slots = filled((SEQUENTIAL | {"lm_head": LMHead()})[name].build(heads, 6)), slots_of(heads)
     block = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
     sampler = Sampler(temperature, 0.9, torch.Generator().manual_seed(3))
     proposal = propose(head, block, heads, torch.tensor([7]), sampler)
     forced = replace(block, previous=torch.cat([torch.tensor([7]), proposal.ids[:-1]]).view(1, 1, -1))
-    logits = head.logits(forced, heads)
+    logits = head.drafted(forced, heads)
     if temperature == 0:
         assert torch.equal(logits.dense()[0, 0].argmax(dim=-1), proposal.ids) and proposal.probs is None
     else:
@@ -154,10 +166,45 @@ def test_a_proposal_has_the_teacher_forced_logits_of_its_own_drafts(name, temper
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
 def test_a_proposal_follows_its_own_drafts(name, heads):
-    head, slots = filled(SEQUENTIAL[name].build(heads)), slots_of(heads)
+    head, slots = filled(SEQUENTIAL[name].build(heads, 6)), slots_of(heads)
     block = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout)
     drafts = {tuple(propose(head, block, heads, torch.tensor([anchor]), Sampler()).ids.tolist()) for anchor in range(64)}
     assert len(drafts) > 1
+
+
+@pytest.mark.parametrize("name", ["lm_head", *SEQUENTIAL])
+def test_a_block_reads_the_lm_head_once(name, heads, monkeypatch):
+    """Each head but the correction, which changes what the LM head reads."""
+    head, slots = filled((SEQUENTIAL | {"lm_head": LMHead()})[name].build(heads, 6)), slots_of(heads)
+    block, reads, real = Slots(slots.features[:1, :1], slots.previous[:1, :1], slots.layout), [], factored_logits.product
+    monkeypatch.setattr(
+        factored_logits, "product", lambda x, table: reads.append(table is heads.lm_head.weight) or real(x, table)
+    )
+    with torch.no_grad():
+        propose(head, block, heads, torch.tensor([7]), Sampler())
+    assert sum(reads) == (6 if name == "correction" else 1)
+
+
+def test_as_many_passes_as_slots_are_the_greedy_walk(heads):
+    slots, found = slots_of(heads), {}
+    for passes in (1, 3, 6):
+        head = filled(XPress(rank=5, passes=passes, trained_passes=3).build(heads, 6))
+        found[passes] = head.drafted(slots, heads).dense()
+    walked = slots.previous.clone()
+    for slot in range(1, 6):
+        drafts = head.logits(replace(slots, previous=walked), heads).dense().argmax(dim=-1)
+        walked[..., slot] = drafts[..., slot - 1]
+    assert torch.equal(found[6], head.logits(replace(slots, previous=walked), heads).dense())
+    assert not torch.equal(found[1].argmax(dim=-1), found[6].argmax(dim=-1))
+    free = head.logits(slots, heads).free  # what training reads
+    assert len(free) == 3 and torch.equal(free[0].dense(), found[1]) and torch.equal(free[2].dense(), found[3])
+    with torch.no_grad():
+        assert head.logits(slots, heads).free == ()
+
+
+def test_a_head_that_reads_the_block_refuses_a_chain(build):
+    with pytest.raises(ValueError, match="reads whole blocks, and the MTP block drafts slot by slot"):
+        build(head=XPress(rank=5), lead=MTPLead(steps=1))
 
 
 def test_tables_of_a_head_are_tables_for_the_optimizer(build):
@@ -171,7 +218,7 @@ def test_tables_of_a_head_are_tables_for_the_optimizer(build):
 
 def test_a_selector_s_candidates_are_a_few_of_the_vocabulary(heads):
     with pytest.raises(ValueError, match=r"head\.top_k must be in 1\.\.64 \(the vocabulary\), got 65"):
-        Selector(top_k=65).build(heads)
+        Selector(top_k=65).build(heads, 6)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +227,7 @@ def test_a_selector_s_candidates_are_a_few_of_the_vocabulary(heads):
         (lambda: Markov(rank=0), r"head\.rank must be a positive integer, got 0"),
         (lambda: Markov(kind="lstm"), r"head\.kind must be vanilla or gated or rnn"),
         (lambda: Correction(expansion=0), r"head\.expansion must be a positive integer"),
+        (lambda: XPress(passes=0), r"head\.passes must be a positive integer"),
         (lambda: Selector(top_k=0), r"head\.top_k must be a positive integer"),
         (lambda: Domino(state=0), r"head\.state must be a positive integer"),
     ],

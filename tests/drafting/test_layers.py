@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hyperdflash.drafting.layers import RMSNorm, SwiGLU
+from hyperdflash.drafting.layers import BlockConvolution, RMSNorm, SwiGLU
 
 
 @pytest.mark.parametrize("shape", [(8,), (4, 8)], ids=["one scale", "one a path"])
@@ -43,3 +43,24 @@ def test_swiglu_and_its_gradients():
     got, wanted = (torch.autograd.grad((y * towards).sum(), inputs) for y in (mlp(x), expected))
     for ours, formula in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, formula)
+
+
+def test_a_convolution_is_its_formula_within_each_block():
+    """Channel by channel, y[t] = sum_j (base[j] + d[t, j, group]) x[t - j], around a sublayer that doubles."""
+    draw, convolution = torch.Generator().manual_seed(0), BlockConvolution(32, 2)
+    for parameter in convolution.parameters():
+        parameter.data.normal_(0.0, 0.5, generator=draw)
+    x = torch.randn(2, 3, 5, 32, generator=draw)
+    changes = F.linear(x, convolution.kernel_projection).view(2, 3, 5, 2, 2, 2)  # before and behind, taps, groups
+
+    def convolved(values, side):
+        found = torch.zeros_like(values)
+        for t, tap, channel in [(i, j, c) for i in range(5) for j in range(min(i, 1) + 1) for c in range(32)]:
+            kernel = convolution.base_kernel[side, tap, channel] + changes[:, :, t, side, tap, channel // 16]
+            found[:, :, t, channel] += kernel * values[:, :, t - tap, channel]
+        return found
+
+    with torch.no_grad():
+        torch.testing.assert_close(convolution(x, lambda y: 2 * y), convolved(2 * convolved(x, 0), 1))
+        convolution.reset_parameters()
+        assert torch.equal(convolution(x, lambda y: 2 * y), 2 * x)

@@ -1,6 +1,6 @@
 """Loads an exported folder into a peer's own class and computes its logits; `.venv-peers/bin/python` runs it as a plain file.
 
-argv: zlab | speculators, the folder, a file of inputs, the file to write logits to. It imports nothing of this project.
+argv: zlab | speculators | xpress, folder, file of inputs, file to write logits to. It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def speculators(folder: Path, given: dict[str, Tensor]) -> Tensor:
         torch.zeros(1, length, dtype=torch.long),
         loss_config=resolve_loss_config("ce", "eager"),
         max_anchors=len(anchors),
-        **({"tv_loss_fn": resolve_loss_config("tv", "eager")["tv"][0]} if config.speculators_model_type == "dspark" else {}),
+        **({"tv_loss_fn": resolve_loss_config("tv", "eager")["tv"][0]} if config.speculators_model_type in ("dspark", "dflash2") else {}),
     )
     if second:
         candidates, scores = selector.select(*seen[0][:3])
@@ -75,9 +75,25 @@ def speculators(folder: Path, given: dict[str, Tensor]) -> Tensor:
     return seen[0].view(len(anchors), model.block_size, -1)[:, 1:]
 
 
+def xpress(weights: Path, given: dict[str, Tensor]) -> Tensor:
+    """The refiner's logits after given tokens, and after six passes over its own, as the model's forward runs its rounds."""
+    from speculators.models.xpress.model_definitions import XPressRefinerHead
+
+    state, (_, block_size, width) = load_file(weights), given["features"].shape
+    sizes = {"verifier_vocab_size": len(given["lm_head"]), "draft_vocab_size": len(given["lm_head"]), "hidden_size": width}
+    head = XPressRefinerHead(**sizes, block_size=block_size, rank=len(state["mix_l"]))
+    head.load_state_dict(state)
+    base, previous = given["features"] @ given["lm_head"].T, given["previous"]
+    found, refined = [base + head.block_bias(previous, given["features"])], base
+    for _ in range(6):
+        tokens = torch.cat([previous[:, :1], refined.argmax(dim=-1)[:, :-1]], dim=1)
+        refined = base + head.block_bias(tokens, given["features"])
+    return torch.stack([*found, refined])
+
+
 if __name__ == "__main__":
     peer, folder, inputs, out = sys.argv[1:]
     torch.set_num_threads(1)
     with torch.no_grad():
-        logits = {"zlab": zlab, "speculators": speculators}[peer](Path(folder), load_file(inputs))
+        logits = {"zlab": zlab, "speculators": speculators, "xpress": xpress}[peer](Path(folder), load_file(inputs))
     save_file({"logits": logits.float().contiguous()}, out)

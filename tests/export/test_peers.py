@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hyperdflash.contracts import TargetStates
+from hyperdflash.contracts import BlockLayout, Slots, TargetStates
+from hyperdflash.drafting.heads.xpress import XPress
 from hyperdflash.drafting.layers import CHANNELS
 from hyperdflash.export.folder import build_drafter, read_folder
 from hyperdflash.export.formats import config_of, renamed
@@ -44,7 +45,8 @@ def as_second(folder: Path, described: dict, state: dict[str, torch.Tensor], tar
 
     def theirs(name: str) -> str:
         selector = name.replace("head.", "candidate_selector.").replace("codebook.weight", "codebook")
-        return selector if name.startswith("head.") else renamed(name, to)
+        kernels = renamed(name, to).replace("kernel_projection", "kernel_projection.weight")
+        return selector if name.startswith("head.") else kernels
 
     save_file({theirs(name): tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
 
@@ -75,6 +77,15 @@ def side_by_side(drafter, target, states: TargetStates) -> torch.Tensor:
     return drafter.conditioning.gather(states, target.heads)[0].flatten(1).contiguous()
 
 
+def of_peer(peer: str, folder: Path, at: Path) -> torch.Tensor:
+    """Returns what peer.py computes from the file ``given`` in ``at``."""
+    command = [PYTHON, Path(__file__).with_name("peer.py"), peer, folder, at / "given", at / "logits"]
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, env={**alone, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(at / "logits")["logits"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-peers: `make test-peers` makes it")
 @pytest.mark.parametrize(("peer", "to", "method"), PEERS)
@@ -89,11 +100,7 @@ def test_a_peer_s_class_gives_our_logits(peer, to, method, drafter_of, target, t
         "lm_head": target.heads.lm_head.weight.float().clone(),
     }
     save_file(given, tmp_path / "given")
-    command = [PYTHON, Path(__file__).with_name("peer.py"), peer, folder, tmp_path / "given", tmp_path / "logits"]
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, env={**alone, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    theirs, ours = load_file(tmp_path / "logits")["logits"], own_logits(drafter, target, states, anchors)
+    theirs, ours = of_peer(peer, folder, tmp_path), own_logits(drafter, target, states, anchors)
     drafted = theirs > float("-inf")  # of DFlash 2 the candidates alone
     assert theirs.shape == ours.shape and torch.equal(drafted, ours > float("-inf"))
     if not drafted.all():
@@ -102,6 +109,28 @@ def test_a_peer_s_class_gives_our_logits(peer, to, method, drafter_of, target, t
     apart = float((theirs - ours).abs().max())
     print(f"{peer} {method}: logits of standard deviation {float(ours.std()):.2f}, at most {apart:.1e} apart")
     assert apart < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-peers: `make test-peers` makes it")
+def test_xpress_is_the_refiner_of_speculators(target, tmp_path):
+    """After the text's tokens, and after six passes over its own: the head alone, which mixes the drafted slots."""
+    heads, draw = target.heads, torch.Generator().manual_seed(0)
+    head = XPress(rank=8).build(heads, 6)
+    for parameter in head.parameters():
+        parameter.data.normal_(0.0, 0.2, generator=draw)
+    features = torch.randn(1, 20, 6, heads.hidden_size, generator=draw)
+    previous = torch.randint(heads.config.vocab_size, (1, 20, 6), generator=draw)
+    slots, width = Slots(features, previous, BlockLayout.chain(7)), {"lm_head": heads.lm_head.weight.float().clone()}
+    save_file({"features": features[0], "previous": previous[0], **width}, tmp_path / "given")
+    names = {"mixing": "mix_l"} | {f"mlp.{part}_proj.weight": f"mlp_{part}.weight" for part in ("gate", "up", "down")}
+    save_file({names.get(name, name): value for name, value in head.state_dict().items()}, tmp_path / "weights")
+    theirs = of_peer("xpress", tmp_path / "weights", tmp_path)
+    with torch.no_grad():
+        ours = torch.cat([logits.dense() for logits in (head.logits(slots, heads), head.drafted(slots, heads))])
+    assert theirs.shape == ours.shape and not torch.equal(ours[0], ours[1])
+    print(f"speculators xpress: standard deviation {float(ours.std()):.2f}, {float((theirs - ours).abs().max()):.1e} apart")
+    assert (theirs - ours).abs().max() < TOLERANCE
 
 
 def test_the_generator_of_transformers_drafts_from_the_paths_as_its_layers(drafter_of, target):

@@ -85,7 +85,7 @@ def own_drafts(head, states: torch.Tensor, anchor_id: torch.Tensor, heads) -> li
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_drafts_slot_by_slot_as_in_the_loop(name, plugin, target):
     heads, draw = target.heads, torch.Generator().manual_seed(2)
-    own = HEADS[name].build(heads)
+    own = HEADS[name].build(heads, 4)
     for parameter in own.parameters():
         parameter.data.normal_(0.0, 0.7, generator=draw)
     described = {"option": "correction" if name == "correction" else "markov", **vars(HEADS[name])}

@@ -123,6 +123,22 @@ def test_a_term_reads_its_view_with_the_weight_of_the_moment(batch, residual, he
         objective.check(6, views=("head",))
 
 
+def test_a_free_term_is_the_mean_over_its_passes(batch, residual, heads):
+    hidden, blocks = batch
+    passes = [target_logits(hidden * scale, heads) for scale in (0.5, 1.0, 2.0)]
+    of_passes = []
+    for logits in passes:
+        alone = Objective({"tv": TotalVariation(gamma=4.0)})
+        of_passes.append(alone.loss(alone.sums(logits, blocks, residual, heads)))
+    free = Objective({"one": PositionWeighted(), "tv": TotalVariation(gamma=4.0, view="free", weight=0.3)})
+    sums = free.sums(replace(target_logits(hidden, heads), free=tuple(passes)), blocks, residual, heads)
+    plain = Objective({"one": PositionWeighted()})
+    expected = plain.loss(plain.sums(target_logits(hidden, heads), blocks, residual, heads)) + 0.1 * sum(of_passes)
+    torch.testing.assert_close(free.loss(sums), expected)
+    gradients = (torch.autograd.grad(loss, hidden, retain_graph=True)[0] for loss in (free.loss(sums), expected))
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("missing", ["last", "drop"])
 def test_candidates_are_the_lm_head_s_best_tokens(batch, residual, heads, missing):
     """Row by row: a label that is no candidate replaces the last one, or its row adds nothing; the divisor counts every row."""

@@ -16,7 +16,7 @@ from hyperdflash.identity import train_run_dir
 from hyperdflash.training.job import train
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "losses.json"
-METHODS = ("hyperdflash", "dflash", "mtp_finetuned", "domino", "dflash2", "jetspec")
+METHODS = ("hyperdflash", "dflash", "mtp_finetuned", "domino", "dflash2", "jetspec", "xpress")
 COLUMNS = ("train/loss", "train/ce", "train/grad_norm", "train/accuracy", "val/tau")
 
 

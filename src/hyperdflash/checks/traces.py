@@ -139,7 +139,7 @@ class Observed:
 
     def slots(self, states: TargetStates, heads: TargetHeads, anchors: Tensor, anchor_mask: Tensor) -> Slots:
         view, slots = self.view, self.drafter.slots(states, heads, anchors, anchor_mask)
-        logits = self.head.logits(slots, heads)  # [B, A, S]
+        logits = self.head.drafted(slots, heads)  # [B, A, S]
         document, start, _ = answers(states)
         for row, first in zip(document.tolist(), start.tolist(), strict=True):
             name, length = states.ids[row], int(states.lengths[row])

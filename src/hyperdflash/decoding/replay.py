@@ -117,7 +117,7 @@ def replay(
         anchors, anchor_mask = whole[first : first + documents], whole_mask[first : first + documents]  # [b, A]
         slots = drafter.slots(states.rows(first, first + documents), heads, anchors, anchor_mask)
         assert slots.features.shape[:3] == (*anchors.shape, num_slots), tuple(slots.features.shape)
-        logits = drafter.head.logits(slots, heads)  # [b, A, S]
+        logits = drafter.head.drafted(slots, heads)  # [b, A, S]
         row, column = anchor_mask.nonzero(as_tuple=True)  # [R], the blocks whose drafts so far are all accepted
         for slot in range(num_slots):
             at = anchors[row, column] + slot + 1

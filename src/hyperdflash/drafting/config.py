@@ -7,7 +7,6 @@ import torch
 from hyperdflash.drafting.conditioning import Conditioning
 from hyperdflash.drafting.draft_model import DrafterParts
 from hyperdflash.drafting.drafter import Drafter
-from hyperdflash.drafting.layers import CHANNELS
 from hyperdflash.drafting.mtp_chain import MTPChain, new_chain
 from hyperdflash.settings import boolean, natural_int, positive_int, positive_number
 
@@ -74,10 +73,6 @@ class DrafterConfig:
             parts.lead.check(self.num_slots)
             if parts.lead.steps == self.num_slots:
                 return new_chain(parts, self.num_slots, generator, trainable=parts.lead.trainable)
-        if self.convolution and (width := self.hidden_size or parts.heads.hidden_size) % CHANNELS:
-            raise ValueError(
-                f"drafter.convolution needs a width in multiples of {CHANNELS}, got {width}: run with drafter.convolution=0"
-            )
         with torch.device("meta"):
             module = Drafter(self, parts)
         if not parts.on_meta:

@@ -47,6 +47,13 @@ class DrafterParts:
         """Tells whether the drafter shall have shapes but no memory."""
         return self.heads.embed_tokens.weight.is_meta
 
+    def build_head(self, num_slots: int, *, chained: bool) -> DraftHead:
+        """Returns a new draft head for ``num_slots``; with ``chained`` the MTP block gives it some slots one after another."""
+        head = self.head.build(self.heads, num_slots)
+        if chained and head.reads_block:
+            raise ValueError("the draft head reads whole blocks, and the MTP block drafts slot by slot: run with head=lm_head")
+        return head
+
     def mtp(self) -> NativeMTP:
         """Returns the target's MTP block; with meta heads one without parameters, if the target has one."""
         if self.on_meta:

@@ -97,13 +97,13 @@ class Drafter(nn.Module):
         self.lead: MTPChain | None = None  # set where the target's MTP block is read
         self.lead_norm = None if parts.lead is None else RMSNorm(heads.hidden_size, eps=eps)
         self.lead_proj = None if parts.lead is None else linear(heads.hidden_size, hidden_size)
-        self.head = parts.head.build(heads)
+        self.head = parts.build_head(config.num_slots, chained=parts.lead is not None)
 
     @torch.no_grad()
     def reset_parameters(self, heads: TargetHeads, generator: torch.Generator) -> None:
         """Draws matrices from normal(0, initializer_range); norms are 1, additional projections 0; reducer and head differ."""
-        own = [(name, module) for name, module in self.named_modules() if name.split(".")[0] not in ("head", *ADDITIONAL)]
-        for module in [module for name, module in own if not name.endswith("kernel_projection")]:
+        own = [module for name, module in self.named_modules() if name.split(".")[0] not in ("head", *ADDITIONAL)]
+        for module in own:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             elif isinstance(module, RMSNorm):

@@ -96,17 +96,19 @@ class BlockConvolution(nn.Module):
 
     def __init__(self, hidden_size: int, taps: int):
         super().__init__()
+        if hidden_size % CHANNELS:
+            raise ValueError(f"drafter.convolution needs a width in multiples of {CHANNELS}, got {hidden_size}: set it to 0")
         self.base_kernel = nn.Parameter(torch.empty(2, taps, hidden_size))
-        self.kernel_projection = linear(hidden_size, 2 * taps * (hidden_size // CHANNELS))
+        self.kernel_projection = nn.Parameter(torch.empty(2 * taps * (hidden_size // CHANNELS), hidden_size))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        self.kernel_projection.weight.zero_()
+        self.kernel_projection.zero_()
         self.base_kernel.zero_()[:, 0] = 1.0
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """[..., K, D] -> [..., K, D]."""
-        d_in, d_out = self.kernel_projection(x).unflatten(-1, (*self.base_kernel.shape[:2], -1)).unbind(-3)
+        d_in, d_out = F.linear(x, self.kernel_projection).unflatten(-1, (*self.base_kernel.shape[:2], -1)).unbind(-3)
         return _convolved(sublayer(_convolved(x, self.base_kernel[0], d_in)), self.base_kernel[1], d_out)
 
 

@@ -62,7 +62,7 @@ def new_chain(
     parts: DrafterParts, num_slots: int, generator: torch.Generator | None = None, *, trainable: bool = True
 ) -> "MTPChain":
     """Returns the chain of the target's MTP block with a new draft head; with meta heads the block has no shapes."""
-    head = parts.head.build(parts.heads)
+    head = parts.build_head(num_slots, chained=True)
     if not trainable and not any(True for _ in head.parameters()):
         raise ValueError(
             f"lead.steps={num_slots} covers every slot and lead.trainable=false leaves nothing to train: run with "

@@ -139,7 +139,7 @@ class BlockProposer:
         num_lead = min(self.drafter.num_lead_slots, num_slots)
         lead = self._lead.extend(draft, num_lead) if num_lead else []
         if num_lead < num_slots:
-            draft.extend(self._features(draft.ids, lead)[:1, :, num_lead:num_slots])
+            draft.extend(self._features(draft.ids, lead)[:1, :, num_lead:], num_slots)
         return draft.proposal()
 
     def _features(self, known_ids: list[Tensor], lead: list[Tensor]) -> Tensor:

@@ -72,7 +72,8 @@ class Candidates(SlotWeighted):
 
     def of_rows(self, logits: FactoredLogits, batch: SlotBatch) -> Tensor:
         def loss(rows: FactoredLogits, part: slice) -> Tensor:
-            labels, first = batch.labels[part, None], rows.view("lm_head").dense()
+            labels, first = batch.labels[part, None], rows.view("lm_head")[0].dense()
+            assert rows.top_k is not None, "the head has candidates"
             ids = first.topk(rows.top_k, dim=-1).indices
             found = (ids == labels).any(dim=-1)
             ids[:, -1:] = torch.where(found[:, None], ids[:, -1:], labels)

@@ -28,7 +28,7 @@ class FactoredLogits:
     """``features`` [..., F_f] and ``tables`` [V, F_f], one of each per factor; products are computed in ``dtype``.
     ``confidence`` [...] is the head's estimate, as a logit, that the draft of each row is accepted; None without an estimate.
     With ``top_k`` only that many candidates are drafted, those with the largest logits of the first factor; ``values`` still
-    reads all logits.
+    reads all logits. ``free``: logits of the same rows after the drafter's own tokens, which a loss may read too.
     """
 
     features: tuple[Tensor, ...]
@@ -36,14 +36,16 @@ class FactoredLogits:
     dtype: torch.dtype
     confidence: Tensor | None = None
     top_k: int | None = None
+    free: tuple[Self, ...] = ()
 
     def plus(self, features: Tensor, table: Tensor) -> Self:
         """Adds a factor: ``features`` [..., F], ``table`` [V, F]."""
         return replace(self, features=(*self.features, features), tables=(*self.tables, table))
 
-    def view(self, name: str) -> Self:
-        """Returns the logits of a term's ``view`` (term.py): all factors, or the first one, which is the LM head's."""
-        return self if name == "head" else replace(self, features=self.features[:1], tables=self.tables[:1], top_k=None)
+    def view(self, name: str) -> tuple[Self, ...]:
+        """Returns the logits of a term's ``view`` (term.py): all factors, the first one (the LM head's), or ``free``."""
+        first = replace(self, features=self.features[:1], tables=self.tables[:1], top_k=None)
+        return {"head": (self,), "lm_head": (first,), "free": self.free}[name]
 
     def __getitem__(self, index) -> Self:
         confidence = None if self.confidence is None else self.confidence[index]
@@ -53,7 +55,7 @@ class FactoredLogits:
         """Selects R rows by ``rows`` [R] int64, indices into the flattened leading dimensions."""
         features = tuple(x.flatten(0, -2).index_select(0, rows) for x in self.features)
         confidence = None if self.confidence is None else self.confidence.flatten().index_select(0, rows)
-        return replace(self, features=features, confidence=confidence)
+        return replace(self, features=features, confidence=confidence, free=tuple(x.take(rows) for x in self.free))
 
     def joined(self, tables: Sequence[Tensor] | None = None) -> Tensor:
         """Returns all factors' features side by side, [R, F] in ``dtype``, in the order of ``tables``; 0 for absent factors."""

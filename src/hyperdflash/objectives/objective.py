@@ -74,10 +74,8 @@ class Objective:
         for term in self.terms.values():
             term.check(num_slots, has_confidence)
             if missing := {term.view, *term.needs} - set(views):
-                raise ValueError(
-                    f"objective.terms has {term.metric}, and the draft head's logits have no view {min(missing)}: run with the "
-                    "head of the method that has this objective, such as method=domino, or with objective=paper"
-                )
+                head = f"this draft head's logits have no view {min(missing)}"
+                raise ValueError(f"{head}, which objective.terms reads for {term.metric}: run with objective=paper")
         if has_confidence and not any(term.name == "confidence" for term in self.active):
             raise ValueError(
                 "the draft head has a confidence and no term of the objective trains it: run with objective=dspark, or with "
@@ -104,27 +102,25 @@ class Objective:
         before = before.clamp(max=residual.shape[1] - 1)  # rows that do not count may lie past the end
         logits, labels = logits.take(rows), blocks.labels.flatten()[rows]
         slot_count = blocks.label_mask.sum(dim=(0, 1))
-        teachers, batches = {}, {}
+        against = []
         for source, limit in limits.items():
+            teacher, temperature, _ = source
             own = slice(0, ends[limit])
-            states = teacher_states(residual, block[own] // num_anchors, before[own], heads, source[0])
-            teachers[source] = target_logits(states, heads)
-        for view in dict.fromkeys(term.view for term in self.active):
-            own = [term.reading for term in self.active if term.view == view and term.reading is not None]
-            requests = {}
-            for source in dict.fromkeys(r.source for r in own):
-                shared = [r for r in own if r.source == source]
-                kl, overlap = any(r.kl for r in shared), any(r.overlap for r in shared)
-                requests[source] = Against(temperature=source[1], kl=kl, overlap=overlap)
-            values = logits.view(view).values(labels, [(teachers[source], request) for source, request in requests.items()])
-            read = dict(zip(requests, values.against, strict=True))
-            batches[view] = SlotBatch(labels, slot, counted, slot_count, values, read, block, blocks.anchors.numel())
-        results = [term(logits, batches[term.view]) for term in self.active]
-        batch = batches[self.active[0].view]
+            states = teacher_states(residual, block[own] // num_anchors, before[own], heads, teacher)
+            shared = [r for r in readings if r.source == source]
+            request = Against(temperature=temperature, kl=any(r.kl for r in shared), overlap=any(r.overlap for r in shared))
+            against.append((target_logits(states, heads), request))
+        batches: dict[str, list[SlotBatch]] = {view: [] for view in dict.fromkeys(term.view for term in self.active)}
+        for view, passes in batches.items():
+            for values in (one.values(labels, against) for one in logits.view(view)):
+                read = dict(zip(limits, values.against, strict=True))
+                passes.append(SlotBatch(labels, slot, counted, slot_count, values, read, block, blocks.anchors.numel()))
+        results = [[term(logits, batch) for batch in batches[term.view]] for term in self.active]
+        batch = batches[self.active[0].view][0]
         return LossSums(
             slot_count=slot_count,
-            term_counts=tuple(one.count for one in results),
-            term_sums=tuple(one.sum for one in results),
+            term_counts=tuple(passes[0].count for passes in results),
+            term_sums=tuple(sum(one.sum for one in passes) / len(passes) for passes in results),
             slot_ce_sum=batch.per_slot(batch.values.cross_entropy.detach()),
             top1=torch.zeros_like(slot_count).index_add(0, slot, (batch.values.top1 & counted).long()),
         )

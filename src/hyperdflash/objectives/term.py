@@ -18,7 +18,7 @@ from hyperdflash.objectives.factored_logits import FactoredLogits
 from hyperdflash.objectives.row_values import Divergences, RowValues
 from hyperdflash.settings import number_between, one_of, positive_number
 
-VIEWS = ("head", "lm_head")  # of a term
+VIEWS = ("head", "lm_head", "free")  # of a term
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class SlotBatch:
 class Term:
     """``name``; ``weight`` of its mean in the loss: a term of weight 0 is not computed. If there is a ``start``, the weight
     goes from it to ``weight`` over the first half of the training, linearly. ``view``: the logits that it reads, those of the
-    draft head, or those of the LM head alone on the same features. ``needs``: other views that a head must have for it."""
+    draft head, those of the LM head alone on the same features, or (free) the mean over passes that follow the drafter's own
+    tokens. ``needs``: other views that a head must have for it."""
 
     name: str
     weight: float

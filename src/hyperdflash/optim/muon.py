@@ -41,7 +41,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     TABLES = ("embed", "lm_head")  # tables of the vocabulary: AdamW, with decay
-    SCALARS = ("hc", "gate.weight", "position_bias", "indexer", "path_norm", "base_kernel")  # scalars: AdamW, without decay
+    SCALARS = ("hc", "gate.weight", "position_bias", "indexer", "path_norm", "base_kernel", "mixing")  # AdamW, without decay
 
     def __init__(
         self,

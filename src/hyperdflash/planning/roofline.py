@@ -24,7 +24,7 @@ from hyperdflash.drafting.layers import CHANNELS
 from hyperdflash.planning.v4_sizes import BYTES, SPARSE_RATIO, V4Sizes, Weights, mtp_weights, target_weights
 from hyperdflash.settings import natural_int, one_of, positive_int, positive_number
 
-HEADS = ("lm_head", "markov", "correction", "domino", "selector")
+HEADS = ("lm_head", "markov", "correction", "domino", "selector", "xpress")
 FP8_RATE = ("fp4", "fp8")  # formats multiplied at the FP8 rate; activations are FP8 beside FP4 weights
 
 
@@ -180,6 +180,7 @@ def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
         "correction": 3 * method.expansion * sizes.hidden_size**2,
         "domino": sizes.vocab_size * method.rank + recurrent,
         "selector": sizes.hidden_size * method.rank,
+        "xpress": (sizes.vocab_size + 2 * sizes.hidden_size + 9 * method.rank) * method.rank,  # as many passes as slots
     }[method.head]
     return [_multiplied(Weights("draft head", extra, "bf16"), batch)] * method.slots if extra else []
 

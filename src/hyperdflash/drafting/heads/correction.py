@@ -28,7 +28,7 @@ class Correction:
     def __post_init__(self):
         positive_int("head.expansion", self.expansion)
 
-    def build(self, heads: TargetHeads) -> DraftHead:
+    def build(self, heads: TargetHeads, num_slots: int) -> DraftHead:
         return CorrectionHead(heads.hidden_size, self.expansion * heads.hidden_size)
 
 

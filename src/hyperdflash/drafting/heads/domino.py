@@ -2,8 +2,7 @@
 
     s_k = GRU(s_{k-1}, embed(x_{k-1})),  s_0 = 0,    z_k = W h_k + L2 silu(L1 [h_k; s_k]),    L1 [e, D + G],  L2 [V, e]
 
-W is the target's frozen LM head and embed its embedding. One product with W serves all slots; only the bias is sequential when
-drafting.
+W is the target's frozen LM head, embed its embedding. One product with W serves all slots; only the bias is sequential.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Domino:
         positive_int("head.state", self.state)
         positive_int("head.rank", self.rank)
 
-    def build(self, heads: TargetHeads) -> DraftHead:
+    def build(self, heads: TargetHeads, num_slots: int) -> DraftHead:
         return DominoHead(self, heads.config.vocab_size, heads.hidden_size)
 
 

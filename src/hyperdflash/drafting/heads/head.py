@@ -20,16 +20,22 @@ class DraftHead(nn.Module):
     ``has_confidence``: its logits carry a confidence, which a term of the objective trains. ``reads_previous``: the logits of a
     slot depend on the tokens before it; if False, the loop drafts a block at once. ``views`` of its logits that terms of the
     objective may read: with lm_head, the first factor is the LM head on the features as they are, so that one product with it
-    serves all slots of a block.
+    serves all slots of a block. ``reads_block``: it needs the states of all slots at once, and no chain can give them.
     """
 
     has_confidence = False
     reads_previous = True
+    reads_block = False
     views: tuple[str, ...] = ("head",)
 
     def logits(self, slots: Slots, heads: TargetHeads) -> FactoredLogits:
         """Returns the logits of every slot, [B, A, S]; slot k may read ``slots.previous`` of slots 1..k."""
         raise NotImplementedError
+
+    def drafted(self, slots: Slots, heads: TargetHeads, of_states: Tensor | None = None) -> FactoredLogits:
+        """Returns the logits from which blocks are drafted, [B, A, S]: by default ``logits``, which replay gives the text's
+        tokens. ``of_states`` [S, V] is the LM head's product for the features of a single block, if it is known."""
+        return self.logits(slots, heads)
 
     def reset_parameters(self, generator: torch.Generator, std: float) -> None:
         """Draws initial weights; ``std`` is the standard deviation of the drafter's new weights. Does nothing by default."""
@@ -49,7 +55,7 @@ def along_block(
 
 
 class HeadConfig(Protocol):
-    def build(self, heads: TargetHeads) -> DraftHead: ...
+    def build(self, heads: TargetHeads, num_slots: int) -> DraftHead: ...
 
 
 class BlockDraft:
@@ -59,39 +65,31 @@ class BlockDraft:
         self.head, self.heads, self.layout, self.sampler = head, heads, layout, sampler
         self.ids = [anchor_id]  # [1] per own-block position
         self._features: list[Tensor] = []  # [1, 1, n, D] per call of extend
-        self._probs: list[Tensor | None] = []
-        self._confidence: list[Tensor | None] = []
+        self._probs: list = []  # [n, V] per choice, or None each
+        self._confidence: list = []  # [n] likewise
 
-    def extend(self, features: Tensor) -> None:
-        """Drafts the next n slots from their ``features`` [1, 1, n, D]."""
-        first, num_new = len(self.ids) - 1, features.shape[2]
+    def extend(self, features: Tensor, num_slots: int | None = None) -> None:
+        """Drafts the next n slots from their ``features`` [1, 1, n, D], at most up to slot ``num_slots``."""
+        first, last = len(self.ids) - 1, len(self.ids) - 1 + features.shape[2]
+        num_new = (num_slots or last) - first
         self._features.append(features)
-        if not self.head.reads_previous:
-            logits = self.head.logits(self._slots(first + num_new), self.heads)[0, 0, first:]
-            self._choose(logits.dense(), logits.confidence)
-            return
         of_states = target_logits(features[0, 0], self.heads).dense() if "lm_head" in self.head.views else None  # [n, V]
-        for slot in range(num_new):
-            logits = self.head.logits(self._slots(first + slot + 1), self.heads)[0, 0, first + slot :]
-            first_product = None if of_states is None else of_states[slot : slot + 1]
-            self._choose(logits.dense(first_product), logits.confidence)
+        step = 1 if self.head.reads_previous else num_new
+        for slot in range(0, num_new, step):
+            own = slice(first + slot, first + slot + step)
+            known = self._slots(own.stop if self.head.reads_previous else last)
+            logits = self.head.drafted(known, self.heads, of_states)[0, 0, own]
+            first_product = None if of_states is None else of_states[slot : slot + step]
+            ids, probs = self.sampler.choose(logits.dense(first_product))
+            self.ids += ids.split(1)
+            self._probs.append(probs)
+            self._confidence.append(logits.confidence)
 
     def _slots(self, num_slots: int) -> Slots:
         """Returns the first slots, with the drafts before them as far as they are known."""
         known = [self.ids[min(parent, len(self.ids) - 1)] for parent in self.layout.parents[:num_slots]]
         return Slots(torch.cat(self._features, dim=2)[:, :, :num_slots], torch.cat(known)[None, None], self.layout)
 
-    def _choose(self, logits: Tensor, confidence: Tensor | None) -> None:
-        ids, probs = self.sampler.choose(logits)
-        self.ids += ids.split(1)
-        self._probs.append(probs)
-        self._confidence.append(confidence)
-
     def proposal(self) -> Proposal:
-        probs, confidence = _joined(self._probs), _joined(self._confidence)
+        probs, confidence = (None if parts[0] is None else torch.cat(parts) for parts in (self._probs, self._confidence))
         return Proposal(torch.cat(self.ids[1:]), probs, None if confidence is None else confidence.float().sigmoid())
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    """Joins values of consecutive slots, of which all or none exist."""
-    return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None

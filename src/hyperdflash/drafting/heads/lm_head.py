@@ -10,7 +10,7 @@ from hyperdflash.targets.heads import TargetHeads
 
 @dataclass(frozen=True, kw_only=True)
 class LMHead:
-    def build(self, heads: TargetHeads) -> DraftHead:
+    def build(self, heads: TargetHeads, num_slots: int) -> DraftHead:
         return LMDraftHead()
 
 

@@ -38,7 +38,7 @@ class Markov:
         one_of("head.kind", self.kind, KINDS)
         boolean("head.confidence", self.confidence)
 
-    def build(self, heads: TargetHeads) -> DraftHead:
+    def build(self, heads: TargetHeads, num_slots: int) -> DraftHead:
         return MarkovHead(self, heads.config.vocab_size, heads.hidden_size)
 
 
@@ -81,11 +81,11 @@ class MarkovHead(DraftHead):
         """Returns b [B, A, S, r] from the states [B, A, S, D] and e [B, A, S, r]; slot k follows ``parents[k - 1]``."""
         if self.gate_proj is not None:
             return self.gate_proj(torch.cat([features, embedded], dim=-1)).sigmoid() * embedded
-        if self.joint_proj is None:
+        if (joint := self.joint_proj) is None:
             return embedded
 
         def step(memory: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-            gate, candidate, output = self.joint_proj(torch.cat([memory, inputs], dim=-1)).chunk(3, dim=-1)
+            gate, candidate, output = joint(torch.cat([memory, inputs], dim=-1)).chunk(3, dim=-1)
             gate = gate.sigmoid()
             return gate * memory + (1 - gate) * candidate.tanh(), output.tanh()
 

@@ -2,8 +2,7 @@
 
     z_k[c] = (W h_k)[c] + <P[x_{k-1}] * (L h_k), S[c]>    for the ``top_k`` candidates c with the largest (W h_k)[c]
 
-W is the target's frozen LM head, P and S [V, r] are tables, L [r, D]. Only candidates are drafted. One product with W serves
-all slots.
+W is the target's frozen LM head, P and S [V, r] are tables, L is [r, D]. Only candidates are drafted.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ class Selector:
         positive_int("head.rank", self.rank)
         positive_int("head.top_k", self.top_k)
 
-    def build(self, heads: TargetHeads) -> DraftHead:
+    def build(self, heads: TargetHeads, num_slots: int) -> DraftHead:
         if self.top_k > heads.config.vocab_size:
             raise ValueError(f"head.top_k must be in 1..{heads.config.vocab_size} (the vocabulary), got {self.top_k}")
         return SelectorHead(self, heads.config.vocab_size, heads.hidden_size)
