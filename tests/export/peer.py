@@ -67,7 +67,7 @@ def speculators(folder: Path, given: dict[str, Tensor]) -> Tensor:
         torch.zeros(1, length, dtype=torch.long),
         loss_config=resolve_loss_config("ce", "eager"),
         max_anchors=len(anchors),
-        **({"tv_loss_fn": resolve_loss_config("tv", "eager")["tv"][0]} if config.speculators_model_type in ("dspark", "dflash2") else {}),
+        **({} if config.speculators_model_type == "dflash" else {"tv_loss_fn": resolve_loss_config("tv", "eager")["tv"][0]}),
     )
     if second:
         candidates, scores = selector.select(*seen[0][:3])
