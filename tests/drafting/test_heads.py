@@ -185,7 +185,7 @@ def test_a_block_reads_the_lm_head_once(name, heads, monkeypatch):
     assert sum(reads) == (6 if name == "correction" else 1)
 
 
-def test_as_many_passes_as_slots_are_the_greedy_walk(heads):
+def test_as_many_passes_as_slots_are_the_greedy_walk(heads, monkeypatch):
     slots, found = slots_of(heads), {}
     for passes in (1, 3, 6):
         head = filled(XPress(rank=5, passes=passes, trained_passes=3).build(heads, 6))
@@ -200,6 +200,12 @@ def test_as_many_passes_as_slots_are_the_greedy_walk(heads):
     assert len(free) == 3 and torch.equal(free[0].dense(), found[1]) and torch.equal(free[2].dense(), found[3])
     with torch.no_grad():
         assert head.logits(slots, heads).free == ()
+    whole, shapes, real = head.drafted(slots, heads).dense(), [], factored_logits.product
+    watched = lambda x, table: shapes.append(x.shape) or real(x, table)  # noqa: E731
+    monkeypatch.setattr(factored_logits, "product", watched)
+    monkeypatch.setattr("hyperdflash.drafting.heads.xpress.LOGITS_BYTES", 2 * 6 * 64 * 4)  # two blocks' whole logits
+    by_parts = head.drafted(slots, heads)
+    assert {shape[:2] for shape in shapes} == {(2, 6)} and torch.equal(by_parts.dense(), whole)
 
 
 def test_a_head_that_reads_the_block_refuses_a_chain(build):

@@ -91,8 +91,7 @@ class BlockConvolution(nn.Module):
 
         y[t] = sum_j (base[j] + d[t, j]) x[t - j],  j < ``taps``,    [d_in; d_out] = ``kernel_projection`` x
 
-    in front of the sublayer with ``base_kernel[0]`` and d_in, behind it with ``base_kernel[1]`` and d_out of the same x. It
-    starts as the identity."""
+    before the sublayer with ``base_kernel[0]`` and d_in, after it with ``base_kernel[1]`` and d_out. It starts as identity."""
 
     def __init__(self, hidden_size: int, taps: int):
         super().__init__()

@@ -89,11 +89,7 @@ class FactoredLogits:
         self, token_ids: Tensor, temperature: float, top_p: float = 1.0, logits_bytes: int = LOGITS_BYTES
     ) -> Tensor:
         """Returns the probability of one token per row, int64 [R] -> fp32 [R], from ``logits_bytes`` of logits at a time."""
-
-        def read(rows: Self, part: slice) -> Tensor:
-            return token_probabilities(rows.dense(), token_ids[part], temperature, top_p)
-
-        return self.by_rows(read, logits_bytes)
+        return self.by_rows(lambda x, rows: token_probabilities(x.dense(), token_ids[rows], temperature, top_p), logits_bytes)
 
     def by_rows(self, read: Callable[[Self, slice], Tensor], logits_bytes: int = LOGITS_BYTES) -> Tensor:
         """Joins what ``read`` gives [n, ...] for a few rows at a time, whose whole logits take ``logits_bytes``. The backward

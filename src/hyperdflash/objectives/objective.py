@@ -69,8 +69,7 @@ class Objective:
         return tuple(term for term in self.terms.values() if term.weight > 0 or term.start)
 
     def check(self, num_slots: int, has_confidence: bool = False, views: Collection[str] = VIEWS) -> None:
-        """Raises ValueError if a term does not fit the drafter, whose logits have ``views``, or if no term trains the head's
-        confidence."""
+        """Raises ValueError if a term does not fit the drafter or its logits' ``views``, or if none trains its confidence."""
         for term in self.terms.values():
             term.check(num_slots, has_confidence)
             if missing := {term.view, *term.needs} - set(views):
@@ -127,8 +126,7 @@ class Objective:
 
     def loss(self, sums: LossSums, counts: LossCounts | None = None, progress: float = 1.0) -> Tensor:
         """Returns the weighted sum of the terms' means, a scalar; 0 for an empty batch. ``counts`` are those of the whole step
-        if ``sums`` are those of one of its micro-batches or ranks; else the sums' own. ``progress``: the share of the training
-        that is done."""
+        if ``sums`` are those of one of its micro-batches or ranks; else the sums' own. ``progress`` is the training's."""
         counts = counts or sums
         parts = zip(self.active, sums.term_sums, counts.term_counts, strict=True)
         return sum(term.weight_at(progress) * term.mean(SumCount(total, count)) for term, total, count in parts)

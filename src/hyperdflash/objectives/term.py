@@ -76,10 +76,9 @@ class SlotBatch:
 
 
 class Term:
-    """``name``; ``weight`` of its mean in the loss: a term of weight 0 is not computed. If there is a ``start``, the weight
-    goes from it to ``weight`` over the first half of the training, linearly. ``view``: the logits that it reads, those of the
-    draft head, those of the LM head alone on the same features, or (free) the mean over passes that follow the drafter's own
-    tokens. ``needs``: other views that a head must have for it."""
+    """``name``; ``weight`` of its mean in the loss: a term of weight 0 is not computed. With a ``start`` the weight goes from
+    there to ``weight`` over the first half of the training. ``view``: the logits that it reads, those of the draft head, of
+    the LM head alone, or (free) the mean over passes after the drafter's own tokens. ``needs``: further views of its head."""
 
     name: str
     weight: float

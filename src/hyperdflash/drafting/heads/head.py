@@ -79,8 +79,7 @@ class BlockDraft:
             own = slice(first + slot, first + slot + step)
             known = self._slots(own.stop if self.head.reads_previous else last)
             logits = self.head.drafted(known, self.heads, of_states)[0, 0, own]
-            first_product = None if of_states is None else of_states[slot : slot + step]
-            ids, probs = self.sampler.choose(logits.dense(first_product))
+            ids, probs = self.sampler.choose(logits.dense(None if of_states is None else of_states[slot : slot + step]))
             self.ids += ids.split(1)
             self._probs.append(probs)
             self._confidence.append(logits.confidence)

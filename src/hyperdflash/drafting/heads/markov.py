@@ -89,5 +89,4 @@ class MarkovHead(DraftHead):
             gate = gate.sigmoid()
             return gate * memory + (1 - gate) * candidate.tanh(), output.tanh()
 
-        start = torch.zeros_like(embedded[:, :, 0])
-        return along_block(step, start, torch.cat([embedded, features], dim=-1), parents)
+        return along_block(step, torch.zeros_like(embedded[:, :, 0]), torch.cat([embedded, features], dim=-1), parents)

@@ -29,9 +29,8 @@ class XPress:
     trained_passes: int = 3
 
     def __post_init__(self):
-        positive_int("head.rank", self.rank)
-        positive_int("head.passes", self.passes)
-        positive_int("head.trained_passes", self.trained_passes)
+        for name in ("rank", "passes", "trained_passes"):
+            positive_int(f"head.{name}", getattr(self, name))
 
     def build(self, heads: TargetHeads, num_slots: int) -> DraftHead:
         return XPressHead(self, heads.config.vocab_size, heads.hidden_size, num_slots)
@@ -67,8 +66,7 @@ class XPressHead(DraftHead):
         return self._refined(slots.features, self._tokens(slots, heads, self.config.passes, of_states)[-1], heads)
 
     def _refined(self, features: Tensor, previous: Tensor, heads: TargetHeads) -> FactoredLogits:
-        """[..., S, D], [..., S] -> [..., S]."""
-        tokens = self.token_embed(previous)
+        tokens = self.token_embed(previous)  # [..., S, r]
         states = features.to(tokens.dtype)
         of_block = self.down_g(states.mean(dim=-2, keepdim=True)).expand_as(tokens)
         x = self.in_proj(torch.cat([self.down_h(states), of_block, tokens], dim=-1))
