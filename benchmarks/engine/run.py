@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ CORPUS = [
 ]  # fmt: skip
 TRAIN = ["trainer.max_epochs=12", "optim.batch_size=8", "blocks.num_anchors=32", "trainer.threads=1", "logger=csv"]
 TRAIN += ["trainer.checkpoint_every_steps=4"]
+CAPTURE, SURVIVED = "a capture whose server is killed", "one sentence, exit code 1, and nothing lost"
 
 
 class Record:
@@ -56,6 +58,9 @@ class Record:
         self.runs, self.started = runs, time.monotonic()
         earlier = json.loads((runs / "record.json").read_text()) if (runs / "record.json").exists() else {}
         self.rows, self.spent = earlier.get("checks", []), earlier.get("seconds", 0)
+
+    def has(self, name: str) -> bool:
+        return any(row["check"] == name for row in self.rows)
 
     def check(self, name: str, measured: str, bar: str, passed: bool) -> None:
         row = {"check": name, "measured": measured, "bar": bar, "passed": bool(passed)}
@@ -82,9 +87,12 @@ def main(tokens: str = "286720") -> int:
         small = ["settings.bf16=false", "settings.compile=false", "settings.context=512", "settings.loop_share=0", "threads=2"]
         command("src.pretrain", "recipe=engine", f"recipe.tokens={tokens}", *small)
     served = write_for_vllm(target, runs / "vllm")
-    folder = runs / "exported"
+    folder, engine = runs / "exported", [f"target.path={target}", "target.engine=vllm"]
+    engine += [f"target.servers=[http://127.0.0.1:{PORT}]"]
+    if not record.has(CAPTURE):
+        capture(runs, served, engine, record)
     if not folder.exists():
-        capture_and_train(target, served, folder, record)
+        train(runs, served, engine, folder, record)
     prompts = fifty_prompts(target)
     plain, drafted = generate(runs, served, None, prompts), generate(runs, served, folder, prompts)
     check_texts(plain, drafted, record)
@@ -107,7 +115,9 @@ def without_its_server(server: subprocess.Popen, begun: Callable[[], bool], modu
     with subprocess.Popen(
         [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:
-        while not begun() and job.poll() is None:
+        while not begun():
+            if job.poll() is not None:
+                raise SystemExit(f"{module} ended before its server was killed: {job.communicate()[0][-2000:]}")
             time.sleep(0.05)
         os.killpg(server.pid, signal.SIGKILL)
         told = job.communicate()[0]
@@ -154,40 +164,42 @@ def wait_for(process: subprocess.Popen, url: str, log: Path, seconds: float = 60
     raise SystemExit(f"the server did not start: {log} ends with {log.read_text()[-1000:]}")
 
 
-def capture_and_train(target: Path, served: Path, folder: Path, record: Record) -> None:
-    runs = folder.parent
-    engine = [f"target.path={target}", "target.engine=vllm", f"target.servers=[http://127.0.0.1:{PORT}]", *CORPUS]
-    stream = [*engine, *TRAIN, "cache=stream", f"cache.directory={runs}/stream", "cache.budget_gb=0.005", "cache.captures=1"]
-    bar = "one sentence, exit code 1, and nothing lost"
-
+def capture(runs: Path, served: Path, engine: list[str], record: Record) -> None:
     def shards() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in runs.glob("cache/*/*/*.residual.safetensors")}
 
+    with server(runs, served) as process:
+        words = [sys.executable, "-m", "src.check_engine", *engine, "reference=target", "prompts=12"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        line = next((line for line in done.stdout.splitlines() if line.startswith("http")), done.stderr[-300:])
+        numbers = re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4f}", line.partition(": ")[2])
+        bar = "cosine 0.98 per path, error 20%, next token 90%"
+        record.check("states of the server against the target in process", numbers, bar, done.returncode == 0)
+        told, failed = without_its_server(process, lambda: len(shards()) > 2, "src.capture", *engine, *CORPUS)
+    kept = shards()
+    with server(runs, served):
+        command("src.capture", *engine, *CORPUS)
+    whole = shards()
+    same = kept.items() <= whole.items()
+    measured = f"«{told}»; the {len(kept)} shards from before are {'untouched' if same else 'CHANGED'} among {len(whole)}"
+    record.check(CAPTURE, measured, SURVIVED, failed and same and 0 < len(kept) < len(whole))
+
+
+def train(runs: Path, served: Path, engine: list[str], folder: Path, record: Record) -> None:
     def checkpoints() -> list[Path]:
         return sorted(runs.glob("train/*/checkpoints/step*.ckpt"))
 
+    # the budget is below what all shards take, so every epoch captures some of them again
+    stream = [*CORPUS, *TRAIN, "cache=stream", f"cache.directory={runs}/stream", "cache.budget_gb=0.0055", "cache.captures=1"]
     with server(runs, served) as process:
-        words = [sys.executable, "-m", "src.check_engine", *engine[:3], "reference=target", "prompts=12"]
-        done = subprocess.run(words, capture_output=True, text=True)
-        line = next((line for line in done.stdout.splitlines() if line.startswith("http")), done.stderr[-300:])
-        numbers = line.partition(": ")[2]
-        limits = "cosine 0.98 per path, error 20%, next token 90%"
-        record.check("states of the server against the target in process", numbers, limits, done.returncode == 0)
-        told, failed = without_its_server(process, lambda: len(shards()) > 2, "src.capture", *engine)
-    kept = shards()
-    with server(runs, served) as process:
-        command("src.capture", *engine)
-        whole, same = shards(), kept.items() <= shards().items()
-        measured = f"«{told}»; the {len(kept)} shards from before are {'untouched' if same else 'CHANGED'} among {len(whole)}"
-        record.check("a capture whose server is killed", measured, bar, failed and same and 0 < len(kept) < len(whole))
-        told, failed = without_its_server(process, checkpoints, "src.train", *stream)
-    last = checkpoints()[-1:]
+        told, failed = without_its_server(process, checkpoints, "src.train", *engine, *stream)
+    last = checkpoints()[-1]
     with server(runs, served):
-        resumed = [line for line in command("src.train", *stream).splitlines() if line.startswith("resuming from")]
+        lines = command("src.train", *engine, *stream).splitlines()
+    resumed = next((line for line in lines if line.startswith("resuming from")), "NOT resumed")
+    measured = f"«{told}»; then {resumed}".replace(f"{runs}/", "")
+    record.check("a training on streamed states whose server is killed", measured, SURVIVED, failed and last.name in resumed)
     (run,) = (path.parent for path in (runs / "train").glob("*/result.json"))
-    measured = f"«{told}»; then {resumed[0] if resumed else 'NOT resumed'}"
-    same = bool(last and resumed) and last[0].name in resumed[0]
-    record.check("a training on streamed states whose server is killed", measured.replace(f"{runs}/", ""), bar, failed and same)
     command("src.export", f"run={run}", "to=dflash", f"out={folder}")
 
 
