@@ -2,10 +2,8 @@
 
 import sys
 
+from hyperdflash.cli import exit_code
 from hyperdflash.data.benchmark_rows import main
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(main))

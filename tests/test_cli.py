@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from hyperdflash import commands
 from hyperdflash.cli import CONSOLE, entry_point, ignore_leftovers
 from hyperdflash.training.loggers import make_loggers
+from tests.cases.harness import sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,10 +57,16 @@ def test_a_mistake_exits_with_one_sentence(overrides, sentence, run_command, run
     assert not list((runs / "train").glob("*"))
 
 
-def test_hydra_full_error_gives_the_traceback(runs, mini_target, monkeypatch):
+@pytest.mark.parametrize("name", [name for group in commands.COMMANDS.values() for name in group if name != "table1"])
+def test_hydra_full_error_gives_the_traceback_in_every_command(name, runs, monkeypatch, run_command):
+    (runs / "file").touch()
+    words = [str(runs / "file" / "folder")] if name == "fetch_benchmarks" else ["+foo=1"]
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    done = run("src.train", f"target.path={mini_target}", "kl.alpha=much")
-    assert done.returncode != 0 and "Traceback (most recent call last)" in done.stderr and "got 'much'" in done.stderr
+    done = run_command(name, *words)
+    assert done.returncode == 1 and "Traceback (most recent call last)" in done.stderr, done.stderr
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+    done = run_command(name, *words)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and len(sentences(done.stderr)) == 1, done.stderr
 
 
 def test_training_from_the_shell_and_again(runs, mini_overrides, monkeypatch, run_command):

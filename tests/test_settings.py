@@ -8,6 +8,8 @@ from hyperdflash.settings import boolean, natural_int, number_between, one_of, p
     [
         (lambda: positive_int("drafter.num_heads", 0), "drafter.num_heads must be a positive integer, got 0"),
         (lambda: natural_int("kl.positions", -1), "kl.positions must be an integer of at least 0, got -1"),
+        (lambda: natural_int("seed", 2**63), f"seed must be at most 1,099,511,627,776, got {2**63}"),
+        (lambda: positive_int("num_resamples", 1001, 1000), "num_resamples must be at most 1,000, got 1001"),
         (lambda: number_between("kl.alpha", 1.5, 0, 1), "kl.alpha must be in [0, 1], got 1.5"),
         (lambda: number_between("kl.alpha", float("nan"), 0, 1), "kl.alpha must be in [0, 1], got nan"),
         (lambda: boolean("reducer.path_norm", 1), "reducer.path_norm must be true or false, got 1"),

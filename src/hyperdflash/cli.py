@@ -76,19 +76,30 @@ def entry_point(config_name: str) -> Callable:
             if {"-h", "--help"} & {*sys.argv[1:]}:
                 print(as_started(command_help(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])))
                 return 0
-            try:
+
+            def journaled() -> object:
                 with sweep_journal(runs_dir() / "sweeps"):
                     return main()
-            except Exception as error:  # of a job, or of what stands before it
-                if (sentence := sentence_of(error)) is None:
-                    traceback.print_exc()
-                else:
-                    print(f"error: {sentence}", file=sys.stderr)
-                sys.exit(1)
+
+            if code := exit_code(journaled):
+                sys.exit(code)
 
         return command
 
     return decorate
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command; returns its exit code, 1 after an error, which is printed in one sentence or with its traceback."""
+    try:
+        code = command()
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {sentence}", file=sys.stderr)
+        return 1
+    return code if isinstance(code, int) else 0
 
 
 def ignore_leftovers() -> None:
@@ -146,7 +157,7 @@ def sentence_of(error: Exception) -> str | None:
     None for any other error, which needs its traceback, and with HYDRA_FULL_ERROR=1."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is not installed: run `pip install 'hyperdflash[{EXTRAS[error.name]}]'`"
-    if os.environ.get("HYDRA_FULL_ERROR"):
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
         return None
     told = isinstance(error, MISTAKES) or type(error).__name__ == "MisconfigurationException"  # Lightning's
     return as_started(cause_of(error)) if told else None

@@ -31,7 +31,7 @@ def command_help(config_name: str, words: Sequence[str] = ()) -> str:
         lines += _entry(group, " | ".join(f"[{name}]" if name == str(choice or "null") else name for name in names))
         about = [comments.get(group, "null: without one" if choice is None else "")]
         own = Path(CONF) / group / f"{choice}.yaml"
-        for path in sorted((Path(CONF) / group).rglob("*.yaml"), key=lambda path: path != own):  # a file may extend others
+        for path in sorted((Path(CONF) / group).rglob("[!.]*.yaml"), key=lambda path: path != own):  # a file may extend others
             found, options = read_comments(path)
             comments = {**{f"{group}.{option}": comment for option, comment in options.items()}, **comments}
             about += found if path == own else []

@@ -10,10 +10,10 @@ from importlib import import_module
 
 from omegaconf import DictConfig, OmegaConf
 
-from hyperdflash.cli import CONSOLE, entry_point, sentence_of
+from hyperdflash.cli import CONSOLE, entry_point, exit_code
 from hyperdflash.files import resource
 from hyperdflash.identity import class_name
-from hyperdflash.settings import one_of, positive_int
+from hyperdflash.settings import MOST_RESAMPLES, one_of, positive_int
 
 # task -> command -> (module:function, what it does)
 COMMANDS = {
@@ -60,13 +60,7 @@ def main() -> object:
         return f"error: no command {name!r}{meant}; there are {', '.join(commands)}: run `hyperdflash` to see what each does"
     os.environ[CONSOLE] = "1"
     sys.argv = [f"hyperdflash {name}", *sys.argv[2:]]
-    try:
-        code = function_of(commands[name])()
-    except Exception as error:
-        if (sentence := sentence_of(error)) is None:
-            raise
-        return f"error: {sentence}"
-    return code if isinstance(code, int) else 0
+    return exit_code(lambda: function_of(commands[name])())
 
 
 def complete(names: list[str], words: list[str]) -> int:
@@ -117,7 +111,7 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
     for temperature in config.temperature:
         function_of("hyperdflash.targets.sampling:check_sampling")(temperature, config.top_p)
-    positive_int("num_resamples", config.num_resamples)
+    positive_int("num_resamples", config.num_resamples, MOST_RESAMPLES)
     if config.engine.name is not None:
         if config.by is not None:
             raise ValueError(f"engine={config.engine.name} asks running servers: leave by={config.by} out, or engine")

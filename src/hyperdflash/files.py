@@ -13,10 +13,12 @@ PACKAGE = Path(__file__).resolve().parent
 REFETCH = "fetch it again from where the target came"
 POINTER = b"version https://git-lfs"  # begins what Git LFS leaves in the place of a file that it did not fetch
 ELSEWHERE = "or set HYPERDFLASH_RUNS to another folder"
+EFFECTIVE = os.access in os.supports_effective_ids
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: beyond the limit of `ulimit -f`
 CURES = {
     **dict.fromkeys(FULL, f"free some space, {ELSEWHERE}, then run the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"let this user write there, {ELSEWHERE}"),
+    errno.EMFILE: "let a process open more files, by `ulimit -n 4096`",
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), f"a file stands where a folder is wanted, so move it, {ELSEWHERE}"),
 }  # errno -> what the user can do
 
@@ -44,8 +46,12 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
 
 def fault_of(error: OSError) -> str:
     """Returns one sentence about a fault of the file system: the file, what is wrong, what to do."""
-    cure = CURES.get(error.errno, "restore it, then run the same command again")
-    return f"{error.filename or runs_dir()}: {error.strerror or error}: {cure}"
+    if error.filename is None and error.errno not in CURES:
+        return str(error)
+    path, cure = error.filename or runs_dir(), CURES.get(error.errno, "restore it, then run the same command again")
+    if error.errno == errno.EACCES and os.path.exists(path) and not os.access(path, os.R_OK, effective_ids=EFFECTIVE):
+        cure = "let this user read it"
+    return f"{path}: {error.strerror or error}: {cure}"
 
 
 @contextmanager

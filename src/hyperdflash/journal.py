@@ -106,7 +106,7 @@ def journal_entry(directory_of: Callable[[], str | None]) -> Iterator[None]:
         print(f"job {record['job']} {record['status']}: {record['error']}", file=sys.stderr, flush=True)
         if isinstance(error, Exception) and not isinstance(error, CompactHydraException):  # not a sentence for the user
             path.with_suffix(".traceback").write_text(traceback.format_exc())
-        if os.environ.get("HYDRA_FULL_ERROR"):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         if not basic or not isinstance(error, Exception):
             raise

@@ -71,14 +71,15 @@ class Leases:
         return "another process"
 
     def living(self, folder: str) -> dict[str, dict]:
-        """Returns name -> record of every lease in ``folder`` whose owner is alive; removes the other leases."""
+        """Returns name -> record of every lease in ``folder`` whose owner is alive; removes the other leases, and no file of
+        anybody else's."""
         found: dict[str, dict] = {}
         for path in sorted((self.directory / folder).glob("*.json")):
-            with suppress(FileNotFoundError), open(path, "r+") as file:
+            with suppress(FileNotFoundError, IsADirectoryError), open(path, "r+", errors="replace") as file:
                 record = _record(path, file.read())
                 if not _lock(file):
                     found |= {path.stem: record} if record else {}
-                elif record is not None and _stands_at(file, path):
+                elif record and _stands_at(file, path):
                     path.unlink()
         return found
 

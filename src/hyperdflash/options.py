@@ -9,6 +9,7 @@ import inspect
 import re
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -107,14 +108,21 @@ def _literals(body: list[ast.stmt]) -> dict[str, object]:
 
 @cache
 def _named_in(folder: str) -> frozenset[str]:
+    found = filter(Path.is_file, Path(folder).rglob("[!.]*.yaml"))
     named = re.compile(r"""_target_["']?: *["']?([\w.]+)""")
-    return frozenset(name for path in Path(folder).rglob("*.yaml") for name in named.findall(path.read_text()))
+    return frozenset(name for path in found for name in named.findall(path.read_text(errors="replace")))
 
 
 def check_keys(config: DictConfig, hydra: DictConfig) -> None:
     """Raises ValueError for a key of a command's configuration, or of one of its groups, that nothing reads. A group takes the
     keys of its option files in conf/ and the arguments of its class. ``hydra`` is the command's own; without "+" and option
     files of the user's, Hydra itself has refused any other key."""
+    for word in hydra.overrides.hydra:
+        place, node = "hydra.", hydra
+        for name in word.lstrip("+").partition("=")[0].split(".")[1:]:
+            if is_dataclass(kind := OmegaConf.get_type(node)) and name not in (names := [f.name for f in fields(kind)]):
+                raise ValueError(no_option(place, name, names))
+            place, node = f"{place}{name}.", OmegaConf.is_dict(node) and node._get_node(name)
     if absent := [folder for folder in own_folders(hydra) if not Path(folder).is_dir()]:
         raise ValueError(f"hydra.searchpath names {absent[0]}, and no folder of option files is there: give its path")
     if not own_folders(hydra) and not any(word.startswith("+") for word in hydra.overrides.task):
@@ -150,7 +158,7 @@ def _known_keys(command: str, groups: frozenset[str]) -> defaultdict[str, set[st
 
     add(CONF / f"{command}.yaml", "")
     for group in groups:
-        for path in (CONF / group).rglob("*.yaml"):
+        for path in (CONF / group).rglob("[!.]*.yaml"):
             add(path, group)
     return known
 

@@ -22,7 +22,7 @@ def write_json(path: Path, record: dict) -> None:
 def training_code(source: Path) -> str:
     """Returns a digest of every module of the package that a training can reach: all but reports and plans."""
     digest = hashlib.sha256()
-    for path in sorted(source.rglob("*.py")):
+    for path in sorted(source.rglob("[!.]*.py")):
         name = path.relative_to(source)
         if name.parts[0] not in ("report", "planning"):
             digest.update(str(name).encode() + path.read_bytes())

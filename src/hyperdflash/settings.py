@@ -4,16 +4,18 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+MOST = 2**40  # of an integer: a seed times 1,000,003 and a number of rows then fit into 64 bits
+MOST_RESAMPLES = 10**6  # of a bootstrap, which holds a number per prompt and resample
 # a name that other trainers have -> the closest here; a batch is the documents of an optimizer step
 MEANT = dict.fromkeys(("limit_train_batches", "overfit_batches", "fast_dev_run", "num_train_steps"), "max_steps")
 
 
-def positive_int(name: str, value: object) -> int:
-    return _checked(name, value, _is_number(value, int) and value > 0, "a positive integer")
+def positive_int(name: str, value: object, most: int = MOST) -> int:
+    return _integer(name, value, 1, most, "a positive integer")
 
 
 def natural_int(name: str, value: object) -> int:
-    return _checked(name, value, _is_number(value, int) and value >= 0, "an integer of at least 0")
+    return _integer(name, value, 0, MOST, "an integer of at least 0")
 
 
 def positive_number(name: str, value: object) -> float:
@@ -38,6 +40,11 @@ def no_option(place: str, name: str, allowed: Iterable[object]) -> str:
     close = get_close_matches(MEANT.get(name, name), names, n=3)
     meant = f" (did you mean {' or '.join(f'{place}{other}' for other in close)}?)" if close else ""
     return f"{place}{name} is no option{meant}: {place.rstrip('.=') or 'this command'} takes {', '.join(names)}"
+
+
+def _integer(name: str, value: object, least: int, most: int, wanted: str) -> int:
+    right = _is_number(value, int) and value >= least
+    return _checked(name, value, right and value <= most, f"at most {most:,}" if right else wanted)
 
 
 def _checked(name: str, value: object, right: bool, wanted: str) -> Any:

@@ -90,9 +90,11 @@ def write(name: str, content: str | bytes) -> Change:
     return change
 
 
-def write_in(pattern: str, name: str) -> Change:
-    """Writes a foreign file into each folder of ``pattern``."""
-    return lambda here: [write(f"{path.relative_to(here)}/{name}", "[]")(here) for path in _found(here, pattern)]
+def write_in(pattern: str, *names: str) -> Change:
+    """Writes foreign files, which no parser reads, into each folder of ``pattern``."""
+    return lambda here: [
+        write(f"{path.relative_to(here)}/{name}", b"\0\xff mine")(here) for path in _found(here, pattern) for name in names
+    ]
 
 
 def rows(name: str, *found: dict) -> Change:

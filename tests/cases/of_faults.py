@@ -97,7 +97,7 @@ CASES = [
     Case("runs is a file", "train $mini", 1, ["error: runs", "a file stands", "HYPERDFLASH_RUNS"], make=[write("runs", "")]),
     Case("runs is read-only", "train $mini", 1, ["error: runs/", "let this user write there"], make=[read_only("runs")], within=as_any_user, absent=["runs/*"]),
     Case("a run's folder is read-only", "train $mini", 1, ["error: runs/train/", "let this user write there"], after=[CAPTURED], make=[read_only("runs/train")], within=as_any_user, absent=["runs/train/*"]),
-    Case("rows that this user may not read", "capture $mini", 1, ["rows.jsonl", "let this user"], make=[lambda here: (here / "rows.jsonl").chmod(0)], within=as_any_user),
+    Case("rows that this user may not read", "capture $mini", 1, ["rows.jsonl", "let this user read"], make=[lambda here: (here / "rows.jsonl").chmod(0)], within=as_any_user),
     Case("runs below a file", "train $mini", 1, ["error: rows.jsonl/runs", "a file stands"], environment={"HYPERDFLASH_RUNS": "rows.jsonl/runs"}),
     Case("no space for states", "capture $mini", 1, ["no space left for runs/cache/", "free some"], within=lambda: disk_of(40_000), absent=["runs/cache/*/??/*"]),
     Case("no space for a checkpoint", "train $mini", 1, ["error: runs/train/", "checkpoints/", "free some space"], after=[CAPTURED], within=lambda: disk_of(100_000), absent=["runs/train/*/checkpoints/step*", "runs/train/*/result.json"]),

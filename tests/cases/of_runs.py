@@ -1,6 +1,8 @@
 """Finished and broken runs: their data, their place, and the files beside them."""
 
-from tests.cases.harness import CAPTURED, STAGE1, STAGE2, Case, copy, edit, last_run, move, remove, write, write_in
+import os
+
+from tests.cases.harness import CAPTURED, STAGE1, STAGE2, Case, copy, cut, edit, last_run, move, remove, write, write_in
 
 SAVING = "trainer.checkpoint_every_steps=1"
 SAVED = "train $mini " + SAVING
@@ -10,6 +12,10 @@ NOTES = "step00000003_backup.ckpt", "step00000003 (copy).ckpt"
 ASK = "generate target.path=target prompt=Hi threads=1 max_new_tokens=4"
 FEW = "benchmarks.per_domain=1 benchmarks.max_new_tokens=4 threads=1 target.path=target"
 
+CHECKPOINTS = "runs/train/*/checkpoints"
+FOREIGN = ("best (1).ckpt", "step00000009.ckpt~", "._step00000009.ckpt", ".DS_Store", "step00000009.ckpt.part", "step9.ckpt", "last.ckpt")
+CACHED = ("ab/abcd.residual.safetensors", "my/abcd.residual.safetensors.7.partial", "ab/.DS_Store", "ab/shard.safetensors.part", "leases/notes.json", "leases/._ab.json", "leases/folder.json/x")
+PROMPTS = "_target_: hyperdflash.data.prompts.HeldoutPrompts\nper_domain: 1\nmax_new_tokens: 5000\nmax_length: 5000\n"
 SWEEP = write("my/sweep/mine.yaml", "# @package _global_\nsweep: {name: mine, baseline: [kl=off]}\nhydra: {mode: MULTIRUN, sweeper: {params: {kl: 'paper,off'}}}\n")
 MINE = "$mini sweep=mine hydra.searchpath=[file://my]"
 
@@ -45,5 +51,14 @@ CASES = [
     *[Case(f"beside checkpoints: {name}", f"train $mini {SAVING}", 0, ["resuming from"], [f"runs/train/*/checkpoints/{name}"], after=[SAVED], make=[remove("runs/train/*/result.json", "runs/train/*/checkpoints/step00000006.ckpt"), copy("runs/train/*/checkpoints/step00000005.ckpt", name)]) for name in (*NOTES, "step00000009_backup.ckpt")],
     Case("a copied run in the index", "train $mini experiment=stage2", 0, ["stage 2 continues from"], after=[STAGE1], make=[copy("runs/train/stage1-*", "{} (copy)")], check=starts_from_the_original),
     Case("a note among runs", "train $mini experiment=stage2", 0, ["stage 2 continues from"], after=[STAGE1], make=[write("runs/train/notes/result.json", "[1, 2]")], exist=["runs/train/notes/result.json"]),
-    Case("notes in the folders of a cache", "train $mini", 0, ["best validation tau"], ["runs/cache/*/ab/notes.partial", "runs/cache/*/leases/mine.json"], after=[CAPTURED], make=[remove("runs/cache/*/??/*.residual.safetensors"), *(write_in("runs/cache/*", name) for name in ("ab/notes.partial", "leases/mine.json"))]),
+    Case("notes in the folders of a cache", "train $mini", 0, ["best validation tau"], ["runs/cache/*/ab/notes.partial", "runs/cache/*/leases/mine.json"], after=[CAPTURED], make=[remove("runs/cache/*/??/*.residual.safetensors"), write_in("runs/cache/*", "ab/notes.partial", "leases/mine.json")]),
+    Case("files of others beside checkpoints", f"train $mini {SAVING}", 0, ["resuming from"], [f"{CHECKPOINTS}/{name}" for name in FOREIGN], after=[SAVED], make=[remove("runs/train/*/result.json"), write_in(CHECKPOINTS, *FOREIGN)]),
+    Case("a folder with the name of a checkpoint", f"train $mini {SAVING}", 0, ["resuming from"], [f"{CHECKPOINTS}/step00000009.ckpt/mine"], after=[SAVED], make=[remove("runs/train/*/result.json"), write_in(CHECKPOINTS, "step00000009.ckpt/mine")]),
+    Case("files of others in a cache", "capture $mini", 0, ["its states are in"], [f"runs/cache/*/{name}" for name in CACHED], after=[CAPTURED], make=[remove("runs/cache/*/??/*.residual.safetensors"), write_in("runs/cache/*", *CACHED)]),
+    Case("an empty file among leases", "capture $mini", 0, ["its states are in"], ["runs/cache/*/leases/todo.json"], after=[CAPTURED], make=[remove("runs/cache/*/??/*.residual.safetensors"), lambda here: [(path / "leases" / "todo.json").touch() for path in here.glob("runs/cache/*")]]),
+    Case("files of others in a dataset", "capture $mini", 0, ["the dataset is"], [f"runs/datasets/*/{name}" for name in ("train.safetensors~", "old.partial", "train.safetensors.old.partial")], after=[CAPTURED], make=[remove("runs/datasets/*/dataset.json"), write_in("runs/datasets/streamed*", "train.safetensors~", "old.partial", "train.safetensors.old.partial")]),
+    Case("results of others among runs", "train $mini experiment=stage2", 0, ["stage 2 continues from"], ["runs/train/notes/result.json"], after=[STAGE1], make=[copy("runs/train/stage1-*", "{}.bak"), cut("runs/train/*.bak/result.json"), write_in("runs/train", "notes/result.json", "._notes/result.json", "result.json")]),
+    *[Case(f"an export onto {what}", "export run=$run to=transformers out=ex", 1, ["out=ex is there already"], after=[STAGE1], make=[make], check=lambda here: os.lstat(here / "ex")) for what, make in {"a file": write("ex", "mine"), "a folder with a file": write("ex/mine", ""), "a link to nowhere": lambda here: (here / "ex").symlink_to("nowhere")}.items()],
+    Case("an evaluation onto rows of others", f"evaluate methods=[mtp] by=decoding out=mine {FEW}", 1, ["mine/rows.jsonl is damaged", "another out="], make=[write("mine/rows.jsonl", '{"a": 1}\n{"b": 2}')], check=lambda here: edit("mine/rows.jsonl", '{"b": 2}', "")(here)),
+    Case("files of others among options", "evaluate methods=[mtp] benchmarks=mine target.path=target hydra.searchpath=[file://my]", 1, ["none of the 1 prompts of math"], make=[write("my/benchmarks/mine.yaml", PROMPTS), write_in("my", "._mine.yaml", "mine.yaml/x"), lambda here: (here / "my" / ".#mine.yaml").symlink_to("me@host.1")]),
 ]

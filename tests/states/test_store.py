@@ -87,6 +87,19 @@ def test_removed_shards_are_gone_for_this_and_other_readers(filled):
     assert store.read(shards[1], 0, (2,)).residual.shape == (1, 24, 4, 16)
 
 
+def test_files_of_others_are_no_shards(filled):
+    store, shards, _ = filled("bf16", ())
+    own = store.path(shards[0])
+    for other in (
+        own.parent.with_name("my") / own.name,
+        own.with_name(f"{own.name}.bak"),
+        own.with_name("abcd.residual.safetensors"),
+    ):
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"mine")
+    assert sorted(path for path, *_ in store.files()) == sorted(store.path(shard) for shard in shards)
+
+
 def test_a_shard_without_one_of_its_taps_is_missing(filled):
     store, shards, _ = filled("bf16", (2,))
     with pytest.raises(MissingShard, match=r"layer3.*src\.capture"):

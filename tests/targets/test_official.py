@@ -242,7 +242,8 @@ def test_the_digest_of_a_large_checkpoint_is_computed_once_and_serves_the_heads_
     monkeypatch.setattr("hyperdflash.targets.load.KEPT_BYTES", 0)
     assert fingerprint(load_heads(official)) == name == fingerprint(load_heads(heads))
     (kept,) = (tmp_path / "runs" / "fingerprints").glob("*.json")
-    kept = kept.rename(kept.with_stem(f"{kept.stem[:16]}-beef"))
+    kept.with_stem(f"{kept.stem} (copy)").write_text("mine")
+    kept = kept.rename(kept.with_stem(f"{kept.stem[:16]}-{'beef' * 4}"))
     assert fingerprint(load_heads(official)) != name  # read, not computed
     kept.write_text('{"files": {}}')
     assert fingerprint(load_heads(official)) == name  # of other files

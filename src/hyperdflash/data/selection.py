@@ -77,7 +77,11 @@ def select(
     with exclusive(directory, f"leases/{path.stem}"):
         if found := _read(path, num_train, num_heldout):
             return found
-        _write(path, source, domain, seed, heldout, num_train, num_heldout)
+        try:
+            _write(path, source, domain, seed, heldout, num_train, num_heldout)
+        except sqlite3.OperationalError as error:
+            advice = "free some space there, or set SQLITE_TMPDIR to another folder"
+            raise ValueError(f"{source} does not fit into the folder of temporary files ({error}): {advice}") from error
         return _read(path, num_train, num_heldout)
 
 

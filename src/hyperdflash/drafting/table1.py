@@ -1,5 +1,7 @@
 """Table 1 of the paper, counted from real modules of DeepSeek-V4-Flash's sizes on the meta device, without their memory."""
 
+import argparse
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,4 +41,5 @@ def table1() -> Table:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Prints the paper's Table 1 from real modules; it has no options.").parse_args()
     Console().print(table1())

@@ -42,9 +42,8 @@ class Rows(list):
     def __init__(self, path: Path, identity: dict):
         self.path, self.header = path, {"identity": json.loads(json.dumps(identity))}
         data = path.read_bytes() if path.exists() else b""
-        if not data.endswith(b"\n") and data:
-            os.truncate(path, data.rfind(b"\n") + 1)
-        lines = data[: data.rfind(b"\n") + 1].splitlines()
+        end = data.rfind(b"\n") + 1
+        lines = data[:end].splitlines()
         with reading(path, "remove it, or give another out="):
             header, *rows = map(json.loads, lines or [json.dumps(self.header)])
             found = header["identity"]
@@ -52,6 +51,8 @@ class Rows(list):
             here = self.header["identity"]
             other = sorted(name for name in here.keys() | found.keys() if found.get(name) != here.get(name))
             raise ValueError(f"{path} was measured with another {', '.join(other)}: give another out=, or remove the file")
+        if end < len(data):
+            os.truncate(path, end)
         super().__init__(rows)
 
     def write(self, row: dict) -> None:

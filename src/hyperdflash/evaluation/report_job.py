@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperdflash.cli import sentence_of
+from hyperdflash.cli import exit_code
 from hyperdflash.identity import runs_dir
 from hyperdflash.launch.sweep_plan import Job, plan_sweep
 from hyperdflash.report.results import write_report
@@ -18,6 +18,7 @@ from hyperdflash.report.sweep import SweepReport, label_of, summarize_sweep, ver
 from hyperdflash.report.sweep_runs import TrainedRun, read_run
 from hyperdflash.report.sweep_tables import sweep_blocks
 from hyperdflash.report.tables import markdown, write_page
+from hyperdflash.settings import MOST_RESAMPLES, positive_int
 
 OWN = {"out": "", "html": "", "baseline": "", "num_resamples": "2000"}
 
@@ -27,12 +28,11 @@ def make_report(words: Sequence[str]) -> tuple[SweepReport, Path]:
     from hyperdflash.report.figures import sweep_figures
 
     own = OWN | {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN}
-    if not own["num_resamples"].isdigit() or int(own["num_resamples"]) < 1:
-        raise ValueError(f"num_resamples must be a positive integer, got {own['num_resamples']!r}")
+    given = own["num_resamples"]
+    resamples = positive_int("num_resamples", int(given) if given.isdecimal() else given, MOST_RESAMPLES)
     plan = plan_sweep([word for word in words if word.partition("=")[0] not in OWN])
     members, left_out, missing = _read(plan.jobs)
     baseline = dict(part.partition("=")[::2] for part in own["baseline"].split(",") if part) or plan.baseline
-    resamples = int(own["num_resamples"])
     lists = {"left_out": left_out, "missing": missing}
     report = summarize_sweep(plan.name, plan.axes, members, baseline, num_resamples=resamples, **lists)
     out = Path(own["out"]) if own["out"] else runs_dir() / "report" / plan.name
@@ -70,16 +70,7 @@ def _read(jobs: Sequence[Job]) -> tuple[list[TrainedRun], dict[str, str], list[s
 
 
 def main() -> int:
-    from hydra.errors import HydraException
-
     if any(word in ("-h", "--help") for word in sys.argv[1:]):
         print(__doc__)
         return 0
-    try:
-        make_report([word for word in sys.argv[1:] if word not in ("-m", "--multirun")])
-    except Exception as error:
-        if (sentence := str(error) if isinstance(error, HydraException) else sentence_of(error)) is None:
-            raise
-        print(f"error: {sentence.splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: make_report([word for word in sys.argv[1:] if word not in ("-m", "--multirun")]))

@@ -101,7 +101,7 @@ def build_option(group: str, settings: Mapping[str, Any] | None) -> object:
     """Makes the settings object of one group from plain values; ValueError for a name that is not among the package's own."""
     if settings is None:
         return None
-    files = [OmegaConf.load(path) for path in sorted((Path(CONF) / group).glob("*.yaml"))]
+    files = [OmegaConf.load(path) for path in sorted((Path(CONF) / group).glob("[!.]*.yaml"))]
     known = {class_name(file): file["_target_"] for file in files if "_target_" in file}
     values = dict(settings)
     one_of(f"{group}.option", values.pop("option", None), tuple(known))

@@ -31,7 +31,7 @@ def export(config: DictConfig) -> Path:
             )
     one_of("to", config.to, FORMATS)
     out = Path(config.out)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ValueError(f"out={out} is there already: remove it, or give another folder")
     run = finished_run(config.run)
     path = config.target or named_target(run.directory)

@@ -92,11 +92,15 @@ def load_drafter(source: str | Path, target: Target | None = None, *, num_slots:
 def ids_of_prompt(
     prompt: str | Conversation | Sequence[int], target_path: str | Path, mode: str, max_new_tokens: int
 ) -> list[int]:
-    """Returns the token ids of a prompt; reads no weight. ValueError unless it fits the target's context with its answer."""
+    """Returns the token ids of a prompt; reads no weight. ValueError for ids that the target lacks, and unless the prompt fits
+    its context with the answer."""
     if isinstance(prompt, str):
         prompt = Conversation("prompt", "chat", (Turn("user", prompt),))
     ids = encode_prompt(prompt, tokenizer_of(target_path), mode) if isinstance(prompt, Conversation) else list(prompt)
-    context = load.read_config(target_path).max_position_embeddings
+    config = load.read_config(target_path)
+    context, last = config.max_position_embeddings, config.vocab_size - 1
+    if wrong := [index for index in ids if not 0 <= index <= last]:
+        raise ValueError(f"a prompt has token id {wrong[0]}, the target's are 0 to {last}: use the target's own tokenizer")
     if len(ids) + positive_int("max_new_tokens", max_new_tokens) > context:
         left = context - len(ids)
         raise ValueError(

@@ -86,7 +86,8 @@ def main(run: Path) -> None:
 
         train(config)
     except Exception as error:
-        traceback.print_exc(file=None if rank != "0" or os.environ.get("HYDRA_FULL_ERROR") else (ranks / "0.log").open("w"))
+        shown = rank != "0" or os.environ.get("HYDRA_FULL_ERROR") == "1"
+        traceback.print_exc(file=None if shown else (ranks / "0.log").open("w"))
         sentence = ((sentence_of(error) or str(error)).splitlines() or [type(error).__name__])[0]
         write_json(ranks / f"{rank}.json", {"time_s": time.time(), "error": sentence})
         sys.stdout.flush()

@@ -158,7 +158,8 @@ class StateStore:
     def files(self, shard: str = "??*") -> Iterator[tuple[Path, str, bool]]:
         """Yields path, shard's name and whether it is partial, of each file that a capture wrote for ``shard``, or for any."""
         for path in self.directory.glob(f"{shard[:2]}/{shard}.*"):
-            if found := re.fullmatch(r"([0-9a-f]+)\.(?:residual|layer\d+)\.safetensors(\.\d+\.partial)?", path.name):
+            named = rf"({path.parent.name}[0-9a-f]{{18}})\.(?:residual|layer\d+)\.safetensors(\.\d+\.partial)?"
+            if found := re.fullmatch(named, path.name):
                 yield path, found[1], found[2] is not None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_64_intdigest
 
@@ -88,7 +88,8 @@ def layers_digest(path: str | Path, heads: str, keep: bool) -> str:
     files = adapter_of(read_config(path).model_type).weight_files(path)
     large = files is not None and sum(size for size, _ in files.values()) >= KEPT_BYTES
     with exclusive(folder, f"leases/{heads}") if large else nullcontext():
-        known = {record.stem.rpartition("-")[2]: record for record in folder.glob(f"{heads}-*.json")}
+        found = ((record.stem.rpartition("-")[2], record) for record in folder.glob(f"{heads}-*.json"))
+        known = {digest: record for digest, record in found if re.fullmatch("[0-9a-f]{16}", digest)}
         if files is None:
             if len(known) != 1:
                 raise ValueError(
@@ -139,14 +140,22 @@ def load_heads(path: str | Path, dtype: str = "fp32") -> TargetHeads:
         heads = TargetHeads(config, dtype=DTYPES[dtype])
     heads.load_state_dict(adapter_of(config.model_type).head_state(Path(path), DTYPES[dtype]), assign=True)
     heads.layers_digest = partial(layers_digest, path)
-    return heads.requires_grad_(False).eval()
+    return _finite(heads, path).requires_grad_(False).eval()
+
+
+def _finite(module: nn.Module, path: str | Path) -> nn.Module:
+    """Returns ``module``; ValueError for a weight from ``path`` that is NaN or infinite."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise ValueError(f"{path} has NaN or infinity in {name}: {REFETCH}")
+    return module
 
 
 def load_mtp(path: str | Path, *, experts: str, dtype: str = "fp32") -> NativeMTP:
     """Loads the native MTP block, frozen; ValueError where the checkpoint has none."""
     config = read_config(path)
     mtp = adapter_of(config.model_type).load_mtp(Path(path), config, experts=experts, dtype=DTYPES[dtype])
-    return mtp.requires_grad_(False).eval()
+    return _finite(mtp, path).requires_grad_(False).eval()
 
 
 def check_mtp(path: str | Path) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 def check_sampling(temperature: float, top_p: float) -> None:
     """Raises ValueError where the values give no sampling rule; temperature 0 is greedy."""
-    if not (isinstance(temperature, int | float) and temperature >= 0):
+    if isinstance(temperature, bool) or not (isinstance(temperature, int | float) and 0 <= temperature < float("inf")):
         raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature!r}")
-    if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+    if isinstance(top_p, bool) or not (isinstance(top_p, int | float) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
 
 

@@ -87,7 +87,9 @@ def step_of(path: Path) -> int:
 
 def saved(directory: Path) -> list[Path]:
     """Returns the checkpoints that `checkpoint_path` names, first step first; a copy under another name is none of them."""
-    return sorted(path for path in directory.glob("step*.ckpt") if re.fullmatch(r"step\d{8,}\.ckpt", path.name))
+    return sorted(
+        path for path in directory.glob("step*.ckpt") if re.fullmatch(r"step\d{8,}\.ckpt", path.name) and path.is_file()
+    )
 
 
 def damage(path: Path) -> str | None:

@@ -29,7 +29,7 @@ POLL_S = 0.2
 
 def check_dataset(config: DictConfig) -> None:
     """Raises ValueError for a wrong option of the corpus when the dataset is missing; reads no weight."""
-    found = dataset_dir(dataset_name(config), "*")
+    found = dataset_dir(dataset_name(config), "?" * 8)
     if not any(is_complete(directory) for directory in found.parent.glob(found.name)):
         from hyperdflash.preparing.job import PrepareJob
 

@@ -3,8 +3,10 @@ runs/train/<run>/result.json exists when the run is finished: the deciding optio
 runs/train/<run>/parent.json the run that this one started from, and its data, as found at its first start"""
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ from hyperdflash.training.checkpoints import read_checkpoint
 # Options that a run and its parent share.
 SHARED = ("stage", "target", "conditioning", "reducer", "inputs", "lead", "drafter", "head", "seed", "mode", "recipe")
 PARENT = "parent.json"
+NAMED = r"stage[12]-.+-[0-9a-f]{8}"  # a run's folder, by `run_name`
 REMEDY = "remove the file and run the run's command again"  # of a damaged result.json
 FOLLOWING = ("init_from", "corpus.stage")  # options that differ between the stages of one command
 
@@ -88,13 +91,13 @@ class RunIndex:
 
     def __iter__(self) -> Iterator[FinishedRun]:
         """Yields runs of this version of the code; prints how many of other versions are left out. A copy beside its original
-        is no run, and neither is the result of something else."""
+        is no run, and neither is the result of something else, or one that cannot be read in a folder of another name."""
         runs = []
         for path in sorted(self.folder.glob("*/result.json")):
-            with reading(path, REMEDY):
+            with reading(path, REMEDY) if re.fullmatch(NAMED, path.parent.name) else suppress(OSError, ValueError):
                 record = json.loads(path.read_bytes())
-            if isinstance(record, dict) and "decided_by" in record:
-                runs.append(FinishedRun(path.parent, record))
+                if isinstance(record, dict) and "decided_by" in record:
+                    runs.append(FinishedRun(path.parent, record))
         there = {run.directory.name for run in runs}
         runs = [run for run in runs if run.record.get("name") not in there - {run.directory.name}]
         current = [run for run in runs if run.is_current]
