@@ -26,13 +26,13 @@ NO_STATES = ["runs/cache/*/??"]
 TWO_ROWS = [{"conversations": [{"role": "user", "content": f"Ask {i}."}, {"role": "assistant", "content": "Yes."}]} for i in range(2)]
 
 
-def not_a_number(name: str) -> Callable[[Path], None]:
-    """Plants a NaN in one tensor of the target."""
+def not_a_number(name: str, value: float = float("nan")) -> Callable[[Path], None]:
+    """Plants a NaN, or another ``value``, in one tensor of the target."""
 
     def change(here: Path) -> None:
         file = here / "target" / "model.safetensors"
         tensors = load_file(file)
-        tensors[name].view(-1)[3] = float("nan")
+        tensors[name].view(-1)[3] = value
         save_file(tensors, file, metadata={"format": "pt"})
 
     return change
@@ -88,6 +88,7 @@ def without(name: str) -> Callable[[Path], None]:
     return change
 
 
+INFINITY = float("inf")
 WANDB = {"WANDB_MODE": None, "WANDB_BASE_URL": "http://127.0.0.1:9"}  # nobody listens there
 EVALUATE = "evaluate target.path=target threads=1 methods=[mtp] temperature=[0] benchmarks=paper benchmarks.names=[mbpp] benchmarks.max_new_tokens=4"
 NORM = "model.layers.2.input_layernorm.weight"
@@ -107,6 +108,11 @@ CASES = [
     Case("a prompt beyond the context", "generate target.path=target prompt=$long", 1, ["exceed the target's context of 2,048"]),
     Case("benchmarks beyond the context", f"{EVALUATE} benchmarks.path=b", 1, ["none of the 1 prompts of mbpp fits the target's context of 2,048"], make=[rows("b/mbpp.jsonl", {"turns": ["Add one. " * 900]})]),
     Case("a layer with a NaN", "capture $mini", 1, ["code/", "layer 2", "NaN"], make=[not_a_number(NORM)], absent=NO_STATES),
+    *[Case(f"a layer with {value} in {dtype}", f"capture $mini cache.dtype={dtype} conditioning=layers reducer=fc conditioning.layer_ids=[2]", 1, ["code/", "layer 2", "NaN or infinity"], make=[not_a_number(NORM, value)], absent=NO_STATES) for dtype, value in {"fp32": INFINITY, "fp8": -INFINITY, "bf16": 3e38}.items()],
+    Case("a layer with a NaN and cache=stream", "train $mini cache=stream", 1, ["code/", "layer 2", "NaN"], make=[not_a_number(NORM)], absent=["runs/stream/*/??", "runs/train/*/checkpoints"]),
+    Case("a layer with a NaN in a prompt", GENERATE, 1, ["the prompt", "layer 2", "NaN"], make=[not_a_number(NORM)]),
+    *[Case(f"a NaN in {name}", command, 1, ["target has NaN", name], make=[not_a_number(f"{where}{name}")], absent=NO_STATES) for command, where, name in (("capture $mini", "", "lm_head.weight"), ("train $mini", "model.", "norm.weight"), ("train $mini cache=off", "model.", "hc_head.hc_base"), (GENERATE, "mtp.0.", "e_proj.weight"))],
+    Case("a step whose loss is no number", "train $mini optim.lr=1e30", 1, ["is not finite", "code/", "lower optim.lr"], after=[CAPTURED], absent=["runs/train/*/result.json"]),
     Case("a layer that has changed", "train $mini", 1, ["was trained on the target"], after=[STAGE1], make=[not_a_number(NORM)]),
     Case("weights that are a pointer", "train $mini", 1, ["model.safetensors", "git lfs pull"], make=[write("target/model.safetensors", POINTER)], absent=["runs/cache"]),
     Case("weights that are cut", "train $mini", 1, ["target/model.safetensors is damaged"], make=[cut("target/model.safetensors")], absent=["runs/cache"]),

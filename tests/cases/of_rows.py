@@ -1,11 +1,13 @@
 """Rows of training files: each field is used, or its row is dropped under a reason that names it."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.cases.harness import Case, Change, rows
+from tests.cases.harness import Case, Change, rows, write
 from tests.conftest import text_rows
 
 CHATS = [row["conversations"] for row in text_rows(40)]
@@ -27,6 +29,9 @@ CHANGED = {  # reason -> what a row has beside its messages, or in its answer
     "rationale is not read": ({"rationale": "Since so."}, {}),
     "label=False is not read": ({"label": False}, {}),
     "developer is not read": ({"developer": "Be short."}, {}),
+    "retrieved is not read": ({"retrieved": ["The sky is green."]}, {}),
+    "loss=False is not read": ({}, {"loss": False}),
+    "prefill is not read": ({"prefill": "Sure"}, {}),
     "audio is not read": ({}, {"audio": "x.wav"}),
     "value beside content": ({}, {"value": "Something else."}),
     "content is not text": ({}, {"content": [{"type": "text", "text": "parts"}]}),
@@ -35,6 +40,27 @@ CHANGED = {  # reason -> what a row has beside its messages, or in its answer
     "or no answer behind it": ({}, {"content": "<think>look</think>"}),
     "</think>": ({}, {"content": "look</think>Yes."}),
 }
+
+
+def zstd(found: list[dict]) -> bytes:
+    return pa.compress(lines(found), "zstd", asbytes=True)
+
+
+def lines(found: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in found).encode()
+
+
+SKIPPED = bytes.fromhex("502a4d18") + b"\4\0\0\0mine"  # a zstd frame that readers skip
+FORMATS = [  # what, file, word of the sentence, content
+    ("gzip", "g.jsonl", "invalid UTF-8", gzip.compress(lines(MESSAGES))),
+    ("gzip by name", "g.jsonl.gz", ".jsonl.zst", gzip.compress(lines(MESSAGES))),
+    ("one JSON list", "a.jsonl", "row is not an object", json.dumps(MESSAGES).encode()),
+    ("JSON on many lines", "p.jsonl", "invalid JSON", json.dumps(MESSAGES, indent=1).encode()),
+    ("UTF-16", "u.jsonl", "invalid UTF-8", lines(MESSAGES).decode().encode("utf-16")),
+    ("an empty frame file", "e.jsonl.zst", "it is empty", b""),
+    ("a cut frame", "k.jsonl.zst", "cut or damaged", zstd(MESSAGES)[:-9]),
+    ("a cut Parquet file", "k.parquet", "cut or damaged", b"PAR1" * 40),
+]
 
 
 def changed(row: dict, answer: dict) -> list[dict]:
@@ -74,5 +100,11 @@ CASES = [
     Case("documents beyond the context", "capture $mini corpus.max_length=2049", 1, ["exceeds the target's context of 2,048"], absent=["runs/corpus", "runs/datasets"]),
     Case("a field that is not read", "capture $mini source:t.jsonl", 1, ["40 tools is not read"], make=[rows("t.jsonl", *TOOLS)], absent=["runs/datasets/*/dataset.json"]),
     Case("rows that differ by numbers alone", "train $mini corpus.heldout=0.5 source:n.jsonl", 1, ["held-out"], make=[rows("n.jsonl", *ALIKE)], absent=["runs/datasets/*/dataset.json"]),
+    *[Case(f"rows that are {what}", f"capture $mini source:{name}", 1, [name, word], make=[write(name, content)], absent=["runs/datasets/*/dataset.json"]) for what, name, word, content in FORMATS],
+    Case("two zstd frames with a foreign one between", "capture $mini source:m.jsonl.zst", 0, ["40 rows read"], make=[lambda here: (here / "m.jsonl.zst").write_bytes(zstd(MESSAGES[:9]) + SKIPPED + zstd(MESSAGES[9:]))]),
+    Case("a line of many MB", "capture $mini source:m.jsonl", 0, ["41 rows read", "1 line above"], make=[rows("m.jsonl", {"text": "x" * 5_000_000}, *MESSAGES)]),
+    Case("a row of 20,000 messages", "capture $mini source:m.parquet", 0, ["41 rows read"], make=[parquet("m.parquet", [{"messages": CHATS[0] * 10_000}, *MESSAGES])]),
+    *[Case(f"texts of {length} tokens", f"capture $mini corpus.max_length={length}", 1, ["corpus.max_length must be a positive integer"], absent=["runs/corpus"]) for length in (0, "null")],
+    Case("a number of rows beyond 64 bits", "capture $mini 'corpus.stage1=[{source: rows.jsonl, domain: code, count: 99999999999999999999}]'", 1, ["must be at most"], absent=["runs/corpus"]),
     Case("unknown columns", "train $mini source:u.jsonl", 1, ["label", "messages"], make=[rows("u.jsonl", *UNKNOWN)], absent=["runs/datasets/*/dataset.json"]),
 ]

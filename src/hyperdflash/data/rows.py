@@ -26,9 +26,10 @@ _SYSTEM = ("system", "system_prompt")
 _NOT_READ = (
     *("history", "context", "documents", "knowledge", "tools", "functions", "tool_calls", "function_call", "developer"),
     *("image", "images", "audio", "audios", "video", "videos", "rationale", "analysis", "chosen", "rejected"),
+    *("retrieved", "passages", "thought", "reasoning_details", "refusal", "prefill", "suffix", "loss_mask"),
 )
 _SAID = ("role", "from", "content", "value")
-_FLAGS = ("weight", "train", "label")  # 0 or false: not to train on
+_FLAGS = ("weight", "train", "label", "loss", "is_correct")  # 0 or false: not to train on
 COLUMNS = (*FORMS, *_INSTRUCTION, *_SYSTEM, *_REASONING, *_NOT_READ, *_FLAGS)  # everything that ``parse_row`` reads
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _ROLES["developer"] = "system"  # OpenAI's later name
