@@ -54,7 +54,7 @@ CASES = [
     Case("more slots than the context has tokens", "train $mini drafter.block_size=4001", 1, ["4000 slots", "context of 2,048"], absent=["runs/train/*"]),
     Case("more resamples than memory holds", "evaluate target.path=target methods=[mtp] num_resamples=2000000000", 1, ["num_resamples must be at most"], absent=["runs/responses"]),
     Case("a seed beyond 64 bits", "train $mini seed=99999999999999999999", 1, ["seed must be at most"], absent=["runs/train/*"]),
-    Case("an infinite temperature", "generate target.path=target prompt=Hi temperature=.inf", 1, ["temperature must be 0 (greedy) or positive, got inf"]),
+    Case("an infinite temperature", "generate target.path=target prompt=Hi temperature=inf", 1, ["temperature must be 0 (greedy) or positive, got inf"]),
     Case("no resamples", "evaluate target.path=target methods=[mtp] num_resamples=0", 1, ["num_resamples must be a positive integer"], absent=["runs/responses"]),
     Case("a job whose name cannot be resolved", "train -m $mini conditioning=layers reducer=fc drafter.num_layers=7,1", 1, ["2 jobs: 1 finished, 1 not", "got 7"], after=[CAPTURED], exist=["runs/train/*/result.json"], check=statuses("failed", "finished")),
     Case("tasks of Slurm left over", "train $mini kl.alpha=2", 1, ["ignoring SLURM_PROCID, SLURM_NTASKS", "got 2"], environment={"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}),

@@ -90,9 +90,7 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
         heads = TargetHeads(target_config)
     drafter = made.build(heads, config.target, config.seed, mask_token_id=0)
     if drafter.num_slots >= (context := target_config.max_position_embeddings):
-        raise ValueError(
-            f"the drafter has {drafter.num_slots} slots, the target's context {context:,} tokens: give fewer slots"
-        )
+        raise ValueError(f"the drafter has {drafter.num_slots} slots and the target a context of {context:,}: give fewer slots")
     if trains:
         made.objective.check(drafter.num_slots, drafter.head.has_confidence, drafter.head.views)
     return made
