@@ -261,7 +261,7 @@ def test_runs_on_other_weights_or_prompts_are_not_paired(runs):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["sweep=nope"], "Could not find 'sweep/nope'"),
+        (["sweep=nope"], "sweep=nope is no option: sweep takes anchors"),
         (
             ["sweep=early"],
             "no finished run of early to report: run its trainings first, by `python -m src.train` with the same words",

@@ -51,7 +51,7 @@ def test_another_process_takes_over_the_shards_of_a_killed_capture(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     before = len(forwards(tmp_path / "log"))
-    partial = tmp_path / "cache" / "ab" / "abc.residual.safetensors.1.partial"
+    partial = tmp_path / "cache" / "ab" / f"ab{'0' * 18}.residual.safetensors.1.partial"
     partial.parent.mkdir(exist_ok=True)
     partial.write_bytes(b"half")
     assert list((tmp_path / "cache" / "leases").iterdir())

@@ -103,11 +103,13 @@ def test_a_parent_of_equal_nearness_is_the_newest(finish, compose_config, mini_t
 
 
 def test_unfinished_and_damaged_runs_are_named(finish, tmp_path):
-    (tmp_path / "train" / "broken").mkdir(parents=True)
+    (tmp_path / "train" / "stage1-broken-00000000").mkdir(parents=True)
     assert list(RunIndex()) == []
-    (tmp_path / "train" / "broken" / "result.json").write_text("{")
+    (tmp_path / "train" / "stage1-broken-00000000" / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"is damaged .*: remove the file"):
         list(RunIndex())
+    (tmp_path / "train" / "stage1-broken-00000000").rename(tmp_path / "train" / "of somebody else")
+    assert list(RunIndex()) == []
     with pytest.raises(ValueError, match="is not a finished run"):
         finished_run(tmp_path / "train" / "nobody")
 
