@@ -297,6 +297,37 @@ def test_greedy_text_is_the_targets_and_the_rounds_are_replays(method, target, g
         assert torch.equal(getattr(rounds, name), getattr(replayed, name)), name
 
 
+@pytest.mark.parametrize("method", ["mtp", "markov mtp", "hyperdflash", "all parts", "whole lead", "taps and tokens"])
+def test_a_rule_ends_drafts_early_and_leaves_the_text(method, target, greedy):
+    """Each round drafts the first slots of what it drafts without the rule, and runs the MTP block once less per slot left out."""
+    module = trained_module(method, target, greedy)
+    whole, early = module.proposer(target.heads), module.proposer(target.heads)
+    early.stop = 0.1
+    texts = [decode(target.model, early, prompt, max_new_tokens=LIMIT, stop_ids={EOS}) for prompt in PROMPTS]
+    assert [text.token_ids for text in texts] == list(map(tuple, greedy))
+    rounds = loop_rounds(texts, early.num_slots)
+    assert bool((rounds.available >= rounds.accepted).all()) and len(set(rounds.available.tolist())) > 1
+
+    states, lengths, num_steps = captured(target, PROMPTS[:1], texts[:1], early.layer_ids), set(), []
+    lead = early if isinstance(early, MTPProposer) else early._lead
+    if lead:
+        lead._step = lambda *given, step=lead._step: num_steps.append(1) or step(*given)
+    start = len(PROMPTS[0])
+    with torch.inference_mode():
+        for drafter in (whole, early):
+            drafter.begin(prefix(states, 0, start))
+        for anchor in range(start, start + 20):
+            newest = states.input_ids[0, anchor : anchor + 1]
+            all_ids, ids = (drafter.propose(newest, 6, Sampler()).ids.tolist() for drafter in (whole, early))
+            assert ids == all_ids[: len(ids)]
+            assert not lead or len(num_steps) == min(len(ids) + 1, len(all_ids), lead.num_slots)
+            num_steps.clear()
+            lengths.add(len(ids))
+            for drafter in (whole, early):
+                drafter.update(prefix(states, anchor, anchor + 1))
+    assert len(lengths) > 1
+
+
 def test_a_texts_draws_depend_on_its_generator_alone(target):
     drafter = MTPChain(target.mtp, 3).proposer(target.heads)
 

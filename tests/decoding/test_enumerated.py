@@ -53,29 +53,58 @@ def block(kind: str, num_slots: int = 2) -> tuple[DraftHead, Slots]:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
-def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p, kind):
-    """Three tokens of one round with two drafts, the target a Markov chain: exact up to fp32."""
+@pytest.mark.parametrize(("temperature", "top_p", "stop"), [(1.0, 1.0, 0.0), (0.7, 0.8, 0.0), (1.0, 1.0, 0.4), (0.7, 0.8, 0.5)])
+def test_every_draft_summed_gives_the_targets_distribution(temperature, top_p, stop, kind):
+    """Three tokens of one round with up to two drafts, the target a Markov chain: exact up to fp32."""
     head, slots = block(kind)
     p = probabilities(torch.randn(V, V, generator=torch.Generator().manual_seed(5)), temperature, top_p).double()
-    anchor, emitted = 1, torch.zeros(V, V, V, dtype=torch.float64)
+    anchor, emitted, lengths = 1, torch.zeros(V, V, V, dtype=torch.float64), set()
     for draft in itertools.product(range(V), repeat=2):
         sampler = Forced(temperature, top_p, None, list(draft))
-        proposal = propose(head, slots, HEADS, torch.tensor([anchor]), sampler)
-        assert tuple(proposal.ids.tolist()) == draft
-        q = proposal.probs.double()
-        drawn, before = q[0, draft[0]] * q[1, draft[1]], (anchor, draft[0])
-        if drawn == 0:
-            continue
-        kept = [min(1.0, float(p[before[k], draft[k]] / q[k, draft[k]])) for k in range(2)]
-        rest = [residual(p[before[k]], q[k]) for k in range(2)]
-        rest = [r / r.sum() for r in rest]
-        # rejected at slot 1, at slot 2, or not at all; what the round leaves open the target says itself
-        emitted += drawn * (1 - kept[0]) * rest[0][:, None, None] * p[:, :, None] * p[None]
-        emitted[draft[0]] += drawn * kept[0] * (1 - kept[1]) * rest[1][:, None] * p
-        emitted[draft[0], draft[1]] += drawn * kept[0] * kept[1] * p[draft[1]]
-    expected = p[anchor][:, None, None] * p[:, :, None] * p[None]
+        proposal = propose(head, slots, HEADS, torch.tensor([anchor]), sampler, stop)
+        num_drafts = len(proposal.ids)
+        lengths.add(num_drafts)
+        assert tuple(proposal.ids.tolist()) == draft[:num_drafts]
+        if any(draft[num_drafts:]):
+            continue  # the same round as with token 0 in the slots that are left out
+        # the text is kept up to a rejection; there the residual speaks, and then the target itself
+        kept, before = 1.0, anchor
+        now = emitted
+        for k in range(num_drafts):
+            q = proposal.probs[k].double()
+            drawn = kept * q[draft[k]]
+            if drawn == 0:
+                break
+            accepted = min(1.0, float(p[before, draft[k]] / q[draft[k]]))
+            rest = residual(p[before], q)
+            now += drawn * (1 - accepted) * continued(p, rest / rest.sum(), now.dim())
+            kept, before, now = drawn * accepted, draft[k], now[draft[k]]
+        else:
+            now += kept * continued(p, p[before], now.dim())
+    expected = continued(p, p[anchor], 3)
     torch.testing.assert_close(emitted, expected, rtol=1e-5, atol=1e-6)
+    if stop:
+        assert len(lengths) > 1, "the rule ends some drafts and not others"
+
+
+def continued(p: torch.Tensor, first: torch.Tensor, length: int) -> torch.Tensor:
+    """Distribution of ``length`` tokens, the first from ``first`` [V], the others from the chain ``p`` [V, V]."""
+    found = first
+    for _ in range(length - 1):
+        found = found[..., None] * p
+    return found
+
+
+def test_a_rule_that_reads_a_slots_own_draft_is_biased():
+    """One draft, verified only where its own probability is high; a plain step of the target otherwise."""
+    draw = torch.Generator().manual_seed(2)
+    q, p = (torch.randn(V, generator=draw).double().softmax(-1) for _ in range(2))
+    rest = residual(p, q)
+    of_draft = torch.eye(V, dtype=torch.float64) * torch.minimum(p / q, torch.ones(V)) 
+    of_draft += (1 - of_draft.sum(-1, keepdim=True)) * rest / rest.sum()
+    torch.testing.assert_close(q @ of_draft, p)
+    own = torch.where((q >= 0.2)[:, None], of_draft, p)
+    assert 0 < int((q >= 0.2).sum()) < V and (q @ own - p).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

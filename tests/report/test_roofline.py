@@ -293,12 +293,13 @@ def test_an_evaluation_gives_methods_with_the_parts_of_their_runs(setting, compo
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     runs = {"MTP (3)": "as shipped", "Best": "best-run"}
     rows = [
-        {"method": name, "temperature": 0.0, "group": "mean", "metric": metric, "value": value}
+        Row("", name, "", 0.0, "mean", metric, None, value)
         for name, slots, tau in (("MTP (3)", 3, 2.3), ("Best", 6, 3.1))
         for metric, value in [("tau", tau), *[("survival", 0.5)] * slots]
     ]
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "metrics.json").write_text(json.dumps({"runs": runs, "rows": rows}))
+    (tmp_path / "demo" / "acceptance.csv").write_text(Results(tuple(rows)).csv_text())
+    (tmp_path / "demo" / "metrics.json").write_text(json.dumps({"runs": runs}))
     with pytest.raises(ValueError, match="a run that is gone"):
         setting([f"from={tmp_path}/demo"])
     (tmp_path / "train" / "best-run").mkdir(parents=True)
@@ -313,5 +314,23 @@ def test_an_evaluation_gives_methods_with_the_parts_of_their_runs(setting, compo
         2,
         "correction",
     )
+    (tmp_path / "demo" / "acceptance.csv").rename(tmp_path / "demo" / "paper.csv")
+    drafted = {"MTP (3)": {1: 30, 3: 10}, "Best": {6: 5}}
+    (tmp_path / "demo" / "evaluation.json").write_text(json.dumps({"runs": runs, "drafted": drafted}))
+    early, whole = setting([f"from={tmp_path}/demo"]).methods
+    assert early.drafted == {1: 0.75, 3: 0.25} and (early.tau, whole.tau) == (2.3, 3.1)
     with pytest.raises(ValueError, match=r"has no metrics\.json"):
         setting([f"from={tmp_path}"])
+
+
+def test_a_draft_that_ends_early_costs_what_it_computes(setting):
+    """A chain computes the slot before which it ends, and verification reads the drafts that are left."""
+    found = setting()
+    chain = replace(MTP, slots=6, drafted={0: 0.5, 2: 0.25, 6: 0.25})
+    own = found.round(chain, 8)
+    drafting = {n: total_seconds(mtp_drafting(found.sizes, None, chain, 8, found.context, n), found.gpu) for n in (1, 3, 6)}
+    assert own["draft_s"] == pytest.approx(0.5 * drafting[1] + 0.25 * drafting[3] + 0.25 * drafting[6])
+    assert own["verify_s"] == pytest.approx(sum(w * found.verify_s(n, 8) for w, n in ((0.5, 1), (0.25, 3), (0.25, 7))))
+    block = replace(BLOCK, slots=6, lead=2, drafted={1: 0.5, 4: 0.5}, reducer="hc_gate")
+    assert (chain.passes, block.passes) == (0.5 * 1 + 0.25 * 3 + 0.25 * 6, 0.5 * 2 + 0.5 * 3)
+    assert found.round(block, 1)["draft_s"] < found.round(replace(block, drafted={}), 1)["draft_s"]

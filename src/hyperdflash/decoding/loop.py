@@ -3,7 +3,7 @@
 Shapes: see contracts.py with B = 1. The text so far is x[0..a]; x[a] is the newest token, whose state is not yet known.
 
     1. prefill    the target reads the prompt and gives the first token                               FirstToken
-    2. propose    n = min(S, room) drafts of x[a+1..], up to the text's last position
+    2. propose    n <= min(S, room) drafts of x[a+1..], up to the text's last position; fewer where the drafter ends early
     3. verify     one forward over [x[a], d_1..d_n] -> n + 1 distributions
     4. accept     j leading drafts, then the target's own token: its argmax, or a draw from the residual
     5. roll back  the target's cache keeps x[a..] up to the last token whose successor is known
@@ -215,6 +215,8 @@ def loop_rounds(generations: Sequence[Generation], num_slots: int) -> Rounds:
     rows = []
     for document, generation in enumerate(generations):
         end = sum(len(r.emitted) for r in generation.rounds) + (generation.rounds[0].anchor if generation.rounds else 0)
-        rows += [(document, r.anchor, r.accepted, len(r.emitted), min(num_slots, end - r.anchor)) for r in generation.rounds]
+        rows += [
+            (document, r.anchor, r.accepted, len(r.emitted), min(len(r.drafted), end - r.anchor)) for r in generation.rounds
+        ]
     columns = torch.tensor(rows, dtype=torch.int64).view(-1, 5).unbind(dim=1)
     return Rounds(*columns, num_slots=num_slots)

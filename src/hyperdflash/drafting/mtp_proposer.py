@@ -24,6 +24,7 @@ class MTPProposer:
     The cache keeps keys of target states and drops those of chained steps."""
 
     layer_ids = ()
+    stop = 0.0
 
     def __init__(self, chain: MTPChain, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
         self.block, self.num_slots, self.heads, self.codec = chain.block, chain.num_slots, heads, codec
@@ -44,18 +45,20 @@ class MTPProposer:
         self._waiting = states.residual, states.input_ids
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
-        draft = BlockDraft(self.head, self.heads, self.layout, anchor_id, sampler)
+        draft = BlockDraft(self.head, self.heads, self.layout, anchor_id, sampler, self.stop)
         self.extend(draft, num_slots)
         return draft.proposal()
 
     def extend(self, draft: BlockDraft, num_slots: int) -> list[Tensor]:
-        """Drafts slots 1..``num_slots`` of ``draft`` and returns the block's state of each, [copies, 1, D]."""
+        """Drafts slots 1..``num_slots`` of ``draft`` until it ends; returns the block's state of each, [copies, 1, D]."""
         residual, token_ids = self._waiting
         self._waiting = None
         following = torch.cat([token_ids[:, 1:], draft.ids[0].expand(len(token_ids), 1)], dim=1)
         residual, keys = self._step(residual, following, self._length - residual.shape[1], self._keys)
         self._keys, states = keys, []
         for slot in range(1, num_slots + 1):
+            if draft.ended:
+                break
             if slot > 1:
                 drafted = draft.ids[-1].expand(len(residual), 1)
                 residual, keys = self._step(residual, drafted, self._length + slot - 2, keys)

@@ -32,16 +32,18 @@ if TYPE_CHECKING:
 
 class Proposer(Protocol):
     """The loop's interface to a drafter, for one text at a time; ``begin`` starts the next text. ``num_slots`` S, the most
-    drafts per round; ``layer_ids``, the layers it reads; ``codec`` rounds as its training's cache."""
+    drafts per round; ``layer_ids``, the layers it reads; ``codec`` rounds as its training's cache; ``stop`` ends a draft early
+    (`BlockDraft`)."""
 
     num_slots: int
     layer_ids: tuple[int, ...]
     codec: Codec
+    stop: float
 
     def begin(self, states: TargetStates) -> None: ...
 
     def propose(self, anchor_id: Tensor, num_slots: int, sampler: Sampler) -> Proposal:
-        """Drafts 1..``num_slots`` tokens after ``anchor_id`` [1] int64."""
+        """Drafts up to ``num_slots`` tokens after ``anchor_id`` [1] int64."""
 
     def update(self, states: TargetStates) -> None: ...
 
@@ -52,6 +54,7 @@ class Autoregressive:
     num_slots = 0
     layer_ids = ()
     codec = CODECS["bf16"]
+    stop = 0.0
 
     def begin(self, states: TargetStates) -> None:
         pass
@@ -66,6 +69,8 @@ class Autoregressive:
 class BlockProposer:
     """Drafts all slots in one pass over [x_a, mask, ...] and the context's cached keys and values (DFlash, HyperDFlash). If the
     context joins a state with its next token, the newest state waits for the anchor. A lead drafts the first slots."""
+
+    stop = 0.0
 
     def __init__(self, drafter: Drafter, heads: TargetHeads, codec: Codec = CODECS["bf16"]):
         self.drafter, self.heads, self.codec = drafter, heads, codec
@@ -135,10 +140,10 @@ class BlockProposer:
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._append(replace(waiting, next_id=anchor_id.expand(len(waiting.input_ids))))
-        draft = BlockDraft(self.drafter.head, self.heads, self.drafter.layout, anchor_id, sampler)
+        draft = BlockDraft(self.drafter.head, self.heads, self.drafter.layout, anchor_id, sampler, self.stop)
         num_lead = min(self.drafter.num_lead_slots, num_slots)
         lead = self._lead.extend(draft, num_lead) if num_lead else []
-        if num_lead < num_slots:
+        if num_lead < num_slots and not draft.ended:
             draft.extend(self._features(draft.ids, lead)[:1, :, num_lead:], num_slots)
         return draft.proposal()
 

@@ -6,6 +6,7 @@
 4. report       from rows.jsonl the paper's tables, Figure 1, and whether the texts are AR's
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from hyperdflash.report.bootstrap import PromptCounts
 from hyperdflash.report.measure import AUTOREGRESSIVE as AR
 from hyperdflash.report.measure import Sample
 from hyperdflash.report.tables import Block, Table, markdown
-from hyperdflash.settings import natural_int, positive_int
+from hyperdflash.settings import natural_int, number_between, positive_int
 from hyperdflash.targets.load import Target
 from hyperdflash.targets.sampling import Sampler, generator_for
 
@@ -46,15 +47,25 @@ def evaluate_by_decoding(config: DictConfig) -> Path:
     tokenizer = load_tokenizer(config.target.path)
     rows = decode_all(config, methods, target, tokenizer)
     eos_id = special_ids(tokenizer, config.target.mask_token_id).eos
-    report(rows, config, {method.name: method.run_id for method in methods}, target.fingerprint, eos_id)
+    runs = {row_name(method, stop): method.run_id for method in methods for stop in config.stop}
+    report(rows, config, runs, target.fingerprint, eos_id)
     return Path(config.out)
+
+
+def row_name(method: Method, stop: float) -> str:
+    return f"{method.name}, stop {number_between('stop', stop, 0, 1):g}" if stop else method.name
 
 
 def decode_all(config: DictConfig, methods: Sequence[Method], target: Target, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
     """Returns the rows of every method on every prompt."""
     benchmark: Prompts = instantiate(config.benchmarks)
     stop_ids = {special_ids(tokenizer, config.target.mask_token_id).eos}
-    drafters: dict[str, Proposer] = {AR: Autoregressive(), **{m.name: m.loop_drafter(config, target.heads) for m in methods}}
+    drafters: dict[str, Proposer] = {AR: Autoregressive()}
+    for method in methods:
+        module = method.drafter(config, target.heads)
+        for stop in config.stop:
+            drafter = drafters[row_name(method, stop)] = method.loop_drafter(config, target.heads, module)
+            drafter.stop = stop
 
     def answer(name: str, prompt_ids: list[int], temperature: float, draws: str) -> dict:
         """Decodes one answer; ``draws`` alone seeds its draws, so earlier answers do not matter."""
@@ -78,6 +89,7 @@ def decode_all(config: DictConfig, methods: Sequence[Method], target: Target, to
         "dtype": config.target.dtype,
         "cache.dtype": config.cache.dtype,
         "methods": {method.name: method.run_id for method in methods},
+        "stop": list(config.stop),
         "data": {method.name: method.data for method in methods},
         "threads": torch.get_num_threads(),
         "device": str(target.model.device),
@@ -89,7 +101,7 @@ def report(rows: Sequence[dict], config: DictConfig, run_ids: dict[str, str], fi
     """Writes paper.md with its companions, lossless.md and evaluation.json; ``run_ids`` per method."""
     texts = {"lossless.md": lossless_markdown([row for row in rows if row["temperature"] == 0])}
     target = {"path": str(config.target.path), "fingerprint": fingerprint}
-    record = {"target": target, "prompts": len(rows), "runs": run_ids}
+    record = {"target": target, "prompts": len(rows), "runs": run_ids, "drafted": drafted_counts(rows)}
     samples = decoded_samples(rows, eos_id, run_ids)
     write_evaluation(samples, config, f"{config.target.path} ({fingerprint})", texts, record)
 
@@ -101,12 +113,22 @@ def decoded_samples(rows: Sequence[dict], eos_id: int, run_ids: dict[str, str]) 
         found = [(index, turn, r) for index, own in enumerate(prompts) for turn in own for r in turn["rounds"]]
         num_slots = max((len(drafted) for _, _, (_, drafted, *_) in found), default=0)
         left = [len(turn["prompt_ids"]) + len(turn["ids"]) - 1 - r[0] for _, turn, r in found]  # tokens behind the anchor
-        table = [(index, r[0], r[2], r[3], min(num_slots, n)) for (index, _, r), n in zip(found, left, strict=True)]
+        table = [(index, r[0], r[2], r[3], min(len(r[1]), n)) for (index, _, r), n in zip(found, left, strict=True)]
         rounds = Rounds(*torch.tensor(table, dtype=torch.int64).view(-1, 5).unbind(dim=1), num_slots=num_slots)
         seconds = [sum(sum(r[4:]) for turn in own for r in turn["rounds"]) for own in prompts]
         return document_counts(rounds, len(prompts)), seconds
 
     return samples_of(rows, eos_id, run_ids, count)
+
+
+def drafted_counts(rows: Sequence[dict]) -> dict[str, dict[int, int]]:
+    """Returns per method how many rounds at temperature 0 drafted n tokens, those that the end of a text cut left out."""
+    found: dict[str, Counter] = {}
+    for row in (row for row in rows if row["temperature"] == 0):
+        for name, turns in row["methods"].items():
+            rounds = (drafted for turn in turns for _, drafted, accepted, emitted, *_ in turn["rounds"] if emitted > accepted)
+            found.setdefault(name, Counter()).update(map(len, rounds))
+    return {name: dict(sorted(counts.items())) for name, counts in found.items()}
 
 
 def turn_row(prompt_ids: Sequence[int], generation: Generation) -> dict:

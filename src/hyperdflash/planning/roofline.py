@@ -15,8 +15,8 @@ ratios hold where a forward waits for weights. Real texts route neighboring toke
 extreme, where all tokens of a row share the same k experts. A new kind of drafter is one more function in ``DRAFTING``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from hyperdflash.drafting.config import DrafterConfig
@@ -70,7 +70,8 @@ def total_seconds(works: Sequence[Work], gpu: GPU) -> float:
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A result to predict: ``drafter`` is a key of ``DRAFTING``, ``speedup`` the published one if there is one. ``reducer`` and
-    ``lead`` (chained MTP steps) are a block drafter's; ``head`` has its ``rank``, ``expansion`` or ``state``."""
+    ``lead`` (chained MTP steps) are a block drafter's; ``head`` has its ``rank``, ``expansion`` or ``state``. ``drafted``:
+    share of rounds per number of drafts, where a rule ends drafts early; else every round drafts ``slots``."""
 
     name: str
     drafter: str
@@ -83,6 +84,7 @@ class Method:
     rank: int = 256
     expansion: int = 2
     state: int = 256
+    drafted: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self):
         one_of(f"{self.name}: drafter", self.drafter, tuple(DRAFTING))
@@ -93,9 +95,15 @@ class Method:
                 positive_number(f"{self.name}: {name}", getattr(self, name))
 
     @property
-    def passes(self) -> int:
-        """Sequential forwards of one round's drafting: chained steps, then the block's pass unless they draft every slot."""
-        return self.slots if self.drafter == "mtp" else min(self.lead + 1, self.slots)
+    def rounds(self) -> list[tuple[float, int, int]]:
+        """Share, number of drafts and number of computed slots: the slot before which a draft ends is computed too."""
+        return [(share, count, min(count + 1, self.slots)) for count, share in (self.drafted or {self.slots: 1.0}).items()]
+
+    @property
+    def passes(self) -> float:
+        """Sequential forwards of a round's drafting: chained steps, then the block's pass unless they draft every slot."""
+        chained = self.slots if self.drafter == "mtp" else self.lead
+        return sum(share * (min(chained, computed) + (computed > chained)) for share, _, computed in self.rounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +136,13 @@ class Setting:
         return self.verify_s(n, batch, same_experts) / self.verify_s(1, batch, same_experts)
 
     def round(self, method: Method, batch: int, same_experts: bool = False) -> dict[str, float]:
-        """Returns the least seconds of one round of ``method`` (drafting, then verification of its slots and the anchor) and of
-        one plain step, the drafter's share of the round, and the speedup tau * T_ar / (T_draft + T_verify)."""
-        works = DRAFTING[method.drafter](self.sizes, self.drafter, method, batch, self.context)
-        draft, verify = total_seconds(works, self.gpu), self.verify_s(method.slots + 1, batch, same_experts)
+        """Returns the least seconds of one round of ``method`` (drafting, then verification of its drafts and the anchor; all
+        rows alike) and of one plain step, the drafter's share, and the speedup tau * T_ar / (T_draft + T_verify)."""
+        draft = verify = 0.0
+        for share, count, computed in method.rounds:
+            works = DRAFTING[method.drafter](self.sizes, self.drafter, method, batch, self.context, computed)
+            draft += share * total_seconds(works, self.gpu)
+            verify += share * self.verify_s(count + 1, batch, same_experts)
         plain, total = self.verify_s(1, batch, same_experts), draft + verify
         return {
             "draft_s": draft,
@@ -157,22 +168,26 @@ def verification(sizes: V4Sizes, n: int, batch: int, context: int, same_experts:
     return _by_part(works)
 
 
-def mtp_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int) -> list[Work]:
-    """Returns the parts of chained MTP steps; the first reads the ``tau`` tokens that the last round added per row. Every step
-    reads the whole block, a draw of experts and the LM head again, which computes logits of one token per row."""
+def mtp_drafting(
+    sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int, slots: int | None = None
+) -> list[Work]:
+    """Returns the parts of ``slots`` chained MTP steps, by default all of ``method``; the first reads the ``tau`` tokens that
+    the last round added per row. Every step reads the whole block, a draw of experts and the LM head again, which computes
+    logits of one token per row."""
+    slots = method.slots if slots is None else slots
     D, m = sizes.hidden_size, sizes.hc_mult
     works = []
-    for step in range(method.slots):
+    for step in range(slots):
         tokens = (method.tau if step == 0 else 1.0) * batch
         works += [_multiplied(w, batch if w.part == "LM head" else tokens) for w in mtp_weights(sizes)]
         works.append(Work("attention", 0.0, fp8_flops=2 * (m - 1) * D * D * tokens))  # h_proj acts on each path
         works.append(_experts(sizes, tokens, tokens))
         works.append(_cache(sizes, sizes.compress_ratios[-1], tokens / batch, batch, context))
-    return _by_part([*works, *_head(sizes, method, batch)])
+    return _by_part([*works, *_head(sizes, method, batch, slots)])
 
 
-def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
-    """Returns what the draft head adds per slot to the LM head, in BF16: a table [V, r], and matrices."""
+def _head(sizes: V4Sizes, method: Method, batch: int, slots: int) -> list[Work]:
+    """Returns what the draft head adds for ``slots`` slots to the LM head, in BF16: a table [V, r], and matrices."""
     recurrent = 3 * method.state * (sizes.hidden_size + method.state) + (sizes.hidden_size + method.state) * method.rank
     extra = {
         "lm_head": 0,
@@ -182,11 +197,13 @@ def _head(sizes: V4Sizes, method: Method, batch: int) -> list[Work]:
         "selector": sizes.hidden_size * method.rank,
         "xpress": (sizes.vocab_size + 2 * sizes.hidden_size + 9 * method.rank) * method.rank,  # as many passes as slots
     }[method.head]
-    return [_multiplied(Weights("draft head", extra, "bf16"), batch)] * method.slots if extra else []
+    return [_multiplied(Weights("draft head", extra, "bf16"), batch)] * slots if extra else []
 
 
-def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int) -> list[Work]:
-    """Returns the parts of one block drafter pass in BF16: K slots per row through all layers, S through the LM head.
+def block_drafting(
+    sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch: int, context: int, slots: int | None = None
+) -> list[Work]:
+    """Returns the parts of one block drafter pass in BF16: K slots per row through all layers, ``slots`` through the LM head.
 
     Before it, the ``tau`` states per row that the last round added go through the reducer and every layer's key and value
     projections. Attention over ``context``, or the drafter's window of it. A lead's MTP steps come first and draft their slots
@@ -206,11 +223,11 @@ def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch
     per_layer += 4 * drafter.convolution * width * (width // CHANNELS + 1)
     reducing = m * D * width if method.reducer == "fc" else m * m * D + m + 1 + m * D  # Eq. 1 with its per-path norm
     resize = 0 if width == D else 2 * D * width
-    block, new, left = drafter.block_size * batch, method.tau * batch, drafter.num_slots - method.lead
-    steps = replace(method, slots=method.lead, head="lm_head") if method.lead else None
-    lead = mtp_drafting(sizes, drafter, steps, batch, context) if steps else []
-    if not left:
-        return lead
+    slots = method.slots if slots is None else slots
+    block, new, left = drafter.block_size * batch, method.tau * batch, slots - method.lead
+    lead = mtp_drafting(sizes, drafter, replace(method, head="lm_head"), batch, context, min(method.lead, slots))
+    if left <= 0:
+        return _by_part([*lead, *_head(sizes, method, batch, slots)])
     reads = left if method.head == "correction" else 1
     seen = min(context, drafter.context_window or context)
     attended = drafter.num_layers * (seen + drafter.block_size)
@@ -220,11 +237,11 @@ def block_drafting(sizes: V4Sizes, drafter: DrafterConfig, method: Method, batch
         Work("cache", batch * drafter.num_layers * seen * 2 * keys * BYTES["bf16"], 0.0, 4 * queries * attended * block),
         *[_multiplied(Weights("LM head", sizes.vocab_size * D, "bf16"), left * batch / reads)] * reads,
     ]
-    return _by_part([*lead, *works, *_head(sizes, method, batch)])
+    return _by_part([*lead, *works, *_head(sizes, method, batch, slots)])
 
 
-# Kind of drafter -> parts of one round's drafting (sizes, drafter, method, batch, context)
-DRAFTING: dict[str, Callable[[V4Sizes, DrafterConfig, Method, int, int], list[Work]]] = {
+# Kind of drafter -> parts of one round's drafting (sizes, drafter, method, batch, context, slots that are computed)
+DRAFTING: dict[str, Callable[[V4Sizes, DrafterConfig, Method, int, int, int], list[Work]]] = {
     "mtp": mtp_drafting,
     "block": block_drafting,
 }

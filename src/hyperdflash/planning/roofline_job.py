@@ -43,17 +43,22 @@ def setting_of(config: DictConfig) -> Setting:
 def measured_methods(folder: Path) -> tuple[Method, ...]:
     """Returns the methods of the evaluation in ``folder``, with tau as measured at temperature 0 and parts as their runs have
     them; ValueError where there is no such evaluation or run."""
-    path = folder / "metrics.json"
+    by_decoding = (folder / "evaluation.json").exists()
+    path = folder / ("evaluation.json" if by_decoding else "metrics.json")
     if not path.exists():
         raise ValueError(f"from={folder} has no metrics.json: run `python -m src.evaluate out={folder}` first")
-    record = read_json(path, "run `python -m src.evaluate` again", "runs", "rows")
+    record = read_json(path, "run `python -m src.evaluate` again", "runs")
+    rows = _greedy_means(folder / ("paper.csv" if by_decoding else "acceptance.csv"))
     methods = []
     for name, run in record["runs"].items():
-        rows = [r for r in record["rows"] if (r["method"], r["temperature"], r["group"]) == (name, 0, MEAN)]
-        tau = next((row["value"] for row in rows if row["metric"] == "tau"), None)
+        own = [row for row in rows if row["method"] == name]
+        tau = next((float(row["value"]) for row in own if row["metric"] == "tau"), None)
         if tau is None:
             continue
-        method = Method(name=name, drafter="mtp", slots=sum(row["metric"] == "survival" for row in rows), tau=tau)
+        slots = sum(row["metric"] == "survival" for row in own)
+        counts = {int(count): rounds for count, rounds in record.get("drafted", {}).get(name, {}).items()}
+        drafted = {count: rounds / sum(counts.values()) for count, rounds in counts.items()}
+        method = Method(name=name, drafter="mtp", slots=slots, tau=tau, drafted=drafted)
         methods.append(method if run == AS_SHIPPED else _with_parts(method, runs_dir() / "train" / run / "config.yaml"))
     if not methods:
         raise ValueError(f"from={folder} has no method at temperature 0: run `python -m src.evaluate temperature=[0]`")
@@ -77,14 +82,17 @@ def _with_parts(method: Method, path: Path) -> Method:
 
 def measured_speedups(folder: Path) -> dict[str, Estimate]:
     """Returns method -> mean speedup at temperature 0 of the evaluation by decoding in ``folder``; ValueError without one."""
-    path = folder / "paper.csv"
-    if not path.exists():
-        raise ValueError(
-            f"measured={folder} has no paper.csv: run `python -m src.evaluate by=decoding temperature=[0] out={folder}`"
-        )
-    with path.open(newline="") as lines:
-        rows = [r for r in csv.DictReader(lines) if (r["metric"], r["group"], float(r["temperature"])) == ("speedup", MEAN, 0)]
+    if not (folder / "paper.csv").exists():
+        decoding = f"python -m src.evaluate by=decoding temperature=[0] out={folder}"
+        raise ValueError(f"measured={folder} has no paper.csv: run `{decoding}`")
+    rows = [row for row in _greedy_means(folder / "paper.csv") if row["metric"] == "speedup"]
     return {row["method"]: Estimate(*(float(row[name] or "nan") for name in ("value", "low", "high"))) for row in rows}
+
+
+def _greedy_means(path: Path) -> list[dict[str, str]]:
+    """Returns the lines of an evaluation's record at temperature 0 that are means over domains."""
+    with path.open(newline="") as lines:
+        return [row for row in csv.DictReader(lines) if (row["group"], float(row["temperature"])) == (MEAN, 0)]
 
 
 def roofline_record(setting: Setting) -> dict:

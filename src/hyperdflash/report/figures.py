@@ -71,7 +71,11 @@ def results_figure(found: Results, path: Path | str, title: str) -> Path:
 
 
 def passes_figure(
-    taus: dict[str, tuple[int, float]], speedups: dict[str, dict[str, Estimate]], path: Path, title: str, heading: Sequence[str]
+    taus: dict[str, tuple[float, float]],
+    speedups: dict[str, dict[str, Estimate]],
+    path: Path,
+    title: str,
+    heading: Sequence[str],
 ) -> Path:
     """Writes a PNG: tau, then speedups, against sequential drafting passes. ``taus``: method -> passes and tau; ``speedups``:
     title of a panel -> method -> speedup, where it is known."""

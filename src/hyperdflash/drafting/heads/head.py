@@ -59,14 +59,29 @@ class HeadConfig(Protocol):
 
 
 class BlockDraft:
-    """Drafts a block from left to right, each slot after its parent's draft, as the features of its slots become known."""
+    """Drafts a block from left to right, each slot after its parent's draft, as the features of its slots become known.
 
-    def __init__(self, head: DraftHead, heads: TargetHeads, layout: BlockLayout, anchor_id: Tensor, sampler: Sampler):
+    With ``stop`` > 0 it ends before the first slot k with c_1 ... c_k < ``stop``. c_j is the head's confidence where it has
+    one, else the largest probability of slot j (at temperature 0, of the softmax). Slot k's own draft has no part in this: a
+    rule that reads it chooses which drafts are verified, and the text no longer has the target's distribution.
+    """
+
+    def __init__(
+        self,
+        head: DraftHead,
+        heads: TargetHeads,
+        layout: BlockLayout,
+        anchor_id: Tensor,
+        sampler: Sampler,
+        stop: float = 0.0,
+    ):
         self.head, self.heads, self.layout, self.sampler = head, heads, layout, sampler
+        self.stop, self.ended = stop, False
+        self._reached: float | Tensor = 1.0  # c_1 ... c_k of the newest slot
         self.ids = [anchor_id]  # [1] per own-block position
         self._features: list[Tensor] = []  # [1, 1, n, D] per call of extend
-        self._probs: list = []  # [n, V] per choice, or None each
-        self._confidence: list = []  # [n] likewise
+        self._probs: list[Tensor | None] = []  # [n, V] per choice
+        self._confidence: list[Tensor | None] = []  # [n] per choice
 
     def extend(self, features: Tensor, num_slots: int | None = None) -> None:
         """Drafts the next n slots from their ``features`` [1, 1, n, D], at most up to slot ``num_slots``."""
@@ -76,19 +91,38 @@ class BlockDraft:
         of_states = target_logits(features[0, 0], self.heads).dense() if "lm_head" in self.head.views else None  # [n, V]
         step = 1 if self.head.reads_previous else num_new
         for slot in range(0, num_new, step):
+            if self.ended:
+                return
             own = slice(first + slot, first + slot + step)
             known = self._slots(own.stop if self.head.reads_previous else last)
             logits = self.head.drafted(known, self.heads, of_states)[0, 0, own]
-            ids, probs = self.sampler.choose(logits.dense(None if of_states is None else of_states[slot : slot + step]))
-            self.ids += ids.split(1)
-            self._probs.append(probs)
-            self._confidence.append(logits.confidence)
+            self._choose(logits.dense(None if of_states is None else of_states[slot : slot + step]), logits.confidence)
 
     def _slots(self, num_slots: int) -> Slots:
         """Returns the first slots, with the drafts before them as far as they are known."""
         known = [self.ids[min(parent, len(self.ids) - 1)] for parent in self.layout.parents[:num_slots]]
         return Slots(torch.cat(self._features, dim=2)[:, :, :num_slots], torch.cat(known)[None, None], self.layout)
 
+    def _choose(self, logits: Tensor, confidence: Tensor | None) -> None:
+        certain = None if confidence is None else confidence.float().sigmoid()
+        if self.stop:
+            probs = self.sampler.probabilities(logits)
+            top = (logits.float().softmax(-1) if probs is None else probs).amax(-1)
+            reached = self._reached * (top if certain is None else certain).cumprod(0)
+            num_kept = int((reached >= self.stop).sum())
+            self.ended, self._reached = num_kept < len(logits), reached[-1]
+            logits, certain = logits[:num_kept], None if certain is None else certain[:num_kept]
+            if not num_kept:
+                return
+        ids, probs = self.sampler.choose(logits)
+        self.ids += ids.split(1)
+        self._probs.append(probs)
+        self._confidence.append(certain)
+
     def proposal(self) -> Proposal:
-        probs, confidence = (None if parts[0] is None else torch.cat(parts) for parts in (self._probs, self._confidence))
-        return Proposal(torch.cat(self.ids[1:]), probs, None if confidence is None else confidence.float().sigmoid())
+        return Proposal(torch.cat([self.ids[0][:0], *self.ids[1:]]), _joined(self._probs), _joined(self._confidence))
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Joins values of consecutive slots, of which all or none exist."""
+    return torch.cat([part for part in parts if part is not None]) if parts and parts[0] is not None else None
