@@ -17,10 +17,12 @@ from hyperdflash.evaluation.decoding import (
     compare_texts,
     decode_all,
     decoded_samples,
+    evaluate_by_decoding,
     lossless_markdown,
     report,
     turn_row,
 )
+from hyperdflash.evaluation.evaluation import evaluate_by_replay
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.sampling import Sampler, generator_for
@@ -91,6 +93,29 @@ def test_the_report_is_made_from_the_rows(config, tmp_path, monkeypatch):
             turns = row["methods"][sample.method]
             assert emitted == sum(len(t["ids"]) - 1 for t in turns)
             assert seconds == pytest.approx(sum(sum(x[4:]) for t in turns for x in t["rounds"]))
+
+
+def test_a_rule_that_ends_drafts_has_a_row_of_its_own(config, tmp_path):
+    """Its text is AR's too; evaluation.json counts how many drafts were verified."""
+    config.temperature, config.stop = [0], [0, 0.02]
+    rows = run(config)
+    names = [AR, "MTP (2)", "MTP (2), stop 0.02", "MTP (4)", "MTP (4), stop 0.02"]
+    assert list(rows[0]["methods"]) == names
+    for row in rows:
+        texts = {name: [turn["ids"] for turn in turns] for name, turns in row["methods"].items()}
+        assert texts["MTP (4), stop 0.02"] == texts[AR] or "differs" in str(row["methods"]["MTP (4), stop 0.02"])
+    report(rows, config, dict.fromkeys(names[1:], "as shipped"), "0123456789abcdef", eos_id=-1)
+    drafted = json.loads((tmp_path / "out" / "evaluation.json").read_text())["drafted"]
+    assert set(drafted["MTP (4)"]) <= set("1234") and sum(drafted["MTP (4)"].values()) > 0
+    mean = {name: sum(int(n) * count for n, count in drafted[name].items()) / sum(drafted[name].values()) for name in names[3:]}
+    assert mean["MTP (4), stop 0.02"] < mean["MTP (4)"]
+    for wrong, sentence in ((0.3, "stop must be a list"), ([2], r"stop must be in \[0, 1\]")):
+        config.stop = wrong
+        with pytest.raises(ValueError, match=sentence):
+            evaluate_by_decoding(config)
+    config.mode = "non_think"
+    with pytest.raises(ValueError, match="add by=decoding"):
+        evaluate_by_replay(config)
 
 
 def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):

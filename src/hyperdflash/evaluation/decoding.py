@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hyperdflash.contracts import Rounds
@@ -40,6 +40,8 @@ TIE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 def evaluate_by_decoding(config: DictConfig) -> Path:
     """Decodes, then writes the report; returns the folder."""
     natural_int("seed", config.seed)
+    if not OmegaConf.is_list(config.stop) or not config.stop:
+        raise ValueError(f"stop must be a list such as [0,0.3], got {config.stop!r}")
     if config.threads:
         torch.set_num_threads(positive_int("threads", config.threads))
     methods = make_methods(config)

@@ -148,16 +148,8 @@ def _counts(setting: Setting, verification: Sequence[dict]) -> Table:
 
 
 def _methods(setting: Setting, rounds: Sequence[dict], measured: Mapping[str, Estimate]) -> Table:
-    header = [
-        "Method",
-        "τ",
-        "measured here" if measured else "published speedup",
-        "batch",
-        "T_draft, ms",
-        "T_verify, ms",
-        "T_ar, ms",
-        "drafter's share",
-    ]
+    header = ["Method", "τ", "measured here" if measured else "published speedup", "batch", "T_draft, ms", "T_verify, ms"]
+    header += ["T_ar, ms", "drafter's share", "predicted", "predicted, same experts"]
     rows, methods = [], {method.name: method for method in setting.methods}
 
     def speedup(method: Method) -> str:
