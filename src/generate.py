@@ -1,6 +1,6 @@
 """Decodes a prompt with a drafter, drafts in color."""
 
-from hyperdflash.generation.job import main
+from hyperdflash.commands import generate as main
 
 if __name__ == "__main__":
     main()

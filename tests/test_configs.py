@@ -90,12 +90,12 @@ def test_every_option_composes_and_instantiates(group, option, compose_config, m
     overrides = [f"{group}={option}", *PARTNERS.get((group, option), [])]
     config = compose_config("train", overrides)
     if group == "trainer":
-        from hyperdflash.training.components import check_trainer
+        from hyperdflash.options import check_training
         from hyperdflash.training.job import make_trainer
 
         assert config.trainer.devices == {"ddp8": 8, "ddp_cpu": 2}.get(option, 1)
         assert config.optim.batch_size == (4 if option == "ddp8" else 8)
-        check_trainer(config.trainer)
+        check_training(config)
         config.trainer.update(accelerator="cpu", devices=1, precision="32-true")  # what is here
         make_trainer(config.trainer, tmp_path, False, [], 10, 10)
         return

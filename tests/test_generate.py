@@ -9,8 +9,11 @@ import sys
 
 import pytest
 import torch
+from hydra.errors import CompactHydraException
 from rich.console import Console
 
+from hyperdflash import commands
+from hyperdflash.commands import quoted
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.data.chat import encode_prompt
 from hyperdflash.decoding.loop import FirstToken, Round, Seconds
@@ -18,7 +21,7 @@ from hyperdflash.drafting.mtp_proposer import MTPProposer
 from hyperdflash.drafting.proposer import BlockProposer
 from hyperdflash.generation import job as module
 from hyperdflash.generation.api import TextStream, generate, generate_stream, load_drafter, tokenizer_of
-from hyperdflash.generation.job import RoundPrinter, answer_prompt, chat, quoted
+from hyperdflash.generation.job import RoundPrinter, answer_prompt, chat
 from hyperdflash.identity import decided_by
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.load import Target, load_target
@@ -135,13 +138,14 @@ def test_an_unfinished_run_is_refused(target, tmp_path):
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(overrides, sentence, target, compose_config):
     config = compose_config("generate", [*HI, f"target.path={target.path}", *overrides])
-    with pytest.raises(ValueError, match=sentence):
-        answer_prompt(config, Console(file=io.StringIO()))
+    with pytest.raises(CompactHydraException, match=sentence):
+        commands.answer(config)
 
 
-def test_a_command_without_a_prompt_asks_for_one(compose_config):
-    with pytest.raises(ValueError, match=r"^there is no prompt: give one, as in prompt='"):
-        answer_prompt(compose_config("generate", []), Console(file=io.StringIO()))
+def test_a_command_without_a_prompt_asks_for_one(compose_config, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    with pytest.raises(CompactHydraException, match=r"^error: there is no prompt: give one, as in prompt='"):
+        commands.answer(compose_config("generate", []))
 
 
 def test_the_command_prints_the_answer_and_the_summary(target, compose_config):
@@ -206,8 +210,8 @@ PROMPTS = [
 def test_a_prompt_reaches_the_command_as_it_was_typed(prompt, monkeypatch, compose_config):
     seen = []
     monkeypatch.setattr(sys, "argv", ["generate", f"prompt={prompt}", "seed=1", "method=ar"])
-    monkeypatch.setattr(module, "run_command", lambda: seen.extend(sys.argv[1:]))
-    module.main()
+    monkeypatch.setattr(commands, "answer", lambda: seen.extend(sys.argv[1:]))
+    commands.generate()
     config = compose_config("generate", seen)
     assert config.prompt == prompt and config.seed == 1 and config.drafted_by == "ar"
 

@@ -178,9 +178,26 @@ def test_right_values_pass(compose_config):
         check_values(compose_config("train", words))
 
 
-def test_a_wrong_value_ends_the_command_before_torch_is_imported(tmp_path):
-    code = "import sys\nfrom hyperdflash.commands import train\ntry:\n    train()\nfinally:\n    print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("command", "words", "sentence"),
+    [
+        ("train", "kl.alpha=1.5", "kl.alpha must be in [0, 1]"),
+        ("train", "trainer.max_steps=-3", "trainer.max_steps must be a positive integer, got -3"),
+        ("train", "corpus.max_length=0", "corpus.max_length must be a positive integer, got 0"),
+        ("train", "logger.wandb=on", "logger.wandb must be auto or online or offline or off"),
+        ("generate", "prompt=Hi temperature=-1", "temperature must be 0 (greedy) or positive, got -1"),
+        ("export", "run=x to=vllm", "there is no out"),
+        ("export", "run=x to=vllm out=x", "to must be dflash or speculators or transformers, got 'vllm'"),
+        ("table1", "m=4", "unrecognized arguments: m=4"),
+    ],
+)
+def test_a_wrong_value_ends_the_command_before_torch_is_imported(command, words, sentence, tmp_path):
+    code = (
+        "import sys\nfrom hyperdflash import commands\n"
+        f"try:\n    commands.{command}()\nfinally:\n    print('torch' in sys.modules)"
+    )
     environment = {**os.environ, "HYPERDFLASH_RUNS": str(tmp_path)}
-    command = [sys.executable, "-c", code, "kl.alpha=1.5"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "kl.alpha must be in [0, 1]" in done.stderr and done.stdout == "False\n", done
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode and sentence in done.stderr and done.stdout == "False\n", done

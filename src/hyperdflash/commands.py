@@ -4,16 +4,19 @@ imports what it runs when it runs, so that help comes within a second."""
 import os
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash.cli import CONSOLE, entry_point, exit_code
+from hyperdflash.export.formats import FORMATS
 from hyperdflash.files import resource
 from hyperdflash.identity import class_name
-from hyperdflash.settings import MOST_RESAMPLES, one_of, positive_int
+from hyperdflash.settings import MOST_RESAMPLES, check_sampling, natural_int, one_of, positive_int
 
 # task -> command -> (module:function, what it does)
 COMMANDS = {
@@ -27,10 +30,10 @@ COMMANDS = {
         "evaluate": ("hyperdflash.commands:evaluate", "measure accepted length and speed of methods"),
         "parity": ("hyperdflash.commands:parity", "check that training, replay and decoding agree"),
         "roofline": ("hyperdflash.commands:roofline", "compute what verification costs on the real target"),
-        "table1": ("hyperdflash.drafting.table1:main", "print the paper's Table 1 from real modules"),
+        "table1": ("hyperdflash.commands:table1", "print the paper's Table 1 from real modules"),
     },
     "serve": {
-        "generate": ("hyperdflash.generation.job:main", "decode a prompt with a drafter, drafts in color"),
+        "generate": ("hyperdflash.commands:generate", "decode a prompt with a drafter, drafts in color"),
         "export": ("hyperdflash.commands:export", "write a trained drafter for an engine or for the Hub"),
         "check_engine": ("hyperdflash.commands:check_engine", "compare the states of a serving engine with the target's"),
     },
@@ -110,7 +113,7 @@ def evaluate(config: DictConfig) -> None:
     if not OmegaConf.is_list(config.temperature):
         raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
     for temperature in config.temperature:
-        function_of("hyperdflash.targets.sampling:check_sampling")(temperature, config.top_p)
+        check_sampling(temperature, config.top_p)
     positive_int("num_resamples", config.num_resamples, MOST_RESAMPLES)
     if config.engine.name is not None:
         if config.by is not None:
@@ -123,7 +126,56 @@ def evaluate(config: DictConfig) -> None:
     function_of(f"hyperdflash.evaluation.{place}")(config)
 
 
-export = runs("export", "hyperdflash.export.job:export")
+@entry_point("generate")
+def answer(config: DictConfig) -> None:
+    """One prompt, or, on a terminal, a chat."""
+    if OmegaConf.is_missing(config, "prompt") and not sys.stdin.isatty():
+        raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
+    if config.run and config.drafted_by not in (None, "hyperdflash"):
+        raise ValueError(f"run={config.run} brings its own drafter, method={config.drafted_by} another: leave one of them out")
+    for name in ("num_slots", "max_new_tokens", "threads"):
+        positive_int(name, config[name])
+    natural_int("seed", config.seed)
+    check_sampling(config.temperature, config.top_p)
+    function_of("hyperdflash.generation.job:generate")(config)
+
+
+def generate() -> None:
+    # Hydra would read method=NAME as an option of the group conf/method, which this command does not have
+    sys.argv[1:] = [quoted(re.sub("^method=", "drafted_by=", argument)) for argument in sys.argv[1:]]
+    answer()
+
+
+def quoted(argument: str) -> str:
+    """Quotes the text of ``prompt=`` and ``system=`` for Hydra, whose grammar gives commas and brackets a meaning."""
+    name, sign, text = argument.partition("=")
+    if name not in ("prompt", "system") or not sign or text == "null" or re.fullmatch(r"(['\"]).*\1", text, re.DOTALL):
+        return argument
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    text = re.sub(r"(\\+)$", r"\1\1", text).replace("${", "\\${")
+    return f"{name}='{text}'"
+
+
+@entry_point("export")
+def export(config: DictConfig) -> None:
+    """Into a new folder."""
+    for name in ("run", "to", "out"):
+        if OmegaConf.is_missing(config, name):
+            raise ValueError(
+                f"there is no {name}: `python -m src.export run=DIR to=FORMAT out=DIR`, FORMAT {' or '.join(FORMATS)}"
+            )
+    one_of("to", config.to, FORMATS)
+    if Path(config.out).exists():
+        raise ValueError(f"out={config.out} is there already: remove it, or give another folder")
+    function_of("hyperdflash.export.job:export")(config)
+
+
+def table1() -> None:
+    about = "Prints the paper's Table 1 from real modules of DeepSeek-V4-Flash's sizes."
+    ArgumentParser(prog="python -m src.table1", description=about).parse_args()
+    function_of("hyperdflash.drafting.table1:main")()
+
+
 capture = runs("train", "hyperdflash.preparing.dataset:capture_states")
 regenerate = runs("regenerate", "hyperdflash.preparing.regeneration:regenerate")
 parity = runs("parity", "hyperdflash.checks.parity_job:check_parity")

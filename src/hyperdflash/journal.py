@@ -21,6 +21,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -64,17 +65,25 @@ def sweep_journal(directory: Path) -> Iterator[None]:
         typed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if "=" in word])
     axes = [one.input_line.partition("=")[0] for one in typed if one.is_sweep_override()]
     os.environ |= {PLACE: str(place.absolute()), TYPED_AXES: " ".join(axes)}
-    before = hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report
+    before = hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report, JobReturn.return_value
     hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = JobLoader, lambda function: function()
+    JobReturn.return_value = property(result_of, JobReturn.return_value.fset)
     try:
         yield
     finally:
-        hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report = before
+        hydra_process.ConfigLoaderImpl, hydra_utils.run_and_report, JobReturn.return_value = before
         del os.environ[PLACE], os.environ[TYPED_AXES]
         if place.exists():
             print(summary(place, sys.argv[1:]), file=sys.stderr, flush=True)
     if any(record["status"] == "failed" and record["params"] is not None for record in _records(place)):
         sys.exit(1)
+
+
+def result_of(job: JobReturn) -> object:
+    """Returns what a job returned, or raises its error, without the line that Hydra prints before it."""
+    if job.status == JobStatus.FAILED:
+        raise job._return_value
+    return job._return_value
 
 
 @contextmanager

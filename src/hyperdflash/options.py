@@ -22,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash import settings
 from hyperdflash.files import PACKAGE, resource
-from hyperdflash.settings import no_option
+from hyperdflash.settings import boolean, natural_int, no_option, one_of, positive_int, positive_number
 
 CONF = resource("conf")
+WANDB_MODES = ("auto", "online", "offline", "off")
 OPEN = ("gpus", "model")  # dicts with keys of the user's
 accepted: set[str] = set()  # folders of the user's own option files
 
@@ -74,26 +75,54 @@ def check_targets(value: object, group: str = "") -> None:
 def check_values(config: DictConfig) -> None:
     """Raises the ValueError that a part of this project would raise for its values, without importing the part: that takes
     seconds. Runs the part's ``__post_init__`` alone; what needs more of its module is left to the part itself."""
+    if {"trainer", "logger"} <= config.keys():
+        check_training(config)
     for group in (config[name] for name in config if not OmegaConf.is_missing(config, name)):
         module, _, name = group.get("_target_", "").rpartition(".") if OmegaConf.is_dict(group) else ("", "", "")
-        path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-        if module.startswith("hyperdflash.") and path.exists():
-            _run_checks(path.read_text(), name, OmegaConf.to_container(group, resolve=True))
+        _run_checks(module, name, OmegaConf.to_container(group, resolve=True) if name else {})
 
 
-def _run_checks(source: str, name: str, values: dict) -> None:
-    body = ast.parse(source).body
-    found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
-    checks = [node for one in found for node in one.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"]
-    known = {**vars(settings), **_literals(body)}
-    exec(compile(ast.Module(checks, []), name, "exec"), known)
-    try:
-        if checks:
-            known["__post_init__"](SimpleNamespace(**{**_literals(found[0].body), **values}))
-    except ValueError:
-        raise
-    except Exception:  # it reads a name of its module
+def check_training(config: DictConfig) -> None:
+    """Raises ValueError for a wrong seed, or a wrong option of the groups trainer and logger, which have no class."""
+    trainer, logger = config.trainer, config.logger
+    natural_int("seed", config.seed)
+    one_of("logger.wandb", logger.wandb, WANDB_MODES)
+    for name in ("csv", "curves", "tensorboard", "artifacts"):
+        boolean(f"logger.{name}", logger[name])
+    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
+    for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+        positive_int(f"trainer.{name}", trainer[name])
+    share = not isinstance(trainer.val_check_interval, int)
+    (positive_number if share else positive_int)("trainer.val_check_interval", trainer.val_check_interval)
+    for name in ("checkpoint_every_steps", "max_steps", "threads"):
+        if trainer[name] is not None:
+            positive_int(f"trainer.{name}", trainer[name])
+    for name in ("gradient_clip_val", "checkpoint_every_s"):
+        if trainer[name] is not None:
+            positive_number(f"trainer.{name}", trainer[name])
+
+
+def _run_checks(module: str, name: str, values: dict) -> None:
+    """Runs the checks of class ``name`` of a module, those of its bases first."""
+    path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+    if not module.startswith("hyperdflash.") or not path.exists():
         return
+    body = ast.parse(path.read_text()).body
+    places = {alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    known = {**vars(settings), **_literals(body)}
+    for found in (node for node in body if isinstance(node, ast.ClassDef) and node.name == name):
+        values = {**_literals(found.body), **values}
+        for base in (base.id for base in found.bases if isinstance(base, ast.Name)):
+            _run_checks(places.get(base, module), base, values)
+        for check in (node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"):
+            check.body = [node for node in check.body if ast.unparse(node) != "super().__post_init__()"] or [ast.Pass()]
+            exec(compile(ast.fix_missing_locations(ast.Module([check], [])), name, "exec"), known)
+            try:
+                known["__post_init__"](SimpleNamespace(**values))
+            except ValueError:
+                raise
+            except Exception:  # it reads a name of its module
+                return
 
 
 def _literals(body: list[ast.stmt]) -> dict[str, object]:

@@ -34,6 +34,14 @@ def one_of(name: str, value: object, choices: Sequence[str | None]) -> str:
     return _checked(name, value, value in choices, " or ".join(map(str, choices)))
 
 
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raises ValueError where the values give no sampling rule; temperature 0 is greedy."""
+    if isinstance(temperature, bool) or not (isinstance(temperature, int | float) and 0 <= temperature < float("inf")):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature!r}")
+    if isinstance(top_p, bool) or not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+
+
 def no_option(place: str, name: str, allowed: Iterable[object]) -> str:
     """Returns the sentence about ``name``, no option of ``place`` ("trainer." or "reducer="; "" is the command)."""
     names = sorted(str(other) for other in allowed if other != "hydra")

@@ -31,7 +31,6 @@ CAPTURED = "capture $mini"
 STAGE1 = "train $mini"
 STAGE2 = "train $mini experiment=stage2"
 FRAME = (  # what Hydra prints around its sentence
-    "Error executing job with overrides",
     "Set the environment variable HYDRA_FULL_ERROR",
     "Available options in",
     "Config search path:",

@@ -118,6 +118,29 @@ def test_without_prompts_training_stops_with_what_to_do(folder):
         corpus(folder).train()
 
 
+def test_local_files_train_without_a_network_and_the_terminal_names_what_was_not_compared(folder, monkeypatch, caplog):
+    import datasets
+
+    def load_dataset(path, **_):
+        if path == "openai/gsm8k":
+            return datasets.Dataset.from_list([{"question": QUESTION}])
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    offline, plain = corpus(folder, benchmarks_path=None), corpus(folder, decontaminate=False)
+    kept = {c.turns[0].content for c in [*offline.train(), *offline.validation_conversations()]}
+    every = {c.turns[0].content for c in [*plain.train(), *plain.validation_conversations()]}
+    assert every - kept == {QUESTION, "Solve this: " + QUESTION}
+    absent = "math500, aime25, humaneval, mbpp, livecodebench, mt-bench"
+    assert offline.row_stats[0].lines()[-1].strip() == f"not compared with the benchmarks: {absent}"
+    assert "benchmarks" not in plain.row_stats[0].lines()[-1]
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1 and absent in warned[0] and "HYPERDFLASH_BENCHMARKS" in warned[0]
+    with pytest.raises(ValueError, match=r"MATH-500 from the hub .*corpus\.decontaminate=false"):
+        hub = [*offline.stage1, {"source": "zhaode/EagleChat", "count": 1}]
+        corpus(folder, benchmarks_path=None, stage1=hub)._benchmarks  # noqa: B018
+
+
 def test_where_the_prompts_lie_does_not_rename_a_run(compose_config, mini_overrides):
     from hyperdflash.identity import run_name
 

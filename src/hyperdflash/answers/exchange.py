@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperdflash.contracts import Conversation, Document
 from hyperdflash.data.chat import Mode, encode_rounds, history_after
 from hyperdflash.data.tokenizer import special_ids
-from hyperdflash.settings import positive_int
-from hyperdflash.targets.sampling import check_sampling
+from hyperdflash.settings import check_sampling, positive_int
 
 _LEAST_ROOM = 2  # tokens behind a prompt: one supervised pair
 

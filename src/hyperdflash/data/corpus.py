@@ -34,12 +34,12 @@ class Corpus:
     row_stats: list[RowStats] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if self.server_model is None:
-            one_of("corpus.responses", self.responses, ("target", "original", SERVER + "NAME"))
         if self.stage not in (1, 2):
             raise ValueError(f"stage must be 1 or 2, got {self.stage!r}: use experiment=stage1 or experiment=stage2")
         for name in ("validation", "max_new_tokens", "max_length"):
             positive_int(f"corpus.{name}", getattr(self, name))
+        if self.server_model is None:
+            one_of("corpus.responses", self.responses, ("target", "original", SERVER + "NAME"))
         for name in ("stage1", "stage2"):
             mixture = getattr(self, name, ())
             if isinstance(mixture, str) or not isinstance(mixture, Mapping | Sequence):

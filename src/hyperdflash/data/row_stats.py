@@ -16,7 +16,8 @@ NOT_MALFORMED = (DUPLICATE, HELD_OUT, BEYOND, BENCHMARK)
 @dataclass
 class RowStats:
     """``read`` rows of ``source``, of which ``taken`` are used; ``dropped`` counts the others by reason. ``places`` lists the
-    first rows of each reason that concerns a single row, ``unread`` the fields that rows have and nothing reads."""
+    first rows of each reason that concerns a single row, ``unread`` the fields that rows have and nothing reads, ``uncompared``
+    the benchmarks that no row was compared with."""
 
     source: str
     read: int = 0
@@ -24,6 +25,7 @@ class RowStats:
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    uncompared: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, place: str) -> None:
         self.dropped[reason] += 1
@@ -51,4 +53,5 @@ class RowStats:
             named = self.places.get(reason, [])
             more = f" and {count - len(named):,} more" if named and count > len(named) else ""
             lines.append(f"    {count:,} {reason}" + (f": {', '.join(named)}{more}" if named else ""))
-        return lines + ([f"    not read: {', '.join(self.unread)}"] if self.unread else [])
+        rest = {"not read": self.unread, "not compared with the benchmarks": self.uncompared}
+        return lines + [f"    {what}: {', '.join(names)}" for what, names in rest.items() if names]

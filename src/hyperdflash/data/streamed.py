@@ -1,5 +1,6 @@
 """A corpus of hub data sets and local files: selects rows by content, removes benchmark prompts, orders rows by a seed."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from hyperdflash.data.selection import Selection, asked_hash, select
 from hyperdflash.data.sources import check_source, columns_of, is_row_file
 from hyperdflash.settings import boolean, natural_int, number_between, positive_int
 from hyperdflash.stable_hash import content_hash
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class StreamedCorpus(Corpus):
             stats.move(stats.taken - len(ours), BEYOND)
             self.row_stats.append(stats)
             kept = self._clean(ours, "training")
+            stats.uncompared = self._benchmarks[1] if self.decontaminate else []
             stats.move(len(ours) - len(kept), BENCHMARK)
             new = {asked_hash(c): c for c in kept}
             stats.move(len(kept) - len(new.keys() - found.keys()), DUPLICATE)
@@ -106,14 +110,27 @@ class StreamedCorpus(Corpus):
         )
 
     def _clean(self, conversations: list[Conversation], what: str) -> list[Conversation]:
-        return decontaminate(conversations, self._benchmark_prompts, what=what) if self.decontaminate else conversations
+        return decontaminate(conversations, self._benchmarks[0], what=what) if self.decontaminate else conversations
 
     @cached_property
-    def _benchmark_prompts(self) -> list[Conversation]:
-        try:
-            return [prompt for name in BENCHMARKS for prompt in benchmark_prompts(name, self.benchmarks_path)]
-        except ValueError as error:
-            raise ValueError(f"{error}; or train without the check: corpus.decontaminate=false") from error
+    def _benchmarks(self) -> tuple[list[Conversation], list[str]]:
+        """The benchmarks' prompts, and the benchmarks that the hub did not give. A corpus of local files does without these."""
+        names, prompts, absent = list(BENCHMARKS), [], []
+        local = self.benchmarks_path is None and all(is_row_file(entry["source"]) for entry in self._entries)
+        for place, name in enumerate(names):
+            try:
+                prompts += benchmark_prompts(name, self.benchmarks_path)
+            except ValueError as error:
+                if not local:
+                    raise ValueError(f"{error}; or train without the check: corpus.decontaminate=false") from error
+                offline = isinstance(error.__cause__, ConnectionError)  # so the others fail too, each after half a minute
+                absent += names[place:] if offline else [name]
+                log.warning(
+                    "decontamination: no row is compared with %s, for the network gives none: %s", ", ".join(absent), error
+                )
+                if offline:
+                    break
+        return prompts, absent
 
 
 def _no_row(entry: Mapping, stats: RowStats, skip: int) -> str:

@@ -23,8 +23,9 @@ from hyperdflash.decoding.acceptance import sampled_accept
 from hyperdflash.drafting.anchors import all_anchors, supervised
 from hyperdflash.drafting.draft_model import DraftModel
 from hyperdflash.objectives.factored_logits import FactoredLogits, target_logits
+from hyperdflash.settings import check_sampling
 from hyperdflash.targets.heads import TargetHeads
-from hyperdflash.targets.sampling import check_sampling, generator_for
+from hyperdflash.targets.sampling import generator_for
 
 
 def answers(states: TargetStates) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,9 +12,8 @@ from hyperdflash.data.tokenizer import load_tokenizer, special_ids
 from hyperdflash.evaluation.methods import method_of_run
 from hyperdflash.export.card import model_card
 from hyperdflash.export.folder import build_drafter, named_target, read_folder, same_logits, write_folder
-from hyperdflash.export.formats import FORMATS, GROUPS, check_servable, config_of, served_by
+from hyperdflash.export.formats import GROUPS, check_servable, config_of, served_by
 from hyperdflash.files import portable
-from hyperdflash.settings import one_of
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import load_heads
 from hyperdflash.training.run_index import finished_run
@@ -23,16 +22,8 @@ NUM_TOKENS = 24  # of the random text on which the drafter from the folder is co
 
 
 def export(config: DictConfig) -> Path:
-    """Writes the run's best weights as ``config.to``; returns the folder. ValueError where it exists or no engine serves it."""
-    for name in ("run", "to", "out"):
-        if OmegaConf.is_missing(config, name):
-            raise ValueError(
-                f"there is no {name}: `python -m src.export run=DIR to=FORMAT out=DIR`, FORMAT {' or '.join(FORMATS)}"
-            )
-    one_of("to", config.to, FORMATS)
+    """Writes the run's best weights as ``config.to``; returns the folder. ValueError where no engine serves it."""
     out = Path(config.out)
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"out={out} is there already: remove it, or give another folder")
     run = finished_run(config.run)
     path = config.target or named_target(run.directory)
     method, training = method_of_run(run.directory, path)

@@ -8,8 +8,6 @@ python -m src.generate run=runs/train/<run>                                     
 """
 
 import os
-import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +18,10 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from hyperdflash.cli import entry_point
 from hyperdflash.contracts import Conversation, Turn
 from hyperdflash.decoding.loop import FirstToken, Generation, Round
 from hyperdflash.generation.api import Answer, TextStream, answer_of, generate_stream, ids_of_prompt, load_drafter, tokenizer_of
 from hyperdflash.identity import runs_dir
-from hyperdflash.settings import natural_int, positive_int
 from hyperdflash.targets.load import Target
 
 # kind -> style, what stands around it without color and with it, its name in the legend
@@ -144,24 +140,12 @@ class Decoder:
         return answer
 
 
-def check_options(config: DictConfig) -> None:
-    """Raises ValueError, before anything is loaded, for options that contradict each other or have no sense."""
-    if config.run and config.drafted_by not in (None, "hyperdflash"):
-        raise ValueError(f"run={config.run} brings its own drafter, method={config.drafted_by} another: leave one of them out")
-    for name in ("num_slots", "max_new_tokens", "threads"):
-        positive_int(name, config[name])
-    natural_int("seed", config.seed)
-
-
 def first_turns(config: DictConfig) -> tuple[Turn, ...]:
     return (Turn("system", str(config.system)),) if config.system else ()
 
 
 def answer_prompt(config: DictConfig, console: Console) -> Answer:
     """Loads target and drafter, and answers ``config.prompt``."""
-    if OmegaConf.is_missing(config, "prompt"):
-        raise ValueError("there is no prompt: give one, as in prompt='How many days are there in 3 weeks?'")
-    check_options(config)
     prompt = Conversation("prompt", "chat", (*first_turns(config), Turn("user", str(config.prompt))))
     prompt_ids = ids_of_prompt(prompt, config.target.path, config.mode, config.max_new_tokens)
     return Decoder(config, console).answer(prompt_ids)
@@ -169,7 +153,6 @@ def answer_prompt(config: DictConfig, console: Console) -> Answer:
 
 def chat(config: DictConfig, console: Console, ask: Callable[[str], str] = input) -> list[Turn]:
     """Answers line by line, the earlier turns included, until /quit or the end of the input. Returns the turns."""
-    check_options(config)
     decoder, turns = Decoder(config, console), list(first_turns(config))
     decoder.say("/drafter NAME changes the drafter (mtp, ar, a method, a run's directory), /new forgets the turns, /quit ends")
     while True:
@@ -196,27 +179,11 @@ def chat(config: DictConfig, console: Console, ask: Callable[[str], str] = input
             decoder.say(f"error: {error}")
 
 
-def quoted(argument: str) -> str:
-    """Quotes the text of ``prompt=`` and ``system=`` for Hydra, whose grammar gives commas and brackets a meaning."""
-    name, sign, text = argument.partition("=")
-    if name not in ("prompt", "system") or not sign or text == "null" or re.fullmatch(r"(['\"]).*\1", text, re.DOTALL):
-        return argument
-    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    text = re.sub(r"(\\+)$", r"\1\1", text).replace("${", "\\${")
-    return f"{name}='{text}'"
-
-
-@entry_point("generate")
-def run_command(config: DictConfig) -> None:
-    if OmegaConf.is_missing(config, "prompt") and sys.stdin.isatty():
+def generate(config: DictConfig) -> None:
+    """Answers ``config.prompt``; without one, chats."""
+    if OmegaConf.is_missing(config, "prompt"):
         with suppress(ImportError):
             import readline  # noqa: F401  input() then edits lines and recalls earlier ones
         chat(config, Console())
     else:
         answer_prompt(config, Console())
-
-
-def main() -> None:
-    # Hydra would read method=NAME as an option of the group conf/method, which this command does not have
-    sys.argv[1:] = [quoted(re.sub("^method=", "drafted_by=", argument)) for argument in sys.argv[1:]]
-    run_command()

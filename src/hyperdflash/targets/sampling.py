@@ -6,13 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def check_sampling(temperature: float, top_p: float) -> None:
-    """Raises ValueError where the values give no sampling rule; temperature 0 is greedy."""
-    if isinstance(temperature, bool) or not (isinstance(temperature, int | float) and 0 <= temperature < float("inf")):
-        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature!r}")
-    if isinstance(top_p, bool) or not (isinstance(top_p, int | float) and 0 < top_p <= 1):
-        raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+from hyperdflash.settings import check_sampling
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:

@@ -16,11 +16,10 @@ from hyperdflash.drafting.reducers.reducer import ReducerConfig
 from hyperdflash.identity import source_names
 from hyperdflash.objectives.objective import Objective
 from hyperdflash.options import instantiate
-from hyperdflash.settings import boolean, natural_int, one_of, positive_int, positive_number
+from hyperdflash.settings import one_of
 from hyperdflash.targets.adapter import TargetConfig
 from hyperdflash.targets.heads import TargetHeads
 from hyperdflash.targets.load import DTYPES, check_mtp, load_mtp, read_config
-from hyperdflash.training.loggers import WANDB_MODES
 from hyperdflash.training.module import OptimSettings
 
 
@@ -79,13 +78,8 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
         ids = list(made.layer_ids)
         raise ValueError(f"conditioning.layer_ids={ids} but the target has layers 0..{last}: give ids in that range")
     if trains:
-        natural_int("seed", config.seed)
-        one_of("logger.wandb", config.logger.wandb, WANDB_MODES)
-        for name in ("csv", "curves", "tensorboard", "artifacts"):
-            boolean(f"logger.{name}", config.logger[name])
         one_of("target.dtype", config.target.dtype, tuple(DTYPES))
         instantiate(config.cache)
-        check_trainer(config.trainer)
     with torch.device("meta"):
         heads = TargetHeads(target_config)
     drafter = made.build(heads, config.target, config.seed, mask_token_id=0)
@@ -94,18 +88,3 @@ def make_parts(config: DictConfig, *, trains: bool = True) -> Parts:
     if trains:
         made.objective.check(drafter.num_slots, drafter.head.has_confidence, drafter.head.views)
     return made
-
-
-def check_trainer(trainer: DictConfig) -> None:
-    """Raises ValueError for a wrong option of the trainer group."""
-    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
-    for name in ("max_epochs", "accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
-        positive_int(f"trainer.{name}", trainer[name])
-    share = not isinstance(trainer.val_check_interval, int)
-    (positive_number if share else positive_int)("trainer.val_check_interval", trainer.val_check_interval)
-    for name in ("checkpoint_every_steps", "max_steps", "threads"):
-        if trainer[name] is not None:
-            positive_int(f"trainer.{name}", trainer[name])
-    for name in ("gradient_clip_val", "checkpoint_every_s"):
-        if trainer[name] is not None:
-            positive_number(f"trainer.{name}", trainer[name])

@@ -27,7 +27,6 @@ from hyperdflash.launch.sweep_plan import swept_here
 from hyperdflash.stable_hash import content_hash
 
 REACH_S = 5.0  # time in which W&B's server must answer
-WANDB_MODES = ("auto", "online", "offline", "off")
 # Options that a sweep often changes; conf/dashboard.yaml draws a bar of tau for each.
 AXES = (
     *("conditioning", "reducer", "head", "drafter.num_layers", "blocks.num_anchors", "loss.gamma", "kl.alpha", "kl.positions"),
