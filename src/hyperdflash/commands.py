@@ -165,7 +165,7 @@ def export(config: DictConfig) -> None:
                 f"there is no {name}: `python -m src.export run=DIR to=FORMAT out=DIR`, FORMAT {' or '.join(FORMATS)}"
             )
     one_of("to", config.to, FORMATS)
-    if Path(config.out).exists():
+    if (out := Path(config.out)).exists() or out.is_symlink():
         raise ValueError(f"out={config.out} is there already: remove it, or give another folder")
     function_of("hyperdflash.export.job:export")(config)
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from hyperdflash import settings
-from hyperdflash.files import PACKAGE, resource
+from hyperdflash.files import resource
 from hyperdflash.settings import boolean, natural_int, no_option, one_of, positive_int, positive_number
 
 CONF = resource("conf")
@@ -104,17 +105,19 @@ def check_training(config: DictConfig) -> None:
 
 def _run_checks(module: str, name: str, values: dict) -> None:
     """Runs the checks of class ``name`` of a module, those of its bases first."""
-    path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-    if not module.startswith("hyperdflash.") or not path.exists():
+    own, found = module.startswith(("hyperdflash.", "tiny_target.")), None
+    with suppress(ModuleNotFoundError):
+        found = find_spec(module) if own else None
+    if found is None:
         return
-    body = ast.parse(path.read_text()).body
+    body = ast.parse(Path(found.origin).read_text()).body
     places = {alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
     known = {**vars(settings), **_literals(body)}
-    for found in (node for node in body if isinstance(node, ast.ClassDef) and node.name == name):
-        values = {**_literals(found.body), **values}
-        for base in (base.id for base in found.bases if isinstance(base, ast.Name)):
+    for part in (node for node in body if isinstance(node, ast.ClassDef) and node.name == name):
+        values = {**_literals(part.body), **values}
+        for base in (base.id for base in part.bases if isinstance(base, ast.Name)):
             _run_checks(places.get(base, module), base, values)
-        for check in (node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"):
+        for check in (node for node in part.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"):
             check.body = [node for node in check.body if ast.unparse(node) != "super().__post_init__()"] or [ast.Pass()]
             exec(compile(ast.fix_missing_locations(ast.Module([check], [])), name, "exec"), known)
             try:

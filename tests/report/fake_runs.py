@@ -47,7 +47,7 @@ def fake_run(directory: Path, decided: dict, rate: float, *, code: str = "a" * 1
     environment = {"git_revision": None, "git_diff": None, "training_code": code, "packages": {"torch": "2.13.0"}}
     (directory / "validation.json").write_text(json.dumps({"tau": tau, "step": 40, "prompts": rows}))
     (directory / "run.json").write_text(json.dumps({"starts": [environment]}))
-    rows = [f"{10 * i + 9},{i},,{1 + (tau - 1) * share}" for i, share in enumerate((0.3, 0.6, 0.9, 1))]
+    rows = [f"{10 * i + 9},{i},{4 - share},{1 + (tau - 1) * share}" for i, share in enumerate((0.3, 0.6, 0.9, 1))]
     (directory / "metrics.csv").write_text("\n".join(["step,epoch,train/loss,val/tau", *rows]) + "\n")
     (directory / "result.json").write_text(json.dumps(record))
     return directory

@@ -20,7 +20,7 @@ from hyperdflash.launch.sweep_plan import plan_sweep
 from hyperdflash.report import figures
 from hyperdflash.report.bootstrap import MEAN
 from hyperdflash.report.results import MINUS_BASELINE
-from hyperdflash.report.sweep import AHEAD, BEHIND, CURVE, EVEN, over_seeds, verdict_lines
+from hyperdflash.report.sweep import AHEAD, BEHIND, CURVE, EVEN, LOSS, over_seeds, verdict_lines
 from hyperdflash.report.sweep_runs import read_curve
 from tests.report.fake_runs import fake_sweep, noisy
 
@@ -113,6 +113,8 @@ def test_the_report_of_a_sweep(runs, capsys, monkeypatch):
     curve = [r for r in rows if (r["kl.alpha"], r["metric"]) == ("0.5", CURVE)]
     assert [int(r["slot"]) for r in curve] == [10, 20, 30, 40]
     assert all(float(r["low"]) < float(r["value"]) < float(r["high"]) for r in curve)
+    losses = [(r["slot"], float(r["value"])) for r in rows if (r["kl.alpha"], r["metric"]) == ("0.5", LOSS)]
+    assert losses == [("10", 3.7), ("20", 3.4), ("30", 3.1), ("40", 3.0)] and (out / "curves.png").stat().st_size > 10_000
     check_differences_by_step(steps, runs)
     assert not list(out.glob("*.partial*"))
 
@@ -122,7 +124,7 @@ def check_differences_by_step(rows: list[dict], runs: Path) -> None:
     curves: dict[str, dict[int, dict]] = {"0.15": {}, "0.5": {}, "0.2": {}}
     for run in (path.parent for path in (runs / "train").glob("*/result.json")):
         decided = json.loads((run / "result.json").read_text())["decided_by"]
-        curves[f"{decided['kl']['alpha']:g}"][decided["seed"]] = dict(read_curve(run))
+        curves[f"{decided['kl']['alpha']:g}"][decided["seed"]] = dict(read_curve(run, "val/tau"))
     for row in rows:
         step = int(row["slot"])
         found = np.array([curves["0.5"][s][step] - curves["0.15"][s][step] for s in (0, 1, 2)])
@@ -180,7 +182,8 @@ def test_one_seed_is_called_one_seed_and_has_no_interval_over_seeds(runs):
     fake_sweep(KL, lambda job: kl_rate(job) if job.choices["seed"] == "1" else None)
     report, out = make_report([*KL, "num_resamples=50"])
     assert {tuple(cell.seeds) for cell in report.cells} == {(1,)}
-    assert "ahead (one seed) on tiny" in (out / "sweep.md").read_text()
+    text = (out / "sweep.md").read_text()
+    assert "no verdict from one seed on tiny" in text and "ahead" not in text.partition("tau: tokens")[0]
     assert math.isnan(over_seeds([1.0]).low) and over_seeds([1.0, 3.0]).low == pytest.approx(2 - 12.706)
 
 
@@ -261,7 +264,7 @@ def test_runs_on_other_weights_or_prompts_are_not_paired(runs):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["sweep=nope"], "sweep=nope is no option: sweep takes anchors"),
+        (["sweep=nope"], "sweep=nope is no option: sweep takes"),
         (
             ["sweep=early"],
             "no finished run of early to report: run its trainings first, by `python -m src.train` with the same words",
@@ -290,9 +293,9 @@ def test_without_matplotlib_the_error_says_what_to_install(runs, monkeypatch, ca
 
 
 def test_a_curve_counts_steps_done_and_needs_no_file(tmp_path):
-    assert read_curve(tmp_path).shape == (0, 2)
+    assert read_curve(tmp_path, "val/tau").shape == (0, 2)
     (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/tau\n4,0,1.0,\n9,0,,1.5\n19,1,,2.0\n")
-    assert read_curve(tmp_path).tolist() == [[10, 1.5], [20, 2.0]]
+    assert read_curve(tmp_path, "val/tau").tolist() == [[10, 1.5], [20, 2.0]]
 
 
 def test_the_codes_digest_follows_the_training_alone(tmp_path):

@@ -57,8 +57,6 @@ def _plan(words: Sequence[str]) -> SweepPlan:
     table = [dict(word.split("=", 1) for word in overrides) for overrides in jobs]
     axes = {key: tuple(dict.fromkeys(row[key] for row in table)) for key in table[0]}
     axes = {key: values for key, values in axes.items() if len(values) > 1}
-    if not axes:
-        raise ValueError(f"nothing is swept by {shlex.join(words)!r}: give sweep=NAME, or an option with several values")
     composed: dict[tuple[str, ...], DictConfig] = {}  # seeds share a composition, which takes most of the time
     planned = []
     for row in table:
@@ -68,6 +66,8 @@ def _plan(words: Sequence[str]) -> SweepPlan:
         if row.get("seed", "").isdigit():
             config.seed = int(row["seed"])
         planned.append(Job({key: row[key] for key in axes}, decided_by(config), runs_dir() / "train" / run_name(config)))
+    if not axes:
+        raise ValueError(f"nothing is swept by {shlex.join(words)!r}: give sweep=NAME, or an option with several values")
     named = head.sweep or {"name": "sweep", "baseline": []}
     baseline = dict(word.split("=", 1) for word in named["baseline"])
     return SweepPlan(named["name"], axes, {k: v for k, v in baseline.items() if k in axes}, tuple(planned))

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from hyperdflash.files import whole_file
 from hyperdflash.report.bootstrap import LEVEL, MEAN, Estimate
 from hyperdflash.report.results import Results
-from hyperdflash.report.sweep import Cell, SweepReport, label_of
+from hyperdflash.report.sweep import CURVE, LOSS, Cell, SweepReport, label_of
 
 # Okabe and Ito's palette, distinct with any common color blindness; markers repeat the distinction in print
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")
@@ -45,12 +45,13 @@ def acceptance_figure(
     count = 1 + max(line.index for _, lines in panels for line in lines)
     for part, (name, lines) in zip(parts, panels, strict=True):
         axes = part.subplots(1, 2, sharey=True)
+        part.suptitle(name, fontsize=10, fontweight="bold")
         for axis, (metric, panel_title) in zip(axes, PANELS.items(), strict=True):
             for line in lines:
                 estimates = line.rates[metric]
                 x = np.arange(1, len(estimates) + 1) + 0.035 * (line.index - (count - 1) / 2)  # error bars beside each other
                 error_bars(axis, x, estimates, line.index)
-            dress(axis, f"{panel_title}  ({name})", "drafted position k")
+            dress(axis, panel_title, "drafted position k")
             axis.set(ylim=(-0.02, 1.02), ylabel="acceptance rate")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -99,7 +100,7 @@ def passes_figure(
 
 
 def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
-    """Writes acceptance.png and tau_by_axis.png."""
+    """Writes acceptance.png, tau_by_axis.png and curves.png."""
     axis = next(iter(report.axes), None)
     panels = [
         (name, [Line(c.choices.get(axis, c.label), _index(report, axis, c), c.get("tau").value, c.rates()) for c in cells])
@@ -112,7 +113,27 @@ def sweep_figures(report: SweepReport, folder: Path) -> list[Path]:
     heading = f"{'one seed' if counts == [1] else f'{seeds} seeds'}; bars: {LEVEL:.0%} {over}"
     title = f"Per-position acceptance, sweep {report.name}"
     written = [acceptance_figure(panels, folder / "acceptance.png", title, [heading])]
-    return [*written, _by_axis(report, folder / "tau_by_axis.png", heading)]
+    written.append(_by_axis(report, folder / "tau_by_axis.png", heading))
+    return [*written, _by_step(report, folder / "curves.png", axis)]
+
+
+def _by_step(report: SweepReport, path: Path, axis: str | None) -> Path:
+    """Draws training loss and validation tau by step: a row per facet of ``acceptance_figure``, with the same looks."""
+    facets = _facets(report.cells, axis)
+    heading = "a step that every seed has; mean over seeds"
+    figure, parts = headed_figure(f"Training, sweep {report.name}", [heading], [PANEL_IN] * len(facets))
+    for part, (name, cells) in zip(parts, facets, strict=True):
+        part.suptitle(name, fontsize=10, fontweight="bold")
+        panels, ends = part.subplots(1, 2), []
+        for panel, metric in zip(panels, (LOSS, CURVE), strict=True):
+            for cell in cells:
+                rows, (color, marker) = cell.results.at(metric=metric).rows, look(_index(report, axis, cell))
+                steps, values = [row.slot for row in rows], [row.value for row in rows]
+                panel.plot(steps, values, color=color, marker=marker if len(rows) < 40 else "", markersize=4)
+                ends += [(0, cell.get("tau").value, cell.choices.get(axis, cell.label), color, marker)] * (metric == CURVE)
+            dress(panel, metric, "optimizer step")
+        label_lines(panels[1], ends)
+    return save_figure(figure, path)
 
 
 def _by_axis(report: SweepReport, path: Path, heading: str) -> Path:

@@ -2,7 +2,7 @@
 
 A cell is one choice of the axes on one target, with all its seeds. Two intervals stand beside its mean over seeds: over
 seeds (Student's t, needs two) and over prompts (bootstrap, the same resampled prompts for all runs of a target). Differences to
-the baseline are paired by seed and by prompt. A verdict requires both intervals to exclude 0.
+the baseline are paired by seed and by prompt. A verdict requires two seeds, and both intervals to exclude 0.
 """
 
 import math
@@ -16,8 +16,8 @@ from hyperdflash.report.measure import ratios
 from hyperdflash.report.results import MINUS_BASELINE, Results, Row
 from hyperdflash.report.sweep_runs import TrainedRun, marks
 
-AHEAD, BEHIND, EVEN = "ahead", "behind", "cannot be told apart"
-CURVE = "validation tau"  # by step; its interval spans the seeds
+AHEAD, BEHIND, EVEN, NONE = "ahead", "behind", "cannot be told apart", "no verdict from one seed"
+CURVE, LOSS = "validation tau", "training loss"  # by step; their intervals span the seeds
 # 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
@@ -64,11 +64,11 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """AHEAD or BEHIND only where both intervals exclude 0; with one seed the prompts' interval decides."""
-        alone = len(self.shared) < 2
-        parts = [self.get(MINUS_BASELINE, over=over) for over in (("prompts",) if alone else ("prompts", "seeds"))]
-        word = AHEAD if all(e.low > 0 for e in parts) else BEHIND if all(e.high < 0 for e in parts) else EVEN
-        return f"{word} (one seed)" if alone else word
+        """AHEAD or BEHIND only where both intervals exclude 0; one seed gives no verdict."""
+        if len(self.shared) < 2:
+            return NONE
+        parts = [self.get(MINUS_BASELINE, over=over) for over in ("prompts", "seeds")]
+        return AHEAD if all(e.low > 0 for e in parts) else BEHIND if all(e.high < 0 for e in parts) else EVEN
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,11 @@ def _rows(cell: Cell, resamples: Resamples) -> Iterator[Row]:
             by_slot = [over_seeds([found[metric].value[-1, k] for found in own.values()]) for k in range(len(by_slot))]
         for slot, e in enumerate(by_slot, start=1):
             yield row(MEAN, metric, slot, e, sizes[MEAN], cell.over)
-    for step in sorted(set.intersection(*map(set, curves.values()))):  # at which every seed was validated
-        values = np.array([curve[step] for curve in curves.values()])
-        spread = Estimate(float(values.mean()), float(values.min()), float(values.max()))
-        yield row(MEAN, CURVE, int(step), spread, sizes[MEAN], "range of seeds")
+    for metric, found in {CURVE: curves, LOSS: {seed: dict(run.losses) for seed, run in cell.seeds.items()}}.items():
+        for step in sorted(set.intersection(*map(set, found.values()))):  # at which every seed has a value
+            values = np.array([curve[step] for curve in found.values()])
+            spread = Estimate(float(values.mean()), float(values.min()), float(values.max()))
+            yield row(MEAN, metric, int(step), spread, sizes[MEAN], "range of seeds")
     if cell.shared:
         base = {seed: ratios(cell.base[seed].counts, resamples) for seed in cell.shared}
         yield from estimates(MINUS_BASELINE, [own[seed]["tau"].minus(base[seed]["tau"]) for seed in cell.shared])

@@ -17,9 +17,9 @@ from hyperdflash.report.bootstrap import PromptCounts
 @dataclass(frozen=True)
 class TrainedRun:
     """``decided`` dotted option -> value; ``counts`` a row per prompt (``prompt_ids``, ``domains``) at the best checkpoint;
-    ``curve`` [V, 2] step and validation tau; ``code`` a digest of the modules that a training can reach, and torch's version;
-    ``dataset`` its name, and digests of it and of those of the runs that it started from; ``choices`` axis -> value in the
-    sweep, without seed and target."""
+    ``curve`` [V, 2] step and validation tau, ``losses`` [L, 2] step and training loss; ``code`` a digest of the modules that a
+    training can reach, and torch's version; ``dataset`` its name, and digests of it and of those of the runs that it started
+    from; ``choices`` axis -> value in the sweep, without seed and target."""
 
     directory: Path
     decided: dict[str, object]
@@ -30,6 +30,7 @@ class TrainedRun:
     domains: tuple[str, ...]
     counts: PromptCounts
     curve: np.ndarray
+    losses: np.ndarray
     code: str
     dataset: tuple[str, str]
     choices: dict[str, str] = field(default_factory=dict)
@@ -61,18 +62,19 @@ def read_run(directory: Path, choices: dict[str, str] | None = None) -> TrainedR
         prompt_ids=tuple(row["id"] for row in prompts),
         domains=tuple(row["domain"] for row in prompts),
         counts=PromptCounts(*(np.array([row[f.name] for row in prompts], dtype=np.int64) for f in fields(PromptCounts))),
-        curve=read_curve(directory),
+        curve=read_curve(directory, "val/tau"),
+        losses=read_curve(directory, "train/loss"),
         code=" then ".join(dict.fromkeys(codes)) or "unknown",
         dataset=(result["dataset"]["name"], result.get("data", result["dataset"]["digest"])),
         choices=choices or {},
     )
 
 
-def read_curve(directory: Path) -> np.ndarray:
-    """Returns [V, 2] float64 of optimizer steps and val/tau from metrics.csv; empty where the run wrote none."""
+def read_curve(directory: Path, metric: str) -> np.ndarray:
+    """Returns [V, 2] float64 of optimizer steps and ``metric`` from metrics.csv; empty where the run wrote none."""
     path = directory / "metrics.csv"
     rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
-    points = [(int(row["step"]) + 1, float(row["val/tau"])) for row in rows if row.get("val/tau")]
+    points = [(int(row["step"]) + 1, float(row[metric])) for row in rows if row.get(metric)]
     return np.array(sorted(points), dtype=np.float64).reshape(-1, 2)
 
 

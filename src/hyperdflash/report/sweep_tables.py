@@ -36,7 +36,7 @@ def sweep_blocks(report: SweepReport) -> list[Block]:
         f"its validation prompts ({prompts}). Pooled over rounds within a domain; {MEAN}: plain mean over domains. Over seeds: "
         f"Student's t at {LEVEL:.0%}. Over prompts: percentile bootstrap, {report.results.interval['resamples']} resamples, "
         "every run of a target on the same ones. Ahead or behind is said only where both intervals of the paired difference "
-        "leave out 0; with one seed the prompts' interval alone decides, and other seeds are not covered. The best checkpoint "
+        "leave out 0, so one seed gives no verdict: the prompts' interval says nothing of other seeds. The best checkpoint "
         "was chosen on these same prompts."
     )
     return [*blocks, notes]
@@ -61,9 +61,9 @@ def _differences(cells: Sequence[Cell], report: SweepReport) -> Table:
         else:
             own = [""] * (len(report.results.groups) + 2)
         verdict = cell.verdict if cell.shared else "(baseline)" if cell.is_baseline else "(no common seed)"
-        rows.append([*_names(cell), *own, verdict])
+        rows.append([*_names(cell), verdict, *own])
     over = [f"{group}, over prompts" for group in report.results.groups]
-    return Table([*(report.axes or ["runs"]), *over, f"{MEAN}, over seeds", "seeds in both", "verdict"], rows)
+    return Table([*(report.axes or ["runs"]), "verdict", *over, f"{MEAN}, over seeds", "seeds in both"], rows)
 
 
 def _names(cell: Cell) -> list[str]:

@@ -95,10 +95,8 @@ def write_page(title: str, text: str, pictures: Iterable[Path], path: Path) -> P
     from markdown_it import MarkdownIt
 
     first, *sections = MarkdownIt("js-default").render(text).split("<h2>")
-    images = [
-        f'<img alt="{escape(picture.stem)}" src="data:image/png;base64,{b64encode(picture.read_bytes()).decode()}">\n'
-        for picture in pictures
-    ]
+    read = [(escape(picture.stem), b64encode(picture.read_bytes()).decode()) for picture in pictures]
+    images = [f'<div><img alt="{name}" src="data:image/png;base64,{data}"></div>\n' for name, data in read]
     body = "<h2>".join([first, *(sections[:1])]) + "".join(images) + "".join(f"<h2>{own}" for own in sections[1:])
     page = (resource("assets") / "report.html").read_text()
     write_text(path, page.replace("<!--title-->", escape(title)).replace("<!--body-->", body))

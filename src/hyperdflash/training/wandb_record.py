@@ -1,7 +1,7 @@
 """Records in W&B what a training has beside its scalars. Every use of W&B's internals stands in this file.
 
 start        configuration, git revision and diff, cache key; stage 2: the stage-1 checkpoint as input artifact
-validation   a chart of acceptance per slot; a table of drafted and accepted text
+validation   a table of drafted and accepted text
 end          best tau per domain as summary; acceptance by drafted position as rows; the best checkpoint as output artifact
 """
 
@@ -81,18 +81,9 @@ class WandbRecord(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (wandb_run := _wandb_run(trainer)) is None:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        slots = range(1, module.drafter.num_slots + 1)
-        chart = wandb.plot.line_series(
-            xs=list(slots),
-            ys=[[metrics.get(f"val/{kind}_{k}") for k in slots] for kind in KINDS],
-            keys=list(KINDS),
-            title="Acceptance per drafted position",
-            xname="drafted position",
-        )
         table = wandb.Table(columns=COLUMNS, data=[[domain, *row] for domain, row in self._shown.items()])
         step = trainer.global_step - 1
-        wandb_run.log({"val/acceptance": chart, "val/drafts": table, "trainer/global_step": step}, step=step)
+        wandb_run.log({"val/drafts": table, "trainer/global_step": step}, step=step)
 
     @harmless()
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
