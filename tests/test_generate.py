@@ -93,7 +93,7 @@ def test_a_finished_run_drafts(overrides, kind, target, compose_config, mini_ove
         assert str(run) in shown.getvalue()
 
 
-def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compose_config, monkeypatch, tmp_path):
+def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compose_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HYPERDFLASH_RUNS", str(tmp_path))
     variants = {"own": [], "mean": ["reducer=mean"], "random": ["reducer.init=random"], "mtp": ["method=mtp_finetuned"]}
     variants["layers"] = ["conditioning=layers", "conditioning.layer_ids=[0,2]", "reducer=fc"]
@@ -106,6 +106,7 @@ def test_the_newest_run_is_the_papers_method_and_no_variant_of_it(target, compos
         os.utime(result, (number, number))
     for method, name in {"hyperdflash": "own", "best": "best", "mtp_finetuned": "mtp"}.items():
         assert module.newest_run(target, method).name == name
+        assert f"method={method}: takes {tmp_path / 'train' / name}, the newest " in capsys.readouterr().out
         (tmp_path / "train" / name / "result.json").unlink()
         with pytest.raises(ValueError, match="no finished run on this target"):
             module.newest_run(target, method)

@@ -94,12 +94,13 @@ def test_a_moved_runs_folder_keeps_its_parents(finish, compose_config, mini_targ
     assert finished_run(moved / "train" / child.name).parent == moved / "train" / "parent"
 
 
-def test_a_parent_of_equal_nearness_is_the_newest(finish, compose_config, mini_target):
+def test_a_parent_of_equal_nearness_is_the_newest(finish, compose_config, mini_target, capsys):
     for age, name in enumerate(("new", "old")):
         run = finish(name, "experiment=stage1", f"blocks.num_anchors={age + 3}")
         os.utime(run / "result.json", (100 - age, 100 - age))
     config = compose_config("train", ["experiment=stage2", f"target.path={mini_target}"])
     assert find_stage1(config).name == "new"
+    assert "train/new, the nearest of 2 finished stage-1 runs" in capsys.readouterr().out
 
 
 def test_unfinished_and_damaged_runs_are_named(finish, tmp_path):

@@ -91,7 +91,8 @@ class StreamedCorpus(Corpus):
         for entry in self._entries:
             selection = self._selection(entry)
             if not selection.heldout:
-                raise ValueError(f"{entry['source']} has no held-out row at corpus.heldout={self.heldout}: raise it")
+                why = f"no held-out row at corpus.heldout={self.heldout}, where rows that differ by numbers alone share a side"
+                raise ValueError(f"{entry['source']} has {why}: raise it, or give more varied rows")
             found |= {asked_hash(c): c for c in selection.heldout[: self.validation]}
         return self._clean(list(found.values()), "validation")
 

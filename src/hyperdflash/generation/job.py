@@ -84,7 +84,7 @@ def summary_line(generation: Generation) -> str:
 
 def newest_run(target: Target, method: str = "hyperdflash") -> Path:
     """Returns the newest finished run of ``method`` (conf/method) on this target's weights, from the latest stage; its loss may
-    differ from the method's. ValueError without such a run."""
+    differ from the method's. Prints of how many. ValueError without such a run."""
     from hyperdflash.evaluation.methods import compose_method, stated_options
     from hyperdflash.training.run_index import RunIndex
 
@@ -96,7 +96,9 @@ def newest_run(target: Target, method: str = "hyperdflash") -> Path:
             f"method={method} has no finished run on this target in {runs_dir() / 'train'}: run "
             f"`python -m src.train method={method} experiment=stage1` first, or give run=<directory> or method=mtp"
         )
-    return max(fitting, key=lambda run: (run.decided["stage"], run.finished_s)).directory
+    newest = max(fitting, key=lambda run: (run.decided["stage"], run.finished_s)).directory
+    print(f"method={method}: takes {newest}, the newest of the latest stage of {len(fitting)} runs", flush=True)
+    return newest
 
 
 class Decoder:

@@ -45,7 +45,7 @@ def acceptance_figure(
     count = 1 + max(line.index for _, lines in panels for line in lines)
     for part, (name, lines) in zip(parts, panels, strict=True):
         axes = part.subplots(1, 2, sharey=True)
-        part.suptitle(name, fontsize=10, fontweight="bold")
+        part.suptitle(name, x=0.012, ha="left", fontsize=10, fontweight="bold")
         for axis, (metric, panel_title) in zip(axes, PANELS.items(), strict=True):
             for line in lines:
                 estimates = line.rates[metric]
@@ -123,7 +123,7 @@ def _by_step(report: SweepReport, path: Path, axis: str | None) -> Path:
     heading = "a step that every seed has; mean over seeds"
     figure, parts = headed_figure(f"Training, sweep {report.name}", [heading], [PANEL_IN] * len(facets))
     for part, (name, cells) in zip(parts, facets, strict=True):
-        part.suptitle(name, fontsize=10, fontweight="bold")
+        part.suptitle(name, x=0.012, ha="left", fontsize=10, fontweight="bold")
         panels, ends = part.subplots(1, 2), []
         for panel, metric in zip(panels, (LOSS, CURVE), strict=True):
             for cell in cells:

@@ -127,7 +127,7 @@ def find_stage1(config: DictConfig) -> Path:
             f"there is none in {runs_dir() / 'train'}: run `{command}` first, or give init_from=<run directory>"
         )
     run, differing = found[0]
-    print(f"stage 2 continues from {run.directory}")
+    print(f"stage 2 continues from {run.directory}, the nearest of {len(found)} finished stage-1 runs that fit")
     for name, (before, now) in sorted(differing.items()):
         print(f"  differs in {name}: stage 1 had {before}, this run has {now}")
     return run.directory
