@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,9 +141,13 @@ def test_ranks_of_torchrun_keep_their_variables():
     assert done.stdout == "1\n", done.stderr
 
 
-def test_table_1_is_printed(run_command):
-    done = run_command("table1")
-    assert done.returncode == 0 and "67,108,864" in done.stdout and "65,541" in done.stdout
+@pytest.mark.parametrize(("words", "shown"), [((), ["67,108,864", "65,541"]), (("--help",), ["Prints the paper's Table 1"])])
+def test_table_1_is_printed_and_explained(words, shown, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table1", *words])
+    with suppress(SystemExit):  # of --help
+        commands.table1()
+    out = capsys.readouterr().out
+    assert all(text in out for text in shown) and ("65,541" in out) == (not words)
 
 
 @pytest.mark.parametrize(
