@@ -126,7 +126,11 @@ def run_command(monkeypatch, capfd):
         capfd.readouterr()
         code = 0
         with monkeypatch.context() as patch:
-            quiet = [] if command in ("table1", "fetch_benchmarks") else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+            quiet = (
+                []
+                if command in ("table1", "fetch_benchmarks", "report")
+                else ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+            )
             patch.setattr(sys, "argv", [str(command), *words, *quiet])
             patch.setattr(GlobalHydra.instance(), "hydra", None)  # of compose_config
             patch.setattr(HydraConfig.instance(), "cfg", None)

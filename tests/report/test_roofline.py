@@ -19,7 +19,7 @@ from hyperdflash.planning.roofline import (
     total_seconds,
     verification,
 )
-from hyperdflash.planning.roofline_job import roofline_blocks, roofline_record, setting_of, write_roofline
+from hyperdflash.planning.roofline_job import passes_figure, roofline_blocks, roofline_record, setting_of, write_roofline
 from hyperdflash.planning.v4_sizes import V4Sizes, active_parameters, checkpoint_bytes, mtp_weights, total_parameters
 from hyperdflash.report.results import Results, Row
 from hyperdflash.report.tables import markdown
@@ -272,7 +272,7 @@ def test_a_lead_of_every_slot_leaves_the_block_nothing_to_do(setting):
 
 def test_the_picture_and_the_table_have_each_batch_and_what_was_measured(compose_config, setting, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("hyperdflash.report.figures.save_figure", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setitem(passes_figure.__globals__, "save_figure", lambda figure, path: drawn.append(figure) or path)
     rows = [
         Row("", name, "non_think", temperature, "mean", "speedup", None, speedup)
         for name, temperature, speedup in [("AR", 0, 1), ("MTP (3)", 0, 1.7), ("MTP (6)", 1, 3)]
