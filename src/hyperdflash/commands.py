@@ -110,7 +110,7 @@ def train(config: DictConfig) -> float:
 def evaluate(config: DictConfig) -> None:
     """By exact replay, by decoding, or in running servers."""
     one_of("by", config.by, ("replay", "decoding", None))
-    if not OmegaConf.is_list(config.temperature):
+    if not OmegaConf.is_list(config.temperature) or not config.temperature:
         raise ValueError(f"temperature must be a list such as [0,1], got {config.temperature!r}")
     for temperature in config.temperature:
         check_sampling(temperature, config.top_p)

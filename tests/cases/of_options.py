@@ -53,6 +53,8 @@ CASES = [
     Case("a report of one job", "report kl=off", 1, ["nothing is swept by 'kl=off'"]),
     Case("a key of a report", "report $mini kl=off,paper +foo=1", 1, ["foo is no option"]),
     Case("a temperature that is text", "generate target.path=target prompt=Hi temperature=hot", 1, ["temperature must be 0 (greedy) or positive, got 'hot'"]),
+    Case("no temperature", "evaluate target.path=target temperature=[]", 1, ["temperature must be a list"]),
+    Case("no method", "evaluate target.path=target methods=[]", 1, ["methods=[] names nothing"]),
     Case("temperatures that are text", "evaluate target.path=target methods=[mtp] temperature=[hot]", 1, ["temperature must be", "'hot'"], absent=["runs/responses"]),
     Case("more slots than the context has tokens", "train $mini drafter.block_size=4001", 1, ["4000 slots", "context of 2,048"], absent=["runs/train/*"]),
     Case("more resamples than memory holds", "evaluate target.path=target methods=[mtp] num_resamples=2000000000", 1, ["num_resamples must be at most"], absent=["runs/responses"]),

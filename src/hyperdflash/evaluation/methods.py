@@ -80,6 +80,8 @@ def method_of_run(run: str | Path, target_path: str | Path) -> tuple[Method, Dic
 def make_methods(config: DictConfig) -> list[Method]:
     """Returns every method of ``config.methods``, or the run in ``config.run``; loads no weights."""
     entries = [config.run] if config.run else config.methods
+    if not entries:
+        raise ValueError("methods=[] names nothing to measure: give methods such as [best,mtp], or a run")
     methods = [method for entry in entries for method in methods_of(entry, config)]
     if len({method.name for method in methods}) < len(methods):
         raise ValueError("two methods have one name: give each of `methods` its own, as in {name: NAME, run: DIRECTORY}")

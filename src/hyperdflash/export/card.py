@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hyperdflash.files import read_json
 from hyperdflash.report.bootstrap import Estimate, pooled_ratio, resample_prompts
 from hyperdflash.report.sweep_runs import flat, read_run
 from hyperdflash.report.tables import Table, estimate_text, markdown
@@ -71,7 +72,7 @@ def _evaluated(run: FinishedRun, folder: str) -> tuple[str, list[list[str]]]:
     path = Path(folder) / "metrics.json"
     if not path.exists():
         raise ValueError(f"evaluation={folder} has no metrics.json: run `python -m src.evaluate out={folder}` first")
-    metrics = json.loads(path.read_text())
+    metrics = read_json(path, "run `python -m src.evaluate` again", "runs", "rows")
     methods = [name for name, its in metrics["runs"].items() if its == run.directory.name]
     rows = [row for row in metrics["rows"] if row["method"] in methods and (row["metric"], row["over"]) == ("tau", "prompts")]
     if not rows:
