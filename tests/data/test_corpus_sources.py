@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pytest
 
 from hyperdflash.contracts import Turn
 from hyperdflash.data.row_stats import RowStats
+from hyperdflash.data.rows import MalformedRow, parse_row
 from hyperdflash.data.sources import HUB_DATASETS, MAX_LINE_BYTES, read_source
 
 GOOD = [
@@ -286,3 +289,12 @@ def test_a_window_that_is_too_large_is_told_from_damage(tmp_path, monkeypatch):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"window above 128 MiB, compress it again"):
         list(stream(path, "chat"))
+
+
+def test_the_example_in_the_document_is_read_as_it_says():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = [json.loads(line) for line in re.search(r"```json\n(.*?)```", text, re.S)[1].splitlines()]
+    assert len(rows) == 10 and [len(parse_row(row, "chat").turns) for row in rows[:7]] == [2, 3, 2, 2, 2, 2, 1]
+    for row, reason in zip(rows[7:], ("no known fields", "missing or unknown role", "tools is not read"), strict=True):
+        with pytest.raises(MalformedRow, match=reason):
+            parse_row(row, "chat")
