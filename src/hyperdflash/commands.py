@@ -123,6 +123,8 @@ def evaluate(config: DictConfig) -> None:
         place = "decoding:evaluate_by_decoding"
     else:
         place = "evaluation:evaluate_by_replay"
+    if config.stop != [0] and not place.startswith("decoding:"):
+        raise ValueError(f"stop={config.stop} ends drafts in the loop alone: leave it out, or add by=decoding")
     function_of(f"hyperdflash.evaluation.{place}")(config)
 
 

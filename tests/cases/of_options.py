@@ -53,6 +53,7 @@ CASES = [
     Case("a report of one job", "report kl=off", 1, ["nothing is swept by 'kl=off'"]),
     Case("a key of a report", "report $mini kl=off,paper +foo=1", 1, ["foo is no option"]),
     Case("a temperature that is text", "generate target.path=target prompt=Hi temperature=hot", 1, ["temperature must be 0 (greedy) or positive, got 'hot'"]),
+    *[Case(f"a rule of the loop {where}", f"evaluate target.path=target {words}", 1, ["add by=decoding"]) for where, words in {"by replay": "stop=[0,0.3]", "as a number": "stop=0.3", "in an engine": "engine=vllm engine.servers={AR:http://localhost:9} stop=[0.3]"}.items()],
     Case("no temperature", "evaluate target.path=target temperature=[]", 1, ["temperature must be a list"]),
     Case("no method", "evaluate target.path=target methods=[]", 1, ["methods=[] names nothing"]),
     Case("temperatures that are text", "evaluate target.path=target methods=[mtp] temperature=[hot]", 1, ["temperature must be", "'hot'"], absent=["runs/responses"]),

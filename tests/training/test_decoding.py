@@ -22,7 +22,6 @@ from hyperdflash.evaluation.decoding import (
     report,
     turn_row,
 )
-from hyperdflash.evaluation.evaluation import evaluate_by_replay
 from hyperdflash.evaluation.methods import make_methods
 from hyperdflash.states.codecs import CODECS
 from hyperdflash.targets.sampling import Sampler, generator_for
@@ -113,9 +112,6 @@ def test_a_rule_that_ends_drafts_has_a_row_of_its_own(config, tmp_path):
         config.stop = wrong
         with pytest.raises(ValueError, match=sentence):
             evaluate_by_decoding(config)
-    config.mode = "non_think"
-    with pytest.raises(ValueError, match="add by=decoding"):
-        evaluate_by_replay(config)
 
 
 def test_turns_after_a_difference_are_not_called_the_same(config, monkeypatch):

@@ -44,8 +44,6 @@ def evaluate_by_replay(config: DictConfig) -> dict:
     if OmegaConf.is_list(config.mode):
         raise ValueError(f"replay takes one mode, got mode={list(config.mode)}: mode=non_think does, by=decoding takes several")
     natural_int("seed", config.seed)
-    if any(config.stop):
-        raise ValueError(f"stop={list(config.stop)} ends drafts in the loop, not in replay: add by=decoding")
     methods = make_methods(config)
     baseline = baseline_of(config, methods)
     benchmark: Prompts = instantiate(config.benchmarks)
