@@ -1,4 +1,4 @@
-"""What each format of an exported drafter holds, and which engine serves it (docs/serving.md has the table).
+"""Describes what each format of an exported drafter holds, and which engine serves it (docs/serving.md has the table).
 
     dflash         the layout of z-lab's dflash, vLLM, SGLang and NeMo; tap i is transformers' hidden_states[i + 1]
     speculators    the configuration of the speculators library; its tap i is transformers' hidden_states[i]

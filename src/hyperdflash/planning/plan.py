@@ -1,4 +1,4 @@
-"""What a training needs, by arithmetic: tokens, cache, memory, steps, rates and hours.
+"""Computes what a training needs: tokens, cache, memory, steps, rates and hours.
 
     1. tokens      examples x mean tokens, per stage                      -> cache bytes per codec
     2. a step      documents x mean tokens x bytes per token              -> what every rank must read per second

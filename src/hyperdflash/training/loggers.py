@@ -1,4 +1,4 @@
-"""What a run shows and logs: one progress bar, metrics.csv, and W&B, which is offline unless somebody is logged in."""
+"""Shows and logs a run: one progress bar, metrics.csv, and W&B, which is offline unless somebody is logged in."""
 
 import csv
 import io
